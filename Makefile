@@ -1,0 +1,69 @@
+# Needs GNU make 3.81 or newer, bash 3.2 or newer and Python 3.11 or newer; everything else goes into .venv.
+#   make PYTHON=/path/to/python3.12 …        another Python
+#   make TORCH_INDEX_URL=https://… …         the package index that torch comes from (see scripts/install.sh)
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL := worker/tokenrelay/worker/models/weather
+SOURCES := producer worker shared tests benchmarks
+
+PYTHON ?=
+TORCH_INDEX_URL ?=
+PYTEST_ARGS ?=
+SECONDS ?= 120
+RUNS ?= 20
+FAULTS_ARGS ?=
+BENCH_ARGS ?=
+export PYTHON TORCH_INDEX_URL VENV
+
+.PHONY: help demo serve test slow compose faults chaos bench check train format clean
+
+help:  ## list the targets
+	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED)  ## ask two questions and watch Redis while they are answered
+	@$(BIN)/tokenrelay demo
+
+serve: $(INSTALLED)  ## serve HTTP with a Redis and a worker of its own; prints the address
+	@$(BIN)/tokenrelay serve --demo
+
+test: $(INSTALLED)  ## run the tests
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+slow: $(INSTALLED)  ## run the tests that take longer: mutants, process deaths
+	@$(BIN)/python -m pytest -m "slow and not compose" $(PYTEST_ARGS)
+
+compose: $(INSTALLED)  ## build the images, bring the whole system up with docker compose, break it, take it down
+	@$(BIN)/python -m pytest -s tests/compose $(PYTEST_ARGS)
+
+faults: $(INSTALLED)  ## break real workers and real Redis servers, RUNS=20 times each; prints the table
+	@$(BIN)/python -m tests.faults --runs $(RUNS) $(FAULTS_ARGS)
+
+chaos: $(INSTALLED)  ## break everything at once for SECONDS=120
+	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(FAULTS_ARGS)
+
+bench: $(INSTALLED)  ## measure; BENCH_ARGS="--model FOLDER --rounds 5": docs/performance.md says how
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+check: $(INSTALLED)  ## lint, formatting, types, and that the generated docs are current
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/docs
+
+train: $(INSTALLED)  ## train the bundled model again
+	@$(BIN)/tokenrelay-worker train --out $(MODEL)
+
+format: $(INSTALLED)  ## fix what ruff can fix, and rewrite the generated docs
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/python scripts/settings_docs.py
+
+clean:  ## remove .venv and everything that tools have cached
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt scripts/install.sh
+	@bash scripts/install.sh
