@@ -1,0 +1,204 @@
+"""Redis commands as values, and the one way to run a batch of them in a single round trip, sync or asyncio.
+
+Logic that talks to Redis yields batches of `Command`s and is sent the replies, so it is written once and driven twice.
+An error takes the place of its command's reply: one refused command doesn't hide its neighbours' replies.
+Scripts go out as EVALSHA. A server that doesn't know them (restart, failover) gets them loaded and the batch again:
+a repeat is harmless with every script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from redis.exceptions import NoScriptError, ResponseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+    from redis.connection import AbstractConnection
+
+Argument = str | bytes | int | float
+Command = tuple[Argument, ...]
+Reply = Any
+
+SCRIPTS: Final = {
+    "token": ("create", "claim", "append", "finish", "cancel", "expire", "renew", "release", "suspect"),
+    "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "bind", "place"),
+}
+_SHORT_OF_MEMORY: Final = frozenset(
+    {"claim", "renew", "release", "finish", "cancel", "expire", "suspect", "close", "requeue", "drop", "keep"}
+)
+"""Scripts that must work when Redis is full: they end requests, which is what frees memory."""
+_WITHOUT_PRELUDE: Final = frozenset({"enqueue", "take", "bind", "place"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A script call: `keys` and `args` as the script's header lists them."""
+
+    script: str
+    keys: tuple[str, ...]
+    args: tuple[Argument, ...] = ()
+
+
+Batch = list[Command | Call]
+
+
+@cache
+def source(script: str, *, modern: bool) -> str:
+    """The Lua source of a script. `modern` servers (Redis ≥ 7) take the flag that allows it when memory is short."""
+    plane = next(plane for plane, names in SCRIPTS.items() if script in names)
+    folder = files("tokenrelay.shared") / "lua" / plane
+    body = (folder / f"{script}.lua").read_text("utf-8")
+    if script not in _WITHOUT_PRELUDE:
+        body = (folder / "prelude.lua").read_text("utf-8") + body
+    header = "#!lua flags=allow-oom\n" if modern and script in _SHORT_OF_MEMORY else ""
+    return header + body
+
+
+@cache
+def _sha1(script: str, *, modern: bool) -> str:
+    return hashlib.sha1(source(script, modern=modern).encode(), usedforsecurity=False).hexdigest()
+
+
+def _encode(item: Command | Call, *, modern: bool) -> Command:
+    if isinstance(item, Call):
+        return ("EVALSHA", _sha1(item.script, modern=modern), len(item.keys), *item.keys, *item.args)
+    return item
+
+
+def _packed(command: Command) -> bytes:
+    """The command as RESP, the bytes that redis-py's own packer makes of it."""
+    parts = [b"*%d\r\n" % len(command)]
+    for argument in command:
+        data = argument if isinstance(argument, bytes) else str(argument).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
+def _reply(connection: AbstractConnection) -> Reply:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+def _unknown_scripts(batch: Sequence[Command | Call], replies: Sequence[Reply]) -> list[str]:
+    """The scripts of the batch, where the server said that it lacks one."""
+    if not any(isinstance(reply, NoScriptError) for reply in replies):
+        return []
+    return sorted({item.script for item in batch if isinstance(item, Call)})
+
+
+class Pipeline:
+    """Runs batches on one redis-py client. Safe to share between threads, as the client is."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self._modern = True
+
+    def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
+        """The replies, errors in place. `atomic` wraps the batch in MULTI/EXEC.
+
+        Raises redis.exceptions.ConnectionError, TimeoutError, AuthenticationError for the whole batch.
+        """
+        replies = self._send(batch, atomic=atomic)
+        if unknown := _unknown_scripts(batch, replies):
+            self._load(unknown)
+            replies = self._send(batch, atomic=atomic)
+        return replies
+
+    def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
+        commands = [_encode(item, modern=self._modern) for item in batch]
+        if atomic:
+            *queued, replies = self._exchange([("MULTI",), *commands, ("EXEC",)])
+            if isinstance(replies, Exception):
+                raise next((reply for reply in queued if isinstance(reply, Exception)), replies)
+        else:
+            replies = self._exchange(commands)
+        return [self._as_redis_py(command, reply) for command, reply in zip(commands, replies, strict=True)]
+
+    def _exchange(self, commands: list[Command]) -> list[Reply]:
+        """What redis-py's pipeline does, in half of its time, in which the engine can't run: docs/adr/0006."""
+        pool = self.redis.connection_pool
+        connection = pool.get_connection()
+        disconnect = cast("Callable[[], None]", connection.disconnect)
+        packed = b"".join(map(_packed, commands))
+
+        def once() -> list[Reply]:
+            connection.send_packed_command([packed])  # type: ignore[no-untyped-call]
+            return [_reply(connection) for _ in commands]
+
+        try:
+            # A connection that was cut connects again by itself when it's next used.
+            retry = cast("Callable[..., list[Reply]]", connection.retry.call_with_retry)
+            return retry(once, lambda _: disconnect())
+        except BaseException:
+            disconnect()  # unread replies would be taken for the next batch's
+            raise
+        finally:
+            pool.release(connection)
+
+    def _as_redis_py(self, command: Command, reply: Reply) -> Reply:
+        """The reply in the shape that redis-py gives it: INFO as a dict, a stream's entries as pairs, …"""
+        shape = self.redis.response_callbacks.get(command[0])  # type: ignore[no-untyped-call]
+        return reply if shape is None or isinstance(reply, Exception) else shape(reply)
+
+    def _load(self, scripts: list[str]) -> None:
+        try:
+            for script in scripts:
+                self.redis.script_load(source(script, modern=self._modern))
+        except ResponseError as error:
+            self._modern = _fall_back(error, self._modern)
+            self._load(scripts)
+
+
+class AsyncPipeline:
+    """Runs batches on one redis.asyncio client: `Pipeline`, awaited."""
+
+    def __init__(self, redis: AsyncRedis) -> None:
+        self.redis = redis
+        self._modern = True
+
+    async def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
+        """As Pipeline.run."""
+        replies = await self._send(batch, atomic=atomic)
+        if unknown := _unknown_scripts(batch, replies):
+            await self._load(unknown)
+            replies = await self._send(batch, atomic=atomic)
+        return replies
+
+    async def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
+        async with self.redis.pipeline(transaction=atomic) as pipeline:
+            for item in batch:
+                pipeline.execute_command(*_encode(item, modern=self._modern))
+            return await pipeline.execute(raise_on_error=False)
+
+    async def _load(self, scripts: list[str]) -> None:
+        try:
+            for script in scripts:
+                await self.redis.script_load(source(script, modern=self._modern))
+        except ResponseError as error:
+            self._modern = _fall_back(error, self._modern)
+            await self._load(scripts)
+
+
+def _fall_back(error: ResponseError, modern: bool) -> bool:
+    """False for Redis 6.2, which takes the flags line for a syntax error. Raises anything else."""
+    if modern and "compiling script" in str(error).lower():
+        return False
+    raise error
+
+
+def reply_word(reply: Reply) -> str:
+    """The word that a script's reply begins with. Raises the error that stands in the reply's place."""
+    if isinstance(reply, Exception):
+        raise reply
+    word = reply[0]
+    return word.decode() if isinstance(word, bytes) else str(word)

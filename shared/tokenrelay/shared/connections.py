@@ -1,0 +1,144 @@
+"""Connecting to Redis: clients with the right retries, checks that it's fit, and its errors in plain words.
+
+A durable queue needs a Redis that it may write to, that never evicts live streams, and that knows XADD NOMKSTREAM.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+import redis.asyncio
+from redis import exceptions
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
+
+from tokenrelay.shared import sentinel
+from tokenrelay.shared.errors import RedisUnusable, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MIN_VERSION: Final = (6, 2)
+_RETRIED: Final = (exceptions.ConnectionError, exceptions.TimeoutError)
+_TIMEOUT_S: Final = 5.0
+_MAX_CONNECTIONS: Final = 1 << 16
+"""Each reader that waits has one. redis-py 8 stops at 100, with an error; Redis has its own limit, maxclients."""
+_IN_PIPELINE: Final = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ", re.DOTALL)
+"""What redis-py puts before a refused command's error: the command's beginning, which tells the user nothing."""
+_USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")
+_PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
+
+
+def connect(url: str, *, retries: int = 3) -> redis.Redis:
+    """A client of the Redis at `url`. Connects at the first command. Raises SettingsError for a malformed URL."""
+    options = {**_client_options(), "retry": Retry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
+    try:
+        if url.startswith(sentinel.SCHEMES):
+            return sentinel.primary_of(sentinel.SentinelAddress.parse(url), options)
+        return redis.Redis.from_url(url, **options)
+    except ValueError:
+        raise _bad_url(url) from None
+
+
+def connect_async(url: str, *, retries: int = 3) -> redis.asyncio.Redis:
+    """As `connect`, for asyncio."""
+    options = {**_client_options(), "retry": AsyncRetry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
+    try:
+        if url.startswith(sentinel.SCHEMES):
+            return sentinel.async_primary_of(sentinel.SentinelAddress.parse(url), options)
+        return redis.asyncio.Redis.from_url(url, **options)
+    except ValueError:
+        raise _bad_url(url) from None
+
+
+def _client_options() -> dict[str, Any]:
+    return {
+        "retry_on_error": list(_RETRIED),
+        "socket_connect_timeout": _TIMEOUT_S,
+        "socket_timeout": _TIMEOUT_S,
+        "health_check_interval": 30,
+        "max_connections": _MAX_CONNECTIONS,
+    }
+
+
+def _bad_url(url: str) -> SettingsError:
+    # Without the parser's own words, which may quote a piece of the password.
+    return SettingsError(
+        f"TOKENRELAY_REDIS_URL: {without_password(url)!r} is no Redis URL; "
+        "give one such as redis://:password@host:6379/0, special characters of a password as %XX"
+    )
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown. Works on malformed ones too, such as with a raw / in the password."""
+    return _PASSWORD_PARAMETER.sub(r"\1***", _USERINFO.sub(r"\1***@", url))
+
+
+def address(client: redis.Redis | redis.asyncio.Redis) -> str:
+    """host:port, socket path or Sentinel service of a client, for messages."""
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool | AsyncSentinelConnectionPool):
+        return f"service {pool.service_name} of its Sentinels"
+    options = pool.connection_kwargs
+    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+
+
+def check_fit(info: Mapping[str, Any]) -> None:
+    """Check a reply to INFO. Raises RedisUnusable for a version, role or eviction policy that would lose tokens."""
+    version = str(info.get("redis_version", "0"))
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers < MIN_VERSION:
+        raise RedisUnusable(f"Redis is version {version}; tokenrelay needs 6.2 or newer: upgrade the server")
+    if str(info.get("role", "master")) != "master":
+        raise RedisUnusable("this Redis is a read-only replica; give the URL of its primary")
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        raise RedisUnusable(
+            f"Redis has maxmemory-policy {policy}, which evicts live token streams; "
+            "run CONFIG SET maxmemory-policy noeviction (and put it into redis.conf)"
+        )
+
+
+def is_for_now(error: exceptions.ResponseError) -> bool:
+    """Whether the server refuses a write that it would take in better times (memory, disk, role, rights).
+
+    An unknown script too: one that is unknown again right after it was loaded met a failover.
+    """
+    states = (
+        exceptions.OutOfMemoryError,
+        exceptions.ReadOnlyError,
+        exceptions.NoPermissionError,
+        exceptions.NoScriptError,
+    )
+    temporary = ("MISCONF", "OOM", "NOREPLICAS", "LOADING", "BUSY ", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
+    return isinstance(error, states) or any(word in str(error) for word in temporary)
+
+
+def explain(error: exceptions.RedisError, where: str) -> RedisUnusable:
+    """A redis-py error in one line that says what to do. `where`: the server's address."""
+    told = _IN_PIPELINE.sub("", str(error)) or type(error).__name__
+    match error:
+        case exceptions.AuthenticationError() | exceptions.AuthorizationError():
+            advice = "check user and password in TOKENRELAY_REDIS_URL"
+        case exceptions.NoPermissionError():
+            advice = "this Redis user lacks a right; give it the one named, or use another user"
+        case exceptions.ReadOnlyError():
+            advice = "this is a read-only replica; give the URL of its primary"
+        case exceptions.OutOfMemoryError():
+            advice = "Redis is full: raise maxmemory, or wait until retention frees some"
+        case exceptions.BusyLoadingError():
+            advice = "Redis is loading its data: try again in a moment"
+        case exceptions.ConnectionError() | exceptions.TimeoutError():
+            advice = "is it running there? start it, or set TOKENRELAY_REDIS_URL"
+        case _ if "MISCONF" in told:
+            advice = "Redis can't write to its disk: free some space"
+        case _ if "NOAUTH" in told or "WRONGPASS" in told:
+            advice = "check user and password in TOKENRELAY_REDIS_URL"
+        case _:
+            advice = "see Redis's log"
+    return RedisUnusable(f"Redis at {where}: {told.rstrip('.')}; {advice}")

@@ -1,0 +1,231 @@
+"""The entries of a request's stream: what they hold and how they are read.
+
+Token N is entry `N-0`, N from 1; event k after token N is `N-k`, so `0-1` is `queued`. Writing is the Lua scripts'
+work. This module doesn't know which entry may follow which: that is protocol.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenrelay.shared.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class State(StrEnum):
+    """What a request can be: the OpenAI Responses API's statuses, and `expired`."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (State.QUEUED, State.IN_PROGRESS)
+
+
+class EntryId(NamedTuple):
+    """`token` tokens were written by then; `event` counts the events behind them, 0 for the token itself."""
+
+    token: int
+    event: int
+
+    def __str__(self) -> str:
+        return f"{self.token}-{self.event}"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Token `index` (from 1) of the answer. `text` is what it releases: it may be empty, or more than its own."""
+
+    index: int
+    text: str
+    token_id: int
+    at_us: int
+    """Redis server time of the append, microseconds since 1970."""
+
+    @property
+    def entry_id(self) -> EntryId:
+        return EntryId(self.index, 0)
+
+    @property
+    def kind(self) -> str:
+        return "token"
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request was accepted; always the first entry."""
+
+    entry_id: EntryId
+    at_us: int
+    wire: int
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first worker claimed the request."""
+
+    entry_id: EntryId
+    at_us: int
+    worker: str
+    attempt: int
+    model: str
+    prompt_tokens: int
+    seed: int
+    kind: str = "started"
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """Another attempt took over; token `resumed_at` is the next."""
+
+    entry_id: EntryId
+    at_us: int
+    worker: str
+    attempt: int
+    resumed_at: int
+    kind: str = "migrated"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """`recomputed_tokens`: prompt and answer tokens that later attempts computed again, apart from the other two."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    recomputed_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The terminal event: always the last entry. `text` is what the tokens still held back."""
+
+    entry_id: EntryId
+    at_us: int
+    state: State
+    finish_reason: str
+    text: str
+    usage: Usage
+    code: str | None = None
+    message: str | None = None
+    cancelled_by: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return str(self.state)
+
+
+_TERMINAL = frozenset(state.value for state in State if state.terminal)
+
+Event = Queued | Started | Migrated | Ended
+Entry = Token | Event
+
+
+def text(value: object) -> str:
+    """A Redis reply's string, whether the client decodes replies or not."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return str(value)
+
+
+class Fields:
+    """An entry's fields, read with errors that name the entry and the field."""
+
+    def __init__(self, entry_id: EntryId, fields: Mapping[Any, Any]) -> None:
+        self._id = entry_id
+        self._fields = {text(name): text(value) for name, value in fields.items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fields
+
+    def text(self, name: str) -> str:
+        try:
+            return self._fields[name]
+        except KeyError:
+            raise ProtocolError(f"entry {self._id} has no field {name!r}; it has {sorted(self._fields)}") from None
+
+    def optional(self, name: str) -> str | None:
+        return self._fields.get(name)
+
+    def number(self, name: str) -> int:
+        value = self.text(name)
+        try:
+            return int(value)
+        except ValueError:
+            raise ProtocolError(f"entry {self._id}: field {name!r} is {value!r}, not a whole number") from None
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """The JSON object of a field; empty where the field isn't there."""
+        try:
+            value = json.loads(self.optional(name) or "{}")
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ProtocolError(f"entry {self._id}: field {name!r} is no JSON object")
+        return value
+
+
+def parse_entry_id(value: object) -> EntryId:
+    """`7-0` → EntryId(7, 0). Raises ProtocolError."""
+    index, dash, number = text(value).partition("-")
+    if not (dash and index.isdecimal() and number.isdecimal()):
+        raise ProtocolError(f"{text(value)!r} is not an entry ID such as 7-0")
+    return EntryId(int(index), int(number))
+
+
+def parse_entry(raw_id: object, raw_fields: Mapping[Any, Any]) -> Entry:
+    """The entry behind one item of redis-py's XRANGE or XREAD reply. Raises ProtocolError."""
+    entry_id = parse_entry_id(raw_id)
+    fields = Fields(entry_id, raw_fields)
+    if "event" not in fields:
+        if entry_id.event != 0:
+            raise ProtocolError(f"entry {entry_id} is a token, so its ID must end in -0")
+        return Token(entry_id.token, fields.text("text"), fields.number("token"), fields.number("at_us"))
+    if entry_id.event == 0:
+        raise ProtocolError(f"entry {entry_id} is an event, so its ID can't end in -0")
+    return _parse_event(entry_id, fields)
+
+
+def _parse_event(entry_id: EntryId, fields: Fields) -> Event:
+    kind, at_us = fields.text("event"), fields.number("at_us")
+    match kind:
+        case "queued":
+            return Queued(entry_id, at_us, fields.number("wire"), fields.mapping("metadata"))
+        case "started":
+            seed, prompt_tokens = fields.number("seed"), fields.number("prompt_tokens")
+            worker, model = fields.text("worker"), fields.text("model")
+            return Started(entry_id, at_us, worker, fields.number("attempt"), model, prompt_tokens, seed)
+        case "migrated":
+            attempt, resumed_at = fields.number("attempt"), fields.number("resumed_at")
+            return Migrated(entry_id, at_us, fields.text("worker"), attempt, resumed_at)
+    if kind in _TERMINAL:
+        return _parse_ended(State(kind), entry_id, fields)
+    raise ProtocolError(f"entry {entry_id}: unknown event {kind!r}")
+
+
+def _parse_ended(state: State, entry_id: EntryId, fields: Fields) -> Ended:
+    return Ended(
+        entry_id=entry_id,
+        at_us=fields.number("at_us"),
+        state=state,
+        finish_reason=fields.text("finish_reason"),
+        text=fields.text("text"),
+        usage=Usage(
+            fields.number("prompt_tokens"), fields.number("completion_tokens"), fields.number("recomputed_tokens")
+        ),
+        code=fields.optional("code"),
+        message=fields.optional("message"),
+        cancelled_by=fields.optional("cancelled_by"),
+    )

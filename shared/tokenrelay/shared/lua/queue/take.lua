@@ -1,0 +1,69 @@
+-- Take up to n jobs over several queues in priority order, in one round trip and without a window in which a
+-- crash loses one: execution, lease and status are written with the pop. Repeated with the same execution IDs
+-- after a lost reply, it gives the same jobs again.
+-- KEYS: [1] the worker's execution index, [2] the worker, [3] suspended flag, then queue, wip, claimed of each queue
+-- ARGV: RQ's key prefix, lease in seconds, worker name, now (ISO), data limit in bytes, then n execution IDs
+-- Replies: {queue number from 1, job ID, execution ID, job data} … ; nothing while RQ is suspended
+local index, worker, P = KEYS[1], KEYS[2], ARGV[1]
+local lease, name, iso, data_limit = tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
+local t = redis.call('TIME')
+local now = t[1] .. '.' .. string.format('%06d', tonumber(t[2]))
+local now_ms = t[1] .. string.format('%03d', math.floor(tonumber(t[2]) / 1000))
+local taken = {}
+
+local function give(number, job_id, execution_id)
+  local key = P .. ':job:' .. job_id
+  local data = ''
+  if redis.call('HSTRLEN', key, 'data') <= data_limit then data = redis.call('HGET', key, 'data') or '' end
+  taken[#taken + 1] = { number, job_id, execution_id, data }
+end
+
+local wanted, known = {}, {}
+for _, member in ipairs(redis.call('SMEMBERS', index)) do
+  local job_id, execution_id = string.match(member, '^([^:]+):(.+)$')
+  if execution_id then known[execution_id] = job_id end
+end
+for argument = 6, #ARGV do
+  local job_id = known[ARGV[argument]]
+  local number = job_id and tonumber(redis.call('HGET', P .. ':execution:' .. job_id .. ':' .. ARGV[argument], 'queue'))
+  if number then give(number, job_id, ARGV[argument]) else wanted[#wanted + 1] = ARGV[argument] end
+end
+
+if redis.call('EXISTS', KEYS[3]) == 1 then return taken end
+local used = 0
+for number = 1, (#KEYS - 3) / 3 do
+  local queue, wip, claimed = KEYS[number * 3 + 1], KEYS[number * 3 + 2], KEYS[number * 3 + 3]
+  while used < #wanted do
+    local job_id = redis.call('LPOP', queue)
+    if not job_id then break end
+    local job = P .. ':job:' .. job_id
+    local kind = redis.call('TYPE', job)['ok']
+    -- Anything but a queued job is a duplicate that a clean-up left, or was cancelled or deleted meanwhile.
+    local status = kind == 'hash' and redis.call('HGET', job, 'status')
+    -- RQ's clean-up may have failed it on its way back to the queue: maintenance looks whether it really has ended.
+    if status == 'failed' then redis.call('ZADD', claimed, 'NX', 0, job_id) end
+    if status == 'queued' then
+      used = used + 1
+      local execution_id = wanted[used]
+      local composite = job_id .. ':' .. execution_id
+      local execution, executions = P .. ':execution:' .. composite, P .. ':executions:' .. job_id
+      redis.call('HSET', execution, 'id', execution_id, 'job_id', job_id, 'created_at', now,
+        'last_heartbeat', now, 'worker_name', name, 'queue', number)
+      redis.call('EXPIRE', execution, lease)
+      redis.call('ZADD', executions, t[1] + lease + 60, execution_id)
+      redis.call('EXPIRE', executions, lease + 60)
+      redis.call('ZADD', wip, t[1] + lease, composite)
+      redis.call('SADD', index, composite)
+      -- RQ persists a started job; ours keeps its ttl (deadline + retention), so that no key is left without one.
+      redis.call('HSET', job, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso, 'worker_name', name)
+      redis.call('ZADD', claimed, now_ms, job_id)
+      give(number, job_id, execution_id)
+    end
+  end
+  if used >= #wanted then break end
+end
+if used > 0 then
+  redis.call('EXPIRE', index, lease + 60)
+  if redis.call('EXISTS', worker) == 1 then redis.call('HSET', worker, 'state', 'busy') end
+end
+return taken

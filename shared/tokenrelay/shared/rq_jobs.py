@@ -1,0 +1,206 @@
+"""RQ's jobs, as rq 3.0 keeps them in Redis: the queue-plane script calls with RQ's own fields.
+
+The request's hash is the truth; these keep `rq info`, dashboards and `Job.fetch(id, serializer=JSONSerializer)` right.
+A job holds the request ID and nothing else: prompts never sit in jobs, nothing in them is imported or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from base64 import b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Argument, Call
+from tokenrelay.shared.entries import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+JobStatus = Literal["finished", "failed", "stopped", "canceled"]
+
+STATUS_OF: Final[dict[State, JobStatus]] = {
+    State.COMPLETED: "finished",
+    State.INCOMPLETE: "finished",
+    State.FAILED: "failed",
+    State.CANCELLED: "canceled",
+    State.EXPIRED: "failed",
+}
+"""What RQ calls the ends of a request."""
+
+WORKER_TTL_S: Final = 10
+"""How long a worker's registration outlives its last heartbeat."""
+WORKER_SILENT_S: Final = 1.5
+"""A worker that hasn't beaten for so long counts as dead; it beats every TOKENRELAY_HEARTBEAT_MS."""
+MAX_JOB_DATA_BYTES: Final = 4096
+_RESULT_TYPES: Final = {"finished": 1, "failed": 2, "stopped": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One taking of a job by one worker. `started_us`: when, microseconds since 1970."""
+
+    job_id: str
+    queue: str
+    worker: str = ""
+    execution_id: str = ""
+    started_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What RQ is told of a request's end. `detail`: the return value's summary, or why it failed."""
+
+    status: JobStatus
+    retention_s: int
+    detail: str = ""
+
+
+def iso(at: datetime) -> str:
+    """RQ's time format."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def job_data(request_id: str) -> bytes:
+    """The job's call, as RQ's JSONSerializer writes it."""
+    return zlib.compress(json.dumps([keys.JOB_FUNCTION, None, [request_id], {}]).encode())
+
+
+def is_our_call(data: bytes, request_id: str) -> bool:
+    """Whether a job's data calls the one function that a worker runs. The allowlist: nothing is imported by name."""
+    try:
+        decompressor = zlib.decompressobj()
+        raw = decompressor.decompress(data, MAX_JOB_DATA_BYTES)
+        call = json.loads(raw)
+    except (zlib.error, ValueError, RecursionError):
+        return False
+    return bool(call == [keys.JOB_FUNCTION, None, [request_id], {}])
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """What the enqueueing of one request needs. `timeout_s` is what RQ shows; our deadline ends the request."""
+
+    request_id: str
+    queue: str
+    ttl_s: int
+    timeout_s: int
+    retention_s: int
+    depth_limit: int
+
+
+def enqueue_call(job: Enqueue, now: datetime) -> Call:
+    """Put the request's job on its queue (enqueue.lua), with the fields of RQ's own enqueue."""
+    stamp = iso(now)
+    fields: dict[str, Argument] = {
+        "created_at": stamp,
+        "data": job_data(job.request_id),
+        "success_callback_name": "",
+        "failure_callback_name": "",
+        "stopped_callback_name": "",
+        "started_at": "",
+        "ended_at": "",
+        "last_heartbeat": "",
+        "worker_name": "",
+        "group_id": "",
+        "origin": job.queue,
+        "description": f"tokenrelay {job.request_id}",
+        "enqueued_at": stamp,
+        "timeout": job.timeout_s,
+        "result_ttl": job.retention_s,
+        "failure_ttl": job.retention_s,
+        "status": "queued",
+        "ttl": job.ttl_s,
+    }
+    flat = [item for pair in fields.items() for item in pair]
+    script_keys = (keys.rq_job(job.request_id), keys.rq_queue(job.queue), keys.RQ_QUEUES, keys.QUEUED)
+    return Call("enqueue", script_keys, (job.request_id, job.ttl_s, job.depth_limit, *flat))
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One taking of up to len(execution_ids) jobs from `queues`, first queue first."""
+
+    worker: str
+    queues: tuple[str, ...]
+    execution_ids: tuple[str, ...]
+    lease_s: int
+
+
+def take_call(take: Take, now: datetime) -> Call:
+    """Take jobs (take.lua). Repeat it with the same execution IDs where its reply was lost."""
+    script_keys = [keys.rq_worker_executions(take.worker), keys.rq_worker(take.worker), keys.RQ_SUSPENDED]
+    for queue in take.queues:
+        script_keys += [keys.rq_queue(queue), keys.rq_registry("wip", queue), keys.claimed(queue)]
+    arguments = (keys.RQ_PREFIX, take.lease_s, take.worker, iso(now), MAX_JOB_DATA_BYTES)
+    return Call("take", tuple(script_keys), (*arguments, *take.execution_ids))
+
+
+def close_call(execution: Execution, outcome: Outcome, now: datetime) -> Call:
+    """Make RQ agree that the job has ended (close.lua). Nobody held it: an Execution without worker."""
+    began = execution.started_us / 1e6 or now.timestamp()
+    arguments = (
+        *_execution_arguments(execution, now),
+        outcome.status,
+        outcome.retention_s,
+        max(now.timestamp() - began, 0.0),
+    )
+    return Call("close", _execution_keys(execution), (*arguments, *_result_fields(execution, outcome, now)))
+
+
+def requeue_call(execution: Execution, position: Literal["front", "back"], now: datetime) -> Call:
+    """Give a taken job back to its queue (requeue.lua)."""
+    return Call("requeue", _execution_keys(execution), (*_execution_arguments(execution, now), position))
+
+
+def keep_call(execution: Execution, lease_s: int, now: datetime) -> Call:
+    """Make RQ say again that a job runs which its clean-up has failed (keep.lua)."""
+    return Call("keep", _execution_keys(execution), (*_execution_arguments(execution, now), lease_s))
+
+
+def drop_call(execution: Execution, now: datetime) -> Call:
+    """Forget an execution of a job that somebody else holds (drop.lua)."""
+    return Call("drop", _execution_keys(execution), _execution_arguments(execution, now))
+
+
+def _execution_keys(execution: Execution) -> tuple[str, ...]:
+    job_id, queue, worker = execution.job_id, execution.queue, execution.worker
+    return (
+        keys.rq_job(job_id),
+        keys.rq_registry("wip", queue),
+        keys.rq_executions(job_id),
+        keys.rq_worker_executions(worker),
+        keys.claimed(queue),
+        keys.rq_queue(queue),
+        keys.rq_execution(job_id, execution.execution_id),
+        keys.rq_registry("finished", queue),
+        keys.rq_registry("failed", queue),
+        keys.rq_registry("canceled", queue),
+        keys.rq_results(job_id),
+        keys.rq_worker(worker),
+        keys.rq_dependents(job_id),
+        keys.QUEUED,
+    )
+
+
+def _execution_arguments(execution: Execution, now: datetime) -> tuple[Argument, ...]:
+    return (execution.job_id, execution.execution_id, iso(now))
+
+
+def _result_fields(execution: Execution, outcome: Outcome, now: datetime) -> Sequence[Argument]:
+    """The fields of RQ's result entry (rq/results.py, Result.serialize); RQ keeps none of a cancelled job."""
+    if outcome.status == "canceled":
+        return ()
+    fields: dict[str, Argument] = {"type": _RESULT_TYPES[outcome.status], "worker_name": execution.worker}
+    if outcome.status == "finished":
+        fields["return_value"] = b64encode(json.dumps(outcome.detail).encode())
+    else:
+        fields["exc_string"] = b64encode(zlib.compress(outcome.detail.encode()))
+    if execution.execution_id:
+        fields["execution_id"] = execution.execution_id
+        fields["execution_started_at"] = execution.started_us / 1e6
+        fields["execution_ended_at"] = now.timestamp()
+    return [item for pair in fields.items() for item in pair]

@@ -1,0 +1,181 @@
+"""The settings of every process: one frozen class each, read from the environment once and passed on.
+
+They stand together because the processes share an environment: a TOKENRELAY_* variable that none of them knows is a
+spelling mistake, and an error at start.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.options import DEFAULTS, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX: Final = "TOKENRELAY_"
+
+
+class CommonSettings(BaseSettings):
+    """What every process needs to find Redis."""
+
+    # Empty is not given: compose files pass on variables that their user may have left out.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
+
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis: redis://, rediss://, unix:// or redis+sentinel://, password included. For TLS with a CA of "
+        "your own: rediss://user:password@host:6380/0?ssl_ca_certs=/path/ca.pem. Behind Sentinels: "
+        "redis+sentinel://user:password@host1:26379,host2:26379/SERVICE/0",
+    )
+    redis_url_file: Path | None = Field(
+        default=None, description="File that holds the URL, such as a Docker secret; read where no URL is given."
+    )
+    retention_s: int = Field(
+        default=3600,
+        ge=1,
+        le=30 * 86_400,
+        description="Seconds that a request and its stream are kept after their end.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_redis_url(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Raises SettingsError for a file that can't be read."""
+        file = values.get("redis_url_file")
+        if file is None or "redis_url" in values:
+            return values
+        try:
+            return {**values, "redis_url": Path(file).read_text("utf-8").strip()}
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{PREFIX}REDIS_URL_FILE: {error}") from None
+
+    @classmethod
+    def from_environment(cls, **given: Any) -> Self:
+        """The settings: `given` first, then the environment. Raises SettingsError naming the variable."""
+        _refuse_unknown(os.environ)
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+            raise SettingsError(f"{name}: {first['msg']}") from None
+
+
+class ProducerSettings(CommonSettings):
+    """A producer's or consumer's."""
+
+    model: str = Field(default=DEFAULTS["model"], description="The model that requests ask when they name none.")
+    max_prompt_chars: int = Field(
+        default=200_000, ge=1, description="Longest prompt, or sum of messages, in characters."
+    )
+    max_new_tokens_limit: int = Field(default=8192, ge=1, description="Most tokens that one request may ask for.")
+    max_queue_depth: int = Field(
+        default=10_000, ge=1, description="Requests that may wait in one queue before QueueFull."
+    )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(max_prompt_chars=self.max_prompt_chars, max_new_tokens=self.max_new_tokens_limit)
+
+
+class GatewaySettings(ProducerSettings):
+    """The HTTP gateway's; the producer's hold for what it submits."""
+
+    http_host: str = Field(default="127.0.0.1", description="Address that the gateway listens on.")
+    http_port: int = Field(default=8000, ge=0, le=65_535, description="Port that it listens on; 0 takes a free one.")
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys as JSON (docs/gateway.md); anybody may ask where neither this nor a file is given.",
+    )
+    api_keys_file: Path | None = Field(default=None, description="File that holds the same JSON.")
+    key_max_concurrent: int = Field(
+        default=64,
+        ge=1,
+        le=10_000,
+        description="Unended requests that an API key may have, unless it says so itself.",
+    )
+    key_max_queued: int = Field(default=32, ge=1, le=10_000, description="Of those, how many may wait for a worker.")
+    disconnect_grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="Seconds after its last reader left in which a plain completion isn't cancelled yet.",
+    )
+    comment_s: float = Field(
+        default=15.0, gt=0, le=300, description="Seconds between the comments that keep a silent event stream open."
+    )
+    max_body_bytes: int = Field(default=2_000_000, ge=1024, description="Largest body of an HTTP request.")
+    max_header_bytes: int = Field(default=65_536, ge=1024, description="Most bytes before an HTTP request's body.")
+    receive_timeout_s: float = Field(
+        default=20.0, gt=0, le=600, description="Seconds in which an HTTP request must have come, body included."
+    )
+    max_connections: int = Field(default=4000, ge=1, description="HTTP connections at a time; more are told 503.")
+    cors_origins: str = Field(
+        default="", description="Origins, separated by commas, whose pages may call the gateway; * is all of them."
+    )
+
+
+class WorkerSettings(CommonSettings):
+    """A worker's."""
+
+    model_path: str | None = Field(
+        default=None, description="Model folder or Hub name to load; the bundled weather model where none is given."
+    )
+    served_model: str | None = Field(
+        default=None, description="The name that requests ask for; the folder's or Hub name where none is given."
+    )
+    worker_name: str | None = Field(default=None, description="Unique name of the worker; drawn where none is given.")
+    slots: int = Field(default=32, ge=1, le=1024, description="Requests generated at the same time.")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto takes CUDA, else the CPU."
+    )
+    dtype: Literal["auto", "float16", "bfloat16", "float32", "float64"] = Field(
+        default="auto", description="auto is bfloat16 on CUDA, else float32."
+    )
+    kv_cache_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="Tokens that the KV cache holds; sized from the device's memory where not given.",
+    )
+    max_batch_tokens: int | None = Field(
+        default=None, ge=1, description="Tokens computed in one step, prefill included."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with a model. Off, and best left so."
+    )
+    lease_ms: int = Field(default=6000, ge=1000, le=60_000, description="How long a silent worker keeps its requests.")
+    heartbeat_ms: int = Field(
+        default=300, ge=50, le=5000, description="How often leases are renewed and cancels looked for."
+    )
+    suspicion_ms: int = Field(default=500, ge=100, description="Between the two looks at a lease that ran out.")
+    max_crashes: int = Field(
+        default=3, ge=1, description="Worker deaths in a row after which a request is failed as poison."
+    )
+    stall_timeout_s: float = Field(
+        default=60.0, ge=1, description="Seconds without a token, with work in flight, after which an engine is killed."
+    )
+    drain_timeout_s: float = Field(
+        default=20.0, ge=0, description="Seconds after SIGTERM in which running requests may finish."
+    )
+    ready_file: Path | None = Field(
+        default=None,
+        description="File that is touched with every report of a loaded model: health checks look at its age.",
+    )
+
+
+KNOWN: Final = frozenset(
+    PREFIX + name.upper() for settings in (GatewaySettings, WorkerSettings) for name in settings.model_fields
+)
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in KNOWN:
+            raise SettingsError(f"{name}: unknown setting; known ones are {', '.join(sorted(KNOWN))}")
