@@ -1,0 +1,77 @@
+"""Producers and consumers: submit prompts, follow streams, assemble answers. Nothing here imports torch."""
+
+from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
+from tokenrelay.producer.consumer import Consumer
+from tokenrelay.producer.endings import Status
+from tokenrelay.producer.generation import Generation, ReadOnlyGeneration
+from tokenrelay.producer.producer import Producer
+from tokenrelay.producer.warning import NoWorkerWarning
+from tokenrelay.shared.answer import Answer, Timings
+from tokenrelay.shared.entries import Ended, Entry, EntryId, Event, Migrated, Queued, Started, State, Token, Usage
+from tokenrelay.shared.errors import (
+    GenerationCancelled,
+    GenerationError,
+    GenerationExpired,
+    GenerationFailed,
+    IdempotencyConflict,
+    ProtocolError,
+    QueueFull,
+    RedisUnusable,
+    RequestError,
+    RequestNotFound,
+    SettingsError,
+    StreamChanged,
+    StreamError,
+    StreamExpired,
+    StreamGap,
+    StreamTimeout,
+    TokenRelayError,
+)
+from tokenrelay.shared.options import Message, Options, Submission
+from tokenrelay.shared.settings import ProducerSettings
+
+__all__ = [
+    "Answer",
+    "AsyncConsumer",
+    "AsyncGeneration",
+    "AsyncProducer",
+    "AsyncReadOnlyGeneration",
+    "Consumer",
+    "Ended",
+    "Entry",
+    "EntryId",
+    "Event",
+    "Generation",
+    "GenerationCancelled",
+    "GenerationError",
+    "GenerationExpired",
+    "GenerationFailed",
+    "IdempotencyConflict",
+    "Message",
+    "Migrated",
+    "NoWorkerWarning",
+    "Options",
+    "Producer",
+    "ProducerSettings",
+    "ProtocolError",
+    "Queued",
+    "QueueFull",
+    "ReadOnlyGeneration",
+    "RedisUnusable",
+    "RequestError",
+    "RequestNotFound",
+    "SettingsError",
+    "Started",
+    "State",
+    "Status",
+    "StreamChanged",
+    "StreamError",
+    "StreamExpired",
+    "StreamGap",
+    "StreamTimeout",
+    "Submission",
+    "Timings",
+    "Token",
+    "TokenRelayError",
+    "Usage",
+]

@@ -1,0 +1,214 @@
+"""`consumer`, `producer` and `generation` for asyncio: the same steps, awaited. A client belongs to one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from tokenrelay.producer import endings
+from tokenrelay.producer.consumer import block_s, settings_of
+from tokenrelay.producer.generation import Reader
+from tokenrelay.producer.idempotency import submitted_once
+from tokenrelay.producer.rounds import AsyncDriver
+from tokenrelay.producer.submission import fit, planned, planned_many, submitted_many
+from tokenrelay.shared.answer import Answer, Assembler
+from tokenrelay.shared.connections import connect_async
+from tokenrelay.shared.entries import Ended, Token
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    import redis.asyncio
+
+    from tokenrelay.producer.endings import Status
+    from tokenrelay.shared.entries import Entry, Event
+    from tokenrelay.shared.options import Options, Submission
+    from tokenrelay.shared.settings import ProducerSettings
+
+
+class AsyncReadOnlyGeneration:
+    """As ReadOnlyGeneration."""
+
+    def __init__(self, reader: Reader, driver: AsyncDriver) -> None:
+        self._reader = reader
+        self._driver = driver
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.request_id}>"
+
+    @property
+    def request_id(self) -> str:
+        return self._reader.request_id
+
+    @property
+    def text(self) -> str:
+        """The text that was read through this handle so far."""
+        return self._reader.text
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self.tokens()
+
+    async def tokens(self, after: int = 0) -> AsyncIterator[Token]:
+        """As ReadOnlyGeneration.tokens."""
+        async for entry in self.entries(after):
+            if isinstance(entry, Token):
+                yield entry
+            elif isinstance(entry, Ended):
+                await self._driver.run(endings.raise_unless_answered(self.request_id, entry))
+
+    async def events(self) -> AsyncIterator[Event]:
+        """As ReadOnlyGeneration.events."""
+        async for entry in self.entries():
+            if not isinstance(entry, Token):
+                yield entry
+
+    async def entries(self, after: int = 0) -> AsyncIterator[Entry]:
+        """As ReadOnlyGeneration.entries."""
+        follower = self._reader.follower(after)
+        while not follower.ended:
+            for entry in await self._driver.run(follower.read()):
+                self._reader.note(entry)
+                yield entry
+
+    async def result(self, timeout_s: float | None = None) -> Answer:
+        """As ReadOnlyGeneration.result. Cancelling the task that awaits it cancels no request."""
+        if self._reader.answer is None:
+            follower, assembler = self._reader.follower(), Assembler(self.request_id)
+            until = None if timeout_s is None else time.monotonic() + timeout_s
+            while not follower.ended:
+                for entry in await self._driver.run(follower.read(until)):
+                    self._reader.note(entry)
+                    assembler.receive(entry)
+            self._reader.answer = assembler.answer()
+        return endings.settled(self._reader.answer)
+
+    async def status(self) -> Status:
+        """As ReadOnlyGeneration.status."""
+        return await self._driver.run(endings.status(self.request_id))
+
+
+class AsyncGeneration(AsyncReadOnlyGeneration):
+    """As Generation."""
+
+    async def cancel(self) -> bool:
+        """As Generation.cancel."""
+        return await self._driver.run(endings.cancel(self.request_id))
+
+
+class AsyncConsumer:
+    """As Consumer, for asyncio.
+
+    >>> import asyncio
+    >>> from tokenrelay.producer import AsyncConsumer
+    >>> async def read_again():
+    ...     async with AsyncConsumer() as consumer:
+    ...         generation = await consumer.get(request_id)
+    ...         return [token.text async for token in generation.tokens(after=4)]
+    >>> asyncio.run(read_again())
+    [' warm', '.']
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        connection: redis.asyncio.Redis | None = None,
+        settings: ProducerSettings | None = None,
+    ) -> None:
+        self._settings = settings_of(url, connection, settings)
+        self._owns_connection = connection is None
+        self._driver = AsyncDriver(connection or connect_async(url or self._settings.redis_url.get_secret_value()))
+        self._block_s = block_s(self._driver.redis)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """As Consumer.close."""
+        if self._owns_connection:
+            await self._driver.redis.aclose()
+
+    async def get(self, request_id: str) -> AsyncReadOnlyGeneration:
+        """As Consumer.get."""
+        await self._driver.run(endings.status(endings.checked_id(request_id)))
+        return AsyncReadOnlyGeneration(Reader(request_id, expires=False, block_s=self._block_s), self._driver)
+
+
+class AsyncProducer(AsyncConsumer):
+    """As Producer, for asyncio.
+
+    >>> import asyncio
+    >>> from tokenrelay.producer import AsyncProducer
+    >>> async def ask():
+    ...     async with AsyncProducer() as producer:
+    ...         generation = await producer.submit("What is the weather today?")
+    ...         async for token in generation:
+    ...             print(token.text, end="")
+    ...         answer = await generation.result(timeout_s=60)
+    ...         print(" ->", answer.finish_reason)
+    >>> asyncio.run(ask())
+    It is sunny and warm. -> stop
+    """
+
+    _fit = False
+
+    async def get(self, request_id: str) -> AsyncGeneration:
+        """As Producer.get."""
+        await self._driver.run(endings.status(endings.checked_id(request_id)))
+        return self._generation(request_id)
+
+    async def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGeneration:
+        """As Producer.submit."""
+        plan = planned({"prompt": prompt, **options}, self._settings)
+        await self._check_fit()
+        if plan.idempotency_key is not None:
+            return self._generation(await self._driver.run(submitted_once(plan, plan.idempotency_key, self._settings)))
+        await self._driver.run(submitted_many([plan], self._settings))
+        return self._generation(plan.request_id)
+
+    async def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[AsyncGeneration]:
+        """As Producer.submit_many."""
+        plans = planned_many(items, options, self._settings)
+        if plans:
+            await self._check_fit()
+            await self._driver.run(submitted_many(plans, self._settings))
+        return [self._generation(plan.request_id) for plan in plans]
+
+    @asynccontextmanager
+    async def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncIterator[AsyncGeneration]:
+        """As Producer.stream. A task that is cancelled inside it cancels the request before it goes."""
+        generation = await self.submit(prompt, **options)
+        try:
+            yield generation
+        finally:
+            await _completed(asyncio.ensure_future(generation.cancel()))
+
+    def _generation(self, request_id: str) -> AsyncGeneration:
+        return AsyncGeneration(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
+
+    async def _check_fit(self) -> None:
+        if not self._fit:
+            await self._driver.run(fit())
+            self._fit = True
+
+
+async def _completed(task: asyncio.Future[bool]) -> None:
+    """Wait for the task however often the waiting one is cancelled (anyio's scopes cancel every await in them)."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()

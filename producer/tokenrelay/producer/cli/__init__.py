@@ -1,0 +1,1 @@
+"""The command line `tokenrelay`: ask, submit, follow, cancel, status, trace, demo."""

@@ -1,0 +1,104 @@
+"""The generation options as command-line options, made from the one schema in tokenrelay.shared.options.
+
+Only types are looked at here. Bounds are checked where every request is checked, so that a message names the field and
+the limit in the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import json
+import textwrap
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import typer
+
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.options import DEFAULTS, Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PANEL: Final = "How to generate"
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose `**options` become one command-line option for each field of Options.
+
+    Those that aren't given are left out: their defaults are the producer's to fill in.
+    """
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in kinds}
+        options = {name: _value(name, kinds[name], value) for name, value in given.items() if value not in (None, [])}
+        command(**arguments, **options)
+
+    kinds, helps = _kinds(), _docstrings()
+    signature = inspect.signature(command, eval_str=True)
+    own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
+    made = [_parameter(name, kind, helps[name]) for name, kind in kinds.items()]
+    cast("Any", wrapper).__signature__ = signature.replace(parameters=[*own, *made])
+    return wrapper
+
+
+def _kinds() -> dict[str, Any]:
+    """Each field's type, without bounds and without None."""
+    return {name: _plain(hint) for name, hint in get_type_hints(Options).items()}
+
+
+def _plain(hint: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    return hint
+
+
+def _docstrings() -> dict[str, str]:
+    """The text below each field. Python keeps it nowhere but in the source."""
+    (schema,) = ast.parse(textwrap.dedent(inspect.getsource(Options))).body
+    found, name = {}, ""
+    for node in cast("ast.ClassDef", schema).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = ""
+            case ast.Expr(value=ast.Constant(value=str(text))) if name:
+                found[name] = text
+    return found
+
+
+def _parameter(name: str, kind: Any, text: str) -> inspect.Parameter:
+    default = cast("dict[str, Any]", DEFAULTS)[name]
+    shown = text if default in (None, [], {}, False) else f"{text} (default: {default})"
+    flag = f"--{name.replace('_', '-')}"
+    annotation: Any = str
+    option = typer.Option(flag, help=shown, show_default=False, metavar=_metavar(kind), rich_help_panel=_PANEL)
+    if kind is bool or get_origin(kind) is Literal:
+        option = typer.Option(flag, help=shown, show_default=False, rich_help_panel=_PANEL)
+        annotation = kind
+    elif kind in (int, float):
+        annotation = kind
+    elif kind == list[str]:
+        annotation = list[str]
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[annotation | None, option],
+    )
+
+
+def _metavar(kind: Any) -> str | None:
+    return {int: "N", float: "X", str: "TEXT", list[str]: "TEXT"}.get(kind, "JSON")
+
+
+def _value(name: str, kind: Any, given: Any) -> Any:
+    """What was given on the command line, as the schema has it. Raises RequestError for what isn't JSON."""
+    if kind in (int, float, bool, str, list[str]) or get_origin(kind) is Literal:
+        return given
+    try:
+        return json.loads(given)
+    except ValueError as error:
+        raise RequestError(f"{name}: isn't JSON ({error})", field=name) from None

@@ -1,0 +1,185 @@
+"""`tokenrelay trace`: what a request went through, as two tables and a sentence in numbers.
+
+Prompts and answers of any length fit: the middle of what is long is left out, and `--json` has it all. Model text is
+quoted, so that nothing in it can move the cursor, and goes through none of rich's markup.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tokenrelay.producer.cli.output import write_json
+from tokenrelay.producer.rounds import Driver
+from tokenrelay.producer.trace import Kind, as_json, traced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import redis
+
+    from tokenrelay.producer.trace import Line, Trace
+
+_MOST_PIECES: Final = 24
+_MOST_CHARS: Final = 240
+_MOST_LINES: Final = 40
+_STYLES: Final = {
+    Kind.QUEUED: "dim",
+    Kind.BATON_PASS: "bold yellow",
+    Kind.FAILED: "bold red",
+    Kind.CANCELLED: "bold red",
+    Kind.EXPIRED: "bold red",
+    Kind.ASSEMBLY: "green",
+}
+
+
+def write_trace(client: redis.Redis, request_id: str, *, json: bool = False) -> None:
+    """Write the request's trace as it is now. Raises RequestNotFound, StreamExpired, StreamGap, RedisUnusable."""
+    trace = Driver(client).run(traced(request_id))
+    if json:
+        write_json(as_json(trace))
+        return
+    written = io.StringIO()
+    print_trace(Console(file=written, force_terminal=sys.stdout.isatty(), highlight=False, emoji=False), trace)
+    lines = written.getvalue().splitlines()
+    # As bytes: a terminal or pipe whose locale knows no arrows gets them too, as it gets model text.
+    sys.stdout.buffer.write("".join(f"{line.rstrip()}\n" for line in lines).encode())
+    sys.stdout.buffer.flush()
+
+
+def print_trace(console: Console, trace: Trace) -> None:
+    """Print it for people, at the console's width."""
+    passes = max(0, len(trace.workers) - 1)
+    title = [f"{trace.state} ({trace.finish_reason})" if trace.finish_reason else str(trace.state)]
+    title += [f"model {trace.model}"] if trace.model else []
+    title += [f"{passes} baton pass{'es' if passes > 1 else ''}"] if passes else []
+    console.print(Text.assemble(("request ", "dim"), (trace.request_id, "bold"), "  ", ", ".join(title)))
+    console.print()
+    console.print(_stages(trace))
+    console.print()
+    console.print(_prediction(trace, console))
+    console.print()
+    console.print(_times(trace))
+    if trace.problem:
+        console.print(Text(f"{trace.state}: {visible(trace.problem)}", style="bold red"))
+    console.print(Text(_gain(trace), style="bold"))
+
+
+def _stages(trace: Trace) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    for number, stage in enumerate(trace.stages, 1):
+        separator = " | " if stage.name in ("Tokenization", "Model generation") else "  "
+        texts = [_piece(text) if separator == " | " else visible(text) for text in stage.data]
+        shown = _elided_text(separator.join(_elided(texts, _MOST_PIECES)))
+        table.add_row(str(number), stage.name, stage.shape, Text(shown))
+    return table
+
+
+def _prediction(trace: Trace, console: Console) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left", title_style="")
+    table.title = Text(f"Prediction trace: {trace.layers} layer{'' if trace.layers == 1 else 's'}", style="bold")
+    table.add_column("", justify="right", style="dim", no_wrap=True)
+    table.add_column("layer", no_wrap=True)
+    table.add_column("data", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("Redis time", no_wrap=True, style="dim")
+    table.add_column("ms", justify="right", no_wrap=True, style="cyan")
+    left_out = _left_out(trace.lines)
+    for is_left_out, numbers in groupby(range(len(trace.lines)), left_out.__contains__):
+        lines = [trace.lines[number] for number in numbers]
+        if is_left_out:
+            table.add_row("", f"… {len(lines):,} more, in --json", style="dim")
+            continue
+        for line in lines:
+            table.add_row(*_row(line), style=_STYLES.get(line.kind))
+    table.width = min(console.width, 100)
+    return table
+
+
+def _row(line: Line) -> tuple[str, str, Text, str, str]:
+    data = f'"{visible(line.data)}"' if line.token_id is not None else visible(line.data)
+    return str(line.layer or ""), line.kind, Text(data), _clock(line.at_us), f"{line.step_ms:+,.1f}"
+
+
+def _left_out(lines: Sequence[Line]) -> set[int]:
+    """The numbers of the streamed lines in the middle that a long answer's table does without."""
+    streamed = [number for number, line in enumerate(lines) if line.kind == Kind.STREAMING]
+    if len(lines) <= _MOST_LINES:
+        return set()
+    kept = _MOST_LINES // 2
+    return {number for number in streamed if kept <= number < len(lines) - kept}
+
+
+def _times(trace: Trace) -> Table:
+    latency, gaps = trace.latency, trace.latency.inter_token_ms
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in (
+        ("queue wait", latency.queue_wait_ms),
+        ("time to first token", latency.ttft_ms),
+        ("between tokens", latency.mean_inter_token_ms),
+        ("total", latency.total_ms),
+    ):
+        median = latency.median_inter_token_ms or 0.0
+        spread = f"mean; median {_ms(median)}, at most {_ms(max(gaps))}" if gaps and name == "between tokens" else ""
+        table.add_row(Text(name, style="dim"), Text(_ms(value) if value is not None else "—", style="cyan"), spread)
+    table.columns[1].justify = "right"
+    return table
+
+
+def _gain(trace: Trace) -> str:
+    """What streaming gained, in numbers."""
+    latency, so_far_ms = trace.latency, (trace.now_us - trace.lines[0].at_us) / 1000
+    first_ms, total_ms, sooner_ms = latency.first_word_ms, latency.total_ms, latency.sooner_ms
+    if first_ms is None:
+        return "No word reached the reader" + ("." if trace.state.terminal else f" in the {_ms(so_far_ms)} so far.")
+    if total_ms is None or sooner_ms is None:
+        return f"The reader saw the first word after {_ms(first_ms)}; {_ms(so_far_ms)} in, more is to come."
+    if trace.problem:
+        return f"The reader saw the first word after {_ms(first_ms)}, {_ms(sooner_ms)} before the end."
+    times = f" ({total_ms / first_ms:,.1f} × sooner)" if total_ms > 1.1 * first_ms > 0 else ""
+    return (
+        f"The reader saw the first word {_ms(sooner_ms)} before the whole answer: "
+        f"after {_ms(first_ms)} instead of {_ms(total_ms)}{times}."
+    )
+
+
+def _ms(value: float) -> str:
+    return f"{value / 1000:,.2f} s" if value >= 10_000 else f"{value:.1f} ms"
+
+
+def _clock(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def visible(text: str) -> str:
+    """The text on one line: whatever a terminal would act upon, or couldn't be encoded, as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _piece(text: str) -> str:
+    """One token among others: blanks around it say nothing to people, but a token isn't nothing."""
+    return visible(text.strip(" ")) or ("·" if not text else "␠")
+
+
+def _elided(pieces: Sequence[str], most: int) -> list[str]:
+    if len(pieces) <= most:
+        return list(pieces)
+    half = most // 2
+    return [*pieces[:half], f"… {len(pieces) - 2 * half:,} more …", *pieces[-half:]]
+
+
+def _elided_text(text: str) -> str:
+    if len(text) <= _MOST_CHARS:
+        return text
+    half = _MOST_CHARS // 2
+    return f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"

@@ -1,0 +1,85 @@
+"""The read-only client: follow any request, from any process, at any time, from any token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.producer import endings
+from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
+from tokenrelay.producer.rounds import Driver
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.settings import ProducerSettings
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    import redis
+    import redis.asyncio
+
+BLOCK_S: Final = 1.0
+"""How long a read blocks at most before it looks at deadline, timeout and workers."""
+
+
+def settings_of(url: str | None, connection: object, settings: ProducerSettings | None) -> ProducerSettings:
+    """The settings that a client's arguments ask for. Raises SettingsError."""
+    if url is not None and connection is not None:
+        raise SettingsError("url, connection: both given; give one of them, or neither for TOKENRELAY_REDIS_URL")
+    return settings or ProducerSettings.from_environment(redis_url=url)
+
+
+def block_s(client: redis.Redis | redis.asyncio.Redis) -> float:
+    """How long a read may block: well below the client's own socket timeout, which would cut it off."""
+    timeout_s = client.connection_pool.connection_kwargs.get("socket_timeout")
+    return min(BLOCK_S, timeout_s / 2) if timeout_s else BLOCK_S
+
+
+class Consumer:
+    """Reads requests; never writes to Redis.
+
+    Connects to `url`, TOKENRELAY_REDIS_URL where none is given, or uses `connection` (which it then doesn't close).
+    Threads may share it: every read takes a connection of its own from the pool while it lasts. After `os.fork` the
+    child may go on using it, handles included: it gets connections of its own.
+
+        >>> from tokenrelay.producer import Consumer
+        >>> with Consumer() as consumer:
+        ...     generation = consumer.get(request_id)
+        ...     for token in generation.tokens(after=3):
+        ...         print(token.index, repr(token.text))
+        ...     print([event.kind for event in generation.events()])
+        4 ' and'
+        5 ' warm'
+        6 '.'
+        ['queued', 'started', 'completed']
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        connection: redis.Redis | None = None,
+        settings: ProducerSettings | None = None,
+    ) -> None:
+        self._settings = settings_of(url, connection, settings)
+        self._owns_connection = connection is None
+        self._driver = Driver(connection or connect(url or self._settings.redis_url.get_secret_value()))
+        self._block_s = block_s(self._driver.redis)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back, unless they're the caller's. Handles are of no use afterwards."""
+        if self._owns_connection:
+            self._driver.redis.close()
+
+    def get(self, request_id: str) -> ReadOnlyGeneration:
+        """The request's handle. Raises RequestNotFound, RequestError for what can't be an ID, RedisUnusable."""
+        self._driver.run(endings.status(endings.checked_id(request_id)))
+        return ReadOnlyGeneration(Reader(request_id, expires=False, block_s=self._block_s), self._driver)

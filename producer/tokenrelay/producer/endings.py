@@ -1,0 +1,156 @@
+"""One request beside its stream: what it is now, ending it by cancel or deadline, and how its end is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.producer.rounds import ask
+from tokenrelay.shared import keys
+from tokenrelay.shared.answer import Answer, Assembler
+from tokenrelay.shared.commands import Call, reply_word
+from tokenrelay.shared.entries import Ended, State, parse_entry, text
+from tokenrelay.shared.errors import (
+    GenerationCancelled,
+    GenerationExpired,
+    GenerationFailed,
+    ProtocolError,
+    RequestError,
+    RequestNotFound,
+    StreamExpired,
+)
+from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.commands import Batch
+
+GRACE_S: Final = 2.0
+"""How long past the deadline a reader that may not write waits for somebody who may."""
+_STATUS_FIELDS: Final = ("state", "deadline_us", "next", "attempt", "queue", "metadata", "cancelled_by")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A request as Redis holds it at one moment."""
+
+    request_id: str
+    state: State
+    tokens: int
+    attempts: int
+    queue: str
+    deadline_us: int
+    """Redis server time, microseconds since 1970."""
+    now_us: int
+    """When this was read, by the same clock."""
+    cancelled_by: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline; negative past it."""
+        return (self.deadline_us - self.now_us) / 1e6
+
+
+def checked_id(request_id: str) -> str:
+    """The ID, if it can be one. Raises RequestError."""
+    if not keys.is_request_id(request_id):
+        raise RequestError(
+            f"request_id: {ascii(request_id)[:80]} is none; an ID is 22 to 64 of A-Z a-z 0-9 _ -", field="request_id"
+        )
+    return request_id
+
+
+def status(request_id: str) -> Steps[Status]:
+    """What the request is now. An unended one past its deadline is told as a reader would. Raises RequestNotFound."""
+    fields, time = yield from ask([("HMGET", keys.request(request_id), *_STATUS_FIELDS), ("TIME",)])
+    state, deadline_us, next_index, attempts, queue, metadata, cancelled_by = fields
+    if state is None:
+        raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
+    now_us = server_time_us(time)
+    try:
+        known, tokens, deadline = State(text(state)), int(next_index) - 1, int(deadline_us)
+        attempt, given = int(attempts), json.loads(metadata) if metadata else {}
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"the hash of request {request_id} can't be read: {error}", request_id=request_id) from None
+    if not known.terminal and now_us > deadline + GRACE_S * 1e6:
+        known = overdue_state(tokens)
+    return Status(
+        request_id=request_id,
+        state=known,
+        tokens=tokens,
+        attempts=attempt,
+        queue=text(queue),
+        deadline_us=deadline,
+        now_us=now_us,
+        cancelled_by=text(cancelled_by) if cancelled_by else None,
+        metadata=given,
+    )
+
+
+def server_time_us(reply: tuple[int, int]) -> int:
+    """Redis's TIME as microseconds since 1970."""
+    return int(reply[0]) * 1_000_000 + int(reply[1])
+
+
+def overdue_state(tokens: int) -> State:
+    """What a request is past its deadline: a deadline cuts an answer short, or finds none."""
+    return State.INCOMPLETE if tokens else State.EXPIRED
+
+
+def cancel(request_id: str, cancelled_by: str = "producer") -> Steps[bool]:
+    """End the request as cancelled. False where it had ended before, or is gone."""
+    return (yield from _end(request_id, Call("cancel", keys.of_request(request_id), (cancelled_by,))))
+
+
+def expire(request_id: str) -> Steps[bool]:
+    """End the request if its deadline is past. False where it isn't, or where the request had ended before."""
+    return (yield from _end(request_id, Call("expire", keys.of_request(request_id))))
+
+
+def _end(request_id: str, ending: Call) -> Steps[bool]:
+    request = keys.request(request_id)
+    # Not in MULTI: a full Redis refuses every transaction, but not these scripts, whose work frees memory.
+    batch: Batch = [("HMGET", request, "fence", "queue", "retention_ms"), ending, ("HGET", request, "state")]
+    (fence, queue, retention_ms), reply, state = yield from ask(batch)
+    if reply_word(reply) != "OK":
+        return False
+    if not fence:
+        # Nobody owns it, so nobody else tells RQ. A worker that does own it hears DONE and closes its own job.
+        outcome = Outcome(STATUS_OF[State(text(state))], int(retention_ms) // 1000, "the deadline passed")
+        yield from ask([close_call(Execution(request_id, text(queue)), outcome, datetime.now(UTC))])
+    return True
+
+
+def raise_unless_answered(request_id: str, ended: Ended) -> Steps[None]:
+    """Raises how the request ended, with the whole partial text, unless that is an answer. Reads the stream again:
+    a reader may have come in the middle."""
+    if ended.state in (State.COMPLETED, State.INCOMPLETE):
+        return
+    (entries,) = yield from ask([("XRANGE", keys.stream(request_id), "-", "+")])
+    if not entries:
+        raise StreamExpired(f"the stream of request {request_id} is gone", request_id=request_id)
+    assembler = Assembler(request_id)
+    for entry_id, fields in entries:
+        assembler.receive(parse_entry(entry_id, fields))
+    settled(assembler.answer(ended))
+
+
+def settled(answer: Answer) -> Answer:
+    """The answer, if it is one. Raises GenerationFailed, GenerationCancelled, GenerationExpired."""
+    request_id, tokens = answer.request_id, len(answer.tokens)
+    match answer.state:
+        case State.FAILED:
+            raise GenerationFailed(f"request {request_id} failed ({answer.code}): {answer.message}", answer=answer)
+        case State.CANCELLED:
+            who = answer.cancelled_by or "somebody"
+            raise GenerationCancelled(
+                f"request {request_id} was cancelled by {who} after {tokens} tokens", answer=answer
+            )
+        case State.EXPIRED:
+            raise GenerationExpired(f"request {request_id} expired: no token came before its deadline", answer=answer)
+    return answer

@@ -1,0 +1,257 @@
+"""Reading a request's stream as it grows: from any token, over reconnects, and to an end in every case.
+
+XREAD BLOCK doesn't wake on DEL or expiry, so a block that ran out is followed by a look at the request's hash and then,
+once more, at its stream. Every read looks at the last entry again, in the same round trip: redis-py reconnects by
+itself, and a replica that took over may hold less, or something else, than was read.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError
+
+from tokenrelay.producer.endings import GRACE_S, cancel, expire, overdue_state, server_time_us
+from tokenrelay.producer.rounds import LOST, Pause, Round, ask, refused
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import Ended, Entry, EntryId, Started, State, Token, Usage, parse_entry, text
+from tokenrelay.shared.errors import ProtocolError, RequestError, StreamChanged, StreamExpired, StreamTimeout
+from tokenrelay.shared.protocol import StreamMachine
+from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.commands import Batch, Command, Reply
+
+_COUNT: Final = 512
+_PATIENCE_S: Final = 15.0
+_RECONNECT_PAUSE_S: Final = 0.2
+_OWNER_GRACE_S: Final = 1.0
+"""How long past the deadline the worker that owns the request may take to end it itself, with the text it held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a reader reads. `expires`: it may write, and ends requests past their deadline."""
+
+    expires: bool
+    block_s: float = 1.0
+    on_no_worker: Callable[[str], None] = lambda queue: None
+    """Told the queue's name while the request is queued and no live worker serves it."""
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The hash, as one look found it."""
+
+    state: State
+    deadline_us: int
+    tokens: int
+    queue: str
+    owned: bool
+    now_us: int
+
+
+class Follower:
+    """One reader's place in one stream, behind token `after`. Made for one `read` at a time."""
+
+    def __init__(self, request_id: str, reading: Reading, *, after: int = 0) -> None:
+        self.request_id = request_id
+        self._reading = reading
+        self._machine = StreamMachine(request_id, after)
+        self._last = EntryId(after, 0)
+        self._last_at_us: int | None = None
+        self._first = after + 1
+        self._read: list[tuple[int, str]] = []
+        self._prompt_tokens = 0
+        self._stale = True
+        self._connected = False
+        self._overdue_at = float("inf")
+        self._until = float("inf")
+
+    @property
+    def ended(self) -> bool:
+        return self._machine.ended
+
+    def read(self, until: float | None = None) -> Steps[list[Entry]]:
+        """The next entries, at least one, as soon as they're there. `until`: monotonic time.
+
+        Raises StreamTimeout past `until`, StreamExpired, StreamGap, StreamChanged, ProtocolError.
+        """
+        self._until = float("inf") if until is None else until
+        entries: list[Entry] = []
+        while not entries:
+            entries = yield from (self._look() if self._stale else self._wait())
+            if not entries and self._now() >= self._until:
+                raise StreamTimeout(
+                    f"request {self.request_id} hasn't ended in the time given; it goes on", request_id=self.request_id
+                )
+        return entries
+
+    def _wait(self) -> Steps[list[Entry]]:
+        """What comes within the block time; nothing where the next read should look."""
+        left_s = min(self._overdue_at, self._until) - self._now()
+        block_ms = max(1, int(min(self._reading.block_s, left_s) * 1000))
+        stream = keys.stream(self.request_id)
+        wait = ("XREAD", "COUNT", _COUNT, "BLOCK", block_ms, "STREAMS", stream, str(self._last))
+        last, reply = yield from self._ask([self._range(str(self._last)), wait])
+        yield from self._check_last(last)
+        entries = self._receive(_entries_of(reply))
+        self._stale = not entries
+        return entries
+
+    def _look(self) -> Steps[list[Entry]]:
+        """What is there now. Ends the wait where nothing will come: gone, overwritten, or past the deadline."""
+        request, raw = yield from self._inspect()
+        yield from self._check_last(raw[:1])
+        entries = self._receive(raw)
+        if entries:
+            self._stale = False
+            return entries
+        overdue = self._now() >= self._overdue_at
+        if request.state.terminal and self._last_at_us is None and request.tokens < self._last.token:
+            raise RequestError(
+                f"after: {self._last.token}; request {self.request_id} has ended with {request.tokens} tokens",
+                field="after",
+                limit=request.tokens,
+                request_id=self.request_id,
+            )
+        if request.state.terminal or (overdue and request.tokens < self._last.token):
+            raise StreamChanged(
+                f"request {self.request_id} ended before {self._last}, which was read: Redis lost writes",
+                request_id=self.request_id,
+            )
+        if overdue and not self._reading.expires:
+            return self._receive_overdue(request)
+        if overdue:
+            yield from expire(self.request_id)
+        elif request.state == State.QUEUED:
+            yield from self._look_for_workers(request.queue)
+        self._stale = False
+        return []
+
+    def _inspect(self) -> Steps[tuple[_Request, list[Any]]]:
+        """The hash, and then the stream from the last entry on: an end that the hash shows is in the stream too."""
+        stream = keys.stream(self.request_id)
+        fields = ("state", "deadline_us", "next", "queue", "fence")
+        batch: Batch = [("HMGET", keys.request(self.request_id), *fields), ("TIME",), ("XLEN", stream)]
+        batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
+        (state, deadline_us, next_index, queue, fence), now, length, raw = yield from self._ask(batch)
+        if state is None or not length:
+            raise StreamExpired(
+                f"the stream of request {self.request_id} is gone: its retention is over, or it was deleted",
+                request_id=self.request_id,
+            )
+        try:
+            request = _Request(
+                State(text(state)), int(deadline_us), int(next_index) - 1, text(queue), bool(fence), server_time_us(now)
+            )
+        except (ValueError, TypeError) as error:
+            raise ProtocolError(f"the hash of request {self.request_id} can't be read: {error}") from None
+        self._overdue_at = self._now() + (request.deadline_us - request.now_us) / 1e6 + self._grace(request)
+        return request, raw
+
+    def _grace(self, request: _Request) -> float:
+        if not self._reading.expires:
+            return GRACE_S
+        return _OWNER_GRACE_S if request.owned else 0.0
+
+    def _receive(self, raw: Iterable[Any]) -> list[Entry]:
+        """The new ones among entries as Redis gave them."""
+        entries = []
+        for raw_id, fields in raw:
+            entry = parse_entry(raw_id, fields)
+            if self._machine.receive(entry):
+                entries.append(entry)
+                self._last, self._last_at_us = entry.entry_id, entry.at_us
+                if isinstance(entry, Token):
+                    self._read.append((entry.token_id, entry.text))
+                if isinstance(entry, Started):
+                    self._prompt_tokens = entry.prompt_tokens
+        return entries
+
+    def _check_last(self, raw: Iterable[Any]) -> Steps[None]:
+        """See whether the entry that was read last is another one now. None yet: it may come again."""
+        for raw_id, fields in raw:
+            entry = parse_entry(raw_id, fields)
+            if entry.entry_id != self._last:
+                return
+            if self._last_at_us not in (None, entry.at_us):
+                yield from self._compare_past()
+            self._last_at_us = entry.at_us
+
+    def _compare_past(self) -> Steps[None]:
+        """Redis lost writes, and a worker wrote them again. The same tokens are the same answer; others aren't."""
+        (raw,) = yield from self._ask(
+            [("XRANGE", keys.stream(self.request_id), f"{self._first}-0", f"{self._last.token}-0")]
+        )
+        entries = (parse_entry(raw_id, fields) for raw_id, fields in raw)
+        now = [(entry.token_id, entry.text) for entry in entries if isinstance(entry, Token)]
+        if now != self._read:
+            raise StreamChanged(
+                f"tokens {self._first} to {self._last.token} of request {self.request_id} aren't the ones that were "
+                "read: Redis lost writes, and they came out differently",
+                request_id=self.request_id,
+            )
+
+    def _receive_overdue(self, request: _Request) -> list[Entry]:
+        """The end that nobody was there to write, under the ID that it would have had."""
+        ended = Ended(
+            entry_id=EntryId(self._last.token, self._last.event + 1),
+            at_us=request.deadline_us,
+            state=overdue_state(request.tokens),
+            finish_reason="deadline",
+            text="",
+            usage=Usage(self._prompt_tokens, request.tokens),
+        )
+        self._machine.receive(ended)
+        return [ended]
+
+    def _look_for_workers(self, queue: str) -> Steps[None]:
+        try:
+            batch: Batch = [("SMEMBERS", keys.rq_workers(queue)), ("HGET", keys.rq_job(self.request_id), "status")]
+            workers, status = yield from ask(batch)
+            left_ms = (yield from ask([("PTTL", worker) for worker in workers])) if workers else []
+        except NoPermissionError:  # a read-only consumer needn't see RQ's keys
+            return
+        if self._reading.expires and status in (None, b"canceled", "canceled"):
+            # The job was cancelled, deleted or its queue emptied through RQ: nobody will ever take it.
+            yield from cancel(self.request_id, "rq")
+        elif not any(left > (WORKER_TTL_S - WORKER_SILENT_S) * 1000 for left in left_ms):
+            self._reading.on_no_worker(queue)
+
+    def _ask(self, batch: Batch) -> Steps[list[Reply]]:
+        """The replies, over a restart or failover of Redis too; but a Redis that never answered is said at once."""
+        give_up_at = min(self._now() + (_PATIENCE_S if self._connected else 0), self._until)
+        while True:
+            try:
+                replies = refused((yield Round(batch)))
+            except AuthenticationError:
+                raise
+            except (*LOST, BusyLoadingError):
+                if self._now() >= give_up_at:
+                    raise
+                yield Pause(_RECONNECT_PAUSE_S)
+            else:
+                self._connected = True
+                return replies
+
+    def _range(self, entry_id: str) -> Command:
+        return ("XRANGE", keys.stream(self.request_id), entry_id, entry_id)
+
+    def _now(self) -> float:
+        return self._reading.clock()
+
+
+def _entries_of(reply: Reply) -> list[Any]:
+    """The entries of an XREAD of one stream: RESP2 gives [[stream, entries]], RESP3 {stream: [entries]}, or nothing."""
+    if not reply:
+        return []
+    if isinstance(reply, dict):
+        return [entry for entries in next(iter(reply.values())) for entry in entries]
+    return list(reply[0][1])

@@ -1,0 +1,63 @@
+"""One request per idempotency key: the same key and body attach to the request that is there.
+
+The key's binding names a request ID before that request is created, so two producers that come at once create the same
+one, and the script that creates lets the second attach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tokenrelay.producer.rounds import ask
+from tokenrelay.producer.submission import Planned, check_depth, check_enqueued, conflict, enqueue_call_of, written
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Call
+from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.errors import TokenRelayError
+
+if TYPE_CHECKING:
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.settings import ProducerSettings
+
+
+def submitted_once(plan: Planned, idempotency_key: str, settings: ProducerSettings) -> Steps[str]:
+    """The ID of the request under the key, written now or before. Raises IdempotencyConflict, QueueFull."""
+    key, limit = keys.idempotency(idempotency_key), settings.max_queue_depth
+    bound, left_ms = yield from ask([("GET", key), ("PTTL", key)])
+    gone = ""
+    if bound is not None:
+        holder = replace(plan, request_id=text(bound))
+        if (yield from _attached(holder, limit)):
+            return holder.request_id
+        # No request, and the key younger than any retention: its producer is about to create it, or died before it did.
+        # An older one's request has ended and gone; an ID is never used twice.
+        if plan.lifetime_s * 1000 - int(left_ms) >= plan.retention_s * 1000:
+            gone = holder.request_id
+    yield from check_depth([plan], limit)
+    return (yield from _bound_and_written(plan, key, gone, limit))
+
+
+def _attached(plan: Planned, limit: int) -> Steps[bool]:
+    """Whether the request is there. Enqueues it where its producer died before it could."""
+    ((state, body),) = yield from ask([("HMGET", keys.request(plan.request_id), "state", "body_sha256")])
+    if state is None:
+        return False
+    if text(body) != plan.body_sha256:
+        raise conflict(plan.request_id)
+    if text(state) == State.QUEUED:
+        (reply,) = yield from ask([enqueue_call_of(plan, limit)])
+        check_enqueued(plan, reply, limit)
+    return True
+
+
+def _bound_and_written(plan: Planned, key: str, gone: str, limit: int) -> Steps[str]:
+    ((bound, _),) = yield from ask([Call("bind", (key,), (plan.request_id, plan.lifetime_s * 1000, gone))])
+    bound_plan = replace(plan, request_id=text(bound))
+    try:
+        yield from written([bound_plan], limit)
+    except TokenRelayError:
+        if bound_plan.request_id == plan.request_id:
+            yield from ask([("DEL", key)])  # else the next try would attach to a request that was taken back
+        raise
+    return bound_plan.request_id

@@ -1,0 +1,81 @@
+"""The client that submits: durable requests, one by one or many at once."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tokenrelay.producer import endings
+from tokenrelay.producer.consumer import Consumer
+from tokenrelay.producer.generation import Generation, Reader
+from tokenrelay.producer.idempotency import submitted_once
+from tokenrelay.producer.submission import fit, planned, planned_many, submitted_many
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Unpack
+
+    from tokenrelay.shared.options import Options, Submission
+
+
+class Producer(Consumer):
+    """Submits requests and follows them. Threads and forked children may share it, as a Consumer.
+
+    Connects to `url`, TOKENRELAY_REDIS_URL where none is given, or uses `connection` (which it then doesn't close).
+
+        >>> from tokenrelay.producer import Producer
+        >>> with Producer() as producer:
+        ...     generation = producer.submit("What is the weather today?", max_new_tokens=32, temperature=0.7, seed=7)
+        ...     for token in generation:
+        ...         print(token.text, end="")
+        It is sunny and warm.
+        >>> generation.text
+        'It is sunny and warm.'
+    """
+
+    _fit = False
+
+    def get(self, request_id: str) -> Generation:
+        """As Consumer.get; this handle can cancel."""
+        self._driver.run(endings.status(endings.checked_id(request_id)))
+        return self._generation(request_id)
+
+    def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
+        """Queue one request, durably: once this returns, it ends in an answer or an error, whatever dies.
+
+        Raises RequestError (field, limit; IdempotencyConflict), QueueFull, RedisUnusable. Nothing is queued then.
+        """
+        plan = planned({"prompt": prompt, **options}, self._settings)
+        self._check_fit()
+        if plan.idempotency_key is not None:
+            return self._generation(self._driver.run(submitted_once(plan, plan.idempotency_key, self._settings)))
+        self._driver.run(submitted_many([plan], self._settings))
+        return self._generation(plan.request_id)
+
+    def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[Generation]:
+        """Queue all of them in one transaction, or none. `options` hold for each item that doesn't say otherwise.
+
+        Raises RequestError naming the item, field and limit; QueueFull where they don't fit all; RedisUnusable.
+        """
+        plans = planned_many(items, options, self._settings)
+        if plans:
+            self._check_fit()
+            self._driver.run(submitted_many(plans, self._settings))
+        return [self._generation(plan.request_id) for plan in plans]
+
+    @contextmanager
+    def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Iterator[Generation]:
+        """`submit`, for the time of a `with` block: leaving it cancels what hasn't ended."""
+        generation = self.submit(prompt, **options)
+        try:
+            yield generation
+        finally:
+            generation.cancel()
+
+    def _generation(self, request_id: str) -> Generation:
+        return Generation(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
+
+    def _check_fit(self) -> None:
+        if not self._fit:
+            self._driver.run(fit())
+            self._fit = True

@@ -1,0 +1,138 @@
+"""Logic that talks to Redis without doing I/O: it yields rounds, is sent their replies, and is written once.
+
+A `Steps[T]` is a generator that ends with a T. Two drivers run it, one on threads, one on asyncio. An error that keeps
+a whole round from being answered is thrown into the generator, which may try again; what it lets through comes out of
+the driver as RedisUnusable, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
+
+from tokenrelay.shared.commands import AsyncPipeline, Batch, Pipeline, Reply
+from tokenrelay.shared.connections import address, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import redis
+    import redis.asyncio
+
+Result = TypeVar("Result")
+
+LOST: Final = (ConnectionError, TimeoutError)
+"""What redis-py raises when a round wasn't answered: the server may have run it or not."""
+_RESENT_AFTER_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round trip. `atomic` wraps it in MULTI/EXEC."""
+
+    batch: Batch
+    atomic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A rest before a lost connection is tried again."""
+
+    seconds: float
+
+
+Answered = list[Reply] | RedisError | None
+Steps = Generator[Round | Pause, list[Reply], Result]
+
+
+def ask(batch: Batch) -> Steps[list[Reply]]:
+    """The batch's replies. Raises the first error among them."""
+    return refused((yield Round(batch)))
+
+
+def refused(replies: Sequence[Reply]) -> list[Reply]:
+    """The replies, if none of them is an error; else that error is raised."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return list(replies)
+
+
+def resent(batch: Batch, *, atomic: bool = False) -> Steps[list[Reply]]:
+    """The replies, errors in place, of a batch that may be repeated: it's sent again where it wasn't answered."""
+    try:
+        return (yield Round(batch, atomic))
+    except AuthenticationError:
+        raise
+    except LOST:
+        yield Pause(_RESENT_AFTER_S)
+        return (yield Round(batch, atomic))
+
+
+class Driver:
+    """Runs steps on a redis-py client. Safe to share between threads and usable after a fork, as the client is:
+    each round takes a connection from the pool, and the pool gives a forked child connections of its own."""
+
+    def __init__(self, redis: redis.Redis) -> None:
+        self.redis = redis
+        self._pipeline = Pipeline(redis)
+
+    def run(self, steps: Steps[Result]) -> Result:
+        """What the steps end with. Raises RedisUnusable for what Redis refused, and whatever the steps raise."""
+        answered: Answered = None
+        try:
+            while True:
+                answered = self._answer(_resume(steps, answered))
+        except StopIteration as stop:
+            return cast("Result", stop.value)
+        except RedisError as error:
+            raise explain(error, address(self.redis)) from error
+
+    def _answer(self, item: Round | Pause) -> Answered:
+        if isinstance(item, Pause):
+            time.sleep(item.seconds)
+            return None
+        try:
+            return self._pipeline.run(item.batch, atomic=item.atomic)
+        except RedisError as error:
+            return error
+
+
+class AsyncDriver:
+    """`Driver` on a redis.asyncio client: for the event loop that it was first used on."""
+
+    def __init__(self, redis: redis.asyncio.Redis) -> None:
+        self.redis = redis
+        self._pipeline = AsyncPipeline(redis)
+
+    async def run(self, steps: Steps[Result]) -> Result:
+        """As Driver.run."""
+        answered: Answered = None
+        try:
+            while True:
+                answered = await self._answer(_resume(steps, answered))
+        except StopIteration as stop:
+            return cast("Result", stop.value)
+        except RedisError as error:
+            raise explain(error, address(self.redis)) from error
+
+    async def _answer(self, item: Round | Pause) -> Answered:
+        if isinstance(item, Pause):
+            await asyncio.sleep(item.seconds)
+            return None
+        try:
+            return await self._pipeline.run(item.batch, atomic=item.atomic)
+        except RedisError as error:
+            return error
+
+
+def _resume(steps: Steps[Result], answered: Answered) -> Round | Pause:
+    """The next thing to do. Raises StopIteration at the end, and whatever the steps raise."""
+    if isinstance(answered, RedisError):
+        return steps.throw(answered)
+    return next(steps) if answered is None else steps.send(answered)

@@ -1,0 +1,201 @@
+"""From a caller's arguments to a request that survives: validate, plan, create, enqueue.
+
+Nothing is written before everything is known to be acceptable. ID and seed are drawn here, once, so that a batch that
+wasn't answered is sent again as it was: scripts answer a repeat as they did the first time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import RedisError, ResponseError
+
+from tokenrelay.producer.endings import cancel
+from tokenrelay.producer.rounds import ask, resent
+from tokenrelay.shared import keys, options
+from tokenrelay.shared.commands import Call, reply_word
+from tokenrelay.shared.connections import check_fit
+from tokenrelay.shared.errors import IdempotencyConflict, QueueFull, RequestError, TokenRelayError
+from tokenrelay.shared.rq_jobs import Enqueue, enqueue_call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.commands import Batch, Reply
+    from tokenrelay.shared.settings import ProducerSettings
+
+RETRY_AFTER_S: Final = 1.0
+_SEED_LIMIT: Final = 2**53
+"""Drawn seeds stay below what every JSON reader holds exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One request, ready to be written."""
+
+    request_id: str
+    queue: str
+    body: str
+    body_sha256: str
+    deadline_ms: int
+    retention_s: int
+    metadata: str
+    idempotency_key: str | None
+    owner: str = ""
+    """Whose it is, for gateways: an API key's name."""
+
+    @property
+    def lifetime_s(self) -> int:
+        """How long its keys may live: up to the deadline, and the retention behind it."""
+        return math.ceil(self.deadline_ms / 1000) + self.retention_s
+
+
+def planned(submission: Mapping[str, Any], settings: ProducerSettings) -> Planned:
+    """The request with its defaults, ID and seed. Raises RequestError naming field and limit."""
+    request = options.validate({"model": settings.model, **submission}, settings.limits)
+    body_sha256 = options.body_sha256(request)  # before the seed is drawn: a repeat must find the same body
+    if request["seed"] is None:
+        request["seed"] = secrets.randbelow(_SEED_LIMIT)
+    metadata = request["metadata"]
+    return Planned(
+        request_id=keys.new_request_id(),
+        queue=keys.queue(request["model"], request["priority"]),
+        body=options.dump(request),
+        body_sha256=body_sha256,
+        deadline_ms=max(1, int(request["deadline_s"] * 1000)),
+        retention_s=settings.retention_s,
+        metadata=json.dumps(metadata, ensure_ascii=False, allow_nan=False) if metadata else "",
+        idempotency_key=request["idempotency_key"],
+    )
+
+
+def planned_many(items: Iterable[Any], common: Mapping[str, Any], settings: ProducerSettings) -> list[Planned]:
+    """All of a batch. Raises RequestError naming the item, the field and the limit."""
+    plans = []
+    for number, item in enumerate(items):
+        own = {"prompt": item} if isinstance(item, str) else item
+        try:
+            if not isinstance(own, dict):
+                raise RequestError(
+                    f"a {type(item).__name__} is no request; give a prompt or a dict of options", field="prompt"
+                )
+            plan = planned({**common, **own}, settings)
+            if plan.idempotency_key is not None:
+                raise RequestError(
+                    "idempotency_key: not possible in a batch; submit such requests one by one",
+                    field="idempotency_key",
+                )
+        except RequestError as error:
+            raise RequestError(
+                f"item {number}: {error.message}", field=error.field, limit=error.limit, code=error.code
+            ) from None
+        plans.append(plan)
+    return plans
+
+
+def fit() -> Steps[None]:
+    """Check that this Redis keeps what it's given. Raises RedisUnusable. Skipped where INFO isn't to be had."""
+    try:
+        (info,) = yield from ask([("INFO",)])
+    except ResponseError:  # no right to it, or a double that has none
+        return
+    check_fit(info)
+
+
+def submitted_many(plans: list[Planned], settings: ProducerSettings) -> Steps[None]:
+    """Write all of the batch, or none. Raises QueueFull before anything is written."""
+    yield from check_depth(plans, settings.max_queue_depth)
+    yield from written(plans, settings.max_queue_depth)
+
+
+def written(plans: list[Planned], limit: int) -> Steps[None]:
+    """Create and enqueue in one MULTI/EXEC. What was created before another was refused (Redis full) is cancelled.
+
+    Raises QueueFull where others filled the queue meanwhile; IdempotencyConflict.
+    """
+    batch: Batch = []
+    for plan in plans:
+        batch += [create_call(plan), enqueue_call_of(plan, limit)]
+    replies = yield from resent(batch, atomic=True)
+    creates, enqueues = replies[::2], replies[1::2]
+    try:
+        for plan, create, enqueue in zip(plans, creates, enqueues, strict=True):
+            _check_written(plan, create, enqueue, limit)
+    except (RedisError, TokenRelayError):
+        for plan, create in zip(plans, creates, strict=True):
+            if _is_ours(plan, create):
+                yield from cancel(plan.request_id)
+        raise
+
+
+def _check_written(plan: Planned, create: Reply, enqueue: Reply, limit: int) -> None:
+    if reply_word(create) == "CONFLICT":
+        raise conflict(plan.request_id)
+    check_enqueued(plan, enqueue, limit)
+
+
+def check_enqueued(plan: Planned, enqueue: Reply, limit: int) -> None:
+    """Raises QueueFull if the queue refused the request, and the error that stands in the reply's place."""
+    if reply_word(enqueue) == "FULL":
+        raise _queue_full(plan.queue, int(enqueue[1]), 1, limit)
+
+
+def _is_ours(plan: Planned, create: Reply) -> bool:
+    """Whether this call created the request. A batch that was sent twice finds its own: ATTACHED."""
+    if isinstance(create, Exception):
+        return False
+    return reply_word(create) == "OK" or plan.idempotency_key is None
+
+
+def conflict(request_id: str) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        "idempotency_key: it belongs to a request with another body; use another key, or the same body",
+        field="idempotency_key",
+        code="idempotency_conflict",
+        request_id=request_id,
+    )
+
+
+def check_depth(plans: list[Planned], limit: int) -> Steps[None]:
+    """Before anything is written: the queues must take all of the batch."""
+    queues = sorted({plan.queue for plan in plans})
+    depths = yield from ask([("LLEN", keys.rq_queue(queue)) for queue in queues])
+    for queue, depth in zip(queues, depths, strict=True):
+        count = sum(plan.queue == queue for plan in plans)
+        if depth + count > limit:
+            raise _queue_full(queue, depth, count, limit)
+
+
+def _queue_full(queue: str, depth: int, count: int, limit: int) -> QueueFull:
+    advice = f"try again in {RETRY_AFTER_S:g} s" if count <= limit else f"submit {limit} at a time at most"
+    return QueueFull(
+        f"queue {queue}: {depth} requests wait, at most {limit} may, so {count} more don't fit; {advice}",
+        queue=queue,
+        depth=depth,
+        limit=limit,
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def create_call(plan: Planned) -> Call:
+    retention_ms = plan.retention_s * 1000
+    arguments = (plan.body_sha256, plan.deadline_ms, retention_ms, plan.owner, plan.metadata, plan.queue, plan.body)
+    return Call("create", keys.of_request(plan.request_id), arguments)
+
+
+def enqueue_call_of(plan: Planned, limit: int) -> Call:
+    job = Enqueue(
+        request_id=plan.request_id,
+        queue=plan.queue,
+        ttl_s=plan.lifetime_s,
+        timeout_s=math.ceil(plan.deadline_ms / 1000),
+        retention_s=plan.retention_s,
+        depth_limit=limit,
+    )
+    return enqueue_call(job, datetime.now(UTC))
