@@ -1,0 +1,130 @@
+"""One followed request: its entries as far as they were read, its views, and whoever waits for more.
+
+A feed does no I/O: the hub reads for it. It holds the whole stream from where Redis still has it, so that a reader may
+begin anywhere and every view is folded from the same entries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tokenrelay.gateway.problems import RangeGone
+from tokenrelay.gateway.views.view import View
+from tokenrelay.shared.entries import Ended, Entry, EntryId, Token, parse_entry
+from tokenrelay.shared.errors import StreamChanged, TokenRelayError
+from tokenrelay.shared.protocol import StreamMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenrelay.gateway.records import Record
+    from tokenrelay.gateway.views.view import Encoder
+
+
+class Feed:
+    """A request's stream in this process, for as long as it has readers here."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.request_id = record.request_id
+        self.entries: list[Entry] = []
+        self.readers = 0
+        self.error: TokenRelayError | None = None
+        self._machine = StreamMachine(self.request_id)
+        self._views: dict[str, View] = {}
+        self._news = asyncio.Event()
+        self.loaded = asyncio.Event()
+        """Set once all that was there when the first reader came has been read."""
+        self.over_at = asyncio.Event()
+        """Set with the terminal entry, or with an error."""
+
+    @property
+    def over(self) -> bool:
+        return self.over_at.is_set()
+
+    @property
+    def ended(self) -> Ended | None:
+        last = self.entries[-1] if self.entries else None
+        return last if isinstance(last, Ended) else None
+
+    @property
+    def last_id(self) -> EntryId | None:
+        return self.entries[-1].entry_id if self.entries else None
+
+    def receive(self, raw: Sequence[tuple[Any, Any]]) -> None:
+        """Take entries as Redis gave them, the last known one first. Raises StreamGap, StreamChanged, ProtocolError."""
+        new: list[Entry] = []
+        for raw_id, fields in raw:
+            entry = parse_entry(raw_id, fields)
+            last = new[-1] if new else (self.entries[-1] if self.entries else None)
+            if last is not None and entry.entry_id == last.entry_id:
+                if entry != last:
+                    raise StreamChanged(f"entry {last.entry_id} is another one now: Redis lost writes")
+                continue
+            if last is None:
+                self._begin(entry)
+            if self._machine.receive(entry):
+                new.append(entry)
+        if new:
+            self._take(new)
+
+    def _begin(self, first: Entry) -> None:
+        """Stand where the stream begins now: an operator may have trimmed it."""
+        token = first.entry_id.token - isinstance(first, Token)
+        self._machine = StreamMachine(self.request_id, after=token)
+
+    def _take(self, new: list[Entry]) -> None:
+        self.entries += new
+        for view in self._views.values():
+            for entry in new:
+                view.receive(entry)
+        if self.ended:
+            self.over_at.set()
+        self._tell()
+
+    def fail(self, error: TokenRelayError) -> None:
+        """The stream can't be read on: its readers are told."""
+        if not self.over:
+            self.error = error
+            self.over_at.set()
+            self.loaded.set()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def news(self) -> None:
+        """Return with the next entries."""
+        await self._news.wait()
+
+    def view(self, name: str, encoder: Callable[[], Encoder]) -> View:
+        """The view of that name, folded over all entries so far where nobody had asked for it."""
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = View(encoder())
+            for entry in self.entries:
+                view.receive(entry)
+        return view
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stream is here from its first entry on."""
+        return bool(self.entries) and self.entries[0].entry_id == EntryId(0, 1)
+
+    def check_position(self, after: EntryId) -> None:
+        """Raises RangeGone for a place that is no longer there, or isn't yet."""
+        if not self.entries:
+            return
+        first, last = self.entries[0].entry_id, self.entries[-1].entry_id
+        oldest = EntryId(first.token, max(first.event - 1, 0))
+        if isinstance(self.entries[0], Token):
+            oldest = EntryId(first.token - 1, 0)
+        if not oldest <= after <= last:
+            raise RangeGone(
+                f"request {self.request_id}: nothing can follow {after}; its stream has entries {first} to {last} now",
+                request_id=self.request_id,
+                first=str(first),
+                last=str(last),
+            )

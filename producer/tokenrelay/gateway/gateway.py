@@ -1,0 +1,107 @@
+"""What all routes share: settings, Redis, the hub, the keys; and what routes of every kind do with them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from tokenrelay.gateway.attachments import Attachment, Attachments
+from tokenrelay.gateway.hub import Hub
+from tokenrelay.gateway.marks import NAME, Mark, marked
+from tokenrelay.gateway.models import Models
+from tokenrelay.gateway.problems import Problem
+from tokenrelay.gateway.quota import admitted
+from tokenrelay.gateway.records import Record, recorded
+from tokenrelay.gateway.resuming import START
+from tokenrelay.gateway.tenants import Tenants
+from tokenrelay.producer.rounds import AsyncDriver
+from tokenrelay.producer.submission import fit
+from tokenrelay.shared.connections import connect_async
+from tokenrelay.shared.errors import RequestError, StreamExpired
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from tokenrelay.gateway.demo import Demo
+    from tokenrelay.gateway.tenants import Tenant
+    from tokenrelay.producer.rounds import Result, Steps
+    from tokenrelay.shared.entries import EntryId
+    from tokenrelay.shared.settings import GatewaySettings
+
+
+class Gateway:
+    """One gateway process. `running` must be entered in the event loop that serves."""
+
+    def __init__(self, settings: GatewaySettings, demo: Demo | None = None) -> None:
+        """Raises SettingsError."""
+        self.settings = settings
+        self.demo = demo
+        self.tenants = Tenants(settings)
+        self.driver = AsyncDriver(connect_async(settings.redis_url.get_secret_value()))
+        self.hub = Hub(self.driver)
+        self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
+        self.models = Models(self.driver, settings.model)
+        self._fit = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow streams for as long as the block lasts."""
+        tasks = [asyncio.create_task(work.run()) for work in (self.hub, self.attachments)]
+        try:
+            yield
+        finally:
+            await self.attachments.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.driver.redis.aclose()
+
+    async def run(self, steps: Steps[Result]) -> Result:
+        """What the steps end with. Raises RedisUnusable, and whatever the steps raise."""
+        return await self.driver.run(steps)
+
+    async def submit(self, submission: Mapping[str, Any], tenant: Tenant, mark: Mark | None = None) -> Record:
+        """Queue a request, durably, as the tenant's. Raises RequestError, QueueFull, Problem 429."""
+        if not self._fit:
+            await self.run(fit())
+            self._fit = True
+        metadata = submission.get("metadata", {})
+        if isinstance(metadata, dict):
+            if NAME in metadata:
+                raise RequestError(f"metadata.{NAME}: is the gateway's own; use another name", field="metadata")
+            submission = {**submission, "metadata": marked(metadata, mark or Mark())}
+        request_id = await self.run(admitted(submission, tenant, self.settings))
+        return await self.record(request_id, tenant)
+
+    async def check_model(self, name: str) -> None:
+        """Raises Problem 404 for a model that nobody serves nor has lately: its requests would wait for nothing."""
+        if not await self.models.is_known(name):
+            live = ", ".join(await self.models.served()) or "none"
+            told = f"no live worker serves the model {ascii(name)[:140]}; served are: {live}"
+            raise Problem(404, told, "model_not_found", "model")
+
+    async def record(self, request_id: str, tenant: Tenant) -> Record:
+        """One of the tenant's requests. Raises RequestNotFound."""
+        return await self.run(recorded(request_id, tenant.owner))
+
+    async def attach(self, record: Record, after: EntryId = START) -> Attachment:
+        """The request's feed, read up to now at least; the caller must `leave` it. `after`: where a client goes on.
+
+        Raises StreamExpired, RangeGone for a place that isn't in the stream, ProtocolError.
+        """
+        if not record.has_stream:
+            raise StreamExpired(f"the stream of request {record.request_id} is gone", request_id=record.request_id)
+        attachment = self.attachments.attach(record)
+        feed = attachment.feed
+        try:
+            await feed.loaded.wait()
+            if feed.last_id is not None and feed.last_id < after:
+                await self.hub.catch_up(feed)  # the client may have seen more at another gateway
+            if feed.error is not None:
+                raise feed.error
+            feed.check_position(after)
+        except BaseException:
+            attachment.leave()
+            raise
+        return attachment

@@ -1,0 +1,115 @@
+"""Limits on what comes in, before any route sees it: the body's size and time, and pages of other origins."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.gateway.problems import Problem
+from tokenrelay.gateway.responses import problem_response
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_CLOSE: Final = {"Connection": "close"}
+_UNSAFE: Final = ("POST", "PUT", "PATCH", "DELETE")
+_SECURITY: Final = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+class SizeGuard:
+    """Takes in a body whole before the route is called. Refuses one that is too large (413) or too slow (408), by what
+    really comes and not by what was announced; and headers that are too large (431)."""
+
+    def __init__(self, app: ASGIApp, max_header_bytes: int, max_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_header_bytes = max_header_bytes
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
+        if size > self._max_header_bytes:
+            told = f"the headers are larger than {self._max_header_bytes} bytes, which is the limit here"
+            await problem_response(Problem(431, told, "headers_too_large", headers=_CLOSE))(scope, receive, send)
+            return
+        if not _announced(scope["headers"]):
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._body(receive)
+        except TimeoutError:
+            told = f"the body hasn't come within {self._timeout_s:g} s"
+            await problem_response(Problem(408, told, "too_slow", headers=_CLOSE))(scope, receive, send)
+            return
+        if body is None:
+            told = f"the body is larger than {self._max_bytes} bytes, which is the limit here"
+            problem = Problem(413, told, "body_too_large", headers=_CLOSE, extra={"limit": self._max_bytes})
+            await problem_response(problem)(scope, receive, send)
+            return
+        message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+        async def replayed() -> Message:
+            nonlocal message
+            first, message = message, None
+            return first if first is not None else await receive()
+
+        await self._app(scope, replayed, send)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """All of it; None where it's too large; what came where the client has gone."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return b"".join(parts)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_bytes:
+                return None
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+
+def _announced(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
+
+
+class OriginGuard:
+    """Refuses what a browser sends for a page of another origin (403), unless CORS allows that origin.
+
+    Without keys the gateway does what anybody asks, and a web page could make its visitor's browser ask. Adds the
+    headers that every answer has.
+    """
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        foreign = headers.get(b"sec-fetch-site", b"") in (b"cross-site", b"same-site")
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        allowed = "*" in self._origins or origin in self._origins
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_SECURITY]
+            await send(message)
+
+        if foreign and not allowed and scope["method"] in _UNSAFE:
+            problem = Problem(403, "pages of other origins may not do this; see TOKENRELAY_CORS_ORIGINS", "origin")
+            await problem_response(problem)(scope, receive, told)
+            return
+        await self._app(scope, receive, told)

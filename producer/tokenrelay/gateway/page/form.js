@@ -1,0 +1,84 @@
+/** The prompt box and its options: what is asked for, and which field a refusal is about. */
+
+import { byId } from "./dom.js";
+import { capitalised } from "./words.js";
+
+const FIELDS = ["prompt", "model", "max_new_tokens", "temperature", "seed"];
+const NUMBERS = ["max_new_tokens", "temperature", "seed"];
+
+/** A field that holds what can't be sent. The gateway's own refusals say more, so all else is left to it. */
+export class FieldError extends Error {
+  /** @param {string} field @param {string} message */
+  constructor(field, message) {
+    super(message);
+    this.field = field;
+  }
+}
+
+/**
+ * The body of POST requests; empty options are left out, for the gateway's defaults.
+ *
+ * @returns {Record<string, unknown>}
+ * @throws {FieldError}
+ */
+export function readForm() {
+  /** @type {Record<string, unknown>} */
+  const body = { prompt: byId("prompt").value, ignore_eos: byId("ignore_eos").checked };
+  if (byId("model").value) body.model = byId("model").value;
+  for (const name of NUMBERS) {
+    const input = byId(name);
+    if (input.validity.badInput) throw new FieldError(name, "Not a number");
+    if (input.value === "") continue;
+    const value = Number(input.value);
+    if (name === "seed" && !Number.isSafeInteger(value)) {
+      throw new FieldError(name, `A whole number up to ${Number.MAX_SAFE_INTEGER.toLocaleString("en")}`);
+    }
+    body[name] = value;
+  }
+  return body;
+}
+
+export function clearFieldErrors() {
+  for (const name of FIELDS) {
+    byId(name).removeAttribute("aria-invalid");
+    byId(`${name}-error`).hidden = true;
+  }
+}
+
+/**
+ * Show a refusal at its field; whether there's such a field.
+ *
+ * @param {string | null} field
+ * @param {string} message
+ */
+export function showFieldError(field, message) {
+  if (field === null || !FIELDS.includes(field)) return false;
+  const told = byId(`${field}-error`);
+  // The message names the field, as the label beside it does already.
+  const reason = message.startsWith(`${field}: `) ? message.slice(field.length + 2) : message;
+  told.textContent = capitalised(reason);
+  told.hidden = false;
+  byId(field).setAttribute("aria-invalid", "true");
+  byId(field).focus();
+  return true;
+}
+
+/** Fill the prompt box, unless something was typed into it. @param {string} prompt */
+export function suggestPrompt(prompt) {
+  const box = byId("prompt");
+  if (box.value !== box.defaultValue || prompt === "") return;
+  box.value = prompt;
+}
+
+/**
+ * Offer the models that live workers serve; with none, the gateway's default.
+ *
+ * @param {string[]} models
+ */
+export function offerModels(models) {
+  const select = byId("model");
+  const before = select.value;
+  const options = models.map((model) => new Option(model, model));
+  select.replaceChildren(...(options.length > 0 ? options : [new Option("no live worker", "")]));
+  if (models.includes(before)) select.value = before;
+}

@@ -1,0 +1,44 @@
+/**
+ * Light, dark, or as the system is. A classic script in the head, so that the page never flashes in the other one.
+ */
+(() => {
+  const NAME = "tokenrelay.theme";
+  const NEXT = { system: "light", light: "dark", dark: "system" };
+  const root = document.documentElement;
+  let theme = remembered();
+
+  function remembered() {
+    try {
+      return localStorage.getItem(NAME) ?? "system";
+    } catch {
+      return "system"; // storage is forbidden here
+    }
+  }
+
+  function remember() {
+    try {
+      localStorage.setItem(NAME, theme);
+    } catch {
+      // The choice then lasts as long as the page.
+    }
+  }
+
+  function apply() {
+    if (theme === "system") delete root.dataset.theme;
+    else root.dataset.theme = theme;
+  }
+
+  apply();
+  document.addEventListener("DOMContentLoaded", () => {
+    const button = document.getElementById("theme");
+    const name = document.getElementById("theme-name");
+    const tell = () => (name.textContent = theme.charAt(0).toUpperCase() + theme.slice(1));
+    tell();
+    button.addEventListener("click", () => {
+      theme = NEXT[theme] ?? "system";
+      remember();
+      apply();
+      tell();
+    });
+  });
+})();

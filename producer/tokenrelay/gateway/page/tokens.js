@@ -1,0 +1,119 @@
+/** The tokens as they stream: a chip each, with its delay as a bar, and the details of the one that is pointed at. */
+
+import { el, visible } from "./dom.js";
+import { median } from "./run.js";
+import { ms } from "./words.js";
+
+/** Above this many, only bars stand below the chips; the numbers are in the details. */
+const DENSE = 80;
+/** A bar is full at this many times the median delay: one long wait mustn't flatten all the others. */
+const FULL = 3;
+
+export class TokenFlow {
+  /** @type {import("./run.js").Run | null} */
+  #run = null;
+  #lines = 0;
+  /** @type {HTMLElement | null} */
+  #shown = null;
+
+  /** @param {HTMLElement} list @param {HTMLElement} detail */
+  constructor(list, detail) {
+    this.list = list;
+    this.detail = detail;
+    list.addEventListener("pointerover", (event) => this.#show(chipOf(event.target)));
+    list.addEventListener("pointerleave", () => this.#show(chipOf(document.activeElement)));
+    list.addEventListener("focusin", (event) => this.#focused(chipOf(event.target)));
+    list.addEventListener("focusout", () => this.#show(null));
+    list.addEventListener("keydown", (event) => this.#move(event));
+  }
+
+  /** Show what has come since the last time, or another run from its beginning. @param {import("./run.js").Run} run */
+  render(run) {
+    if (run !== this.#run) {
+      this.#run = run;
+      this.#lines = 0;
+      this.#shown = null;
+      this.list.replaceChildren();
+    }
+    for (const line of run.lines.slice(this.#lines)) {
+      if (line.token) this.list.append(this.#chip(line));
+      else if (line.kind === "Baton Pass") this.list.append(batonPass(run, line));
+    }
+    this.#lines = run.lines.length;
+    const steps = run.lines.filter((line) => line.token && line.step_ms > 0).map((line) => line.step_ms);
+    const full_ms = Math.max(0.1, FULL * (median(steps) ?? 1));
+    this.list.style.setProperty("--full", String(full_ms));
+    this.list.classList.toggle("dense", run.tokens.length > DENSE);
+    this.list.hidden = this.detail.hidden = run.tokens.length === 0 && run.migrations.length === 0;
+    this.legend = `Bars: time since the entry before, full at ${ms(full_ms)}. Point at a token or use the arrow keys for more.`;
+    if (!this.#shown) this.detail.textContent = this.legend;
+  }
+
+  /** @param {import("./run.js").Line} line */
+  #chip(line) {
+    const isFirst = this.list.querySelector("button") === null;
+    const described = detailOf(/** @type {any} */ (this.#run), line);
+    const button = el("button", { type: "button", class: "chip", tabindex: isFirst ? 0 : -1 }, ...visible(line.token.text));
+    button.setAttribute("aria-label", described);
+    button.dataset.detail = described;
+    const bar = el("span", { class: "bar" });
+    bar.style.setProperty("--ms", String(line.step_ms));
+    const delay = el("span", { class: "delay", "aria-hidden": "true" }, bar, el("span", { class: "ms" }, line.step_ms.toFixed(1)));
+    return el("li", {}, button, delay);
+  }
+
+  /** @param {HTMLElement | null} chip */
+  #show(chip) {
+    this.#shown?.classList.remove("shown");
+    chip?.classList.add("shown");
+    this.#shown = chip;
+    this.detail.textContent = chip?.dataset.detail ?? this.legend ?? "";
+  }
+
+  /** One tab stop for all chips: the one that was last at. @param {HTMLElement | null} chip */
+  #focused(chip) {
+    if (!chip) return;
+    for (const other of this.list.querySelectorAll("button[tabindex='0']")) other.setAttribute("tabindex", "-1");
+    chip.setAttribute("tabindex", "0");
+    this.#show(chip);
+  }
+
+  /** @param {KeyboardEvent} event */
+  #move(event) {
+    const chips = /** @type {HTMLElement[]} */ ([...this.list.querySelectorAll("button")]);
+    const at = chips.indexOf(/** @type {any} */ (chipOf(event.target)));
+    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: chips.length - 1 };
+    const target = chips[to[/** @type {keyof typeof to} */ (event.key)] ?? -1];
+    if (at < 0 || !target) return;
+    event.preventDefault();
+    target.focus();
+  }
+}
+
+/** @param {any} target @returns {HTMLElement | null} */
+function chipOf(target) {
+  return target instanceof Element ? target.closest("button.chip") : null;
+}
+
+/** @param {import("./run.js").Run} run @param {import("./run.js").Line} line */
+function detailOf(run, line) {
+  const { index, text, token_id } = line.token;
+  const shown = text === "" ? "no text yet, held back until it's certain" : `“${text}”`;
+  const since = ms((line.at_us - run.lines[0].at_us) / 1000);
+  const step = line.step_ms === 0 ? "published together with the one before" : `${ms(line.step_ms)} after the entry before`;
+  return `Token ${index}: ${shown}, vocabulary ID ${token_id}, ${step}, ${since} after submit. Redis entry ${index}-0.`;
+}
+
+/** @param {import("./run.js").Run} run @param {import("./run.js").Line} line */
+function batonPass(run, line) {
+  const { worker, attempt, resumed_at } = run.migrations[run.lines.filter(isBatonPass).indexOf(line)];
+  return el(
+    "li",
+    { class: "migrated" },
+    el("strong", {}, "migrated"),
+    ` attempt ${attempt} on ${worker} goes on with token ${resumed_at}, ${ms(line.step_ms)} after the last one`,
+  );
+}
+
+/** @param {import("./run.js").Line} line */
+const isBatonPass = (line) => line.kind === "Baton Pass";

@@ -1,0 +1,48 @@
+/** Numbers and names in words. */
+
+/** @param {number} value @param {string} noun */
+export function count(value, noun) {
+  return `${value.toLocaleString("en")} ${noun}${value === 1 ? "" : "s"}`;
+}
+
+/** Milliseconds for people: as many digits as mean something. @param {number} value */
+export function ms(value) {
+  if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
+  if (value >= 1000) return `${(value / 1000).toFixed(2)} s`;
+  return `${value >= 100 ? Math.round(value) : value.toFixed(1)} ms`;
+}
+
+/** @param {number} part of 1 */
+export function percent(part) {
+  return `${(100 * part).toFixed(part > 0.1 ? 0 : 1)} %`;
+}
+
+/** With a capital first letter. @param {string} text */
+export function capitalised(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** When it was, from now. @param {number} at milliseconds since 1970 */
+export function ago(at) {
+  const s = Math.max(0, (Date.now() - at) / 1000);
+  if (s < 60) return "just now";
+  if (s < 3600) return `${Math.floor(s / 60)} min ago`;
+  if (s < 86_400) return `${Math.floor(s / 3600)} h ago`;
+  return new Date(at).toLocaleDateString("en", { day: "numeric", month: "short" });
+}
+
+const STATES = {
+  queued: "Queued",
+  in_progress: "In progress",
+  completed: "Completed",
+  incomplete: "Incomplete",
+  failed: "Failed",
+  cancelled: "Cancelled",
+  expired: "Expired",
+  gone: "Gone",
+};
+
+/** @param {string} state */
+export function stateName(state) {
+  return STATES[/** @type {keyof typeof STATES} */ (state)] ?? state;
+}

@@ -1,0 +1,70 @@
+"""uvicorn's HTTP protocol with what it lacks: a limit on the bytes and on the time before a request's body."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. A client that dribbles its headers, or sends ever more of them, is cut off."""
+
+    max_header_bytes: ClassVar[int] = 65_536
+    header_timeout_s: ClassVar[float] = 20.0
+
+    _in_headers = True
+    _header_bytes = 0
+    _header_timer: TimerHandle | None = None
+
+    @classmethod
+    def with_limits(cls, max_header_bytes: int, header_timeout_s: float) -> type[LimitedProtocol]:
+        """The protocol with these limits: uvicorn makes one itself for every connection."""
+        limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
+        return type("LimitedProtocol", (cls,), limits)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._got_headers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_headers:
+            if self._header_timer is None:
+                self._expect_headers()
+            self._header_bytes += len(data)
+        super().data_received(data)
+        # Behind the parser: what came with the end of the headers in one piece is the body, and has its own limit.
+        if self._in_headers and self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
+            self.send_400_response(
+                f"the headers are larger than {self.max_header_bytes} bytes, which is the limit here"
+            )
+
+    def on_headers_complete(self) -> None:
+        self._got_headers()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_headers, self._header_bytes = True, 0
+
+    def _expect_headers(self) -> None:
+        self._in_headers, self._header_bytes = True, 0
+        self._header_timer = asyncio.get_running_loop().call_later(self.header_timeout_s, self._cut_off)
+
+    def _got_headers(self) -> None:
+        self._in_headers = False
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _cut_off(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,132 @@
+"""What Redis holds of one request, read at once: its hash, its first entry and its last."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.gateway.marks import Mark, unmarked
+from tokenrelay.producer.endings import GRACE_S, checked_id, overdue_state, server_time_us
+from tokenrelay.producer.rounds import ask
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import Ended, Entry, State, parse_entry, text
+from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound
+from tokenrelay.shared.options import load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.options import Submission
+
+_FIELDS: Final = ("state", "next", "attempt", "queue", "owner", "deadline_us", "cancelled_by", "request")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request at one moment. Times are Redis's, microseconds since 1970."""
+
+    request_id: str
+    state: State
+    tokens: int
+    attempts: int
+    queue: str
+    owner: str
+    deadline_us: int
+    created_us: int | None
+    """None where the stream's beginning is gone."""
+    ended: Ended | None
+    cancelled_by: str | None
+    options: Submission = field(repr=False)
+    mark: Mark
+    metadata: Mapping[str, Any]
+    """The caller's, without our mark."""
+
+    has_stream: bool
+
+    @property
+    def model(self) -> str:
+        return self.options["model"]
+
+    def status(self) -> dict[str, Any]:
+        """The JSON of GET /requests/{id}."""
+        ended = self.ended
+        failed = ended is not None and ended.code is not None
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "state": self.state,
+            "tokens": self.tokens,
+            "attempts": self.attempts,
+            "queue": self.queue,
+            "created_us": self.created_us,
+            "deadline_us": self.deadline_us,
+            "finished_us": ended.at_us if ended else None,
+            "finish_reason": ended.finish_reason if ended else None,
+            "cancelled_by": self.cancelled_by,
+            "error": {"code": ended.code, "message": ended.message} if ended and failed else None,
+            "metadata": dict(self.metadata),
+        }
+
+
+def recorded(request_id: str, owner: str | None) -> Steps[Record]:
+    """The request, if it's `owner`'s; None looks at anybody's.
+
+    Raises RequestNotFound, also for another owner's: whose it is stays untold. ProtocolError for a hash or entry that
+    can't be read.
+    """
+    try:
+        checked_id(request_id)
+    except RequestError as error:
+        raise RequestNotFound(error.message, field="request_id", request_id=request_id) from None
+    request, stream = keys.of_request(request_id)
+    stored, first, last, time = yield from ask(
+        [
+            ("HMGET", request, *_FIELDS),
+            ("XRANGE", stream, "-", "+", "COUNT", 1),
+            ("XREVRANGE", stream, "+", "-", "COUNT", 1),
+            ("TIME",),
+        ]
+    )
+    values = [None if value is None else text(value) for value in stored]
+    if values[0] is None or (owner is not None and (values[4] or "") != owner):
+        raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
+    try:
+        return _record(request_id, values, _entry(first), _entry(last), server_time_us(time))
+    except (ValueError, TypeError, RequestError) as error:
+        raise ProtocolError(f"the hash of request {request_id} can't be read: {error}", request_id=request_id) from None
+
+
+def _entry(raw: list[Any]) -> Entry | None:
+    return parse_entry(*raw[0]) if raw else None
+
+
+def _record(request_id: str, values: list[str | None], first: Entry | None, last: Entry | None, now_us: int) -> Record:
+    state, next_index, attempt, queue, owner, deadline_us, cancelled_by, body = values
+    known, tokens, deadline = State(state or ""), int(next_index or 1) - 1, int(deadline_us or 0)
+    if not known.terminal and now_us > deadline + GRACE_S * 1e6:
+        known = overdue_state(tokens)
+    options = load(body or "")
+    mark, metadata = unmarked(options["metadata"])
+    return Record(
+        request_id=request_id,
+        state=known,
+        tokens=tokens,
+        attempts=int(attempt or 0),
+        queue=queue or "",
+        owner=owner or "",
+        deadline_us=deadline,
+        created_us=first.at_us if first is not None and first.kind == "queued" else None,
+        ended=last if isinstance(last, Ended) else None,
+        cancelled_by=cancelled_by or None,
+        options=options,
+        mark=mark,
+        metadata=metadata,
+        has_stream=first is not None,
+    )
+
+
+def as_json(value: object) -> bytes:
+    """JSON that any text survives: what isn't valid Unicode goes out escaped."""
+    return json.dumps(value, separators=(",", ":")).encode()

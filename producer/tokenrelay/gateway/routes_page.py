@@ -1,0 +1,74 @@
+"""The page at `/`, all of it from the package, and what it must know; health; and in demo mode the kill button."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, Response
+
+from tokenrelay.gateway.asking import Here
+from tokenrelay.gateway.problems import Problem
+from tokenrelay.gateway.responses import json_response
+from tokenrelay.gateway.schemas import ERRORS
+from tokenrelay.producer.rounds import ask
+
+router: Final = APIRouter(tags=["page"])
+PAGE: Final = Path(str(files("tokenrelay.gateway") / "page"))
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".woff2": "font/woff2",
+}
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    """The page."""
+    return _file("index.html")
+
+
+@router.get("/static/{name}", include_in_schema=False)
+async def static(name: str) -> Response:
+    """One of the page's files."""
+    return _file(name)
+
+
+def _file(name: str) -> Response:
+    # One folder, no deeper: a name with a slash never gets here, and `..` is no file.
+    path = PAGE / name
+    kind = _TYPES.get(path.suffix)
+    if kind is None or not path.is_file():
+        raise Problem(404, f"there is no {name!r}", "not_found")
+    return FileResponse(path, headers=dict(_HEADERS), media_type=kind)
+
+
+@router.get("/config.json")
+async def config(gateway: Here) -> Response:
+    """What the page must know before it asks anything: without a key where keys are required, hence no more."""
+    models = [] if gateway.tenants.required else list(await gateway.models.served())
+    return json_response({"demo": gateway.demo is not None, "models": models, "auth": gateway.tenants.required})
+
+
+@router.get("/health", responses={503: ERRORS[503]})
+async def health(gateway: Here) -> Response:
+    """200 where Redis answers."""
+    await gateway.run(ask([("PING",)]))
+    return json_response({"status": "ok"})
+
+
+@router.post("/demo/kill-worker", include_in_schema=False)
+async def kill_worker(gateway: Here) -> Response:
+    """Kill the demo's engine in the middle of whatever it does: its requests go on with the next one."""
+    if gateway.demo is None:
+        raise Problem(404, "this gateway doesn't run its own worker; `tokenrelay serve --demo` does", "not_found")
+    return json_response({"killed": await gateway.demo.kill_engine(gateway)})

@@ -1,0 +1,130 @@
+"""OpenAI's Responses API: streamed, in the background, and read again later from any event."""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
+from tokenrelay.gateway.bodies import ResponseBody
+from tokenrelay.gateway.gateway import Gateway
+from tokenrelay.gateway.marks import Mark
+from tokenrelay.gateway.problems import Problem, RangeGone
+from tokenrelay.gateway.records import Record
+from tokenrelay.gateway.responses import EventStream, json_response
+from tokenrelay.gateway.resuming import START, entry_after, sequence_after
+from tokenrelay.gateway.schemas import ERRORS, EVENTS
+from tokenrelay.gateway.tenants import Tenant
+from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
+from tokenrelay.gateway.waiting import ended
+from tokenrelay.producer.endings import cancel
+from tokenrelay.shared.answer import Assembler
+from tokenrelay.shared.entries import EntryId
+
+router: Final = APIRouter(prefix="/v1/responses", tags=["openai"])
+_ANSWERS: Final = {**ERRORS, 200: {**EVENTS[200], "description": "The response, or server-sent events of it."}}
+
+
+@router.post("", responses=_ANSWERS)
+async def create(
+    request: Request, gateway: Here, tenant: Asking, body: ResponseBody, idempotency_key: IdempotencyHeader = None
+) -> Response:
+    """Ask; the response comes streamed, in one piece, or in the background."""
+    key, background = idempotency(idempotency_key), bool(body.background)
+    await gateway.check_model(body.model)
+    mark = Mark(
+        api="responses",
+        fleeting=not (key or background or body.stored),
+        background=background,
+        store=body.stored,
+        instructions=bool(body.instructions),
+    )
+    record = await gateway.submit({**body.options(), **({"idempotency_key": key} if key else {})}, tenant, mark)
+    if body.stream:
+        return await _streamed(gateway, record, -1, START)
+    if background:
+        return json_response(snapshot(record, record.state), headers=_headers(record))
+    attachment = await gateway.attach(record)
+    try:
+        if await ended(attachment, request) is None:
+            return Response(status_code=499)
+    finally:
+        attachment.leave()
+    return await _whole(gateway, await gateway.record(record.request_id, tenant))
+
+
+@router.get("/{response_id}", responses={**_ANSWERS, 204: EVENTS[204]})
+async def retrieve(
+    gateway: Here,
+    tenant: Asking,
+    response_id: str,
+    stream: Annotated[bool, Query(description="Follow its events.")] = False,
+    starting_after: StartingAfter = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """A response as it is now, or its events behind any sequence_number."""
+    after = sequence_after(starting_after)
+    entry = entry_after(None, last_event_id) if starting_after is None else START
+    record = await _found(gateway, tenant, response_id)
+    if stream:
+        return await _streamed(gateway, record, after, entry)
+    return await _whole(gateway, record)
+
+
+@router.post("/{response_id}/cancel", responses=ERRORS)
+async def cancel_response(gateway: Here, tenant: Asking, response_id: str) -> Response:
+    """End a response, wherever it is. One that has ended stays as it is."""
+    record = await _found(gateway, tenant, response_id)
+    await gateway.run(cancel(record.request_id, "gateway"))
+    return await _whole(gateway, await gateway.record(record.request_id, tenant))
+
+
+async def _found(gateway: Gateway, tenant: Tenant, response_id: str) -> Record:
+    if not response_id.startswith(PREFIX):
+        raise Problem(404, f"no response {ascii(response_id)[:80]}: its ID begins with {PREFIX}", "not_found", "id")
+    return await gateway.record(response_id.removeprefix(PREFIX), tenant)
+
+
+async def _streamed(gateway: Gateway, record: Record, sequence: int, entry: EntryId) -> Response:
+    """The events behind `sequence`, or behind an entry where that is given."""
+    attachment = await gateway.attach(record, entry)
+    try:
+        feed = attachment.feed
+        if not feed.whole:
+            first, last = (str(each.entry_id) for each in (feed.entries[0], feed.entries[-1]))
+            told = f"response {record.request_id}: its beginning is gone; entries {first} to {last} are left"
+            raise RangeGone(told, request_id=record.request_id, first=first, last=last)
+        view = feed.view("response", lambda: ResponseEncoder(record))
+        if sequence >= len(view.events):
+            await gateway.hub.catch_up(feed)
+        if sequence >= len(view.events):
+            last = str(len(view.events) - 1)
+            told = f"response {record.request_id}: nothing can follow {sequence}; it has events 0 to {last}"
+            raise RangeGone(told, request_id=record.request_id, first="0", last=last)
+        position = max(sequence + 1, view.behind(entry))
+        if feed.over and position >= len(view.events):
+            attachment.leave()
+            return Response(status_code=204)
+        comment_s = gateway.settings.comment_s
+        return EventStream(attachment, view, position, comment_s=comment_s, headers=_headers(record))
+    except BaseException:
+        attachment.leave()
+        raise
+
+
+async def _whole(gateway: Gateway, record: Record) -> Response:
+    """The response as it is now, with as much of the answer as there is."""
+    attachment = await gateway.attach(record)
+    try:
+        feed = attachment.feed
+        assembler = Assembler(record.request_id)
+        for entry in feed.entries:
+            assembler.receive(entry)
+        state = feed.ended.state if feed.ended else record.state
+        return json_response(snapshot(record, state, feed.ended, assembler.text), headers=_headers(record))
+    finally:
+        attachment.leave()
+
+
+def _headers(record: Record) -> dict[str, str]:
+    return {"X-Request-Id": record.request_id}

@@ -1,0 +1,107 @@
+"""`tokenrelay serve`: the application on uvicorn, until it's told to stop."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from tokenrelay.gateway.app import create_app
+from tokenrelay.gateway.demo import Demo
+from tokenrelay.gateway.protocol import LimitedProtocol
+from tokenrelay.shared.connections import address, check_fit, connect, explain
+from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 2048
+_OTHER_FILES: Final = 96
+_DRAIN_S: Final = 5
+"""How long answers may take to end after SIGTERM; event streams end at once, for their clients to go on elsewhere."""
+
+
+def serve(*, demo: bool, tell: Callable[[str], None], **given: str | int | None) -> None:
+    """Serve until SIGTERM or Ctrl-C. `tell` is given what a person wants to know, the address above all.
+
+    Raises SettingsError, also where the address can't be listened on, and RedisUnusable.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with ExitStack() as stack:
+        own: Demo | None = None
+        if demo:
+            tell("starting a Redis and a worker with the bundled model …")
+            own = stack.enter_context(Demo())
+            given["redis_url"] = own.redis_url
+        settings = GatewaySettings.from_environment(**given)
+        _check_redis(settings)
+        _allow_files(settings.max_connections)
+        app = create_app(settings, own)
+        listener = stack.enter_context(_listener(settings.http_host, settings.http_port))
+        host, port = listener.getsockname()[:2]
+        tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        _run(app, settings, listener)
+
+
+def _run(app: FastAPI, settings: GatewaySettings, listener: socket.socket) -> None:
+    server = uvicorn.Server(configuration(app, settings))
+    server.run(sockets=[listener])
+
+
+def configuration(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
+    """How uvicorn is run: one process, one event loop, our limits."""
+    return uvicorn.Config(
+        app,
+        http=LimitedProtocol.with_limits(settings.max_header_bytes, settings.receive_timeout_s),
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.max_connections,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=_DRAIN_S,
+        log_config=None,
+    )
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise SettingsError(
+            f"TOKENRELAY_HTTP_HOST, TOKENRELAY_HTTP_PORT: can't listen on {host}:{port}: {error}"
+        ) from None
+
+
+def _allow_files(connections: int) -> None:
+    """As many connections as are wanted, where the system's hard limit allows: the usual soft one is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def _check_redis(settings: GatewaySettings) -> None:
+    """At start, not at the first request: is there a Redis that can be used?"""
+    import redis
+
+    with connect(settings.redis_url.get_secret_value()) as client:
+        try:
+            client.ping()
+            check_fit(client.info())
+        except redis.exceptions.NoPermissionError:
+            return  # INFO isn't to be had; what is asked later says what else is missing
+        except redis.RedisError as error:
+            raise explain(error, address(client)) from error

@@ -1,0 +1,115 @@
+"""The stream as OpenAI's chunks: of a chat completion, or of a plain one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from tokenrelay.gateway.views.sse import encode
+from tokenrelay.shared.entries import Ended, Started, State, Token
+
+if TYPE_CHECKING:
+    from tokenrelay.gateway.records import Record
+    from tokenrelay.shared.answer import Answer
+    from tokenrelay.shared.entries import Entry, Usage
+
+Api = Literal["chat", "completion"]
+DONE: Final = "[DONE]"
+_PREFIXES: Final = {"chat": "chatcmpl-", "completion": "cmpl-"}
+_CHUNKS: Final = {"chat": "chat.completion.chunk", "completion": "text_completion"}
+_WHOLES: Final = {"chat": "chat.completion", "completion": "text_completion"}
+
+
+class ChatEncoder:
+    """One chunk an entry that says something to an OpenAI client. An entry's last event carries its ID."""
+
+    def __init__(self, record: Record, api: Api, *, include_usage: bool) -> None:
+        self._api = api
+        self._include_usage = include_usage
+        self._base = base(record, api, _CHUNKS[api])
+
+    def encode(self, entry: Entry) -> list[bytes]:
+        match entry:
+            case Started() if self._api == "chat":
+                return [encode(self._chunk({"role": "assistant", "content": ""}), entry_id=entry.entry_id)]
+            case Token(text=text) if text:
+                return [encode(self._chunk(self._piece(text)), entry_id=entry.entry_id)]
+            case Ended():
+                return self._end(entry)
+        return []
+
+    def _end(self, ended: Ended) -> list[bytes]:
+        events = [encode(self._chunk(self._piece(ended.text)))] if ended.text else []
+        if ended.state in (State.COMPLETED, State.INCOMPLETE):
+            events.append(encode(self._chunk(self._piece(""), finish_reason(ended.finish_reason))))
+            if self._include_usage:
+                events.append(encode({**self._base, "choices": [], "usage": usage(ended.usage)}))
+        else:
+            events.append(encode({"error": ending(ended)}))
+        return [*events, encode(DONE, entry_id=ended.entry_id)]
+
+    def _piece(self, text: str) -> dict[str, str]:
+        if self._api == "completion":
+            return {"text": text}
+        return {"content": text} if text else {}
+
+    def _chunk(self, piece: dict[str, str], finished: str | None = None) -> dict[str, Any]:
+        told = {"delta": piece} if self._api == "chat" else piece
+        choice = {"index": 0, **told, "logprobs": None, "finish_reason": finished}
+        chunk = {**self._base, "choices": [choice]}
+        return {**chunk, "usage": None} if self._include_usage else chunk
+
+
+def base(record: Record, api: Api, kind: str) -> dict[str, Any]:
+    """What every chunk and the whole have in common; from the request alone, so the same on every gateway."""
+    return {
+        "id": _PREFIXES[api] + record.request_id,
+        "object": kind,
+        "created": (record.created_us or 0) // 1_000_000,
+        "model": record.model,
+        "system_fingerprint": None,
+    }
+
+
+def whole(record: Record, api: Api, answer: Answer) -> dict[str, Any]:
+    """The answer in one piece."""
+    said: dict[str, Any] = {"text": answer.text}
+    if api == "chat":
+        said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+    choice = {
+        "index": 0,
+        **said,
+        "logprobs": None,
+        "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
+    }
+    return {**base(record, api, _WHOLES[api]), "choices": [choice], "usage": usage(answer.usage)}
+
+
+def finish_reason(ours: str) -> str:
+    """OpenAI's word. A deadline cuts an answer short as a budget does."""
+    return "stop" if ours == "stop" else "length"
+
+
+def usage(used: Usage) -> dict[str, int]:
+    """OpenAI's usage of chat and plain completions."""
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+    }
+
+
+def ending(ended: Ended) -> dict[str, Any]:
+    """Why there is no answer, as an error of OpenAI's."""
+    match ended.state:
+        case State.CANCELLED:
+            code, message = "cancelled", f"the request was cancelled by {ended.cancelled_by or 'somebody'}"
+        case State.EXPIRED:
+            code, message = "expired", "no token came before the request's deadline"
+        case _:
+            code, message = ended.code or "failed", ended.message or "the request failed"
+    kind = "invalid_request_error" if code in CALLERS_FAULTS else "server_error"
+    return {"message": message, "type": kind, "param": CALLERS_FAULTS.get(code), "code": code}
+
+
+CALLERS_FAULTS: Final = {"prompt_too_long": "messages", "control_token": "messages", "invalid_request": None}
+"""Codes of failures that only the worker can find, which a new try won't change → the field."""

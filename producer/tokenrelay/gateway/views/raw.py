@@ -1,0 +1,28 @@
+"""The stream in our own vocabulary: one event an entry, its ID the entry's, so that a client resumes at any of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tokenrelay.gateway.views.sse import encode
+from tokenrelay.shared.entries import Token
+
+if TYPE_CHECKING:
+    from tokenrelay.shared.entries import Entry
+
+
+class RawEncoder:
+    """`event:` is the entry's kind, `data:` its fields."""
+
+    def encode(self, entry: Entry) -> list[bytes]:
+        """Exactly one event."""
+        return [encode(fields(entry), event=entry.kind, entry_id=entry.entry_id)]
+
+
+def fields(entry: Entry) -> dict[str, Any]:
+    """What an entry holds, without what stands in its ID and kind."""
+    if isinstance(entry, Token):
+        return {"index": entry.index, "text": entry.text, "token_id": entry.token_id, "at_us": entry.at_us}
+    left_out = ("entry_id", "kind", "state")
+    return {name: value for name, value in asdict(entry).items() if name not in left_out and value is not None}

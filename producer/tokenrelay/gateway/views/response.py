@@ -1,0 +1,160 @@
+"""The stream as the Responses API's events.
+
+An event's sequence_number is its place among all of them: dense, the same on every gateway, and unchanged by a
+hand-over, which no event tells of.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.gateway.views.chat import ending
+from tokenrelay.gateway.views.sse import encode
+from tokenrelay.shared.entries import Ended, Queued, Started, State, Token
+
+if TYPE_CHECKING:
+    from tokenrelay.gateway.records import Record
+    from tokenrelay.shared.entries import Entry
+
+PREFIX: Final = "resp_"
+_FINAL_EVENTS: Final = {
+    State.COMPLETED: "response.completed",
+    State.INCOMPLETE: "response.incomplete",
+}
+
+
+class ResponseEncoder:
+    """Folds the stream from its first entry on; an entry's last event carries its ID."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._texts: list[str] = []
+        self._sequence = 0
+        self._opened = False
+        self._item_id = item_id(record)
+
+    def encode(self, entry: Entry) -> list[bytes]:
+        match entry:
+            case Queued():
+                told = [("response.created", {"response": snapshot(self._record, State.QUEUED)})]
+            case Started():
+                told = self._opening()
+            case Token(text=text):
+                # One for each token, also where it releases no text: so token N is always number N + 3.
+                told = [self._delta(text)]
+            case Ended():
+                told = self._closing(entry)
+            case _:
+                return []
+        return [
+            self._event(kind, data, entry.entry_id if number == len(told) else None)
+            for number, (kind, data) in enumerate(told, 1)
+        ]
+
+    def _event(self, kind: str, data: dict[str, Any], entry_id: object) -> bytes:
+        numbered = {"type": kind, "sequence_number": self._sequence, **data}
+        self._sequence += 1
+        return encode(numbered, event=kind, entry_id=entry_id)
+
+    def _opening(self) -> list[tuple[str, dict[str, Any]]]:
+        self._opened = True
+        item = {**message(self._record, "", "in_progress"), "content": []}
+        return [
+            ("response.in_progress", {"response": snapshot(self._record, State.IN_PROGRESS)}),
+            ("response.output_item.added", {"output_index": 0, "item": item}),
+            ("response.content_part.added", {**self._place(), "part": part("")}),
+        ]
+
+    def _delta(self, text: str) -> tuple[str, dict[str, Any]]:
+        self._texts.append(text)
+        return "response.output_text.delta", {**self._place(), "delta": text, "logprobs": []}
+
+    def _closing(self, ended: Ended) -> list[tuple[str, dict[str, Any]]]:
+        told = self._opening() if ended.text and not self._opened else []
+        told += [self._delta(ended.text)] if ended.text else []
+        text = "".join(self._texts)
+        if self._opened:
+            status = "completed" if ended.state is State.COMPLETED else "incomplete"
+            told += [
+                ("response.output_text.done", {**self._place(), "text": text, "logprobs": []}),
+                ("response.content_part.done", {**self._place(), "part": part(text)}),
+                ("response.output_item.done", {"output_index": 0, "item": message(self._record, text, status)}),
+            ]
+        kind = _FINAL_EVENTS.get(ended.state, "response.failed")
+        return [*told, (kind, {"response": snapshot(self._record, ended.state, ended, text)})]
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+
+
+def item_id(record: Record) -> str:
+    return f"msg_{record.request_id}"
+
+
+def part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def message(record: Record, text: str, status: str) -> dict[str, Any]:
+    """The one output item that an answer has."""
+    return {
+        "id": item_id(record),
+        "type": "message",
+        "status": status,
+        "role": "assistant",
+        "content": [part(text)],
+    }
+
+
+def snapshot(record: Record, state: State, ended: Ended | None = None, text: str = "") -> dict[str, Any]:
+    """The response object as it is in `state`; `text` is what there is of the answer."""
+    options, mark = record.options, record.mark
+    messages = options["messages"] or []
+    output = [message(record, text, "completed" if state is State.COMPLETED else "incomplete")] if text else []
+    return {
+        "id": PREFIX + record.request_id,
+        "object": "response",
+        "created_at": (record.created_us or 0) // 1_000_000,
+        "status": str(State.FAILED if state is State.EXPIRED else state),
+        "background": mark.background,
+        "error": _error(ended) if ended else None,
+        "incomplete_details": _incomplete(ended) if state is State.INCOMPLETE and ended else None,
+        "instructions": messages[0]["content"] if mark.instructions and messages else None,
+        "max_output_tokens": options["max_new_tokens"],
+        "metadata": dict(record.metadata),
+        "model": record.model,
+        "output": output,
+        "parallel_tool_calls": False,
+        "previous_response_id": None,
+        "reasoning": {"effort": None, "summary": None},
+        "store": mark.store,
+        "temperature": options["temperature"],
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": options["top_p"],
+        "truncation": "disabled",
+        "usage": _usage(ended) if ended else None,
+    }
+
+
+def _error(ended: Ended) -> dict[str, Any] | None:
+    if ended.state in (State.COMPLETED, State.INCOMPLETE, State.CANCELLED):
+        return None
+    why = ending(ended)
+    return {"code": why["code"], "message": why["message"]}
+
+
+def _incomplete(ended: Ended) -> dict[str, str]:
+    return {"reason": "max_output_tokens" if ended.finish_reason == "length" else ended.finish_reason}
+
+
+def _usage(ended: Ended) -> dict[str, Any]:
+    used = ended.usage
+    return {
+        "input_tokens": used.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": used.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+    }
