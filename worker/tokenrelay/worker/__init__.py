@@ -1,0 +1,1 @@
+"""The worker: claims requests, generates with continuous batching, publishes every token."""

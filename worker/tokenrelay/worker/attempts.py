@@ -1,0 +1,162 @@
+"""Attempts: what this worker holds of the requests that it generates. Knows no Redis and no engine."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tokenrelay.shared.entries import State
+from tokenrelay.worker.engine import EngineRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.rq_jobs import Execution
+    from tokenrelay.worker.engine import EngineOutput
+    from tokenrelay.worker.text import TokenText
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request is to end: what its terminal event will say."""
+
+    state: State
+    finish_reason: str
+    text: str = ""
+    code: str = ""
+    message: str = ""
+
+    @classmethod
+    def failure(cls, code: str, message: str) -> Ending:
+        return cls(State.FAILED, "error", code=code, message=message)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One claimed request: its tokens since the first one, what Redis has of them, and how it ends.
+
+    All tokens are kept until the end, those of earlier attempts included: Redis may ask for any again (GAP).
+    """
+
+    execution: Execution
+    fence: str
+    number: int
+    retention_s: int
+    text: TokenText | None = None
+    tokens: list[tuple[str, int]] = field(default_factory=list)
+    """(text, token ID) of token 1, 2, …"""
+    acknowledged: int = 0
+    """Tokens that Redis has."""
+    ending: Ending | None = None
+    stopped_by_rq: bool = False
+    overdue: bool = False
+    """Whether the heartbeat found its deadline past. The loop, which owns text and tokens, ends it."""
+
+    @property
+    def request_id(self) -> str:
+        return self.execution.job_id
+
+    @property
+    def unpublished(self) -> bool:
+        return self.ending is not None or len(self.tokens) > self.acknowledged
+
+    def receive(self, output: EngineOutput) -> None:
+        """Take new tokens; a stop string or the engine's own finish sets the ending."""
+        if self.ending is not None or self.text is None:
+            return
+        for token_id in output.token_ids:
+            release = self.text.push(token_id)
+            self.tokens.append((release.text, token_id))
+            if release.stopped:
+                self.ending = Ending(State.COMPLETED, "stop")
+                return
+        if output.finish_reason is not None:
+            self._finish(output.finish_reason)
+
+    def _finish(self, finish_reason: str) -> None:
+        assert self.text is not None
+        rest = self.text.flush()
+        if finish_reason == "stop" or self.text.stopped:
+            self.ending = Ending(State.COMPLETED, "stop", rest)
+        else:
+            self.ending = Ending(State.INCOMPLETE, "length", rest)
+
+    def resume(self, emitted: list[tuple[str, int]], budget: int) -> None:
+        """Stand where the earlier attempts stopped. Sets the ending where they had already come to it."""
+        if self.text is None or not emitted:
+            return
+        releases = self.text.replay(token_id for _, token_id in emitted)
+        self.tokens, self.acknowledged = list(emitted), len(emitted)
+        if [release.text for release in releases] != [text for text, _ in emitted]:
+            self.ending = Ending.failure("continuation_mismatch", "the emitted tokens' text can't be rebuilt")
+        elif releases[-1].stopped:
+            self.ending = Ending(State.COMPLETED, "stop")
+        elif len(emitted) >= budget:
+            self._finish("length")
+
+    def past_deadline(self) -> None:
+        """The deadline cut the request off: it ends with what Redis has, and what that holds back."""
+        late = len(self.tokens) > self.acknowledged
+        rest = self.text.flush() if self.text and not late else ""
+        del self.tokens[self.acknowledged :]
+        self.ending = Ending(State.INCOMPLETE, "deadline", rest)
+
+
+def engine_request(attempt: Attempt, options: Submission, prompt_ids: tuple[int, ...], budget: int) -> EngineRequest:
+    """What the engine needs of an attempt. The fence is the engine's ID: never used twice."""
+    seed = options["seed"]
+    assert seed is not None, "submit resolves the seed"
+    return EngineRequest(
+        engine_id=attempt.fence,
+        prompt_ids=prompt_ids,
+        emitted_ids=tuple(token_id for _, token_id in attempt.tokens),
+        max_new_tokens=budget,
+        sampling=SamplingParams(options["temperature"], options["top_k"], options["top_p"], seed),
+        ignore_eos=options["ignore_eos"],
+    )
+
+
+class InFlight:
+    """The attempts that this worker holds, by fence. Safe to share between intake, publisher and heartbeat."""
+
+    def __init__(self, slots: int, on_free: Callable[[], object]) -> None:
+        self._slots = slots
+        self._on_free = on_free
+        self._lock = threading.Lock()
+        self._attempts: dict[str, Attempt] = {}
+
+    @property
+    def free(self) -> int:
+        return self._slots - len(self._attempts)
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def add(self, attempt: Attempt) -> None:
+        with self._lock:
+            self._attempts[attempt.fence] = attempt
+
+    def get(self, fence: str) -> Attempt | None:
+        return self._attempts.get(fence)
+
+    def drop(self, attempt: Attempt) -> bool:
+        """Forget the attempt; False where somebody else did already."""
+        with self._lock:
+            dropped = self._attempts.pop(attempt.fence, None) is not None
+        if dropped:
+            self._on_free()
+        return dropped
+
+    def all(self) -> list[Attempt]:
+        with self._lock:
+            return list(self._attempts.values())
+
+    def of_job(self, job_id: str, execution_id: str = "") -> Attempt | None:
+        """The attempt at a job, or at one execution of it."""
+        for attempt in self.all():
+            execution = attempt.execution
+            if execution.job_id == job_id and execution_id in ("", execution.execution_id):
+                return attempt
+        return None

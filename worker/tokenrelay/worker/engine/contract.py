@@ -1,0 +1,102 @@
+"""What the worker and an engine say to each other: token IDs in, token IDs out.
+
+Knows no Redis, no RQ, no text and no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tokenrelay.shared.errors import EngineError, RequestError
+
+FinishReason = Literal["stop", "length"]
+
+
+class ModelError(EngineError):
+    """The model can't be loaded, or doesn't fit the device; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are drawn."""
+
+    temperature: float  # 0 takes the likeliest token
+    top_k: int  # 0 = off
+    top_p: float  # 1 = off
+    seed: int  # 0 <= seed < 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One attempt at a request.
+
+    `engine_id` is the attempt's fence: it must never be used twice, or two attempts' tokens mix. The engine
+    prefills `prompt_ids` + `emitted_ids` and goes on at token `len(emitted_ids) + 1`.
+    """
+
+    engine_id: str
+    prompt_ids: tuple[int, ...]
+    emitted_ids: tuple[int, ...]  # by earlier attempts
+    max_new_tokens: int  # over all attempts, cut by `admit`
+    sampling: SamplingParams
+    ignore_eos: bool = False  # an end-of-sequence token is then a token like any other, and is emitted
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """The tokens of one request since its last output, and how it ended if it did.
+
+    The end-of-sequence token that ends a request isn't among them: it is the finish reason `stop`.
+    """
+
+    engine_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+class Engine(Protocol):
+    """Generates for many requests at once. `add`, `cancel` and `outputs` may be called from different threads."""
+
+    slots: int  # requests that generate at the same time; more of them wait inside
+    context_tokens: int  # prompt and output of one request together; final after `start`
+
+    def start(self) -> None:
+        """Take the memory and begin. Raises ModelError where it doesn't fit."""
+
+    def warm_up(self) -> None:
+        """Run a few steps before the first request comes: a process's first ones are slow."""
+
+    def stop(self) -> None:
+        """End the engine's thread; requests that are still in it get no more outputs."""
+
+    def add(self, request: EngineRequest) -> None:
+        """Begin a request that `admit` let in. Raises EngineError if the engine is dying."""
+
+    def cancel(self, engine_id: str) -> None:
+        """Free the request's slot; no output of it comes after this call."""
+
+    def outputs(self, timeout_s: float) -> list[EngineOutput]:
+        """Wait for tokens up to `timeout_s`, then give all that are there, one output a request.
+
+        Raises EngineError when the engine died: the requests in it are not at fault and belong to another worker.
+        """
+
+
+def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int, context_tokens: int) -> int:
+    """The request's total token budget, cut to what an empty cache and the model's context hold.
+
+    A request that outgrows the cache would kill the engine and all its neighbours, so it is cut before it gets in.
+    Raises RequestError (`prompt_too_long`) when the prompt leaves no room for one token. A request that another
+    worker, with a larger context, already took past this one's gets its emitted tokens as budget: it ends as `length`.
+    """
+    room = context_tokens - prompt_tokens
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {prompt_tokens} tokens; this model and its KV cache hold {context_tokens}, "
+            "one of them for the answer",
+            field="prompt",
+            limit=context_tokens - 1,
+            code="prompt_too_long",
+        )
+    return min(max_new_tokens, max(room, emitted_tokens))

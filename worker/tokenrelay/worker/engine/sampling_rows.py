@@ -1,0 +1,71 @@
+"""How position-keyed sampling gets into transformers' continuous batching.
+
+Owns the logits processor list that takes the place of the manager's own. Each request's parameters travel to the
+device in the int32 argument rows that the manager copies with every step; nothing is kept on the Python side, which
+a CUDA graph would freeze and asynchronous batching would read a step too early.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import LogitsProcessorList
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+
+from tokenrelay.worker.engine.contract import SamplingParams
+from tokenrelay.worker.engine.sampler import PARAMETER_ROWS, encode_params, sample_scores
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
+
+
+class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
+    """A processor list of one entry that uses several argument rows.
+
+    Each request brings `sampling` (SamplingParams) and `prompt_tokens` (the original prompt's length, without what
+    earlier attempts emitted) as its processor arguments.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(LogitsProcessorList())
+        self.tensors_required = PARAMETER_ROWS
+        self.supported_keys = {"sampling": SamplingParams, "prompt_tokens": int}
+        self.do_processing = True
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        """Padding rows are greedy: all bits 0 is temperature 0."""
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(
+        self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
+    ) -> torch.Tensor:
+        """Write the parameters of the rows that get a new token; rows behind them keep what they had.
+
+        A split prefill has a score row and no new token: those rows come last and their draw is dropped.
+        """
+        rows = [_row(request.state) for request in requests_in_batch if request.has_new_token]
+        if rows:
+            arg_storage[:PARAMETER_ROWS, : len(rows)] = encode_params(rows).to(arg_storage.device)
+        return arg_storage
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
+    ) -> torch.Tensor:
+        """(rows, vocab) scores whose argmax is the draw; the manager runs with do_sample off and takes the argmax."""
+        return sample_scores(scores, logits_processor_args)
+
+
+def _row(state: RequestState) -> tuple[SamplingParams, int]:
+    """The request's parameters and the index N of the token that this step draws.
+
+    From the position, which already counts this step's tokens: `generated_tokens` starts again when the scheduler soft
+    resets a request, and lags a step behind under asynchronous batching. The manager's own warm-up requests bring
+    no arguments; whatever they draw is thrown away.
+    """
+    arguments: dict[str, Any] = state.logit_processor_kwargs
+    sampling = arguments.get("sampling", _GREEDY)
+    return sampling, state.position_offset - arguments.get("prompt_tokens", 0) + 1
+
+
+_GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)

@@ -1,0 +1,221 @@
+"""GenerationWorker: what RQ sees of a worker that generates for many jobs at once.
+
+RQ's own methods are kept where they say what is true: birth, death, registration, state, commands. RQ's dequeueing,
+job execution and clean-up aren't used: they run one job at a time, import by name, and aren't fenced.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+from rq import worker_registration
+from rq.command import parse_payload
+from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker, WorkerStatus
+from rq.worker.base import DequeueStrategy
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.rq_jobs import WORKER_TTL_S, iso
+from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.intake import RQ_LEASE_S
+from tokenrelay.worker.loop import GenerationLoop
+from tokenrelay.worker.model import Served, serve
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from redis import Redis
+
+log = logging.getLogger(__name__)
+
+LISTEN_AGAIN_S = 1.0
+
+
+class GenerationWorker(BaseWorker):
+    """Generates for one model. Made by `tokenrelay-worker run`, or by RQ's `rq worker -w` with this class's name.
+
+    Its queues are the served model's, whatever names it is given.
+    """
+
+    def __init__(
+        self,
+        queues: Any = (),
+        *,
+        settings: WorkerSettings | None = None,
+        served: Served | None = None,
+        **rq: Any,
+    ) -> None:
+        self.settings = settings or WorkerSettings.from_environment()
+        served = served or serve(self.settings)
+        rq["connection"] = rq.get("connection") or connect(self.settings.redis_url.get_secret_value())
+        rq["name"] = rq.get("name") or self.settings.worker_name
+        rq.update(serializer=JSONSerializer, log_job_description=False)
+        super().__init__(list(keys.queues(served.reader.served_model)), **rq)
+        self._training = served.training
+        self.loop = GenerationLoop(Pipeline(self.connection), served, self.settings, self.name, self._beat)
+
+    def _set_connection(self, connection: Redis) -> Redis:
+        """The connection as it is. RQ's own makes its timeout longer than a BLPOP, and we wait for none: a worker whose
+        Redis falls silent would wait for minutes."""
+        return connection
+
+    def work(
+        self,
+        burst: bool = False,
+        logging_level: str | None = None,
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+        max_jobs: int | None = None,
+        max_idle_time: int | None = None,
+        with_scheduler: bool = False,
+        dequeue_strategy: DequeueStrategy = DequeueStrategy.DEFAULT,
+    ) -> bool:
+        """Generate until told to stop; with `burst`, until the queues are empty. True where a job was done.
+
+        The signature is RQ's. There is no scheduler (it forks, and torch is loaded), and queues are served in order of
+        priority. Raises EngineError when the engine died: its requests were handed over, the process is to exit.
+        """
+        if with_scheduler or dequeue_strategy != DequeueStrategy.DEFAULT:
+            log.warning("a generation worker has no scheduler and serves its queues in order of priority")
+        self.bootstrap(logging_level, date_format, log_format)
+        self._install_signal_handlers()  # type: ignore[no-untyped-call]
+        try:
+            self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_time)
+        finally:
+            self.teardown()  # type: ignore[no-untyped-call]
+        return self.loop.finished > 0
+
+    def _beat(self) -> None:
+        self.heartbeat()
+        if self.loop.stopping and self._shutdown_requested_date and not self._stop_requested:
+            self._stop_requested = True
+            self.set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def serialize(self) -> dict[Any, Any]:
+        """What is registered: RQ's fields, and how the model was trained, for gateways to show."""
+        fields: dict[Any, Any] = super().serialize()
+        return fields if self._training is None else {**fields, "training": self._training}
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Keep the registration for `timeout` seconds and the state true; register again if Redis lost it."""
+        connection = pipeline if pipeline is not None else self.connection.pipeline(transaction=False)
+        self.last_heartbeat = datetime.now(UTC)
+        connection.hset(self.key, "last_heartbeat", iso(self.last_heartbeat))
+        connection.expire(self.key, timeout or WORKER_TTL_S)
+        connection.expire(self.executions_key, RQ_LEASE_S + 60)
+        if pipeline is not None:
+            return
+        connection.exists(keys.RQ_SUSPENDED)
+        lost, *_, suspended = connection.execute()
+        if lost:
+            connection.hset(self.key, mapping=self.serialize())
+            worker_registration.register(self, connection)
+            connection.execute()
+        idle = WorkerStatus.SUSPENDED if suspended else WorkerStatus.IDLE
+        self.set_state(WorkerStatus.BUSY if self.loop.in_flight else idle)
+
+    def subscribe(self) -> None:
+        """Listen to RQ's commands, to the wake-up that each enqueueing sends, and to requests that others end."""
+        self.pubsub = self.connection.pubsub()  # type: ignore[no-untyped-call]
+        handlers = {
+            self.pubsub_channel_name: self.handle_payload,
+            keys.QUEUED: lambda _: self.loop.wake.set(),
+            keys.ENDED: self._ended,
+        }
+        self.pubsub.subscribe(**handlers)
+        self.pubsub_thread = self.pubsub.run_in_thread(  # type: ignore[assignment]
+            sleep_time=60, daemon=True, exception_handler=self._pubsub_exception_handler
+        )
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Listen again once Redis is back. RQ's own ends the thread at a timeout, and with it all listening."""
+        if not isinstance(exc, RedisError):
+            raise exc
+        log.warning("listening for commands: %s; trying again", exc)
+        time.sleep(LISTEN_AGAIN_S)
+
+    def _ended(self, message: Any) -> None:
+        attempt = self.loop.in_flight.of_job(message["data"].decode("utf-8", "replace"))
+        if attempt is None or attempt.ending is not None:
+            return
+        try:
+            self.loop.heartbeat.look(attempt)
+        except RedisError as error:
+            log.warning("request %s: %s; the next heartbeat looks again", attempt.request_id, error)
+
+    def handle_payload(self, message: Any) -> None:
+        """RQ's commands: shutdown, stop-job, stop-execution. A malformed one is logged and changes nothing."""
+        try:
+            payload = parse_payload(message)
+            command, job_id = payload["command"], str(payload.get("job_id", ""))
+            execution_id = str(payload.get("execution_id", ""))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("a malformed command was ignored: %s", error)
+            return
+        if command == "shutdown":
+            self.request_stop(signal.SIGTERM, None)
+        elif command in ("stop-job", "stop-execution"):
+            self._stop_job(job_id, execution_id)
+        else:
+            log.warning("the command %r was ignored: a generation worker doesn't know it", command)
+
+    def _stop_job(self, job_id: str, execution_id: str) -> None:
+        attempt = self.loop.in_flight.of_job(job_id, execution_id)
+        if attempt is None:
+            log.warning("not generating for job %s: the command to stop it was ignored", job_id)
+            return
+        attempt.stopped_by_rq = True
+        try:
+            self.loop.heartbeat.cancel(attempt, "rq stop command")
+        except RedisError as error:
+            log.warning("job %s couldn't be stopped: %s", job_id, error)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: hand everything back at once."""
+        if not self.loop.stopping:
+            log.info("stopping: no new requests; what runs has %s s to finish", self.settings.drain_timeout_s)
+        self._shutdown_requested_date = datetime.now(UTC)
+        self.loop.stop()
+
+    def run_maintenance_tasks(self) -> None:
+        """RQ's clean-up fails or requeues jobs without a fence; `Maintenance` repairs RQ from the hashes instead."""
+
+    def unsubscribe(self) -> None:
+        """Stop listening; without Redis there is nobody to tell, and the thread ends with the process."""
+        try:
+            super().unsubscribe()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            log.warning("the worker couldn't unsubscribe: %s", error)
+
+    def register_birth(self) -> None:
+        """Register. A namesake that was killed keeps the name until its registration runs out: wait for that.
+
+        Raises SettingsError where the namesake is alive.
+        """
+        try:
+            super().register_birth()  # type: ignore[no-untyped-call]
+        except ValueError:
+            left_s = max(self.connection.pttl(self.key), 0) / 1000
+            log.warning("a worker named %s was here a moment ago: waiting %.1f s", self.name, left_s)
+            time.sleep(left_s + 0.1)
+            try:
+                super().register_birth()  # type: ignore[no-untyped-call]
+            except ValueError as error:
+                raise SettingsError(f"worker_name: a worker named {self.name!r} is alive; give another name") from error
+        self.connection.expire(self.key, WORKER_TTL_S)  # RQ gives it minutes
+
+    def register_death(self) -> None:
+        """Take the registration back; without Redis it runs out by itself."""
+        try:
+            super().register_death()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            log.warning("the worker couldn't sign off: %s", error)

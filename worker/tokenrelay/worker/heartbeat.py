@@ -1,0 +1,124 @@
+"""The heartbeat: leases and RQ's registrations are kept alive, and what others want of this worker is heard.
+
+One pipeline every `heartbeat_ms`. It learns from it which requests were cancelled or taken over, and whether RQ is
+suspended. It doesn't beat for a worker whose loop has stopped: a hung worker must lose its leases.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
+from tokenrelay.shared.entries import State
+from tokenrelay.shared.rq_jobs import keep_call
+from tokenrelay.worker.intake import RQ_LEASE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.worker.attempts import Attempt, InFlight
+    from tokenrelay.worker.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+RQ_EVERY_S = 5.0
+JOBS_EVERY_S = 1.0
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """Beats for the attempts in flight."""
+
+    pipeline: Pipeline
+    in_flight: InFlight
+    publisher: Publisher
+    lease_ms: int
+    _rq_due: float = 0.0
+    _jobs_due: float = 0.0
+
+    def beat(self) -> None:
+        """Renew every lease once, and act on what the replies say. Redis errors are logged: the next beat is near."""
+        attempts = self.in_flight.all()
+        batch: Batch = [self._renewal(attempt) for attempt in attempts]
+        now = time.monotonic()
+        if now >= self._rq_due:
+            self._rq_due = now + RQ_EVERY_S
+            batch += [command for attempt in attempts for command in _rq_lease(attempt)]
+        try:
+            replies = self.pipeline.run(batch) if batch else []
+            for attempt, reply in zip(attempts, replies, strict=False):
+                self._renewed(attempt, reply)
+            if now >= self._jobs_due:
+                self._jobs_due = now + JOBS_EVERY_S
+                self._look_at_jobs(self.in_flight.all())
+        except RedisError as error:
+            log.warning("the heartbeat didn't reach Redis: %s", error)
+
+    def look(self, attempt: Attempt) -> None:
+        """See at once whether somebody ended this request; its next heartbeat would too."""
+        self._renewed(attempt, self.pipeline.run([self._renewal(attempt)])[0])
+
+    def cancel(self, attempt: Attempt, cancelled_by: str) -> None:
+        """End the request as cancelled, durably, then hear of it as everybody does."""
+        call = Call("cancel", keys.of_request(attempt.request_id), (cancelled_by,))
+        self._renewed(attempt, self.pipeline.run([call])[0])
+
+    def _renewal(self, attempt: Attempt) -> Call:
+        request_keys = keys.of_request(attempt.request_id)
+        return Call("renew", request_keys, (attempt.fence, self.lease_ms))
+
+    def _renewed(self, attempt: Attempt, reply: Reply) -> None:
+        if isinstance(reply, RedisError):
+            log.warning("request %s: its lease couldn't be renewed: %s", attempt.request_id, reply)
+            return
+        match reply_word(reply):
+            case "OK" if len(reply) == 2:  # of cancel
+                self.publisher.close(attempt, State.CANCELLED, "cancelled")
+            case "OK":
+                pass
+            case "DONE":
+                state = State(reply[1].decode())
+                # Ended by this worker itself a moment ago: the publisher has the reply, or is about to.
+                if attempt.ending is None or state is State.CANCELLED:
+                    self.publisher.close(attempt, state, f"{state} by somebody else")
+            case "PAST":
+                attempt.overdue = True
+            case "LOST":
+                self.publisher.close(attempt, State.FAILED, "its request is gone from Redis")
+            case word:
+                self.publisher.abandon(attempt, word)
+
+    def _look_at_jobs(self, attempts: Sequence[Attempt]) -> None:
+        """A job that was cancelled or deleted through RQ's own API cancels its request; one that RQ's clean-up failed
+        runs on, and RQ is told."""
+        statuses = self.pipeline.run([("HGET", keys.rq_job(a.request_id), "status") for a in attempts])
+        repairs: Batch = []
+        for attempt, status in zip(attempts, statuses, strict=True):
+            if status in (None, b"canceled") and self.in_flight.get(attempt.fence):
+                self.cancel(attempt, "rq")
+            elif status == b"failed":
+                repairs.append(keep_call(attempt.execution, RQ_LEASE_S, datetime.now(UTC)))
+        if repairs:
+            self.pipeline.run(repairs)
+
+
+def _rq_lease(attempt: Attempt) -> Batch:
+    """What RQ's own Execution.heartbeat writes, for an execution that is still registered."""
+    execution, now = attempt.execution, datetime.now(UTC).timestamp()
+    job_id, execution_id = execution.job_id, execution.execution_id
+    hash_key, executions = keys.rq_execution(job_id, execution_id), keys.rq_executions(job_id)
+    wip = keys.rq_registry("wip", execution.queue)
+    return [
+        ("ZADD", wip, "XX", now + RQ_LEASE_S, f"{job_id}:{execution_id}"),
+        ("ZADD", executions, "XX", now + RQ_LEASE_S + 60, execution_id),
+        ("EXPIRE", executions, RQ_LEASE_S + 60),
+        ("EXPIRE", hash_key, RQ_LEASE_S),
+    ]

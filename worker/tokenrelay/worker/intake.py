@@ -1,0 +1,275 @@
+"""Intake: queued jobs become claimed attempts. Take, read, encode, claim: one round trip each, for all that fit.
+
+Owns the claim. A job that can't be worked on is ended or given back here, alone: its neighbours go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from redis.exceptions import ResponseError
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Batch, Call, reply_word
+from tokenrelay.shared.connections import is_for_now
+from tokenrelay.shared.entries import State
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.options import load
+from tokenrelay.shared.rq_jobs import (
+    STATUS_OF,
+    Execution,
+    Outcome,
+    Take,
+    close_call,
+    drop_call,
+    is_our_call,
+    requeue_call,
+    take_call,
+)
+from tokenrelay.worker.attempts import Attempt, Ending
+
+if TYPE_CHECKING:
+    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.prompts import PromptReader
+
+log = logging.getLogger(__name__)
+
+RQ_LEASE_S = 60
+"""How long RQ lets an execution go without a heartbeat. Ours is the lease in the request's hash."""
+
+
+ALONE_FROM_CRASHES = 2
+
+
+@dataclass(slots=True)
+class Job:
+    """A job on its way from the queue to an attempt."""
+
+    execution: Execution
+    data: bytes
+    options: Submission | None = None
+    prompt_ids: tuple[int, ...] = ()
+    prompt_texts: tuple[str, ...] = ()
+    retention_s: int = 1
+    crashes: int = 0
+    gone: bool = False
+    """Whether its request is no longer in Redis."""
+    refusal: Ending | None = None
+
+    @property
+    def request_keys(self) -> tuple[str, str]:
+        return keys.of_request(self.execution.job_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An attempt, and what the engine needs of it; `options` is None where only its ending is to be published."""
+
+    attempt: Attempt
+    options: Submission | None
+    prompt_ids: tuple[int, ...]
+    budget: int
+
+
+@dataclass(slots=True)
+class Intake:
+    """Takes jobs from `queues`, first queue first, for the worker named `worker`."""
+
+    pipeline: Pipeline
+    reader: PromptReader
+    settings: WorkerSettings
+    worker: str
+    queues: tuple[str, ...]
+    _unread: deque[Job] = field(default_factory=deque)
+    """Taken, not yet claimed: kept over an error, so that a taken job is never forgotten."""
+    _execution_ids: tuple[str, ...] = ()
+    """Of a take whose reply didn't come: repeated with the same IDs, it gives the same jobs."""
+    refused: bool = False
+    """Whether the last round gave jobs back that other workers must take: look again later."""
+    waiting_to_be_alone: bool = False
+    """Whether a request that took workers down waits in the queue for this one to be idle."""
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether jobs were taken, or may have been, that aren't attempts yet."""
+        return bool(self._unread or self._execution_ids)
+
+    def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
+        """Up to `limit` attempts that are now this worker's. Raises redis errors; nothing is lost by them.
+
+        A request that took its worker down twice runs alone: it is claimed only where the worker is `idle`, with no
+        other, and nothing else until it is over. So a poison request takes no neighbours along.
+        """
+        if self.waiting_to_be_alone and not idle and not self._unread:
+            return []
+        self.refused = False
+        if not self._unread:
+            self._take(1 if self.waiting_to_be_alone else limit)
+        self.waiting_to_be_alone = False
+        jobs = list(self._unread)
+        if not jobs:
+            return []
+        self._read(jobs)
+        jobs = self._set_apart(jobs, idle=idle)
+        claimed = self._claim(jobs)
+        self._unread.clear()
+        return claimed
+
+    def _set_apart(self, jobs: list[Job], *, idle: bool) -> list[Job]:
+        """The jobs to claim now, without those that must run alone and can't yet: they go back to the front."""
+        lonely = [job for job in jobs if job.crashes >= ALONE_FROM_CRASHES]
+        if not lonely or (idle and len(jobs) == 1):
+            self.waiting_to_be_alone = bool(lonely)
+            return jobs
+        self._settle([requeue_call(job.execution, "front", datetime.now(UTC)) for job in lonely])
+        self.waiting_to_be_alone = True
+        # At once: a claim that fails below is tried again with what is left, and these are in other hands by then.
+        self._unread = deque(job for job in jobs if job not in lonely)
+        return list(self._unread)
+
+    def _take(self, limit: int) -> None:
+        if not self._execution_ids:
+            self._execution_ids = tuple(uuid4().hex for _ in range(limit))
+        now = datetime.now(UTC)
+        (reply,) = self.pipeline.run([take_call(Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S), now)])
+        if isinstance(reply, Exception):
+            raise reply
+        self._execution_ids = ()
+        started_us = int(now.timestamp() * 1e6)
+        for number, job_id, execution_id, data in reply:
+            queue = self.queues[number - 1]
+            execution = Execution(job_id.decode(), queue, self.worker, execution_id.decode(), started_us)
+            self._unread.append(Job(execution, data))
+
+    def _read(self, jobs: list[Job]) -> None:
+        """The requests behind the jobs; the first claim's prompt IDs, where there was one."""
+        fields = ("request", "prompt_ids", "retention_ms", "crashes")
+        replies = self.pipeline.run([("HMGET", job.request_keys[0], *fields) for job in jobs])
+        for job, reply in zip(jobs, replies, strict=True):
+            if isinstance(reply, ResponseError) and not is_for_now(reply):
+                job.refusal = Ending.failure("invalid_request", "its key doesn't hold a request")
+                continue
+            if isinstance(reply, Exception):
+                raise reply
+            self._prepare(job, reply)
+
+    def _prepare(self, job: Job, fields: list[bytes | None]) -> None:
+        """Read a request. Whatever is wrong with it, it fails alone, and says why."""
+        request, prompt_ids, retention_ms, crashes = fields
+        if request is None:
+            job.gone = True
+            return
+        try:
+            job.retention_s = max(int(retention_ms or 0) // 1000, 1)
+            job.crashes = int(crashes or 0)
+            if not is_our_call(job.data, job.execution.job_id):
+                raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
+            job.options = load(request)
+            job.prompt_ids = self.reader.known(prompt_ids) if prompt_ids else self.reader.encode(job.options)
+            job.prompt_texts = self.reader.texts(job.prompt_ids)
+            self.reader.budget(len(job.prompt_ids), 0, job.options)
+        except RequestError as error:
+            job.refusal = Ending.failure(error.code, error.message)
+        except Exception:
+            log.exception("request %s can't be read", job.execution.job_id)
+            job.refusal = Ending.failure("internal_error", "the worker couldn't read the request; see its log")
+
+    def _claim(self, jobs: list[Job]) -> list[Claimed]:
+        claimed: list[Claimed] = []
+        clean_up: Batch = [self._close(job, State.FAILED, "its request is gone from Redis") for job in jobs if job.gone]
+        jobs = [job for job in jobs if not job.gone]
+        replies = self.pipeline.run([self._claim_call(job) for job in jobs]) if jobs else []
+        for job, reply in zip(jobs, replies, strict=True):
+            if isinstance(reply, ResponseError) and not is_for_now(reply):
+                log.warning("request %s: its keys are unusable: %s", job.execution.job_id, reply)
+                clean_up.append(self._close(job, State.FAILED, "its keys in Redis are unusable"))
+            elif (word := reply_word(reply)) == "OK":
+                claimed.append(self._grant(job, reply))
+            else:
+                clean_up += self._refused(job, word, reply)
+        if clean_up:
+            self._settle(clean_up)
+        return claimed
+
+    def _claim_call(self, job: Job) -> Call:
+        settings, options = self.settings, job.options
+        seed = options["seed"] if options else 0
+        return Call(
+            "claim",
+            job.request_keys,
+            (
+                job.execution.execution_id,
+                settings.lease_ms,
+                self.worker,
+                self.reader.served_model,
+                self.reader.fingerprint,
+                settings.max_crashes,
+                settings.suspicion_ms,
+                str(seed or 0),
+                len(job.prompt_ids),
+                json.dumps(job.prompt_ids),
+                *([json.dumps(job.prompt_texts, ensure_ascii=False)] if job.prompt_texts else ()),
+            ),
+        )
+
+    def _grant(self, job: Job, reply: list[Any]) -> Claimed:
+        """The attempt behind a claim; with its ending, where it can't be generated."""
+        _, fence, number, _, _, _, prompt_ids, emitted = reply
+        attempt = Attempt(job.execution, fence.decode(), number, job.retention_s, ending=job.refusal)
+        if job.options is None or job.refusal is not None:
+            return Claimed(attempt, None, (), 0)
+        try:
+            stored = self.reader.known(prompt_ids)
+            pairs = [(text.decode(), int(token)) for token, text in zip(emitted[::2], emitted[1::2], strict=True)]
+            if not self.reader.in_vocabulary([token for _, token in pairs]):
+                raise RequestError("the stream holds tokens that aren't this model's", code="continuation_mismatch")
+            budget = self.reader.budget(len(stored), len(pairs), job.options)
+            attempt.text = self.reader.text(tuple(job.options["stop"]))
+            attempt.resume(pairs, budget)
+        except (RequestError, ValueError) as error:
+            attempt.ending = Ending.failure(getattr(error, "code", "continuation_mismatch"), str(error))
+            return Claimed(attempt, None, (), 0)
+        return Claimed(attempt, None if attempt.ending else job.options, stored, budget)
+
+    def _refused(self, job: Job, word: str, reply: list[Any]) -> Batch:
+        """What a refused claim does to the job. BUSY changes nothing: somebody else is at it."""
+        now, execution = datetime.now(UTC), job.execution
+        match word:
+            case "BUSY":
+                return [drop_call(execution, now)]
+            case "NOT_MINE":
+                self.refused = True
+                log.warning("request %s needs another worker: %s", execution.job_id, reply[1].decode())
+                return [requeue_call(execution, "back", now)]
+            case "PAST":
+                return [self._expire(job)]
+            case "DONE":
+                state = State(reply[1].decode())
+                return [self._close(job, state, f"{state} before it was taken")]
+            case "POISON":
+                return [self._close(job, State.FAILED, "poison_request: it took its worker down")]
+            case _:
+                return [self._close(job, State.FAILED, "its request is gone from Redis")]
+
+    def _expire(self, job: Job) -> Call:
+        """End the request; the call that tells RQ how: a handed-over one may have tokens. Raises redis errors."""
+        (reply,) = self.pipeline.run([Call("expire", job.request_keys)])
+        state = State(reply[1].decode()) if reply_word(reply) in ("OK", "DONE") else State.FAILED
+        return self._close(job, state, "deadline passed")
+
+    @staticmethod
+    def _close(job: Job, state: State, detail: str) -> Call:
+        return close_call(job.execution, Outcome(STATUS_OF[state], job.retention_s, detail), datetime.now(UTC))
+
+    def _settle(self, batch: Batch) -> None:
+        for reply in self.pipeline.run(batch):
+            if isinstance(reply, Exception):
+                log.warning("a refused job couldn't be settled: %s", reply)

@@ -1,0 +1,217 @@
+"""The generation loop: claim, step, publish, over one engine. Knows nothing of RQ's worker registration or signals.
+
+Three threads share the attempts: intake claims, the caller's publishes what the engine gives, the heartbeat keeps
+leases and repairs what others lost. The engine steps in a thread of its own and waits for none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.attempts import Attempt, InFlight, engine_request
+from tokenrelay.worker.heartbeat import Heartbeat
+from tokenrelay.worker.intake import Intake
+from tokenrelay.worker.maintenance import Maintenance
+from tokenrelay.worker.publisher import Publisher
+from tokenrelay.worker.recovery import release
+from tokenrelay.worker.reports import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.model import Served
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.2
+"""How long intake waits for a wake-up that may have been lost, and the loop for tokens."""
+REFUSED_PAUSE_S = 1.0
+"""How long intake leaves what it gave back to other workers."""
+LEAST_PAUSE_S = 0.02
+"""The heartbeat's thread rests so long at least, also while it has nothing to beat for or Redis is away."""
+BEHIND_S = 0.005
+"""How long the loop waits for tokens while Redis or RQ hasn't heard of the last ones."""
+
+
+class GenerationLoop:
+    """Generates for the requests of one model. `on_beat` is called with every heartbeat, from its thread."""
+
+    def __init__(
+        self, pipeline: Pipeline, served: Served, settings: WorkerSettings, worker: str, on_beat: Callable[[], None]
+    ) -> None:
+        self.wake = threading.Event()
+        """Set it when there may be something to claim."""
+        self.engine = served.engine
+        self.settings = settings
+        self.finished = 0
+        self.steps = 0
+        """How often the engine gave tokens."""
+        self._pipeline = pipeline
+        self._on_beat = on_beat
+        self._stopping = False
+        self._stop_at = float("inf")
+        self._closed = threading.Event()
+        self._fatal: Exception | None = None
+        self._looped_at = time.monotonic()
+        self._beat_at = 0.0
+        queues = keys.queues(served.reader.served_model)
+        self.in_flight = InFlight(min(settings.slots, self.engine.slots), self.wake.set)
+        self.publisher = Publisher(pipeline, self.in_flight, settings.lease_ms, self._over)
+        self.intake = Intake(pipeline, served.reader, settings, worker, queues)
+        self.heartbeat = Heartbeat(pipeline, self.in_flight, self.publisher, settings.lease_ms)
+        self.maintenance = Maintenance(pipeline, queues, self.in_flight, settings)
+
+    def run(self, *, burst: bool, max_jobs: int | None, max_idle_s: float | None) -> None:
+        """Generate until `stop`, until the queues are empty (`burst`), or for so long or so many jobs.
+
+        Raises EngineError when the engine died: every request was handed over, and the process is to exit.
+        """
+        intake = threading.Thread(target=self._repeat, args=(self._take_in, self._wait_for_jobs), name="intake")
+        beats = threading.Thread(target=self._repeat, args=(self._beat, self._wait_for_beat), name="heartbeat")
+        try:
+            intake.start()
+            beats.start()
+            idle_since = time.monotonic()
+            while not self._done(burst, max_jobs):
+                self._step()
+                if self.in_flight:
+                    idle_since = time.monotonic()
+                elif max_idle_s is not None and time.monotonic() - idle_since > max_idle_s:
+                    break
+        except EngineError as error:
+            self._fatal = error
+        finally:
+            self._stopping = True
+            self.wake.set()
+            intake.join()  # before the hand-back: what it has just claimed is handed back too
+            self._hand_back(crashed=self._fatal is not None)
+            self._closed.set()
+            beats.join()
+            self.engine.stop()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def stop(self) -> None:
+        """First call: claim no more, and finish within the drain timeout. Second: hand everything back at once."""
+        now = time.monotonic()
+        self._stop_at = now if self._stopping else now + self.settings.drain_timeout_s
+        self._stopping = True
+        self.wake.set()
+
+    def progress(self) -> Progress:
+        """For the supervisor. While Redis is away nobody can tell whether the engine moves: that isn't its fault."""
+        waiting = 0 if self.publisher.waits_for_redis else len(self.in_flight)
+        return Progress(waiting, self.steps)
+
+    def hand_back_now(self) -> None:
+        """Stop without a drain: nobody is left to restart what hangs."""
+        self.stop()
+        self.stop()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def _step(self) -> None:
+        behind = self.publisher.behind or any(attempt.unpublished for attempt in self.in_flight.all())
+        for output in self.engine.outputs(BEHIND_S if behind else SWEEP_S):
+            attempt = self.in_flight.get(output.engine_id)
+            if attempt is None:
+                continue
+            self.steps += 1
+            attempt.receive(output)
+            if attempt.ending is not None and output.finish_reason is None:
+                self.engine.cancel(attempt.fence)  # a stop string: no further step for it
+        for attempt in self.in_flight.all():
+            if attempt.overdue and attempt.ending is None:
+                attempt.past_deadline()
+        self.publisher.publish(self.in_flight.all())
+        self._looped_at = time.monotonic()
+
+    def _done(self, burst: bool, max_jobs: int | None) -> bool:
+        if self._fatal is not None:
+            return True
+        if max_jobs is not None and self.finished >= max_jobs and not self._stopping:
+            self.stop()
+        idle = not self.in_flight and not self.publisher.behind and not self.intake.unclaimed
+        if self._stopping:
+            return idle or time.monotonic() >= self._stop_at
+        if not (burst and idle):
+            return False
+        queued = self._pipeline.run([("LLEN", keys.rq_queue(name)) for name in self.intake.queues])
+        return not any(queued) and not self.in_flight and not self.intake.unclaimed
+
+    def _take_in(self) -> None:
+        self.wake.clear()
+        free = self.in_flight.free
+        if free <= 0 or self._stopping:
+            return
+        for claimed in self.intake.claim(free, idle=not self.in_flight):
+            self.in_flight.add(claimed.attempt)
+            if claimed.options is None:
+                self.publisher.publish([claimed.attempt])
+                continue
+            self.engine.add(engine_request(claimed.attempt, claimed.options, claimed.prompt_ids, claimed.budget))
+            if self.in_flight.get(claimed.attempt.fence) is None:
+                self.engine.cancel(claimed.attempt.fence)  # somebody ended it before the engine knew of it
+            self.wake.set()  # there may be more
+
+    def _wait_for_jobs(self) -> bool:
+        if self.intake.refused:
+            self._closed.wait(REFUSED_PAUSE_S)
+        self.wake.wait(SWEEP_S)
+        return self._stopping
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        # A loop that no longer turns must lose its leases, however well this thread is.
+        if now >= self._beat_at and now - self._looped_at < self.settings.lease_ms / 1000:
+            self._beat_at = now + self.settings.heartbeat_ms / 1000
+            self.heartbeat.beat()
+            self._on_beat()
+        self.maintenance.run()
+
+    def _wait_for_beat(self) -> bool:
+        beat_in_s = max(self._beat_at - time.monotonic(), 0.0)
+        return self._closed.wait(max(min(beat_in_s, self.maintenance.due_in_s), LEAST_PAUSE_S))
+
+    def _repeat(self, step: Callable[[], None], pause: Callable[[], bool]) -> None:
+        """Run a thread's step until its pause says that it's over."""
+        name = threading.current_thread().name
+        try:
+            while True:
+                try:
+                    step()
+                except RedisError as error:
+                    log.warning("%s: %s; trying again", name, error)
+                if pause():
+                    return
+        except Exception as error:
+            log.exception("%s died", name)
+            self._fatal = error
+
+    def _over(self, attempt: Attempt) -> None:
+        self.finished += 1
+        self.engine.cancel(attempt.fence)
+
+    def _hand_back(self, *, crashed: bool) -> None:
+        """Give what is in flight to other workers, mid-stream: each goes on at its next token."""
+        self.publisher.publish(self.in_flight.all())
+        attempts = self.in_flight.all()
+        for attempt in attempts:
+            self.engine.cancel(attempt.fence)
+            log.info("request %s is handed back after %s tokens", attempt.request_id, attempt.acknowledged)
+        try:
+            held = [attempt.execution for attempt in attempts]
+            release(self._pipeline, held, crashed=crashed, retention_s=self.settings.retention_s)
+        except RedisError as error:
+            log.warning("requests couldn't be handed back: %s; their leases run out instead", error)

@@ -1,0 +1,74 @@
+"""What intake must know of the model: prompts to token IDs, budgets, and the text side of an answer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.worker.engine import admit
+from tokenrelay.worker.text import TokenText, encode_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from tokenrelay.shared.options import Submission
+
+MAX_PROMPT_TEXTS: Final = 64
+"""Longer prompts are kept as token IDs alone: the texts of their tokens are for people, who won't read as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReader:
+    """Reads requests for one model. `served_model` is the name that requests ask for."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: PreTrainedTokenizerBase
+    """The same tokenizer again: encoding switches its flags, and must not meet a decode in another thread."""
+    served_model: str
+    fingerprint: str
+    context_tokens: int
+    vocabulary: int
+    """Token IDs are below this."""
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, served_model: str, fingerprint: str, context: int, vocabulary: int
+    ) -> PromptReader:
+        return cls(tokenizer, copy.deepcopy(tokenizer), served_model, fingerprint, context, vocabulary)
+
+    def encode(self, options: Submission) -> tuple[int, ...]:
+        """The prompt's token IDs. Raises RequestError."""
+        messages = cast("list[dict[str, object]] | None", options["messages"])
+        return tuple(encode_prompt(self.encoder, options["prompt"], messages))
+
+    def texts(self, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """What each token of a short prompt says; nothing of a longer one."""
+        if len(prompt_ids) > MAX_PROMPT_TEXTS:
+            return ()
+        return tuple(cast("str", self.encoder.decode([token_id])) for token_id in prompt_ids)
+
+    def known(self, prompt_ids: bytes) -> tuple[int, ...]:
+        """The token IDs that the first claim stored. Raises RequestError for what no tokenizer of this model gave:
+        an ID beyond the vocabulary would take the engine down, and every request in it."""
+        try:
+            ids = json.loads(prompt_ids)
+        except (ValueError, RecursionError):
+            ids = None
+        if not isinstance(ids, list) or not ids or not self.in_vocabulary(ids):
+            raise RequestError("the stored prompt_ids aren't token IDs of this model", field="prompt_ids")
+        return tuple(ids)
+
+    def in_vocabulary(self, ids: Sequence[object]) -> bool:
+        return all(type(token_id) is int and 0 <= token_id < self.vocabulary for token_id in ids)
+
+    def budget(self, prompt_tokens: int, emitted_tokens: int, options: Submission) -> int:
+        """The tokens that the answer may have here, over all attempts. Raises RequestError `prompt_too_long`."""
+        return admit(prompt_tokens, emitted_tokens, options["max_new_tokens"], self.context_tokens)
+
+    def text(self, stop: tuple[str, ...]) -> TokenText:
+        return TokenText(self.tokenizer, stop)

@@ -1,0 +1,166 @@
+"""The publisher: every step's tokens to Redis, as one pipeline of fenced appends.
+
+Owns what Redis acknowledged and what to do about each refusal. Nothing is lost by an error: unacknowledged tokens
+are sent again, and while Redis is slow or gone they pile up in the attempt, so the engine never waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError, ResponseError
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
+from tokenrelay.shared.connections import is_for_now
+from tokenrelay.shared.entries import State
+from tokenrelay.shared.rq_jobs import STATUS_OF, Outcome, close_call, drop_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenrelay.shared.commands import Argument, Pipeline
+    from tokenrelay.worker.attempts import Attempt, InFlight
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.1
+MAX_TOKENS_A_CALL = 1000
+"""A script's arguments go through Lua's stack, which holds 8,000 values."""
+
+
+class Publisher:
+    """Sends what the attempts hold and Redis hasn't. `on_drop(attempt)` hears of each that is over for this worker.
+
+    Finishing closes the stream first, then the RQ job, with the next pipeline: never the other way round.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, in_flight: InFlight, lease_ms: int, on_drop: Callable[[Attempt], None]
+    ) -> None:
+        self._pipeline = pipeline
+        self._in_flight = in_flight
+        self._lease_ms = lease_ms
+        self._on_drop = on_drop
+        self._lock = threading.Lock()
+        self._closing: deque[Call] = deque()  # the heartbeat's thread appends, too
+        self._again_at = 0.0
+
+    @property
+    def behind(self) -> bool:
+        """Whether RQ is still to hear of an ended request."""
+        return bool(self._closing)
+
+    @property
+    def waits_for_redis(self) -> bool:
+        """Whether a pipeline is on its way, or waits for Redis to come back."""
+        return self._lock.locked() or time.monotonic() < self._again_at
+
+    def publish(self, attempts: Sequence[Attempt]) -> None:
+        """Send what is unpublished, and what RQ is still to hear. What Redis doesn't take is sent again later."""
+        with self._lock:
+            if time.monotonic() < self._again_at:
+                return
+            due = [attempt for attempt in attempts if attempt.unpublished and self._in_flight.get(attempt.fence)]
+            closing = [self._closing.popleft() for _ in range(len(self._closing))]
+            batch: Batch = [self._call(attempt) for attempt in due]
+            if due:
+                batch.append(("PUBLISH", keys.WAKE, " ".join(attempt.request_id for attempt in due)))
+            batch += closing
+            if not batch:
+                return
+            try:
+                replies = self._pipeline.run(batch)
+            except RedisError as error:
+                self._refused_for_now("a step", error)
+                self._closing.extendleft(reversed(closing))
+                return
+            self._keep_failed(closing, replies[len(batch) - len(closing) :])
+            for attempt, reply in zip(due, replies, strict=False):
+                self._acknowledge(attempt, reply)
+
+    def close(self, attempt: Attempt, state: State, detail: str) -> None:
+        """Forget an ended attempt; RQ hears of it with the next pipeline."""
+        if not self._in_flight.drop(attempt):
+            return
+        self._on_drop(attempt)
+        status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
+        outcome = Outcome(status, attempt.retention_s, detail)
+        self._closing.append(close_call(attempt.execution, outcome, datetime.now(UTC)))
+        context = {"request_id": attempt.request_id, "attempt": attempt.number}
+        log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
+
+    def abandon(self, attempt: Attempt, why: str) -> None:
+        """Forget an attempt that is no longer ours; what RQ says of the job is its new owner's."""
+        if not self._in_flight.drop(attempt):
+            return
+        self._on_drop(attempt)
+        self._closing.append(drop_call(attempt.execution, datetime.now(UTC)))
+        context = {"request_id": attempt.request_id, "attempt": attempt.number}
+        log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
+
+    def _call(self, attempt: Attempt) -> Call:
+        request_keys = keys.of_request(attempt.request_id)
+        pending = attempt.tokens[attempt.acknowledged : attempt.acknowledged + MAX_TOKENS_A_CALL]
+        tokens: list[Argument] = [item for token in pending for item in token]
+        first = attempt.acknowledged + 1
+        ending = attempt.ending
+        if ending is None or attempt.acknowledged + len(pending) < len(attempt.tokens):
+            return Call("append", request_keys, (attempt.fence, first, self._lease_ms, *tokens))
+        if ending.finish_reason == "deadline" and not attempt.tokens:
+            return Call("expire", request_keys)
+        end = (ending.state, ending.finish_reason, ending.text, ending.code, ending.message)
+        return Call("finish", request_keys, (attempt.fence, first, *end, *tokens))
+
+    def _keep_failed(self, calls: list[Call], replies: Sequence[Reply]) -> None:
+        """RQ's side is repaired by sending it again; a job that can't be closed costs its own entry only."""
+        for call, reply in zip(calls, replies, strict=True):
+            if isinstance(reply, Exception):
+                log.warning("RQ's keys of %s couldn't be written: %s", call.keys[0], reply)
+                self._closing.append(call)
+
+    def _refused_for_now(self, what: str, error: RedisError) -> None:
+        """Redis is away, full or can't write its disk: wait a moment, then go on where it stopped."""
+        log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
+        self._again_at = time.monotonic() + RETRY_S
+
+    def _acknowledge(self, attempt: Attempt, reply: Reply) -> None:
+        """Take the reply to one attempt's call."""
+        if isinstance(reply, ResponseError) and not is_for_now(reply):
+            self.close(attempt, State.FAILED, f"its keys in Redis are unusable: {reply}")
+            return
+        try:
+            word = reply_word(reply)
+        except RedisError as error:
+            self._refused_for_now(f"tokens of request {attempt.request_id}", error)
+            return
+        match word:
+            case "OK" if len(reply) == 1:  # of finish
+                assert attempt.ending is not None
+                self.close(attempt, attempt.ending.state, _summary(attempt))
+            case "OK" if isinstance(reply[1], bytes):  # of expire
+                self.close(attempt, State(reply[1].decode()), "deadline passed")
+            case "OK" | "GAP":
+                attempt.acknowledged = reply[1] - 1
+            case "PAST":
+                attempt.past_deadline()
+            case "DONE":
+                state = State(reply[1].decode())
+                self.close(attempt, state, f"{state} by somebody else")
+            case "LOST":
+                self.close(attempt, State.FAILED, "its stream is gone from Redis")
+            case _:
+                self.abandon(attempt, word)
+
+
+def _summary(attempt: Attempt) -> str:
+    ending = attempt.ending
+    assert ending is not None
+    if ending.state is State.FAILED:
+        return f"{ending.code}: {ending.message}"
+    return f"{len(attempt.tokens)} tokens, {ending.finish_reason}"

@@ -1,0 +1,93 @@
+"""The line between a supervisor and its child: progress one way, life both ways.
+
+The child writes a line a heartbeat; the supervisor's end of the other pipe is held open as long as it lives. Each end
+sees the other's death at once, as an end of file: no signal, no polling, no process ID that may be used again.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Requests that the engine is to give tokens for, and how often it has given any since it started."""
+
+    in_flight: int
+    steps: int
+
+    def line(self) -> bytes:
+        return f"{self.in_flight} {self.steps}\n".encode()
+
+
+class ReportReader:
+    """The supervisor's end."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+
+    def read(self, timeout_s: float) -> list[Progress] | None:
+        """The reports that came within `timeout_s`; None where the child is gone."""
+        if not select.select([self._descriptor], [], [], timeout_s)[0]:
+            return []
+        data = os.read(self._descriptor, 65_536)
+        if not data:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [Progress(*map(int, line.split())) for line in lines]
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class ReportWriter:
+    """The child's end. Writes what `progress` says; a supervisor that is gone is the tether's to notice."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+
+    def write(self, progress: Progress) -> None:
+        try:
+            os.write(self._descriptor, progress.line())
+        except OSError:
+            return  # a full pipe or no reader: the next report says more
+
+
+def report_regularly(descriptor: int, progress: Callable[[], Progress], every_s: float) -> None:
+    """Report from a thread of its own, which waits for nothing else: not for Redis, not for the engine."""
+    writer = ReportWriter(descriptor)
+
+    def report() -> None:
+        while True:
+            writer.write(progress())
+            time.sleep(every_s)
+
+    threading.Thread(target=report, name="report", daemon=True).start()
+
+
+ORPHAN_GRACE_S: Final = 10.0
+"""How long a child may take to hand back once its supervisor is gone. One that hangs has nobody left to kill it."""
+
+
+def on_supervisor_death(descriptor: int, act: Callable[[], None], grace_s: float = ORPHAN_GRACE_S) -> None:
+    """Call `act` from a thread of its own once the other end of the pipe `descriptor` is closed, and end the process
+    where it hasn't ended by itself `grace_s` later."""
+
+    def wait() -> None:
+        while os.read(descriptor, 1):
+            pass
+        act()
+        time.sleep(grace_s)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="tether", daemon=True).start()

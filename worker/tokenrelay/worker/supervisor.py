@@ -1,0 +1,213 @@
+"""The supervisor: one engine child per device, kept alive. Loads no torch, so nothing an engine does can take it down.
+
+A child that dies has its leases released at once and is started again, more slowly each time; one that hangs is
+killed, which is the same. Knows nothing of requests beyond releasing a dead child's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from redis.exceptions import RedisError
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.settings import PREFIX
+from tokenrelay.worker.recovery import release_worker
+from tokenrelay.worker.reports import ReportReader
+from tokenrelay.worker.served_name import served_name
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from tokenrelay.shared.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+FINAL_CODES: Final = (0, 2, 3)
+"""Exit codes after which a child isn't started again: it stopped as told, or another start would say the same."""
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 30.0
+STEADY_S: Final = 60.0
+"""A child that lived this long is no part of a crash loop."""
+KILL_AFTER_DRAIN_S: Final = 10.0
+RELEASE_TRIES: Final = 5
+RELEASE_PAUSE_S: Final = 0.3
+
+
+@dataclass(slots=True)
+class Child:
+    """A running child, its pipes and since when it made no progress."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    reports: ReportReader
+    tether: int
+    started: float
+    ready: bool = False
+
+    def close(self) -> None:
+        self.reports.close()
+        os.close(self.tether)
+
+
+class Supervisor:
+    """Keeps one child per device until it's told to stop. `command` starts a child; its pipes are added to it."""
+
+    def __init__(self, settings: WorkerSettings, command: tuple[str, ...] | None = None) -> None:
+        self._settings = settings
+        self._command = command or (sys.executable, "-m", "tokenrelay.worker", "child")
+        self._name = settings.worker_name or uuid4().hex[:12]
+        self._queues = keys.queues(served_name(settings))
+        self._pipeline = Pipeline(connect(settings.redis_url.get_secret_value()))
+        self._stop = threading.Event()
+        self._children: dict[str, Child] = {}
+        self._exit_codes: list[int] = []
+
+    def run(self) -> int:
+        """Supervise until every child has stopped; the worst exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.stop)
+        threads = [
+            threading.Thread(target=self._keep, args=(device, index), name=device)
+            for index, device in enumerate(devices(self._settings))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(timeout=1.0)  # so that signals get through
+        return max(self._exit_codes, default=0 if self._stop.is_set() else 1)
+
+    def stop(self, signum: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        """Pass a signal on: the first drains the children, the second makes them hand back at once."""
+        self._stop.set()
+        for child in list(self._children.values()):
+            child.process.send_signal(signal.SIGTERM)
+
+    def _keep(self, device: str, index: int) -> None:
+        """Start a device's child again and again, until it's told to stop or says that there is no point."""
+        pause_s, was_ready = FIRST_PAUSE_S, False
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                child = self._start(device, index)
+            except OSError as error:  # no process, no memory: what a death is, a moment earlier
+                log.error("a child for %s can't be started: %s", device, error)
+                code = 1
+            else:
+                code = self._watch(child)
+                self._release(child)
+                was_ready = was_ready or child.ready
+            # A first start that fails says what to change; later ones may have met a machine short of memory.
+            if self._stop.is_set() or code in FINAL_CODES or not was_ready:
+                self._exit_codes.append(max(code, 0) if self._stop.is_set() else abs(code))
+                return
+            if time.monotonic() - began > STEADY_S:
+                pause_s = FIRST_PAUSE_S
+            log.error("the child for %s ended with %s; it is started again in %.1f s", device, code, pause_s)
+            self._stop.wait(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    def _start(self, device: str, index: int) -> Child:
+        """Raises OSError."""
+        report_read, report_write = os.pipe()
+        tether_read, tether_write = os.pipe()
+        name = f"{self._name}.{index}"
+        try:
+            process = subprocess.Popen(
+                [*self._command, "--report-fd", str(report_write), "--tether-fd", str(tether_read)],
+                env=child_environment(self._settings, name, device),
+                pass_fds=(report_write, tether_read),
+                start_new_session=True,  # a terminal's Ctrl-C is the supervisor's to pass on
+            )
+        except OSError:
+            os.close(report_read)
+            os.close(tether_write)
+            raise
+        finally:
+            os.close(report_write)
+            os.close(tether_read)
+        child = Child(name, process, ReportReader(report_read), tether_write, time.monotonic())
+        self._children[name] = child
+        if self._stop.is_set():
+            process.send_signal(signal.SIGTERM)
+        return child
+
+    def _watch(self, child: Child) -> int:
+        """Wait for the child's end, and bring it about where the child makes no progress. Its exit code."""
+        moved_at, steps = time.monotonic(), -1
+        stop_by = float("inf")
+        while (reports := child.reports.read(0.5)) is not None:
+            now = time.monotonic()
+            if not reports and child.process.poll() is not None:
+                break  # somebody it started holds the pipe open
+            if reports and self._settings.ready_file is not None:
+                self._settings.ready_file.touch()
+            for report in reports:
+                child.ready = True
+                if report.steps != steps or report.in_flight == 0:
+                    moved_at, steps = now, report.steps
+            if self._stop.is_set():
+                stop_by = min(stop_by, now + self._settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
+            if now > stop_by or (child.ready and now - moved_at > self._settings.stall_timeout_s):
+                log.error("child %s makes no progress: it is killed", child.name)
+                child.process.kill()
+        self._children.pop(child.name, None)
+        # The pipe ends with the process, or a moment before it.
+        try:
+            code = child.process.wait(timeout=KILL_AFTER_DRAIN_S)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            code = child.process.wait()
+        child.close()
+        return code
+
+    def _release(self, child: Child) -> None:
+        """Give the child's requests to the living. Where Redis stays away, its leases run out by themselves."""
+        for _ in range(RELEASE_TRIES):
+            try:
+                continued = release_worker(self._pipeline, child.name, self._queues, self._settings.retention_s)
+            except RedisError as error:
+                log.warning("child %s: its requests couldn't be released: %s", child.name, error)
+                self._stop.wait(RELEASE_PAUSE_S)
+            else:
+                if continued:
+                    log.warning("child %s died: %s requests go on elsewhere", child.name, continued)
+                return
+
+
+def devices(settings: WorkerSettings) -> list[str]:
+    """One device a child: all NVIDIA GPUs that answer where the setting is `auto`, else the one that it names."""
+    if settings.device != "auto":
+        return [settings.device]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    elif shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
+        count = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    else:
+        count = 0
+    return [f"cuda:{index}" for index in range(count)] or ["auto"]
+
+
+def child_environment(settings: WorkerSettings, name: str, device: str) -> dict[str, str]:
+    """The environment of a child: ours, with every setting spelled out. Secrets never stand on a command line."""
+    environment = dict(os.environ)
+    for field, value in settings.model_copy(update={"worker_name": name, "device": device}):
+        if value is not None:
+            shown = value.get_secret_value() if hasattr(value, "get_secret_value") else value
+            environment[PREFIX + field.upper()] = str(shown)
+    return environment
