@@ -1,0 +1,1 @@
+"""The whole system in containers, as docker-compose.yml has it."""

@@ -1,0 +1,84 @@
+"""What all tests share: real redis-servers, clients on them, and the check that no test leaves a key behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from tests.leaks import leaked_keys
+from tests.redis_servers import RedisServer
+from tokenrelay.shared.commands import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+
+class MakeRedisServer(Protocol):
+    """Starts one more server: redis.conf options as arguments, `binary` and `password` by name."""
+
+    def __call__(self, *arguments: str, binary: str | None = None, password: str = "") -> RedisServer: ...
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The server that all tests share, one at a time: emptied before each of them."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_keys(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test that uses the shared server gets it empty and leaves no key without TTL or owner."""
+    if "redis_server" not in request.fixturenames:
+        yield
+        return
+    server: RedisServer = request.getfixturevalue("redis_server")
+    with server.client() as client:
+        client.flushall()
+        yield
+        leaks = leaked_keys(client)
+    assert not leaks, "the test left keys in Redis for ever:\n" + "\n".join(leaks)
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> Iterator[Redis]:
+    """A client of the shared server; replies are bytes."""
+    with redis_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def pipeline(redis: Redis) -> Pipeline:
+    return Pipeline(redis)
+
+
+@pytest.fixture
+def make_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRedisServer]:
+    """Starts servers of the test's own: `make_redis_server("--maxmemory", "3mb", password="secret")`.
+
+    They are stopped after the test, and those still up are checked for leaked keys too.
+    """
+    servers: list[RedisServer] = []
+
+    def make(*arguments: str, binary: str | None = None, password: str = "") -> RedisServer:
+        server = RedisServer(tmp_path_factory.mktemp("redis"), *arguments, binary=binary, password=password)
+        servers.append(server)
+        return server
+
+    yield make
+    leaks = []
+    for server in servers:
+        if server.running:
+            with server.client() as client:
+                leaks += leaked_keys(client)
+        server.kill()
+    assert not leaks, "the test left keys in Redis for ever:\n" + "\n".join(leaks)

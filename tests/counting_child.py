@@ -1,0 +1,50 @@
+"""An engine child for supervisor tests: the real worker over a counting engine, in a process that can be killed.
+
+A prompt that holds the word `w666` takes the process down, as a request that crashes its engine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from tests.engines import CountingEngine
+from tests.workers import VOCABULARY, served
+from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.generation_worker import GenerationWorker
+from tokenrelay.worker.reports import on_supervisor_death, report_regularly
+
+if TYPE_CHECKING:
+    from tokenrelay.worker.engine import EngineRequest
+
+POISON = 666
+
+
+class PoisonableEngine(CountingEngine):
+    """Dies of a poisoned prompt the way a segfault does: without a word."""
+
+    def add(self, request: EngineRequest) -> None:
+        if POISON in request.prompt_ids:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().add(request)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--report-fd", type=int, required=True)
+    parser.add_argument("--tether-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    engine = PoisonableEngine(vocabulary=VOCABULARY, step_delay_s=0.02, slots=8)
+    settings = WorkerSettings.from_environment()
+    worker = GenerationWorker(settings=settings, served=served(engine))
+    report_regularly(arguments.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
+    on_supervisor_death(arguments.tether_fd, worker.loop.hand_back_now)
+    worker.work()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What the nursery's children run: the product's own child, and doubles of its engine for what only they can show."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import torch
+
+    from tokenrelay.worker.engine import EngineOutput
+
+KIND: Final = "CHILD_KIND"
+POISON_WORD: Final = "snowman"
+POISON_LENGTH: Final = 12
+"""A prompt with this word so often in a row takes the process down when the model reads it."""
+MARK: Final = 500
+"""The `marked-high` engine's tokens are MARK and above, those of `marked-low` below it."""
+STEP_S: Final = 0.02
+
+
+def run_child(report_fd: int, tether_fd: int) -> int:
+    """The exit code of a child of the kind that the environment asks for."""
+    kind = os.environ.get(KIND, "weather")
+    arguments = ["--report-fd", str(report_fd), "--tether-fd", str(tether_fd)]
+    try:
+        if kind == "weather":
+            _weather(arguments)
+        else:
+            _counting(kind, report_fd, tether_fd)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001  a forked process ends here, whatever it was
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _weather(arguments: list[str]) -> None:
+    """The product's own child. SIGUSR1 makes the model's next step raise; a poisoned prompt is a segfault."""
+    from tokenrelay.worker import __main__ as worker_main
+
+    _arm()
+    sys.argv = ["tokenrelay-worker", "child", *arguments]
+    worker_main.main()
+
+
+def _arm() -> None:
+    import torch
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from tokenrelay.worker.engine.models import load_model
+    from tokenrelay.worker.models import weather_model_path
+
+    failing = False
+
+    def fail(number: int, frame: object) -> None:
+        nonlocal failing
+        failing = True
+
+    signal.signal(signal.SIGUSR1, fail)
+    model_path = os.environ.get("TOKENRELAY_MODEL_PATH") or weather_model_path()
+    poison = load_model(model_path, device="cpu", dtype="float32").tokenizer.get_vocab()[POISON_WORD]
+
+    def look(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if failing:
+            raise RuntimeError("a step failed, as it was told to")
+        if isinstance(module, torch.nn.Embedding) and isinstance(arguments[0], torch.Tensor):
+            ids = arguments[0].flatten()
+            if len(ids) >= POISON_LENGTH and bool(ids.eq(poison).unfold(0, POISON_LENGTH, 1).all(-1).any()):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    register_module_forward_pre_hook(look)
+
+
+def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
+    from tests.engines import CountingEngine
+    from tests.workers import served
+    from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.engine import EngineOutput
+    from tokenrelay.worker.generation_worker import GenerationWorker
+    from tokenrelay.worker.reports import on_supervisor_death, report_regularly
+
+    class Marked(CountingEngine):
+        """Steps by the clock, as an engine with a thread of its own: after a freeze it's ahead of who took over."""
+
+        def outputs(self, timeout_s: float) -> list[EngineOutput]:
+            begin, given = time.monotonic(), super().outputs(timeout_s)
+            if given:
+                time.sleep(STEP_S)
+                for _ in range(int((time.monotonic() - begin) / STEP_S) - 1):
+                    given += super().outputs(0)
+            return [marked(engine_id, [o for o in given if o.engine_id == engine_id]) for engine_id in _ids(given)]
+
+    def marked(engine_id: str, outputs: list[EngineOutput]) -> EngineOutput:
+        mark = MARK if kind == "marked-high" else 0
+        token_ids = tuple(token_id + mark for output in outputs for token_id in output.token_ids)
+        return EngineOutput(engine_id, token_ids, outputs[-1].finish_reason)
+
+    logging.basicConfig(level=logging.INFO)
+    engine = Marked(vocabulary=MARK, slots=32)
+    settings = WorkerSettings.from_environment()
+    worker = GenerationWorker(settings=settings, served=served(engine))
+    report_regularly(report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
+    on_supervisor_death(tether_fd, worker.loop.hand_back_now)
+    worker.work()
+
+
+def _ids(outputs: list[EngineOutput]) -> list[str]:
+    return list(dict.fromkeys(output.engine_id for output in outputs))

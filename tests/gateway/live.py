@@ -1,0 +1,77 @@
+"""Live gateways for tests: the application on a real uvicorn in a thread; and a writer that announces as workers do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import uvicorn
+from pydantic import SecretStr
+
+from tests.waiting import wait_until
+from tests.writers import Writer
+from tokenrelay.gateway.app import create_app
+from tokenrelay.gateway.serving import configuration
+from tokenrelay.shared import keys
+from tokenrelay.shared.rq_jobs import iso
+from tokenrelay.shared.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from tests.writers import End
+    from tokenrelay.gateway.gateway import Gateway
+
+
+class LiveGateway:
+    """A gateway on a port of its own, until `stop`."""
+
+    def __init__(self, redis_url: str, **settings: Any) -> None:
+        self.settings = GatewaySettings(redis_url=SecretStr(redis_url), **settings)
+        self._app = create_app(self.settings)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._server = uvicorn.Server(configuration(self._app, self.settings))
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="gateway")
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+
+    @property
+    def gateway(self) -> Gateway:
+        gateway: Gateway = self._app.state.gateway
+        return gateway
+
+    @property
+    def readers(self) -> int:
+        """Clients that read a stream here."""
+        return sum(feed.readers for feed in list(self.gateway.hub.feeds.values()))
+
+    def client(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=20, headers=headers)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._listener.close()
+        assert not self._thread.is_alive()
+
+
+class WakingWriter(Writer):
+    """A writer that announces each write, and registers with what it serves, as real workers do."""
+
+    def appear(self) -> None:
+        super().appear()
+        worker = keys.rq_worker(self.name)
+        self.redis.hset(worker, mapping={"queues": ",".join(keys.queues(self.model)), "birth": iso(datetime.now(UTC))})
+        self.redis.sadd(keys.RQ_WORKERS, worker)
+
+    def append(self, request_id: str, *texts: str) -> str:
+        word = super().append(request_id, *texts)
+        self.redis.publish(keys.WAKE, request_id)
+        return word
+
+    def finish(self, request_id: str, end: End | None = None) -> str:
+        word = super().finish(request_id, end)
+        self.redis.publish(keys.WAKE, request_id)
+        return word

@@ -1,0 +1,64 @@
+"""How the served model was trained: from the file beside its weights to the gateway's answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from tests.engines import CountingEngine
+from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served
+from tokenrelay.shared import keys
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.model import training_trace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import httpx
+    from redis import Redis
+
+    from tests.gateway.live import WakingWriter
+    from tests.redis_servers import RedisServer
+
+
+def test_a_worker_registers_its_model_s_training_trace(redis_server: RedisServer, http: httpx.Client) -> None:
+    trace = training_trace(None)
+    assert trace is not None
+    with connect(redis_server.url) as connection:
+        worker = ThreadedWorker(
+            settings=WorkerSettings(redis_url=SecretStr(redis_server.url)),
+            served=replace(served(CountingEngine(vocabulary=VOCABULARY)), training=trace),
+            connection=connection,
+        )
+        worker.register_birth()
+        worker.heartbeat()
+        try:
+            answer = http.get(f"/models/{MODEL}/training")
+            assert answer.json() == json.loads(trace)
+            assert len(answer.json()["epochs"]) == 5
+            assert http.get(f"/v1/models/{MODEL}").json()["training"] is True
+        finally:
+            worker.register_death()
+    assert http.get(f"/models/{MODEL}/training").status_code == 404
+
+
+def test_a_model_without_a_trace(http: httpx.Client, writer: WakingWriter) -> None:
+    answer = http.get("/models/weather/training")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_training")
+    assert http.get("/v1/models/weather").json()["training"] is False
+
+
+def test_a_broken_trace_is_none(http: httpx.Client, redis: Redis, writer: WakingWriter) -> None:
+    redis.hset(keys.rq_worker(writer.name), "training", "{")
+    assert http.get("/models/weather/training").status_code == 404
+
+
+def test_only_a_folder_of_ours_has_a_trace(tmp_path: Path) -> None:
+    assert training_trace("owner/name") is None
+    assert training_trace(str(tmp_path)) is None
+    (tmp_path / "trace.json").write_text("{")
+    assert training_trace(str(tmp_path)) is None

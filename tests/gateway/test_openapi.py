@@ -1,0 +1,56 @@
+"""The gateway against its own OpenAPI description: what is sent by it is answered by it, and never by a crash."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+if TYPE_CHECKING:
+    from tests.gateway.live import LiveGateway
+
+CHECKS: Final = [
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+"""Not among them: `positive_data_acceptance`, since no JSON schema says that exactly one of prompt and messages is to
+be given or that a model must be served; and `negative_data_rejection`, since headers and parameters that a server
+doesn't know are ignored. Wrong bodies have tests of their own."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", GenerationMode)
+def test_what_the_description_allows_and_what_it_does_not(gateway: LiveGateway, mode: GenerationMode) -> None:
+    schema = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
+    operations: list[Any] = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    assert "POST /v1/chat/completions" in {operation.label for operation in operations}
+    with requests.Session() as session:
+        for operation in operations:
+            _check(operation, mode, session)
+
+
+def _check(operation: Any, mode: GenerationMode, session: requests.Session) -> None:
+    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(mode))
+    def answers_as_described(case: Case[Any]) -> None:
+        if isinstance(case.body, dict) and case.body.get("model") == "weather":
+            return  # it would wait for an answer, and nobody is there to give one
+        case.call_and_validate(session=session, checks=CHECKS, timeout=20)
+
+    with suppress(Unsatisfiable):  # nothing can be wrong with what takes no parameters
+        answers_as_described()

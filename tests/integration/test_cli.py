@@ -1,0 +1,309 @@
+"""The command `tokenrelay`, run as a user runs it: output, exit codes, Ctrl-C, pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.writers import End, Writer, serving
+from tokenrelay.producer import Consumer, Producer
+from tokenrelay.producer.cli.commands import app
+from tokenrelay.shared.entries import State
+from tokenrelay.shared.options import DEFAULTS, Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from tests.redis_servers import RedisServer
+
+COMMAND: Final = (sys.executable, "-m", "tokenrelay.producer.cli")
+QUESTION: Final = "What is the weather today?"
+
+
+@pytest.fixture(autouse=True)
+def environment(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("TERM", "dumb")
+
+
+@pytest.fixture
+def running() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that the test started; those that are left are ended."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def tokenrelay(*arguments: str, given: str | bytes = b"") -> subprocess.CompletedProcess[str]:
+    raw = given.encode() if isinstance(given, str) else given
+    done = subprocess.run([*COMMAND, *arguments], input=raw, capture_output=True, timeout=30, check=False)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def lines(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_ask_prints_the_answer(redis_server: RedisServer) -> None:
+    with serving(redis_server.url):
+        done = tokenrelay("ask", QUESTION)
+    assert (done.stdout, done.stderr, done.returncode) == ("It is sunny and warm.\n", "", 0)
+
+
+def test_ask_prints_model_text_as_it_is(redis_server: RedisServer) -> None:
+    texts = ("[bold]", "\x1b[31m", "", " 日本\n", "[/nope] :smile:")
+    with serving(redis_server.url, lambda writer, request_id: writer.answer(request_id, texts, End(text=" held"))):
+        done = tokenrelay("ask", QUESTION)
+    assert done.stdout == "".join(texts) + " held\n"
+
+
+def test_ask_reads_standard_input_and_all_options(redis_server: RedisServer) -> None:
+    asked: list[Any] = []
+
+    def respond(writer: Writer, request_id: str) -> None:
+        asked.append(writer.request(request_id))
+        writer.answer(request_id)
+
+    given = {
+        "max_new_tokens": 5, "temperature": 0.0, "top_k": 3, "top_p": 0.5, "seed": 0, "priority": "high",
+        "stop": ["a", "b"], "ignore_eos": True, "deadline_s": 60.0, "metadata": {"user": [1, "ü"]},
+    }  # fmt: skip
+    arguments = ["--idempotency-key", "k1", "--model", "weather"]
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        for item in value if isinstance(value, list) else [value]:
+            shown = json.dumps(item) if isinstance(item, dict) else str(item)
+            arguments += [flag] if item is True else [flag, shown]
+    with serving(redis_server.url, respond):
+        done = tokenrelay("ask", "-", *arguments, given="Wie wird's?\n日本 ")
+    assert done.returncode == 0, done.stderr
+    expected = {**DEFAULTS, **given, "prompt": "Wie wird's?\n日本 "}
+    del expected["idempotency_key"]  # isn't part of the stored body
+    assert asked == [expected]
+
+
+def test_every_generation_option_is_offered() -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["ask", "--help"])
+    for name in get_type_hints(Options):
+        assert f"--{name.replace('_', '-')} " in done.output
+    assert "default: 256" in done.output
+
+
+def test_ask_takes_a_chat(redis_server: RedisServer) -> None:
+    with serving(redis_server.url):
+        done = tokenrelay("ask", "--messages", json.dumps([{"role": "user", "content": QUESTION}]))
+    assert (done.stdout, done.returncode) == ("It is sunny and warm.\n", 0)
+
+
+def test_ask_json_gives_an_entry_per_line(redis_server: RedisServer) -> None:
+    with serving(redis_server.url):
+        done = tokenrelay("ask", QUESTION, "--json", "--metadata", '{"user": 7}')
+    entries = lines(done.stdout)
+    assert [entry["kind"] for entry in entries] == ["queued", "started", *["token"] * 6, "completed"]
+    assert [entry["entry_id"] for entry in entries] == ["0-1", "0-2", *(f"{n}-0" for n in range(1, 7)), "6-1"]
+    assert "".join(entry.get("text", "") for entry in entries) == "It is sunny and warm."
+    assert entries[0]["metadata"] == {"user": 7}
+    assert entries[-1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "recomputed_tokens": 0}
+    assert len({entry["request_id"] for entry in entries}) == 1
+
+
+def test_tokens_come_out_while_the_answer_is_written(
+    redis_server: RedisServer, running: list[subprocess.Popen[bytes]]
+) -> None:
+    go_on = threading.Event()
+
+    def respond(writer: Writer, request_id: str) -> None:
+        writer.claim(request_id)
+        writer.append(request_id, "It")
+        assert go_on.wait(20)
+        writer.append(request_id, " is")
+        writer.finish(request_id)
+
+    with serving(redis_server.url, respond):
+        process = subprocess.Popen([*COMMAND, "ask", QUESTION], stdout=subprocess.PIPE)
+        running.append(process)
+        assert process.stdout
+        assert process.stdout.read(2) == b"It"
+        go_on.set()
+        assert process.stdout.read() == b" is\n"
+        assert process.wait(10) == 0
+
+
+def first_token_only(writer: Writer, request_id: str) -> None:
+    writer.claim(request_id)
+    writer.append(request_id, "It")
+
+
+def test_ctrl_c_on_ask_cancels(redis_server: RedisServer, redis: Redis, running: list[subprocess.Popen[bytes]]) -> None:
+    with serving(redis_server.url, first_token_only):
+        process = subprocess.Popen(
+            [*COMMAND, "ask", QUESTION, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        running.append(process)
+        assert process.stdout
+        queued = json.loads(process.stdout.readline())
+        while json.loads(process.stdout.readline())["kind"] != "token":
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, b"")
+    assert Consumer(connection=redis).get(queued["request_id"]).status().state == State.CANCELLED
+
+
+def test_ask_cancels_when_its_reader_leaves(
+    redis_server: RedisServer, redis: Redis, running: list[subprocess.Popen[bytes]]
+) -> None:
+    go_on = threading.Event()
+
+    def respond(writer: Writer, request_id: str) -> None:
+        first_token_only(writer, request_id)
+        assert go_on.wait(20)
+        writer.append(request_id, " is")
+
+    with serving(redis_server.url, respond):
+        process = subprocess.Popen(
+            [*COMMAND, "ask", QUESTION, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        running.append(process)
+        assert process.stdout
+        assert process.stderr
+        queued = json.loads(process.stdout.readline())
+        process.stdout.close()
+        go_on.set()
+        assert (process.wait(10), process.stderr.read()) == (141, b"")
+    assert Consumer(connection=redis).get(queued["request_id"]).status().state == State.CANCELLED
+
+
+def test_ctrl_c_on_follow_leaves_the_request_running(
+    redis_server: RedisServer, redis: Redis, running: list[subprocess.Popen[bytes]]
+) -> None:
+    with serving(redis_server.url, first_token_only):
+        generation = Producer(connection=redis).submit(QUESTION)
+        process = subprocess.Popen([*COMMAND, "follow", generation.request_id], stdout=subprocess.PIPE)
+        running.append(process)
+        assert process.stdout
+        assert process.stdout.read(2) == b"It"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    assert generation.status().state == State.IN_PROGRESS
+    generation.cancel()
+
+
+def test_submit_then_follow_from_a_token(redis_server: RedisServer) -> None:
+    request_id = tokenrelay("submit", QUESTION).stdout.strip()
+    with serving(redis_server.url):
+        assert tokenrelay("follow", request_id).stdout == "It is sunny and warm.\n"
+    assert tokenrelay("follow", request_id, "--after", "3").stdout == " and warm.\n"
+    tail = lines(tokenrelay("follow", request_id, "--after", "5", "--json").stdout)
+    assert [entry["entry_id"] for entry in tail] == ["6-0", "6-1"]
+
+
+def test_submit_json(redis: Redis) -> None:
+    (line,) = lines(tokenrelay("submit", QUESTION, "--json", "--priority", "low").stdout)
+    assert line["queue"] == "tokenrelay.weather.low"
+    assert Consumer(connection=redis).get(line["request_id"]).status().state == State.QUEUED
+
+
+def test_cancel_and_status() -> None:
+    request_id = tokenrelay("submit", QUESTION).stdout.strip()
+    assert "state         queued" in tokenrelay("status", request_id).stdout
+    assert "tokenrelay.weather.default        1        0        0" in tokenrelay("status").stdout
+    assert tokenrelay("cancel", request_id).stdout == "cancelled\n"
+    again = tokenrelay("cancel", request_id, "--json")
+    assert lines(again.stdout) == [{"request_id": request_id, "cancelled": False, "state": "cancelled"}]
+    assert lines(tokenrelay("status", request_id, "--json").stdout)[0]["state"] == "cancelled"
+    assert lines(tokenrelay("status", "--json").stdout)[0]["waiting"] == 0
+    followed = tokenrelay("follow", request_id)
+    assert (followed.returncode, followed.stderr.count("\n")) == (1, 1)
+
+
+def test_a_failed_generation_is_one_line_and_exit_1(redis_server: RedisServer) -> None:
+    end = End("failed", "error", code="prompt_too_long", message="600 tokens, at most 512")
+    with serving(redis_server.url, lambda writer, request_id: writer.answer(request_id, ("It",), end)):
+        done = tokenrelay("ask", QUESTION)
+    assert (done.returncode, done.stdout) == (1, "It\n")
+    assert "prompt_too_long" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_worker_is_warned_of_in_one_line() -> None:
+    done = tokenrelay("ask", QUESTION, "--deadline-s", "2.5")
+    assert done.returncode == 1
+    warned, expired = done.stderr.splitlines()
+    assert "no live worker serves it" in warned
+    assert "expired" in expired
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["ask", ""], 2, "prompt: is empty or blank"),
+        (["ask"], 2, "prompt, messages: neither given"),
+        (["ask", "x", "--max-new-tokens", "0"], 2, "max_new_tokens: "),
+        (["ask", "x", "--temperature", "nan"], 2, "temperature: "),
+        (["ask", "x", "--metadata", "{"], 2, "metadata: isn't JSON"),
+        (["ask", "x", "--seed", "-1"], 2, "seed: "),
+        (["submit", "x", "--seed", "many"], 2, "--seed"),
+        (["ask", "x", "--priority", "urgent"], 2, "--priority"),
+        (["ask", "x", "--nonsense"], 2, "--nonsense"),
+        (["follow", "short"], 2, "request_id: "),
+        (["follow", "nosuchrequest0123456789"], 4, "no request nosuchrequest0123456789"),
+        (["cancel", "nosuchrequest0123456789"], 4, "no request"),
+        (["status", "nosuchrequest0123456789"], 4, "no request"),
+        (["follow", "nosuchrequest0123456789", "--after", "-1"], 4, "no request"),
+    ],
+)
+def test_bad_input(arguments: list[str], code: int, told: str, redis: Redis) -> None:
+    done = tokenrelay(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not redis.keys()
+
+
+def test_standard_input_that_is_no_text() -> None:
+    done = tokenrelay("ask", "-", given=b"\xff\xfe")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "UTF-8" in done.stderr
+
+
+def test_redis_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_REDIS_URL", "redis://:secret@127.0.0.1:1/0")
+    for arguments in (["ask", "x"], ["status"], ["follow", "nosuchrequest0123456789"]):
+        done = tokenrelay(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+        assert "secret" not in done.stderr
+
+
+def test_an_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_REDIS_ULR", "redis://127.0.0.1:1/0")
+    done = tokenrelay("status")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "TOKENRELAY_REDIS_ULR" in done.stderr
+
+
+def test_a_terminal_gets_control_characters_made_visible(redis_server: RedisServer) -> None:
+    texts = ("a\x1b]0;title\x07", "\tb\n", "\x9b31mc")
+    ours, theirs = pty.openpty()
+    with serving(redis_server.url, lambda writer, request_id: writer.answer(request_id, texts)):
+        process = subprocess.Popen([*COMMAND, "ask", QUESTION], stdout=theirs, stderr=subprocess.DEVNULL)
+        os.close(theirs)
+        assert process.wait(20) == 0
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert "a␛]0;title␇" in shown
+    assert "\x1b" not in shown
+    assert "\x9b" not in shown

@@ -1,0 +1,109 @@
+"""One batch, one round trip: the bytes that go out, the replies that come back, and what an error leaves behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.connection import PythonRespSerializer
+from redis.exceptions import ConnectionError, ResponseError
+
+from tests.streams import REQUEST_ID
+from tests.token_plane import decoded
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Batch, Call, Command, Pipeline, _packed
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.entries import State
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from tests.redis_servers import RedisServer
+
+PAIR = (keys.request(REQUEST_ID), keys.stream(REQUEST_ID))
+CREATE = Call("create", PAIR, ("body", 60_000, 60_000, "", "", "tokenrelay.weather.default", "{}"))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.characters(exclude_categories=["Cs"])),
+            st.binary(),
+            st.integers(),
+            st.floats(),
+            st.sampled_from(State),
+        ),
+        min_size=1,
+    )
+)
+def test_the_bytes_are_those_of_redis_py(arguments: list[Any]) -> None:
+    command: Command = ("SET", *arguments)
+    encode = connect("redis://localhost:1").connection_pool.get_encoder().encode
+    theirs = b"".join(PythonRespSerializer(6000, encode).pack(*command))  # type: ignore[no-untyped-call]
+    assert _packed(command) == theirs
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_replies_have_the_shape_that_redis_py_gives_them(redis: Redis, pipeline: Pipeline, atomic: bool) -> None:
+    batch: Batch = [CREATE, ("HGETALL", PAIR[0]), ("XRANGE", PAIR[1], "-", "+"), ("TIME",)]
+    batch.append(("XREAD", "STREAMS", PAIR[1], "0"))
+    pipeline.run([CREATE])
+    replies = pipeline.run(batch, atomic=atomic)
+    with redis.pipeline() as theirs:
+        for command in batch[1:]:
+            assert isinstance(command, tuple)
+            theirs.execute_command(*command)  # type: ignore[no-untyped-call]
+        fields, entries, time, read = theirs.execute()
+    assert decoded(replies[0]) == ["ATTACHED", "queued"]
+    assert replies[1:3] == [fields, entries]
+    assert isinstance(replies[3], tuple)
+    assert isinstance(time, tuple)
+    assert replies[4] == read
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_an_error_stands_in_its_replys_place(pipeline: Pipeline, atomic: bool) -> None:
+    pipeline.run([CREATE])
+    replies = pipeline.run([("PING",), ("LPUSH", PAIR[1], "x"), ("PING",)], atomic=atomic)
+    assert isinstance(replies[1], ResponseError)
+    assert [replies[0], replies[2]] == [True, True]
+
+
+def test_a_transaction_that_was_refused_raises_why(pipeline: Pipeline) -> None:
+    with pytest.raises(ResponseError, match="NOSUCHCOMMAND"):
+        pipeline.run([("PING",), ("NOSUCHCOMMAND",)], atomic=True)
+    assert pipeline.run([("PING",)]) == [True]
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_connection_that_was_cut_is_made_again(redis: Redis, pipeline: Pipeline, atomic: bool) -> None:
+    pipeline.run([("PING",)])
+    redis.client_kill_filter(_type="normal", skipme=False)
+    assert pipeline.run([("PING",), ("ECHO", "again")], atomic=atomic) == [True, b"again"]
+
+
+def test_a_batch_that_broke_off_leaves_no_reply_to_the_next(redis_server: RedisServer) -> None:
+    with connect(redis_server.url) as client:
+        pipeline = Pipeline(client)
+        pipeline.run([("PING",)])
+        connection: Any = client.connection_pool.get_connection()
+        client.connection_pool.release(connection)
+        read, reads = connection.read_response, iter(range(3))
+
+        def interrupt(*arguments: Any, **named: Any) -> Any:
+            if next(reads) == 1:
+                raise KeyboardInterrupt
+            return read(*arguments, **named)
+
+        connection.read_response = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run([("ECHO", "1"), ("ECHO", "2"), ("ECHO", "3")])
+        connection.read_response = read
+        assert pipeline.run([("ECHO", "4")]) == [b"4"]
+
+
+def test_a_server_that_is_gone_is_a_connection_error() -> None:
+    with connect("redis://127.0.0.1:1", retries=0) as client, pytest.raises(ConnectionError):
+        Pipeline(client).run([("PING",)])

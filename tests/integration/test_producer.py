@@ -1,0 +1,390 @@
+"""Submitting to a real Redis: what is written, what is refused, who may share a producer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.exceptions import ConnectionError
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from tests.writers import WEATHER, End, Writer, serving
+from tokenrelay.producer import (
+    GenerationCancelled,
+    GenerationFailed,
+    IdempotencyConflict,
+    NoWorkerWarning,
+    Producer,
+    ProducerSettings,
+    QueueFull,
+    RedisUnusable,
+    SettingsError,
+    State,
+    StreamTimeout,
+)
+from tokenrelay.producer.rounds import Driver, Round
+from tokenrelay.producer.submission import planned, planned_many, submitted_many, written
+from tokenrelay.shared import keys
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.entries import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from tests.conftest import MakeRedisServer
+    from tests.redis_servers import RedisServer
+    from tokenrelay.producer.rounds import Answered, Pause
+
+SETTINGS = ProducerSettings(max_queue_depth=5)
+QUEUE = keys.rq_queue(keys.queue("weather", "default"))
+
+
+@pytest.fixture
+def producer(redis_server: RedisServer, redis: Redis) -> Iterator[Producer]:
+    with Producer(redis_server.url, settings=SETTINGS) as producer:
+        yield producer
+
+
+@pytest.fixture
+def writer(redis: Redis) -> Writer:
+    writer = Writer(redis)
+    writer.appear()
+    return writer
+
+
+def job_of(redis: Redis, request_id: str) -> Job:
+    return Job.fetch(request_id, connection=redis, serializer=JSONSerializer)
+
+
+def test_a_request_whose_job_was_deleted_through_rq_is_cancelled(producer: Producer, redis: Redis) -> None:
+    generation = producer.submit("x")
+    Queue("tokenrelay.weather.default", connection=redis, serializer=JSONSerializer).empty()  # type: ignore[no-untyped-call]
+    with pytest.raises(GenerationCancelled) as cancelled:
+        generation.result(timeout_s=5)
+    assert cancelled.value.answer.cancelled_by == "rq"
+
+
+def test_a_submitted_request_is_a_stream_and_an_rq_job_from_the_first_moment(producer: Producer, redis: Redis) -> None:
+    generation = producer.submit("Hi", priority="high", metadata={"user": "é"}, deadline_s=30)
+    request = redis.hgetall(keys.request(generation.request_id))
+    assert json.loads(request[b"request"])["prompt"] == "Hi"
+    assert [event.kind for event in itertools.islice(generation.events(), 1)] == ["queued"]
+    job = job_of(redis, generation.request_id)
+    assert (job.func_name, job.args, job.origin) == (
+        keys.JOB_FUNCTION,
+        [generation.request_id],
+        "tokenrelay.weather.high",
+    )
+    assert (job.get_status(), job.result_ttl, job.failure_ttl) == ("queued", 3600, 3600)
+    assert not any("Hi" in text(value) for value in redis.hvals(keys.rq_job(generation.request_id)))
+    assert 3600 < redis.ttl(keys.rq_job(generation.request_id)) <= 3630
+    status = generation.status()
+    assert (status.state, status.tokens, status.attempts, status.metadata) == (State.QUEUED, 0, 0, {"user": "é"})
+    assert 29 < status.seconds_left <= 30
+
+
+def test_the_settings_come_from_the_environment(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("TOKENRELAY_MODEL", "other")
+    with Producer() as producer:
+        assert producer.submit("x").status().queue == "tokenrelay.other.default"
+
+
+def test_a_connection_of_the_callers_is_used_and_left_open(redis_server: RedisServer) -> None:
+    for query in ("", "?decode_responses=1", "?protocol=3", "?protocol=2"):
+        with connect(redis_server.url + query) as connection:
+            with Producer(connection=connection) as producer:
+                generation = producer.submit("x")
+                with redis_server.client() as client:
+                    writer = Writer(client)
+                    request_id = writer.take()
+                    assert request_id == generation.request_id
+                    writer.answer(request_id)
+                assert generation.result(timeout_s=5).text == "It is sunny and warm."
+                assert [token.index for token in generation.tokens(after=4)] == [5, 6]
+            assert connection.ping()
+
+
+def test_url_and_connection_together_are_refused(redis: Redis) -> None:
+    with pytest.raises(SettingsError, match="both given"):
+        Producer("redis://x", connection=redis)
+
+
+def test_a_full_queue_takes_nothing_of_a_batch(producer: Producer, redis: Redis) -> None:
+    producer.submit_many(["a", "b", "c"])
+    before = sorted(redis.keys())
+    with pytest.raises(QueueFull) as caught:
+        producer.submit_many(["d", "e", "f"])
+    error = caught.value
+    assert (error.depth, error.limit, error.queue) == (3, 5, "tokenrelay.weather.default")
+    assert error.retry_after_s > 0
+    assert sorted(redis.keys()) == before
+    assert len(producer.submit_many(["d", "e"])) == 2
+    with pytest.raises(QueueFull, match="at most 5 may"):
+        producer.submit("f")
+    assert redis.llen(QUEUE) == 5
+
+
+def test_a_batch_that_others_overtook_is_taken_back(producer: Producer, redis: Redis) -> None:
+    plans = planned_many(["a", "b", "c"], {}, SETTINGS)
+    with pytest.raises(QueueFull):
+        Driver(redis).run(written(plans, 1))
+    assert redis.llen(QUEUE) == 0
+    for plan in plans:
+        assert producer.get(plan.request_id).status().state == State.CANCELLED
+
+
+def test_a_batch_comes_in_order(producer: Producer, redis: Redis) -> None:
+    generations = producer.submit_many(["a", {"prompt": "b", "seed": 2}, "c"], seed=1)
+    assert redis.lrange(QUEUE, 0, -1) == [generation.request_id.encode() for generation in generations]
+    seeds = [json.loads(redis.hget(keys.request(each.request_id), "request") or b"")["seed"] for each in generations]
+    assert seeds == [1, 2, 1]
+
+
+class LosingDriver(Driver):
+    """Loses the reply of each transaction, once."""
+
+    lost = 0
+
+    def _answer(self, item: Round | Pause) -> Answered:
+        answered = super()._answer(item)
+        if isinstance(item, Round) and item.atomic and not self.lost:
+            self.lost += 1
+            return ConnectionError("reset by peer")
+        return answered
+
+
+def test_a_lost_reply_enqueues_nothing_twice(redis: Redis) -> None:
+    plan = planned({"prompt": "x"}, SETTINGS)
+    driver = LosingDriver(redis)
+    driver.run(submitted_many([plan], SETTINGS))
+    assert driver.lost == 1
+    assert redis.lrange(QUEUE, 0, -1) == [plan.request_id.encode()]
+    assert redis.xlen(keys.stream(plan.request_id)) == 1
+
+
+def test_an_idempotency_key_attaches_to_the_running_and_the_finished_generation(
+    producer: Producer, redis: Redis, writer: Writer
+) -> None:
+    first = producer.submit("x", idempotency_key="k")
+    assert producer.submit("x", idempotency_key="k").request_id == first.request_id
+    assert redis.llen(QUEUE) == 1
+    assert writer.take() == first.request_id
+    writer.answer(first.request_id)
+    again = producer.submit("x", idempotency_key="k")
+    assert (again.request_id, again.result().text) == (first.request_id, "It is sunny and warm.")
+    assert redis.llen(QUEUE) == 0
+    with pytest.raises(IdempotencyConflict) as caught:
+        producer.submit("y", idempotency_key="k")
+    assert (caught.value.field, caught.value.request_id) == ("idempotency_key", first.request_id)
+    assert producer.submit("x", idempotency_key="other").request_id != first.request_id
+
+
+def test_a_repeat_attaches_though_the_queue_is_full(producer: Producer) -> None:
+    first = producer.submit("x", idempotency_key="k")
+    producer.submit_many(["a", "b", "c", "d"])
+    assert producer.submit("x", idempotency_key="k").request_id == first.request_id
+    with pytest.raises(QueueFull):
+        producer.submit("x", idempotency_key="new")
+
+
+def test_many_at_once_under_one_idempotency_key_are_one_request(redis_server: RedisServer, redis: Redis) -> None:
+    barrier = threading.Barrier(8)
+
+    def submit(_: int) -> str:
+        with Producer(redis_server.url) as producer:
+            barrier.wait(10)
+            return producer.submit("x", idempotency_key="k").request_id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(submit, range(8)))) == 1
+    assert redis.llen(QUEUE) == 1
+
+
+def test_a_repeat_heals_a_producer_that_died_before_it_enqueued(producer: Producer, redis: Redis) -> None:
+    first = producer.submit("x", idempotency_key="k")
+    redis.delete(QUEUE, keys.rq_job(first.request_id))
+    producer.submit("x", idempotency_key="k")
+    assert redis.lrange(QUEUE, 0, -1) == [first.request_id.encode()]
+
+
+def test_a_key_whose_producer_died_before_it_created_is_used_again(producer: Producer, redis: Redis) -> None:
+    dead = keys.new_request_id()
+    redis.set(keys.idempotency("k"), dead, px=4_200_000)
+    assert producer.submit("x", idempotency_key="k").request_id == dead
+
+
+def test_a_key_whose_request_is_gone_is_bound_anew(producer: Producer, redis: Redis) -> None:
+    first = producer.submit("x", idempotency_key="k")
+    redis.delete(keys.request(first.request_id), keys.stream(first.request_id))
+    redis.expire(keys.idempotency("k"), 599)  # 3601 s old: older than the retention
+    second = producer.submit("x", idempotency_key="k")
+    assert second.request_id != first.request_id
+    assert producer.submit("x", idempotency_key="k").request_id == second.request_id
+
+
+def test_cancelling_a_queued_request_takes_it_from_the_queue(producer: Producer, redis: Redis, writer: Writer) -> None:
+    generation = producer.submit("x")
+    assert generation.cancel() is True
+    assert generation.cancel() is False
+    assert redis.llen(QUEUE) == 0
+    assert job_of(redis, generation.request_id).get_status() == "canceled"
+    assert writer.take() is None
+    with pytest.raises(GenerationCancelled) as caught:
+        generation.result()
+    assert (caught.value.text, caught.value.answer.cancelled_by) == ("", "producer")
+
+
+def test_cancelling_a_running_request_stops_its_worker(producer: Producer, writer: Writer) -> None:
+    generation = producer.submit("x")
+    assert writer.take() == generation.request_id
+    writer.claim(generation.request_id)
+    writer.append(generation.request_id, "It", " is")
+    tokens = iter(generation)
+    assert next(tokens).text == "It"
+    assert producer.get(generation.request_id).cancel() is True
+    assert writer.append(generation.request_id, " sunny") == "DONE"
+    assert next(tokens).text == " is"
+    with pytest.raises(GenerationCancelled) as caught:
+        next(tokens)
+    assert (caught.value.text, len(caught.value.answer.tokens)) == ("It is", 2)
+    assert generation.status().cancelled_by == "producer"
+
+
+def test_leaving_a_stream_early_cancels_and_leaving_an_iteration_does_not(producer: Producer, writer: Writer) -> None:
+    with producer.stream("x") as short:
+        assert writer.take() == short.request_id
+        writer.claim(short.request_id)
+        writer.append(short.request_id, "It")
+        for _ in short:
+            break
+        assert short.status().state == State.IN_PROGRESS
+    assert short.status().state == State.CANCELLED
+    with producer.stream("x") as whole:
+        assert writer.take() == whole.request_id
+        writer.answer(whole.request_id)
+    assert whole.result().state == State.COMPLETED
+
+
+def test_a_model_that_nobody_serves_is_warned_of_within_two_seconds(producer: Producer, redis: Redis) -> None:
+    redis.sadd(keys.rq_workers(keys.queue("weather", "default")), keys.rq_worker("dead"))
+    generation = producer.submit("x")
+    with pytest.warns(NoWorkerWarning, match="'weather'") as caught:  # noqa: PT031 - once, over both
+        for timeout_s in (2, 1.5):
+            with pytest.raises(StreamTimeout):
+                generation.result(timeout_s=timeout_s)
+            assert len(caught) == 1  # after the first 2 s already
+    assert [warning.filename for warning in caught] == [__file__]
+    assert generation.status().state == State.QUEUED
+
+
+def test_a_busy_model_is_not_warned_of(producer: Producer, writer: Writer) -> None:
+    with pytest.raises(StreamTimeout, match="goes on"):
+        producer.submit("x").result(timeout_s=1.5)
+
+
+def test_threads_share_a_producer(redis_server: RedisServer, producer: Producer) -> None:
+    def ask(number: int) -> tuple[str, list[int]]:
+        generation = producer.submit(f"question {number}")
+        return "".join(token.text for token in generation), [token.index for token in generation]
+
+    with serving(redis_server.url), ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(ask, range(20)))
+    assert answers == [("".join(WEATHER), list(range(1, 7)))] * 20
+
+
+def test_a_forked_child_reads_and_submits_on_connections_of_its_own(
+    producer: Producer, redis: Redis, writer: Writer
+) -> None:
+    generation = producer.submit("x")
+    assert writer.take() == generation.request_id
+    writer.claim(generation.request_id)
+    writer.append(generation.request_id, *WEATHER)
+    tokens = iter(generation)
+    next(tokens)  # the parent's pool has an open connection now
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            texts = [next(tokens).text for _ in range(5)]
+            told = {"texts": texts, "submitted": producer.submit("from the child").request_id}
+            os.write(write_end, json.dumps(told).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    mine = [next(tokens).text for _ in range(5)]
+    with os.fdopen(read_end) as pipe:
+        told = json.load(pipe)
+    os.waitpid(child, 0)
+    assert told["texts"] == mine == list(WEATHER[1:])
+    assert redis.lrange(QUEUE, 0, -1) == [told["submitted"].encode()]
+    writer.finish(generation.request_id)
+    assert generation.result().text == "It is sunny and warm."
+
+
+def test_an_unreachable_redis_is_said_in_one_line() -> None:
+    with pytest.raises(RedisUnusable, match=r"127\.0\.0\.1:1: .*is it running there") as caught:
+        Producer("redis://127.0.0.1:1/0").submit("x")
+    assert "\n" not in caught.value.message
+
+
+def test_a_wrong_password_is_said(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server(password="secret")
+    for url in (server.url.replace("secret", "wrong"), server.url.replace(":secret@", "")):
+        with pytest.raises(RedisUnusable, match="check user and password"):
+            Producer(url).submit("x")
+
+
+def test_a_replica_is_refused(redis_server: RedisServer, make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server("--replicaof", "127.0.0.1", str(redis_server.port))
+    with pytest.raises(RedisUnusable, match="URL of its primary"):
+        Producer(server.url).submit("x")
+
+
+def test_a_redis_that_evicts_is_refused(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server("--maxmemory", "50mb", "--maxmemory-policy", "volatile-lru")
+    with pytest.raises(RedisUnusable, match="noeviction"):
+        Producer(server.url).submit("x")
+    with server.client() as client:
+        assert client.dbsize() == 0
+
+
+def test_a_full_redis_takes_nothing(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server()
+    with server.client() as client, Producer(server.url) as producer:
+        generation = producer.submit("x")
+        used = int(client.info("memory")["used_memory"])
+        client.config_set("maxmemory", used)
+        with pytest.raises(RedisUnusable, match="Redis is full"):
+            producer.submit_many(["y" * 10_000] * 100)
+        assert client.lrange(QUEUE, 0, -1) == [generation.request_id.encode()]
+        assert generation.cancel() is True
+        client.config_set("maxmemory", 0)
+
+
+def test_a_user_without_info_may_submit(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server()
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-info")
+    with Producer(server.url.replace("//", "//app:pw@")) as producer:
+        assert producer.submit("x").status().state == State.QUEUED
+
+
+def test_failed_requests_tell_code_and_partial_text(producer: Producer, writer: Writer) -> None:
+    generation = producer.submit("x")
+    assert writer.take() == generation.request_id
+    writer.answer(generation.request_id, ("It",), End("failed", "error", " is", "prompt_too_long", "too long"))
+    for read in (lambda: list(generation.tokens(after=1)), generation.result):
+        with pytest.raises(GenerationFailed, match="too long") as caught:
+            read()
+        assert (caught.value.code, caught.value.text) == ("prompt_too_long", "It is")
+    assert [event.kind for event in generation.events()] == ["queued", "started", "failed"]

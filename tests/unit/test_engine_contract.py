@@ -1,0 +1,100 @@
+"""The engine's contract: admission, and that the counting engine of the tests keeps it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.engines import CountingEngine, counted_token
+from tokenrelay.shared.errors import EngineError, RequestError
+from tokenrelay.worker.engine import Engine, EngineOutput, EngineRequest, SamplingParams, admit
+
+REQUEST = EngineRequest("1:a", (1, 2, 3), (), 5, SamplingParams(1.0, 0, 1.0, seed=4))
+
+
+def started(**settings: int) -> CountingEngine:
+    engine = CountingEngine(**settings)
+    engine.start()
+    return engine
+
+
+def collect(engine: Engine) -> list[EngineOutput]:
+    outputs: list[EngineOutput] = []
+    while step := engine.outputs(0.0):
+        outputs += step
+    return outputs
+
+
+def tokens(outputs: list[EngineOutput], engine_id: str) -> list[int]:
+    return [token_id for output in outputs if output.engine_id == engine_id for token_id in output.token_ids]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "emitted", "budget", "context", "admitted"),
+    [(10, 0, 20, 100, 20), (10, 0, 200, 100, 90), (99, 0, 5, 100, 1), (10, 40, 200, 100, 90), (50, 60, 200, 100, 60)],
+)
+def test_admit_cuts_the_budget_to_what_fits(
+    prompt: int, emitted: int, budget: int, context: int, admitted: int
+) -> None:
+    assert admit(prompt, emitted, budget, context) == admitted
+
+
+def test_admit_refuses_a_prompt_without_room_for_a_token() -> None:
+    with pytest.raises(RequestError, match="the prompt has 100 tokens") as caught:
+        admit(100, 0, 5, 100)
+    assert (caught.value.code, caught.value.field, caught.value.limit) == ("prompt_too_long", "prompt", 99)
+
+
+def test_the_contract_needs_no_torch() -> None:
+    check = "import sys, tokenrelay.worker.engine, tokenrelay.worker.text; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_counting_engine_resumes_at_any_cut() -> None:
+    engine = started()
+    engine.add(REQUEST)
+    whole = collect(engine)
+    assert tokens(whole, "1:a") == [counted_token(4, position, 1000) for position in range(1, 6)]
+    assert whole[-1].finish_reason == "length"
+    for cut in range(6):
+        emitted = tuple(tokens(whole, "1:a")[:cut])
+        engine.add(replace(REQUEST, engine_id=f"cut{cut}", emitted_ids=emitted))
+        rest = collect(engine)
+        assert emitted + tuple(tokens(rest, f"cut{cut}")) == tuple(tokens(whole, "1:a"))
+        assert rest[-1].finish_reason == "length"
+
+
+def test_counting_engine_fills_slots_and_frees_them() -> None:
+    engine = started(slots=1)
+    engine.add(REQUEST)
+    engine.add(replace(REQUEST, engine_id="1:b"))
+    assert {output.engine_id for output in engine.outputs(0.0)} == {"1:a"}
+    engine.cancel("1:a")
+    assert {output.engine_id for output in collect(engine)} == {"1:b"}
+
+
+def test_counting_engine_stops_at_eos_unless_told_not_to() -> None:
+    end = counted_token(4, 3, 1000)
+    engine = started(eos_token_id=end)
+    engine.add(REQUEST)
+    outputs = collect(engine)
+    assert len(tokens(outputs, "1:a")) == 2
+    assert outputs[-1] == EngineOutput("1:a", (), "stop")
+    engine.add(replace(REQUEST, ignore_eos=True))
+    assert len(tokens(collect(engine), "1:a")) == 5
+
+
+def test_counting_engine_dies_after_its_tokens_and_ends_nothing() -> None:
+    engine = started(fail_after=3)
+    engine.add(REQUEST)
+    engine.add(replace(REQUEST, engine_id="1:b"))
+    outputs = [*engine.outputs(0.0), *engine.outputs(0.0)]
+    assert sum(len(output.token_ids) for output in outputs) == 3
+    assert all(output.finish_reason is None for output in outputs)
+    with pytest.raises(EngineError):
+        engine.outputs(0.0)
+    with pytest.raises(EngineError):
+        engine.add(replace(REQUEST, engine_id="1:c"))

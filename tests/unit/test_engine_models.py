@@ -1,0 +1,179 @@
+"""Loading: what a folder must have, what is read from it, and what makes two models different ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tokenrelay.worker.engine import EngineSettings, ModelError, load_model
+from tokenrelay.worker.engine.fingerprint import fingerprint_folder
+from tokenrelay.worker.engine.kv_cache import bytes_per_token, plan_cache
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=3,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = [3, 4]
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "hi": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=words, eos_token="<end>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_model_is_loaded_with_what_an_engine_must_know(folder: Path) -> None:
+    loaded = load_model(folder, device="cpu", dtype="auto")
+    assert loaded.dtype == loaded.model.dtype == torch.float32
+    assert loaded.context_tokens == 64
+    assert loaded.eos_token_ids == {1, 3, 4}  # tokenizer, config and generation config
+    assert not loaded.model.training
+    assert load_model(str(folder), device="cpu", dtype="float64").model.dtype == torch.float64
+
+
+def test_fingerprint_tells_models_apart_and_not_their_place(folder: Path, copy: Path) -> None:
+    fingerprint = fingerprint_folder(folder, "torch.float32")
+    assert load_model(copy, device="cpu", dtype="float32").fingerprint == fingerprint
+    assert fingerprint_folder(copy, "torch.bfloat16") != fingerprint
+    (copy / "README.md").write_text("not the model's")
+    assert fingerprint_folder(copy, "torch.float32") == fingerprint
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert fingerprint_folder(copy, "torch.float32") != fingerprint
+
+
+def test_fingerprint_of_large_files_samples_them(tmp_path: Path) -> None:
+    large = tmp_path / "model.safetensors"
+    with large.open("wb") as file:
+        file.truncate(80 << 20)
+    fingerprint = fingerprint_folder(tmp_path, "")
+    with large.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert fingerprint_folder(tmp_path, "") != fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/no/such/folder", "there is no model folder /no/such/folder"),
+        ("./no-such-folder", "there is no model folder ./no-such-folder"),
+        ("a/b/c", "there is no model folder a/b/c"),
+        ("not a name", "neither a folder nor a Hub name"),
+    ],
+)
+def test_unknown_folder(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(name, device="cpu")
+
+
+def test_hub_name_without_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="the Hugging Face Hub doesn't give it"):
+        load_model("nobody/has-this-model", device="cpu")
+
+
+def test_folder_without_config(copy: Path) -> None:
+    (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_model(copy, device="cpu")
+
+
+def test_folder_without_safetensors(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"no \*\.safetensors, only pytorch_model\.bin"):
+        load_model(copy, device="cpu")
+
+
+def test_folder_with_broken_weights(copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"not safetensors at all")
+    with pytest.raises(ModelError, match="can't be loaded"):
+        load_model(copy, device="cpu")
+
+
+def test_folder_with_weights_missing(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ModelError, match=r"lack \d+ of the model's tensors: model\.layers\.2\."):
+        load_model(copy, device="cpu")
+
+
+def test_folder_without_tokenizer(copy: Path) -> None:
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelError, match="no tokenizer"):
+        load_model(copy, device="cpu")
+
+
+def test_folder_of_another_kind_of_model(copy: Path) -> None:
+    (copy / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
+    with pytest.raises(ModelError, match="causal language model"):
+        load_model(copy, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [
+        ("gpu", "auto", "no device 'gpu'"),
+        ("cuda:99", "auto", "device 'cuda:99' isn't there"),
+        ("cpu", "int8", "no dtype 'int8'"),
+    ],
+)
+def test_unknown_device_or_dtype(folder: Path, device: str, dtype: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(folder, device=device, dtype=dtype)
+
+
+def test_cache_is_sized_from_slots_memory_or_settings(folder: Path) -> None:
+    loaded = load_model(folder, device="cpu", dtype="float32")
+    assert plan_cache(loaded, EngineSettings(slots=4), free_bytes=1 << 30).tokens == 4 * 64
+    assert plan_cache(loaded, EngineSettings(slots=4, kv_cache_tokens=100), free_bytes=1 << 30).tokens == 128
+    long = replace(loaded, context_tokens=100_000)
+    assert plan_cache(long, EngineSettings(slots=4), free_bytes=1 << 40).tokens == 100_000
+    assert plan_cache(long, EngineSettings(slots=64), free_bytes=1 << 40).tokens == 64 * 4096
+    per_token = bytes_per_token(loaded, batch_tokens=512)
+    assert per_token == (2 * 2 * 4 * 2 + 512 + 2 * 16) * 4
+    # 60 % of the memory, less the manager's own two pages of 32 tokens.
+    some = plan_cache(loaded, EngineSettings(slots=400), free_bytes=per_token * (320 + 64) * 10 // 6 + 1)
+    assert some.tokens == 320
+
+
+def test_cache_that_does_not_fit_names_the_numbers(folder: Path) -> None:
+    loaded = load_model(folder, device="cpu", dtype="float32")
+    with pytest.raises(ModelError, match=r"not enough memory for the KV cache: 1000 tokens need 2 MiB at 2304 bytes"):
+        plan_cache(loaded, EngineSettings(kv_cache_tokens=1000), free_bytes=1 << 20)
+    with pytest.raises(ModelError, match="not enough memory for the KV cache: 32 tokens"):
+        plan_cache(loaded, EngineSettings(), free_bytes=0)

@@ -1,0 +1,112 @@
+"""Reading a stream's entries: what is right is typed, what isn't is a ProtocolError that names entry and field."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.streams import raw
+from tokenrelay.shared.entries import (
+    Ended,
+    EntryId,
+    Migrated,
+    Queued,
+    Started,
+    State,
+    Token,
+    Usage,
+    parse_entry,
+    parse_entry_id,
+)
+from tokenrelay.shared.errors import ProtocolError
+
+QUEUED = {"event": "queued", "at_us": 1, "wire": 1}
+STARTED = {"event": "started", "at_us": 2, "worker": "w", "attempt": 1, "model": "m", "prompt_tokens": 7, "seed": 42}
+MIGRATED = {"event": "migrated", "at_us": 3, "worker": "w", "attempt": 2, "resumed_at": 5}
+USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "recomputed_tokens": 9}
+ENDED = {"event": "failed", "at_us": 4, "finish_reason": "error", "text": "!", **USAGE, "code": "c", "message": "m"}
+TOKEN = {"text": " sunny", "token": 17, "at_us": 1_763_808_000_123_456}
+
+
+@pytest.mark.parametrize(
+    ("entry_id", "fields", "entry"),
+    [
+        ("4-0", TOKEN, Token(4, " sunny", 17, 1_763_808_000_123_456)),
+        ("0-1", QUEUED, Queued(EntryId(0, 1), 1, 1)),
+        ("0-1", {**QUEUED, "metadata": '{"a": [1]}'}, Queued(EntryId(0, 1), 1, 1, {"a": [1]})),
+        ("0-2", STARTED, Started(EntryId(0, 2), 2, "w", 1, "m", 7, 42)),
+        ("4-1", MIGRATED, Migrated(EntryId(4, 1), 3, "w", 2, 5)),
+        ("4-2", ENDED, Ended(EntryId(4, 2), 4, State.FAILED, "error", "!", Usage(7, 4, 9), "c", "m")),
+    ],
+)
+def test_entries_are_typed_whether_replies_are_decoded_or_not(
+    entry_id: str, fields: dict[str, Any], entry: object
+) -> None:
+    assert parse_entry(entry_id.encode(), raw(fields)) == entry
+    assert parse_entry(entry_id, {name: str(value) for name, value in fields.items()}) == entry
+
+
+@pytest.mark.parametrize("fields", [TOKEN, QUEUED, STARTED, MIGRATED, ENDED])
+def test_a_missing_field_is_named(fields: dict[str, Any]) -> None:
+    entry_id = "4-1" if "event" in fields else "4-0"
+    for name in set(fields) - {"event", "code", "message"}:
+        left = {field: value for field, value in fields.items() if field != name}
+        with pytest.raises(ProtocolError, match=rf"{entry_id}.*{name}"):
+            parse_entry(entry_id, raw(left))
+
+
+@pytest.mark.parametrize(
+    ("entry_id", "fields", "words"),
+    [
+        ("4-1", TOKEN, "is a token"),
+        ("4-0", QUEUED, "is an event"),
+        ("4-1", {**QUEUED, "event": "[DONE]"}, "unknown event"),
+        ("4-1", {**QUEUED, "event": "in_progress"}, "unknown event"),
+        ("4-0", {**TOKEN, "token": "many"}, "'token' is 'many', not a whole number"),
+        ("4-0", {**TOKEN, "at_us": "1.7e+15"}, "not a whole number"),
+        ("0-1", {**QUEUED, "metadata": "{"}, "no JSON object"),
+        ("0-1", {**QUEUED, "metadata": "[1]"}, "no JSON object"),
+        ("0-1", {**QUEUED, "metadata": "[" * 100_000}, "no JSON object"),
+    ],
+)
+def test_what_is_no_entry_says_why(entry_id: str, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProtocolError, match=words.replace("[", r"\[")):
+        parse_entry(entry_id, raw(fields))
+
+
+@pytest.mark.parametrize("bad", ["", "7", "7-", "-0", "a-b", "7-0-0", "-1-0", "7_0-0", b"7 -0", "1.0-0"])
+def test_other_strings_are_no_entry_ids(bad: object) -> None:
+    with pytest.raises(ProtocolError):
+        parse_entry_id(bad)
+
+
+@settings(database=None, derandomize=True)
+@given(st.integers(0, 2**63), st.integers(0, 2**63))
+def test_entry_ids_go_there_and_back(index: int, event: int) -> None:
+    assert parse_entry_id(str(EntryId(index, event))) == (index, event)
+
+
+@settings(database=None, derandomize=True)
+@given(st.text(max_size=6), st.dictionaries(st.text(max_size=8) | st.sampled_from(sorted(ENDED)), st.text(max_size=8)))
+def test_garbage_is_a_protocol_error_and_nothing_else(entry_id: str, fields: dict[str, str]) -> None:
+    with suppress(ProtocolError):
+        parse_entry(entry_id, fields)
+
+
+def test_bytes_that_are_no_utf8_do_not_stop_a_reader() -> None:
+    entry = parse_entry(b"1-0", {b"text": b"\xff", b"token": b"1", b"at_us": b"1"})
+    assert isinstance(entry, Token)
+    assert entry.text == "\udcff"
+
+
+def test_which_states_are_the_end() -> None:
+    assert {state for state in State if not state.terminal} == {State.QUEUED, State.IN_PROGRESS}
+
+
+def test_kinds_are_what_the_protocol_table_names() -> None:
+    assert Token(1, "", 1, 1).kind == "token"
+    assert Ended(EntryId(1, 1), 1, State.EXPIRED, "deadline", "", Usage(1, 1)).kind == "expired"

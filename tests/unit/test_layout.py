@@ -1,0 +1,137 @@
+"""Who may import whom, what the trees hold, and that generated pages are current."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenrelay.shared import diagram, keys
+from tokenrelay.shared.commands import SCRIPTS, source
+from tokenrelay.shared.entries import State
+from tokenrelay.shared.protocol import NOTHING, TRANSITIONS
+
+ROOT = Path(__file__).parents[2]
+TREES = {"shared": ROOT / "shared", "producer": ROOT / "producer", "worker": ROOT / "worker"}
+FORBIDDEN = {
+    "shared": ("tokenrelay.producer", "tokenrelay.gateway", "tokenrelay.testing", "tokenrelay.worker", "torch"),
+    "producer": ("tokenrelay.worker", "torch", "transformers"),
+    "worker": ("tokenrelay.producer", "tokenrelay.gateway", "tokenrelay.testing"),
+}
+LIFECYCLE = ROOT / "docs" / "request-lifecycle.md"
+SOURCES = [file for tree in TREES.values() for file in sorted(tree.rglob("*.py"))]
+
+
+def imported_names(file: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_imports_go_one_way(tree: str) -> None:
+    for file in TREES[tree].rglob("*.py"):
+        for name in imported_names(file):
+            for forbidden in FORBIDDEN[tree]:
+                assert name != forbidden, f"{file} imports {name}"
+                assert not name.startswith(forbidden + "."), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["tokenrelay.producer", "tokenrelay.shared.commands", "tokenrelay.shared.rq_jobs"])
+def test_importing_it_leaves_torch_and_the_worker_out(module: str) -> None:
+    heavy = ("torch", "transformers", "tokenrelay.worker")
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+def test_nothing_unpickles() -> None:
+    for file in SOURCES:
+        assert not imported_names(file) & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, file
+
+
+def test_the_namespace_package_has_no_init() -> None:
+    assert [tree for tree in TREES.values() if (tree / "tokenrelay" / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_portions_are_typed_and_named(tree: str) -> None:
+    portion = TREES[tree] / "tokenrelay" / tree
+    assert (portion / "py.typed").exists()
+    assert ast.get_docstring(ast.parse((portion / "__init__.py").read_text("utf-8")))
+
+
+def test_files_are_short() -> None:
+    files = [*SOURCES, *TREES["shared"].rglob("*.lua"), *(ROOT / "tests").rglob("*.py")]
+    lines = {str(file): len(file.read_text("utf-8").splitlines()) for file in files}
+    assert {file: count for file, count in lines.items() if count > 400} == {}
+
+
+def test_modules_say_what_they_are() -> None:
+    bare = [
+        file for file in SOURCES if file.stat().st_size and not ast.get_docstring(ast.parse(file.read_text("utf-8")))
+    ]
+    assert bare == []
+
+
+def test_public_classes_are_documented() -> None:
+    for file in SOURCES:
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{file}: {node.name} has no docstring"
+
+
+class TestLifecyclePage:
+    """docs/request-lifecycle.md says what the code does."""
+
+    def test_its_diagram_is_current(self) -> None:
+        page = LIFECYCLE.read_text("utf-8")
+        assert page == diagram.with_diagram(page), (
+            "the protocol has changed: run python -m tokenrelay.shared.diagram docs/request-lifecycle.md"
+        )
+
+    def test_its_diagram_has_every_transition(self) -> None:
+        arrows = re.findall(r"(\S+) --> (\S+): (.*)", diagram.mermaid())
+        drawn = {(begin, kind, end) for begin, end, kinds in arrows for kind in kinds.split(", ")}
+        table = {
+            ("[*]" if begin == NOTHING else str(begin), str(kind), str(end))
+            for begin, following in TRANSITIONS.items()
+            for kind, end in following.items()
+        }
+        assert drawn == table
+
+    def test_a_page_without_markers_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="has no"):
+            diagram.with_diagram("# a page")
+
+    def test_its_reply_tables_are_the_scripts_own(self) -> None:
+        page = LIFECYCLE.read_text("utf-8")
+        tables = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE))
+        for script in (name for plane in SCRIPTS.values() for name in plane if name not in ("take", "bind", "place")):
+            own = "Replies: " + source(script, modern=False).rpartition("Replies: ")[2]
+            returned = set(re.findall(r"return \{ '([A-Z_]+)'", own))
+            returned |= {"GAP", "LOST"} if "append_tokens(" in own else set()
+            assert returned == set(re.findall(r"`([A-Z_]+)[^`]*`", tables[script])), script
+
+    def test_its_key_table_has_every_key(self) -> None:
+        page = LIFECYCLE.read_text("utf-8")
+        for key in (keys.request("ID"), keys.stream("ID"), keys.claimed("QUEUE"), keys.WAKE, keys.QUEUED, keys.ENDED):
+            assert f"| `{key}` |" in page, key
+
+    def test_it_lists_every_hash_field_that_scripts_write(self) -> None:
+        page = LIFECYCLE.read_text("utf-8")
+        lua = "\n".join(source(script, modern=False) for script in SCRIPTS["token"])
+        written: set[str] = set()
+        for arguments in re.findall(r"redis\.call\('HSET', request, (.*?)\)\n", lua, re.DOTALL):
+            written |= set(re.findall(r"'([a-z0-9_]+)'", arguments))
+        written -= {str(state) for state in State}
+        assert {"prompt_ids", "lease_us", "next", "cancelled_by"} <= written
+        assert {name for name in written if f"`{name}`" not in page} == set()

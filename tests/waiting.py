@@ -1,0 +1,21 @@
+"""Waiting on conditions: the one place where tests look again and again."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Value = TypeVar("Value")
+
+
+def wait_until(condition: Callable[[], Value | None], timeout_s: float = 10.0) -> Value:
+    """What `condition` gives, as soon as that is true. Fails the test where it isn't within `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout_s} s: {condition.__doc__ or condition.__qualname__}")
+        time.sleep(0.01)
+    return value

@@ -1,0 +1,101 @@
+"""Real workers for tests: RQ's registration, all scripts and threads, over the counting engine."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.engines import CountingEngine
+from tests.waiting import wait_until
+from tokenrelay.shared import keys, options
+from tokenrelay.shared.commands import Call, Pipeline
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.rq_jobs import Enqueue, enqueue_call
+from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.generation_worker import GenerationWorker
+from tokenrelay.worker.model import Served
+from tokenrelay.worker.prompts import PromptReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from tokenrelay.worker.engine import Engine
+
+MODEL = "counting"
+VOCABULARY = 1000
+LIMITS = options.Limits(max_prompt_chars=10_000, max_new_tokens=10_000)
+
+
+@cache
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Word N of the vocabulary is `wN`; answers are words with blanks between."""
+    vocabulary = {f"w{index}": index for index in range(VOCABULARY)} | {"<unk>": VOCABULARY}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")  # type: ignore[no-untyped-call]
+
+
+def served(engine: Engine, fingerprint: str = "counting-1") -> Served:
+    engine.start()
+    return Served(engine, PromptReader.of(word_tokenizer(), MODEL, fingerprint, engine.context_tokens, VOCABULARY + 1))
+
+
+class ThreadedWorker(GenerationWorker):
+    """A worker that runs in a thread of the test, where signal handlers can't be set."""
+
+    def _install_signal_handlers(self) -> None:
+        pass
+
+
+@contextmanager
+def running_worker(
+    url: str, engine: Engine | None = None, *, fingerprint: str = "counting-1", **settings: Any
+) -> Iterator[ThreadedWorker]:
+    """A worker that is registered and claims; stopped at the end, its errors raised."""
+    worker = ThreadedWorker(
+        settings=WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, "drain_timeout_s": 0.5, **settings}),
+        served=served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint),
+        connection=connect(url),
+    )
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            worker.work()
+        except BaseException as error:  # noqa: BLE001  raised again in the test's own thread
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="worker")
+    thread.start()
+    try:
+        wait_until(lambda: worker.connection.exists(worker.key) or errors)
+        yield worker
+    finally:
+        worker.loop.stop()
+        thread.join()
+        worker.connection.close()
+    if errors:
+        raise errors[0]
+
+
+def submit(pipeline: Pipeline, now: datetime, prompt: str = "w1 w2 w3", **chosen: Any) -> str:
+    """Submit a request with the scripts alone; its ID."""
+    request = options.validate({"prompt": prompt, "model": MODEL, "seed": 7, "max_new_tokens": 8, **chosen}, LIMITS)
+    request_id, queue = keys.new_request_id(), keys.queue(request["model"], request["priority"])
+    deadline_ms = int(request["deadline_s"] * 1000)
+    create = (options.body_sha256(request), deadline_ms, 60_000, "", "", queue, options.dump(request))
+    job = Enqueue(request_id, queue, deadline_ms // 1000 + 60, deadline_ms // 1000, 60, 1000)
+    replies = pipeline.run(
+        [Call("create", (keys.request(request_id), keys.stream(request_id)), create), enqueue_call(job, now)]
+    )
+    # A server that lacks one of the scripts is sent both again.
+    assert [reply[0] for reply in replies] in ([b"OK", b"OK"], [b"ATTACHED", b"OK"]), replies
+    return request_id

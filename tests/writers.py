@@ -1,0 +1,177 @@
+"""A scripted writer: takes, claims, appends and ends requests as a worker does, by the real scripts and no model."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Call, Pipeline, reply_word
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.options import load
+from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+
+    from tokenrelay.shared.options import Submission
+
+WEATHER: Final = ("It", " is", " sunny", " and", " warm", ".")
+LEASE_MS: Final = 6000
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A terminal event, as the script decides it."""
+
+    state: str = "completed"
+    finish_reason: str = "stop"
+    text: str = ""
+    code: str = ""
+    message: str = ""
+
+
+class Writer:
+    """One worker's writes. Each takes the request's ID; what it was granted is kept here."""
+
+    def __init__(self, redis: Redis, name: str = "scripted", model: str = "weather") -> None:
+        self.redis = redis
+        self.name = name
+        self.model = model
+        self._pipeline = Pipeline(redis)
+        self._executions: dict[str, Execution] = {}
+        self._fences: dict[str, str] = {}
+        self._next: dict[str, int] = {}
+        self._count = 0
+
+    def appear(self) -> None:
+        """Be a live worker of all of the model's queues."""
+        worker = keys.rq_worker(self.name)
+        self.redis.hset(worker, "state", "idle")
+        self.redis.expire(worker, 60)
+        for queue in keys.queues(self.model):
+            self.redis.sadd(keys.rq_workers(queue), worker)
+
+    def take(self) -> str | None:
+        """The next request's ID, None where none waits."""
+        queues = keys.queues(self.model)
+        self._count += 1
+        execution_id = f"{self.name}x{self._count}"
+        (taken,) = self._pipeline.run([take_call(Take(self.name, queues, (execution_id,), 60), datetime.now(UTC))])
+        if isinstance(taken, Exception):
+            raise taken
+        if not taken:
+            return None
+        number, request_id = int(taken[0][0]), text(taken[0][1])
+        self._executions[request_id] = Execution(request_id, queues[number - 1], self.name, execution_id)
+        return request_id
+
+    def request(self, request_id: str) -> Submission:
+        raw = self.redis.hget(keys.request(request_id), "request")
+        assert isinstance(raw, bytes)
+        return load(raw)
+
+    def claim(self, request_id: str) -> int:
+        """Become the owner; the index of the next token, 0 where the request has ended."""
+        execution = self._executions.get(request_id) or Execution(request_id, "", self.name, f"{self.name}x0")
+        seed = self.request(request_id)["seed"] or 0
+        arguments = (
+            execution.execution_id,
+            LEASE_MS,
+            self.name,
+            self.model,
+            "scripted",
+            3,
+            500,
+            seed,
+            3,
+            json.dumps([1, 2, 3]),
+        )
+        reply = self._call("claim", request_id, *arguments)
+        if reply_word(reply) == "DONE":
+            self._close(request_id)
+            return 0
+        assert reply_word(reply) == "OK", reply
+        self._fences[request_id] = text(reply[1])
+        self._next[request_id] = int(reply[3])
+        return int(reply[3])
+
+    def append(self, request_id: str, *texts: str) -> str:
+        """Write tokens; the script's word."""
+        index = self._next[request_id]
+        pairs = [item for number, piece in enumerate(texts) for item in (piece, 100 + index + number)]
+        word = reply_word(self._call("append", request_id, self._fences[request_id], index, LEASE_MS, *pairs))
+        self._next[request_id] += len(texts)
+        return word
+
+    def finish(self, request_id: str, end: End | None = None) -> str:
+        """Write the terminal event and close RQ's job; the script's word."""
+        end = end or End()
+        arguments = (end.state, end.finish_reason, end.text, end.code, end.message)
+        reply = self._call("finish", request_id, self._fences[request_id], self._next[request_id], *arguments)
+        self._close(request_id, end.message)
+        return reply_word(reply)
+
+    def release(self, request_id: str) -> None:
+        """Hand it back, unfinished."""
+        execution_id = self._fences[request_id].partition(":")[2]
+        assert reply_word(self._call("release", request_id, execution_id, 0)) == "OK"
+
+    def answer(self, request_id: str, texts: tuple[str, ...] = WEATHER, end: End | None = None) -> None:
+        """The whole life of a taken request."""
+        if self.claim(request_id):
+            for piece in texts:
+                self.append(request_id, piece)
+            self.finish(request_id, end)
+
+    def _close(self, request_id: str, message: str = "") -> None:
+        """Tell RQ how the request's hash says that it ended."""
+        if execution := self._executions.get(request_id):
+            state = State(text(self.redis.hget(keys.request(request_id), "state")))
+            outcome = Outcome(STATUS_OF[state], 3600, message)
+            self._pipeline.run([close_call(execution, outcome, datetime.now(UTC))])
+
+    def _call(self, script: str, request_id: str, *arguments: str | int) -> list[bytes]:
+        script_keys = (keys.request(request_id), keys.stream(request_id))
+        (reply,) = self._pipeline.run([Call(script, script_keys, arguments)])
+        if isinstance(reply, Exception):
+            raise reply
+        return list(reply)
+
+
+@contextmanager
+def serving(url: str, respond: Callable[[Writer, str], None] = Writer.answer, model: str = "weather") -> Iterator[None]:
+    """A live worker in a thread, that treats each request as `respond(writer, request_id)` does."""
+    stopped = threading.Event()
+    failures: list[BaseException] = []
+
+    def serve() -> None:
+        with connect(url) as redis:
+            writer = Writer(redis, model=model)
+            writer.appear()
+            queue = keys.rq_queue(keys.queue(model, "default"))
+            try:
+                while not stopped.is_set():
+                    request_id = writer.take()
+                    if request_id is not None:
+                        respond(writer, request_id)
+                    else:
+                        redis.blmove(queue, queue, 0.05, "LEFT", "LEFT")
+            except Exception as error:  # noqa: BLE001 - a thread's failure belongs to the test, below
+                failures.append(error)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(10)
+    assert not failures, failures
