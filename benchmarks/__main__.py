@@ -1,0 +1,106 @@
+"""`python -m benchmarks`: measure, print, and write what was found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks import calls, footprint, http, pacing, plane, throughput
+from benchmarks.options import BenchOptions
+from benchmarks.report import print_tables, refresh_page, write_json, write_png
+from tokenrelay.worker.models import weather_model_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.report import Figure
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Figure]]]] = {
+    "throughput": throughput.measure,
+    "plane": plane.measure,
+    "pacing": pacing.measure,
+    "calls": calls.measure,
+    "http": http.measure,
+    "footprint": footprint.measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("--model", help="model folder; the bundled weather model if not given")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=SUITES, action="append", help="one suite; may be given more than once")
+    parser.add_argument(
+        "--shape",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="only loads of `throughput` with this in their name",
+    )
+    parser.add_argument("--quick", action="store_true", help="a few seconds a suite: whether it runs, no figures")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for results.json and the PNG")
+    parser.add_argument("--serve-python", default=sys.executable, help="the Python that has transformers[serving]")
+    parser.add_argument("--page", action="store_true", help="refresh the tables in docs/performance.md too")
+    arguments = parser.parse_args()
+    try:
+        throughput.chosen_shapes(arguments.shape, quick=arguments.quick)
+    except ValueError as error:
+        parser.error(str(error))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        options = BenchOptions(
+            model=arguments.model or str(weather_model_path()),
+            dtype=arguments.dtype,
+            rounds=1 if arguments.quick else arguments.rounds,
+            quick=arguments.quick,
+            serve_python=arguments.serve_python,
+            folder=Path(folder),
+            shapes=tuple(arguments.shape),
+        )
+        figures, told = run(options, arguments.only or list(SUITES)), conditions(options)
+    print_tables(figures)
+    for name, value in told.items():
+        print(f"{name}: {value}")
+    write_json(arguments.out / "results.json", figures, told)
+    write_png(arguments.out / "throughput.png", figures)
+    if arguments.page:
+        refresh_page(PAGE, figures, told)
+
+
+def run(options: BenchOptions, suites: list[str]) -> list[Figure]:
+    figures = []
+    for suite in suites:
+        print(f"{suite}: {SUITES[suite].__module__}", file=sys.stderr)
+        for figure in SUITES[suite](options):
+            print(f"  {figure.group}: {' '.join(figure.cells())}", file=sys.stderr)
+            figures.append(figure)
+    return figures
+
+
+def conditions(options: BenchOptions) -> dict[str, str]:
+    import torch  # not before the suites: they measure in processes of their own
+
+    load = "/".join(f"{value:.1f}" for value in os.getloadavg())
+    return {
+        "when": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, "
+        f"no GPU used; load average at the end {load}",
+        "model": f"{Path(options.model).name}, {options.dtype}",
+        "rounds": str(options.rounds),
+        "software": ", ".join(
+            f"{name} {version(name)}" for name in ("torch", "transformers", "redis", "rq", "tokenrelay")
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What HTTP costs beside Redis itself, how late 1,000 readers have their tokens, and what clients leave behind."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from benchmarks.children import Child
+from benchmarks.contenders import Arena
+from benchmarks.gateways import GatewayProcess, leave_somewhere
+from benchmarks.report import Figure
+from benchmarks.waves import Wave, prompt_of
+from tests.redis_servers import RedisServer
+from tests.waiting import wait_until
+from tests.workers import MODEL
+from tokenrelay.producer import Producer
+from tokenrelay.shared.entries import State, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from redis import Redis
+    from transformers import PreTrainedTokenizerBase
+
+    from benchmarks.contenders import Contender
+    from benchmarks.options import BenchOptions
+    from benchmarks.waves import Outcome
+
+GROUP: Final = "over HTTP"
+GATEWAY, CONSUMERS, SERVE = "gateway", "Redis consumers", "transformers serve"
+_STREAMS: Final = 32
+_BODY: Final = b'{"model": "weather", "messages": [{"role": "user", "content": "x"}], "stream": true}'
+
+
+def measure(options: BenchOptions) -> Iterator[Figure]:
+    yield from _rates(options)
+    for readers in (16,) if options.quick else (1000, 2000):
+        yield from _delays(options, readers)
+    yield _leaks(options)
+
+
+def _rates(options: BenchOptions) -> Iterator[Figure]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    count, lengths, new_tokens = (2, (8,), 8) if options.quick else (_STREAMS, (40, 256), 64)
+    with Arena(options) as arena:
+        contenders: dict[str, Contender] = {CONSUMERS: arena.pipeline(), GATEWAY: arena.gateway()}
+        if serve := arena.transformers_serve():
+            contenders[SERVE] = serve
+        else:
+            print("transformers serve isn't installed, so it's left out: pip install 'transformers[serving]'")
+        for length in lengths:
+            found: dict[str, list[Outcome]] = {name: [] for name in contenders}
+            for number in range(options.rounds + 1):
+                for name in contenders if number % 2 else reversed(contenders):
+                    outcome = contenders[name].run(_wave(tokenizer, count, length, new_tokens, number))
+                    if number:  # round 0 warms up
+                        found[name].append(outcome)
+            yield from _compared(found, length, count)
+
+
+def _wave(tokenizer: PreTrainedTokenizerBase, count: int, length: int, new_tokens: int, number: int) -> Wave:
+    seeds = range(number * 1000, number * 1000 + count)
+    return Wave(tuple(prompt_of(tokenizer, length, seed) for seed in seeds), new_tokens, 0.0, seed=number)
+
+
+def _compared(found: dict[str, list[Outcome]], length: int, count: int) -> Iterator[Figure]:
+    shape = f"{count} at once, prompts of {length}"
+    ours = found[GATEWAY]
+    for name, outcomes in found.items():
+        yield Figure(GROUP, f"{name}, {shape}", "tokens/s", tuple(outcome.rate for outcome in outcomes))
+    consumers = tuple(ours.rate / theirs.rate for ours, theirs in zip(ours, found[CONSUMERS], strict=True))
+    yield Figure(GROUP, f"gateway ÷ consumers, {shape}", "×", consumers, "≥", 0.95)
+    if SERVE in found:
+        pairs = list(zip(ours, found[SERVE], strict=True))
+        rates = tuple(ours.rate / theirs.rate for ours, theirs in pairs)
+        yield Figure(GROUP, f"gateway ÷ serve, {shape}", "×", rates, "≥", 1.05 if length < 256 else 2.0)
+        if length < 256:
+            firsts = tuple(ours.ttft_ms / theirs.ttft_ms for ours, theirs in pairs)
+            yield Figure(GROUP, f"TTFT p50, gateway ÷ serve, {shape}", "×", firsts, "≤", 0.8)
+
+
+def _delays(options: BenchOptions, readers: int) -> Iterator[Figure]:
+    """A counting engine gives 32 streams a token each at every step; their readers take turns over the streams."""
+    tokens, pace = (5, 20.0) if options.quick else (100, 10.0)
+    p50s, p99s, lost = [], [], 0
+    for number in range(options.rounds):
+        folder = options.folder / f"http{readers}-{number}"
+        folder.mkdir()
+        delays = _read_by(readers, tokens, pace, folder)
+        lost += tokens * readers - len(delays)
+        p50s.append(delays[len(delays) // 2])
+        p99s.append(delays[int(len(delays) * 0.99)])
+    told = f"{_STREAMS} streams, {pace:g} steps/s; {lost} of {tokens * readers * options.rounds:,} tokens missing"
+    bound: Literal["≤", ""] = "≤" if readers == 1000 else ""
+    yield Figure(GROUP, f"append to SSE byte, {readers} readers, p50", "ms", tuple(p50s), bound, 5.0, told)
+    yield Figure(GROUP, f"append to SSE byte, {readers} readers, p99", "ms", tuple(p99s), bound, 25.0, told)
+
+
+def _read_by(readers: int, tokens: int, pace: float, folder: Path) -> list[float]:
+    """Every token's delay at every reader, milliseconds, in order."""
+    server, log, read = RedisServer(folder), folder / "log.txt", dict[str, Any]()
+    try:
+        with (
+            GatewayProcess(server.url, log) as gateway,
+            Child("benchmarks.sse_readers", log=log) as clients,
+            Child("benchmarks.pacing", log=log) as worker,
+        ):
+            ids = _submitted(server.url, tokens)
+            host, port = gateway.address
+            clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=readers)
+            reading = threading.Thread(target=lambda: read.update(clients.ask(do="read", until_ended=readers)))
+            reading.start()
+            worker.ask(url=server.url, streams=_STREAMS, tokens=tokens, steps_a_second=pace)
+            reading.join()
+    finally:
+        server.stop()
+    delays: list[float] = read["delays_ms"]
+    return delays
+
+
+def _submitted(url: str, tokens: int) -> list[str]:
+    with Producer(url) as producer:
+        items: Any = [{"prompt": "w1", "model": MODEL, "max_new_tokens": tokens, "ignore_eos": True}] * _STREAMS
+        return [generation.request_id for generation in producer.submit_many(items)]
+
+
+def _leaks(options: BenchOptions) -> Figure:
+    """Requests that haven't ended, and connections that are still there, once the grace is over."""
+    count, draw = 20 if options.quick else 500, random.Random(7)
+    folder = options.folder / "leaks"
+    folder.mkdir()
+    server = RedisServer(folder)
+    try:
+        with (
+            GatewayProcess(server.url, options.folder / "log.txt", disconnect_grace_s="0.5") as gateway,
+            server.client() as client,
+        ):
+            for _ in range(count):
+                leave_somewhere(gateway.address, _BODY, draw)
+            try:
+                wait_until(lambda: not _unended(client) and not gateway.connections, 30)
+            except AssertionError:
+                print(f"{_unended(client)} requests and {gateway.connections} connections are left")
+            left, asked = _unended(client) + gateway.connections, len(client.keys("tokenrelay:{*}:request"))
+    finally:
+        server.stop()
+    told = f"{count} random disconnects, {asked} requests had been accepted"
+    return Figure(GROUP, "leaked requests and connections", "", (float(left),), "≤", 0.0, told)
+
+
+def _unended(client: Redis) -> int:
+    states = [client.hget(key, "state") for key in client.keys("tokenrelay:{*}:request")]
+    return sum(not State(text(state)).terminal for state in states)

@@ -1,0 +1,199 @@
+"""Does publishing hold the engine up? A counting engine at a fixed pace, with the real worker around it and without.
+
+The engine steps in a thread of its own, as the real one does, and wants the interpreter back at every step. How late
+it gets it, with publishing and without, is the delay. Each token's wait is its entry's `at_us` less its step's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import statistics
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import SecretStr
+
+from benchmarks.children import Child, Message, answer_lines
+from benchmarks.report import Figure
+from tests.redis_servers import RedisServer
+from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served
+from tokenrelay.producer import Producer
+from tokenrelay.shared import keys
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.engine import EngineOutput, EngineRequest
+from tokenrelay.worker.model import share_interpreter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.options import BenchOptions
+
+GROUP: Final = "a counting engine at a fixed pace"
+
+
+@dataclass(slots=True)
+class _Stream:
+    request: EngineRequest
+    first_step: int = 0
+    given: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """`streams` at once, each given `tokens`, one a step."""
+
+    streams: int
+    tokens: int
+    steps_a_second: float
+
+
+@dataclass(slots=True)
+class PacedEngine:
+    """`Engine` that gives a token to each of its streams every so often; it starts once all of them are there."""
+
+    pace: Pace
+    slots: int = 0
+    context_tokens: int = 1 << 20
+    stepped_at: list[float] = field(default_factory=list)
+    """Wall clock of each step."""
+    late_s: list[float] = field(default_factory=list)
+    """How long after its time each step's tokens were out."""
+    _streams: dict[str, _Stream] = field(default_factory=dict)
+    _outputs: queue.SimpleQueue[list[EngineOutput]] = field(default_factory=queue.SimpleQueue)
+    _filled: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.slots = self.pace.streams
+
+    def start(self) -> None:
+        threading.Thread(target=self._steps, name="engine", daemon=True).start()
+
+    def warm_up(self) -> None:
+        """Nothing is cold here."""
+
+    def stop(self) -> None:
+        """The steps end by themselves."""
+
+    def add(self, request: EngineRequest) -> None:
+        self._streams[request.engine_id] = _Stream(request)
+        if len(self._streams) == self.pace.streams:
+            self._filled.set()
+
+    def cancel(self, engine_id: str) -> None:
+        """A stream that has ended is still counted: all end together."""
+
+    def outputs(self, timeout_s: float) -> list[EngineOutput]:
+        try:
+            outputs = self._outputs.get(timeout=timeout_s)
+            while not self._outputs.empty():
+                outputs = _joined(outputs, self._outputs.get())
+        except queue.Empty:
+            return []
+        return outputs
+
+    def _steps(self) -> None:
+        self._filled.wait()
+        due = time.perf_counter()
+        for number in range(self.pace.tokens):
+            due += 1 / self.pace.steps_a_second
+            time.sleep(max(due - time.perf_counter(), 0))
+            self.stepped_at.append(time.time())
+            token = number % VOCABULARY
+            end: Any = "length" if number == self.pace.tokens - 1 else None
+            self._outputs.put([EngineOutput(engine_id, (token,), end) for engine_id in self._streams])
+            self.late_s.append(time.perf_counter() - due)
+
+
+def _joined(first: list[EngineOutput], second: list[EngineOutput]) -> list[EngineOutput]:
+    """Two steps in one, as the real engine's outputs join them: every step has every stream, in the same order."""
+    return [
+        EngineOutput(before.engine_id, before.token_ids + after.token_ids, after.finish_reason)
+        for before, after in zip(first, second, strict=True)
+    ]
+
+
+def paced_by_worker(url: str, pace: Pace) -> PacedEngine:
+    """Run the requests that wait in the queue through the real worker's loop."""
+    engine = PacedEngine(pace)
+    settings = WorkerSettings(redis_url=SecretStr(url), slots=pace.streams)
+    worker = ThreadedWorker(settings=settings, served=served(engine), connection=connect(url))
+    share_interpreter()  # as `serve` does when it has loaded a model
+    worker.work(burst=True)
+    return engine
+
+
+def paced_alone(pace: Pace) -> PacedEngine:
+    """The same engine, its tokens thrown away."""
+    engine = PacedEngine(pace)
+    engine.start()
+    for number in range(pace.streams):
+        engine.add(EngineRequest(str(number), (1,), (), pace.tokens, None, ignore_eos=True))  # type: ignore[arg-type]
+    while len(engine.late_s) < pace.tokens:
+        engine.outputs(0.1)
+    return engine
+
+
+def measure(options: BenchOptions) -> Iterator[Figure]:
+    pace = Pace(8, 20, 50.0) if options.quick else Pace(256, 6000, 100.0)
+    p99s: list[tuple[float, float]] = []
+    waits: list[float] = []
+    for number in range(options.rounds):
+        log = options.folder / "pacing.txt"
+        with Child("benchmarks.pacing", log=log) as child:
+            alone = child.ask(url=None, **asdict(pace))
+        folder = options.folder / f"pacing{number}"
+        folder.mkdir()
+        server = RedisServer(folder)
+        try:
+            with Child("benchmarks.pacing", log=log) as child:
+                ids = _submit(server.url, pace)
+                published = child.ask(url=server.url, **asdict(pace))
+            p99s.append((_p99(alone["late_s"]) * 1000, _p99(published["late_s"]) * 1000))
+            waits.append(_longest_wait_ms(server.url, ids, published["stepped_at"]))
+        finally:
+            server.stop()
+    told = f"{pace.streams} streams, {pace.steps_a_second:g} steps/s, {pace.tokens / pace.steps_a_second:g} s"
+    bare = f"alone {statistics.median(p99 for p99, _ in p99s):.2f} ms, {told}"
+    delays = tuple(max(published - alone, 0) for alone, published in p99s)
+    yield Figure(GROUP, "publishing delays a step, p99", "ms", delays, "≤", 2.0, bare)
+    # Of every token: one round with a longer wait is a broken promise, whatever the others had.
+    yield Figure(GROUP, "longest wait of a token", "ms", tuple(waits), "≤", 50.0, told, judged_by="worst")
+
+
+def _submit(url: str, pace: Pace) -> list[str]:
+    with Producer(url) as producer:
+        chosen = {"model": MODEL, "max_new_tokens": pace.tokens, "ignore_eos": True}
+        items: Any = [{"prompt": "w1 w2 w3", **chosen} for _ in range(pace.streams)]
+        return [generation.request_id for generation in producer.submit_many(items)]
+
+
+def _longest_wait_ms(url: str, ids: list[str], stepped_at: list[float]) -> float:
+    longest = 0.0
+    with connect(url) as client:
+        for request_id in ids:
+            entries: Any = client.xrange(keys.stream(request_id), "1-0", f"{len(stepped_at)}-0")
+            tokens = [fields for _, fields in entries if b"token" in fields]
+            if len(tokens) != len(stepped_at):
+                raise RuntimeError(f"request {request_id} has {len(tokens)} tokens of {len(stepped_at)}")
+            waits = (int(fields[b"at_us"]) / 1e6 - at for fields, at in zip(tokens, stepped_at, strict=True))
+            longest = max(longest, *waits)
+    return longest * 1000
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
+
+
+def answer(message: Message) -> Message:
+    pace = Pace(message["streams"], message["tokens"], message["steps_a_second"])
+    engine = paced_by_worker(message["url"], pace) if message["url"] else paced_alone(pace)
+    return {"late_s": engine.late_s, "stepped_at": engine.stepped_at}
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser().parse_args()
+    answer_lines(answer)

@@ -1,0 +1,162 @@
+"""The token plane alone: the publisher fed with counted tokens, against the plainest thing that Redis offers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.report import Figure
+from tests.redis_servers import RedisServer
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Batch, Call, Pipeline, reply_word
+from tokenrelay.shared.rq_jobs import Execution
+from tokenrelay.worker.attempts import Attempt, InFlight
+from tokenrelay.worker.publisher import Publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import redis
+
+    from benchmarks.options import BenchOptions
+
+GROUP: Final = "the token plane alone"
+TUNED: Final = ("--stream-node-max-bytes", "2048", "--stream-node-max-entries", "0")
+_HOUR_MS: Final = 3_600_000
+_TEXTS: Final = (" the", " weather", ",", " is", " sunny", " and", " warm", "ing", " in", " morning", ".", " of")
+_TOKENS_A_STREAM: Final = 512
+_TURNS: Final = 6
+
+
+@dataclass(slots=True)
+class Fenced:
+    """Streams written as the worker writes them."""
+
+    client: redis.Redis
+    streams: int
+    name: str = "publisher"
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.attempts = claimed(Pipeline(self.client), self.streams)
+        in_flight = InFlight(self.streams, lambda: None)
+        for attempt in self.attempts:
+            in_flight.add(attempt)
+        self._publisher = Publisher(Pipeline(self.client), in_flight, 6000, lambda attempt: None)
+
+    _publisher: Publisher = field(init=False)
+
+    def step(self, tokens: int) -> None:
+        """Append so many tokens to every stream."""
+        for attempt in self.attempts:
+            for _ in range(tokens):
+                number = len(attempt.tokens)
+                attempt.tokens.append((_TEXTS[number % len(_TEXTS)], 10_000 + number % 30_000))
+        self._publisher.publish(self.attempts)
+        if any(attempt.unpublished for attempt in self.attempts):
+            raise RuntimeError("Redis didn't take a step")
+
+
+@dataclass(slots=True)
+class Raw:
+    """The same entries by pipelined XADD: no fence, no lease, no index that is checked."""
+
+    client: redis.Redis
+    streams: int
+    name: str = "pipelined XADD"
+    count: int = 0
+
+    def step(self, tokens: int) -> None:
+        pipeline = self.client.pipeline(transaction=False)
+        for stream in range(self.streams):
+            for number in range(self.count, self.count + tokens):
+                entry: Any = {"text": _TEXTS[number % len(_TEXTS)], "token": 10_000 + number % 30_000}
+                pipeline.xadd(f"raw:{stream}", {**entry, "at_us": time.time_ns() // 1000})
+        self.count += tokens
+        pipeline.execute()
+
+
+def claimed(pipeline: Pipeline, count: int) -> list[Attempt]:
+    """Requests that this process may write to."""
+    executions = [Execution(keys.new_request_id(), "bench", "bench", f"x{number}") for number in range(count)]
+    pairs = [(keys.request(execution.job_id), keys.stream(execution.job_id)) for execution in executions]
+    creates: Batch = [Call("create", pair, ("body", _HOUR_MS, _HOUR_MS, "", "", "bench", "{}")) for pair in pairs]
+    claims: Batch = []
+    for pair, execution in zip(pairs, executions, strict=True):
+        model = ("bench", "bench", "fingerprint", 3, 500, 1, 3, "[1, 2, 3]")
+        claims.append(Call("claim", pair, (execution.execution_id, _HOUR_MS, *model)))
+    replies = pipeline.run(creates) + pipeline.run(claims)
+    if any(reply_word(reply) != "OK" for reply in replies):
+        raise RuntimeError("the requests couldn't be claimed")
+    fences = (reply[1].decode() for reply in replies[count:])
+    return [Attempt(execution, fence, 1, 60) for execution, fence in zip(executions, fences, strict=True)]
+
+
+def measure(options: BenchOptions) -> Iterator[Figure]:
+    folder = options.folder / "plane"
+    folder.mkdir()
+    server = RedisServer(folder, *TUNED)
+    try:
+        with server.client() as client:
+            for tokens, target in ((1, 0.4), (2, 0.8)):
+                yield from _against_raw(client, tokens, target, options)
+            yield from _flatness(client, options)
+            yield _memory(client)
+    finally:
+        server.stop()
+
+
+def _against_raw(client: redis.Redis, tokens: int, target: float, options: BenchOptions) -> Iterator[Figure]:
+    rounds = []
+    for _ in range(options.rounds):
+        client.flushall()
+        rounds.append(_rates([Fenced(client, 32), Raw(client, 32)], tokens, 100 if options.quick else 6400))
+    ours, theirs = zip(*rounds, strict=True)
+    kind = f"32 streams, {tokens} a call"
+    yield Figure(GROUP, f"publisher, {kind}", "tokens/s", ours)
+    yield Figure(GROUP, f"pipelined XADD, {kind}", "tokens/s", theirs)
+    ratios = tuple(mine / yours for mine, yours in rounds)
+    yield Figure(GROUP, f"publisher ÷ pipelined XADD, {tokens} a call", "×", ratios, "≥", target)
+
+
+def _flatness(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
+    """What a token costs with many live streams."""
+    counts = (4, 8) if options.quick else (32, 256, 2000)
+    rounds = []
+    for _ in range(options.rounds):
+        client.flushall()
+        writers = [Fenced(client, count) for count in counts]
+        rounds.append(_rates(writers, 1, 100 if options.quick else 12_000))
+    for count, values in zip(counts, zip(*rounds, strict=True), strict=True):
+        yield Figure(GROUP, f"publisher, {count} live streams", "tokens/s", values)
+    flat = tuple(rates[-1] / rates[0] for rates in rounds)
+    yield Figure(GROUP, f"{counts[-1]} ÷ {counts[0]} live streams", "×", flat, "≥", 0.8)
+
+
+def _memory(client: redis.Redis) -> Figure:
+    client.flushall()
+    fenced = Fenced(client, 8)
+    for _ in range(_TOKENS_A_STREAM):
+        fenced.step(1)
+    streams: Sequence[str] = [keys.stream(attempt.request_id) for attempt in fenced.attempts]
+    sizes = tuple((client.memory_usage(stream, samples=0) or 0) / _TOKENS_A_STREAM for stream in streams)
+    return Figure(
+        GROUP, "a token in Redis", "bytes", sizes, "≤", 45.0, f"{_TOKENS_A_STREAM} a stream, {' '.join(TUNED)}"
+    )
+
+
+def _rates(writers: Sequence[Fenced | Raw], tokens: int, budget: int) -> tuple[float, ...]:
+    """Tokens per second of each, in short turns, so that a machine that slows down slows all of them."""
+    spent = [0.0] * len(writers)
+    written = [0] * len(writers)
+    for turn in range(_TURNS + 1):
+        for number, writer in enumerate(writers):
+            steps = max(budget // _TURNS // writer.streams // tokens, 1)
+            began = time.perf_counter()
+            for _ in range(steps):
+                writer.step(tokens)
+            if turn:  # the first one creates streams and loads scripts
+                spent[number] += time.perf_counter() - began
+                written[number] += steps * tokens * writer.streams
+    return tuple(count / seconds for count, seconds in zip(written, spent, strict=True))

@@ -1,0 +1,146 @@
+"""What was measured, as a table, JSON, a PNG, and the tables in docs/performance.md. Knows no benchmark."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured quantity: a value a round. What counts is their median, or the worst where each round must do."""
+
+    group: str
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    bound: Literal["≥", "≤", ""] = ""
+    target: float = 0.0
+    note: str = ""
+    judged_by: Literal["median", "worst"] = "median"
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def judged(self) -> float:
+        """The value that counts."""
+        if self.judged_by == "median":
+            return self.median
+        return min(self.values) if self.bound == "≥" else max(self.values)
+
+    @property
+    def spread(self) -> str:
+        """The lowest and the highest round."""
+        return f"{_short(min(self.values))} – {_short(max(self.values))}" if len(self.values) > 1 else ""
+
+    @property
+    def goal(self) -> str:
+        return f"{self.bound} {_short(self.target)}" if self.bound else ""
+
+    @property
+    def verdict(self) -> str:
+        if not self.bound:
+            return ""
+        met = self.judged >= self.target if self.bound == "≥" else self.judged <= self.target
+        return "met" if met else "missed"
+
+    def cells(self) -> tuple[str, ...]:
+        shown = _short(self.judged) if self.judged_by == "median" else f"worst {_short(self.judged)}"
+        return self.name, shown, self.unit, self.spread, self.goal, self.verdict, self.note
+
+
+HEADINGS = ("what", "median", "unit", "rounds", "target", "", "note")
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def print_tables(figures: Sequence[Figure]) -> None:
+    console = Console(width=150)
+    for group in _groups(figures):
+        table = Table(*HEADINGS, title=group, title_justify="left")
+        for figure in figures:
+            if figure.group == group:
+                table.add_row(*figure.cells())
+        console.print(table)
+
+
+def write_json(file: Path, figures: Sequence[Figure], conditions: dict[str, str]) -> None:
+    rows = [
+        {
+            "group": figure.group,
+            "name": figure.name,
+            "median": figure.median,
+            "judged_by": figure.judged_by,
+            "judged": figure.judged,
+            "unit": figure.unit,
+            "values": figure.values,
+            "target": figure.goal,
+            "verdict": figure.verdict,
+            "note": figure.note,
+        }
+        for figure in figures
+    ]
+    file.write_text(json.dumps({"conditions": conditions, "figures": rows}, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_png(file: Path, figures: Sequence[Figure]) -> None:
+    """Tokens per second of every contender: a bar's height is the median, its line the rounds' range."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    rates = [figure for figure in figures if figure.unit == "tokens/s"]
+    groups = _groups(rates)
+    canvas, plots = pyplot.subplots(max(len(groups), 1), 1, figsize=(9, 1.2 + 2.6 * len(groups)), squeeze=False)
+    for plot, group in zip(plots[:, 0], groups, strict=False):
+        shown = [figure for figure in rates if figure.group == group]
+        low = [figure.median - min(figure.values) for figure in shown]
+        high = [max(figure.values) - figure.median for figure in shown]
+        names = [figure.name for figure in shown]
+        plot.barh(names, [figure.median for figure in shown], xerr=[low, high], color="#4c72b0", ecolor="#333333")
+        plot.invert_yaxis()
+        plot.set_title(group, loc="left", fontsize=10)
+        plot.set_xlabel("tokens/s")
+    canvas.tight_layout()
+    canvas.savefig(file, dpi=110)
+    pyplot.close(canvas)
+
+
+def refresh_page(page: Path, figures: Sequence[Figure], conditions: dict[str, str]) -> None:
+    """Put the tables between the page's markers `<!-- bench: GROUP -->` and `<!-- end -->`; other groups stay."""
+    text = page.read_text("utf-8")
+    for group in _groups(figures):
+        text = _replaced(text, group, _markdown([figure for figure in figures if figure.group == group]))
+    told = "\n".join(f"- {name}: {value}" for name, value in conditions.items())
+    page.write_text(_replaced(text, "conditions", told), "utf-8")
+
+
+def _replaced(text: str, marker: str, content: str) -> str:
+    pattern = re.compile(rf"(<!-- bench: {re.escape(marker)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)
+
+
+def _markdown(figures: Sequence[Figure]) -> str:
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *(figure.cells() for figure in figures)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _groups(figures: Sequence[Figure]) -> list[str]:
+    return list(dict.fromkeys(figure.group for figure in figures))

@@ -1,0 +1,120 @@
+"""Tokens per second of the engine alone, of the whole pipeline and of two other ways, in turns within every round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.contenders import Arena
+from benchmarks.report import Figure
+from benchmarks.waves import Wave, prompt_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from benchmarks.contenders import Contender
+    from benchmarks.options import BenchOptions
+    from benchmarks.waves import Outcome
+
+ALONE, RELAY, STOCK, SERVE = "engine alone", "tokenrelay", "stock RQ worker", "transformers serve"
+_STOCK_REQUESTS: Final = 4
+"""Of a wave for the stock worker, which runs one at a time: its rate doesn't depend on how many wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One load, and which contenders run it. `against`: tokenrelay's rate over theirs must be at least so much.
+
+    0 there is no target: the ratio is shown.
+    """
+
+    concurrent: int
+    prompt_tokens: int
+    temperature: float
+    against: dict[str, float]
+    new_tokens: int = 64
+
+    @property
+    def group(self) -> str:
+        kind = "sampled" if self.temperature else "greedy"
+        return f"{self.concurrent} at once, prompts of {self.prompt_tokens}, {kind}"
+
+
+SHAPES: Final = (
+    Shape(1, 40, 0.0, {ALONE: 0.95, STOCK: 0.0}),
+    Shape(8, 40, 0.0, {ALONE: 0.95, STOCK: 0.0}),
+    Shape(32, 40, 0.0, {ALONE: 0.95, STOCK: 8.0, SERVE: 1.05}),
+    Shape(32, 40, 1.0, {ALONE: 0.95}),
+    Shape(32, 256, 0.0, {ALONE: 0.95, SERVE: 2.0}),
+    Shape(32, 256, 1.0, {ALONE: 0.95}),
+)
+QUICK: Final = (Shape(2, 8, 0.0, {ALONE: 0.0, STOCK: 0.0, SERVE: 0.0}, new_tokens=8),)
+
+
+def measure(options: BenchOptions) -> Iterator[Figure]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    shapes = chosen_shapes(options.shapes, quick=options.quick)
+    with Arena(options) as arena:
+        contenders = _contenders(arena, {name for shape in shapes for name in shape.against})
+        for shape in shapes:
+            yield from _measure_shape(shape, contenders, tokenizer, options.rounds)
+
+
+def chosen_shapes(texts: Sequence[str], *, quick: bool) -> tuple[Shape, ...]:
+    """The loads whose name contains one of `texts`, all where there are none. Raises ValueError for one in no name."""
+    shapes = QUICK if quick else SHAPES
+    for text in texts:
+        if not any(text in shape.group for shape in shapes):
+            raise ValueError(f"{text!r} is in none of: {'; '.join(shape.group for shape in shapes)}")
+    return tuple(shape for shape in shapes if not texts or any(text in shape.group for text in texts))
+
+
+def _contenders(arena: Arena, wanted: set[str]) -> dict[str, Contender]:
+    started: dict[str, Contender] = {ALONE: arena.engine_alone(), RELAY: arena.pipeline()}
+    if STOCK in wanted:
+        started[STOCK] = arena.stock_rq()
+    if SERVE in wanted:
+        if serve := arena.transformers_serve():
+            started[SERVE] = serve
+        else:
+            print("transformers serve isn't installed, so it's left out: pip install 'transformers[serving]'")
+    return started
+
+
+def _measure_shape(
+    shape: Shape, contenders: dict[str, Contender], tokenizer: PreTrainedTokenizerBase, rounds: int
+) -> Iterator[Figure]:
+    names = [name for name in (ALONE, RELAY, STOCK, SERVE) if name == RELAY or name in shape.against]
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in names if name in contenders}
+    for number in range(rounds + 1):
+        turn = list(outcomes) if number % 2 else list(reversed(outcomes))
+        for name in turn:
+            outcome = contenders[name].run(_wave(shape, tokenizer, number, name))
+            if number:  # round 0 warms up
+                outcomes[name].append(outcome)
+    yield from _figures(shape, outcomes)
+
+
+def _wave(shape: Shape, tokenizer: PreTrainedTokenizerBase, number: int, name: str) -> Wave:
+    count = min(shape.concurrent, _STOCK_REQUESTS) if name == STOCK else shape.concurrent
+    if number == 0:
+        count = min(count, 2)
+    seeds = range(number * 1000, number * 1000 + count)
+    prompts = tuple(prompt_of(tokenizer, shape.prompt_tokens, seed) for seed in seeds)
+    return Wave(prompts, shape.new_tokens, shape.temperature, seed=number)
+
+
+def _figures(shape: Shape, outcomes: dict[str, list[Outcome]]) -> Iterator[Figure]:
+    for name, found in outcomes.items():
+        ttft_ms = sorted(outcome.ttft_ms for outcome in found)[len(found) // 2]
+        rates = tuple(outcome.rate for outcome in found)
+        yield Figure(shape.group, name, "tokens/s", rates, note=f"TTFT p50 {ttft_ms:,.0f} ms")
+    for name, target in shape.against.items():
+        if name in outcomes:
+            pairs = zip(outcomes[RELAY], outcomes[name], strict=True)
+            ratios = tuple(ours.rate / theirs.rate for ours, theirs in pairs)
+            yield Figure(shape.group, f"tokenrelay ÷ {name}", "×", ratios, "≥" if target else "", target)
