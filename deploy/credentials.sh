@@ -1,0 +1,39 @@
+#!/bin/sh
+# Gives each role its Redis user: a password, a file with the URL that it connects by, and the ACL file that Redis reads.
+#
+# Environment: PRODUCER_PASSWORD, GATEWAY_PASSWORD, WORKER_PASSWORD, CONSUMER_PASSWORD, DASHBOARD_PASSWORD
+#                             used where given; else the one of last time is kept, or one of 256 random bits is drawn
+#              REDIS_ADDRESS  host:port in the URLs (redis:6379)
+# Arguments:   template of the ACL file, folder to write to: ROLE/redis_url, ROLE/password, acl/users.acl
+set -eu
+template=$1 out=$2
+umask 022 # each folder is a volume that one role alone mounts, and whose user has another ID than this script's
+
+random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+
+password_of() {
+  case $1 in
+    producer) given=${PRODUCER_PASSWORD:-} ;;
+    gateway) given=${GATEWAY_PASSWORD:-} ;;
+    worker) given=${WORKER_PASSWORD:-} ;;
+    consumer) given=${CONSUMER_PASSWORD:-} ;;
+    dashboard) given=${DASHBOARD_PASSWORD:-} ;;
+  esac
+  case $given in
+    '') if [ -s "$out/$1/password" ]; then cat "$out/$1/password"; else random; fi ;;
+    *[!A-Za-z0-9._~-]*) echo "the password of $1: letters, digits and . _ ~ - only, since it stands in a URL" >&2; exit 1 ;;
+    *) printf %s "$given" ;;
+  esac
+}
+
+rules=$(awk '/^#/ || !NF { next } /^ / { line = line $0; next } { if (line) print line; line = $0 } END { print line }' "$template")
+for role in producer gateway worker consumer dashboard; do
+  mkdir -p "$out/$role"
+  password=$(password_of "$role")
+  printf %s "$password" >"$out/$role/password"
+  printf 'redis://%s:%s@%s/0\n' "$role" "$password" "${REDIS_ADDRESS:-redis:6379}" >"$out/$role/redis_url"
+  hash=$(printf %s "$password" | sha256sum | cut -d' ' -f1)
+  rules=$(printf '%s\n' "$rules" | sed "s/#$role#/#$hash/")
+done
+mkdir -p "$out/acl"
+printf '%s\n' "$rules" >"$out/acl/users.acl"
