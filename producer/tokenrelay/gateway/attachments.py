@@ -12,6 +12,7 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from tokenrelay.gateway.tasks import stop
 from tokenrelay.producer.endings import cancel, server_time_us
 from tokenrelay.producer.rounds import ask
 from tokenrelay.shared import keys
@@ -76,10 +77,7 @@ class Attachments:
 
     async def close(self) -> None:
         """Forget the graces: another gateway's readers may be on their way."""
-        tasks = list(self._leaving.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(list(self._leaving.values()))
 
     async def _outwait(self, request_id: str) -> None:
         await self._quietly(self._seen([request_id]))

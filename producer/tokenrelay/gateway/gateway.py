@@ -14,6 +14,7 @@ from tokenrelay.gateway.problems import Problem
 from tokenrelay.gateway.quota import admitted
 from tokenrelay.gateway.records import Record, recorded
 from tokenrelay.gateway.resuming import START
+from tokenrelay.gateway.tasks import stop
 from tokenrelay.gateway.tenants import Tenants
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.producer.submission import fit
@@ -47,14 +48,12 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follow streams for as long as the block lasts."""
-        tasks = [asyncio.create_task(work.run()) for work in (self.hub, self.attachments)]
+        tasks = [*self.hub.start(), asyncio.create_task(self.attachments.run())]
         try:
             yield
         finally:
             await self.attachments.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await stop(tasks)
             await self.driver.redis.aclose()
 
     async def run(self, steps: Steps[Result]) -> Result:

@@ -43,7 +43,7 @@ _OWNER_GRACE_US: Final = 1_000_000
 
 
 class Hub:
-    """Owns the feeds. `run` reads for them until it's cancelled."""
+    """Owns the feeds. The tasks of `start` read for them."""
 
     def __init__(self, driver: AsyncDriver) -> None:
         self.feeds: dict[str, Feed] = {}
@@ -72,12 +72,9 @@ class Hub:
         """Read one feed now: a client may have seen more elsewhere. Raises redis errors."""
         await self._read([feed.request_id])
 
-    async def run(self) -> None:
-        """Read until cancelled, over any outage of Redis."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._forever(self._listen))
-            tasks.create_task(self._forever(self._read_wanted))
-            tasks.create_task(self._forever(self._sweep))
+    def start(self) -> list[asyncio.Task[None]]:
+        """Read, in tasks that go on over any outage of Redis until they are cancelled."""
+        return [asyncio.create_task(self._forever(work)) for work in (self._listen, self._read_wanted, self._sweep)]
 
     async def _forever(self, work: Callable[[], Any]) -> None:
         while True:
