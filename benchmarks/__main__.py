@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import calls, footprint, http, pacing, plane, throughput
+from benchmarks import calls, footprint, growth, growth_model, http, pacing, plane, throughput
 from benchmarks.options import BenchOptions
-from benchmarks.report import print_tables, refresh_page, write_json, write_png
+from benchmarks.report import print_tables, refresh_page, write_growth_png, write_json, write_png
 from tokenrelay.worker.models import weather_model_path
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Figure]]]] = {
     "calls": calls.measure,
     "http": http.measure,
     "footprint": footprint.measure,
+    "growth": growth.measure,
+    "growth-model": growth_model.measure,
 }
 
 
@@ -72,6 +74,7 @@ def main() -> None:
         print(f"{name}: {value}")
     write_json(arguments.out / "results.json", figures, told)
     write_png(arguments.out / "throughput.png", figures)
+    write_growth_png(arguments.out / "growth.png", figures)
     if arguments.page:
         refresh_page(PAGE, figures, told)
 

@@ -32,7 +32,7 @@ class Child:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
             )
-        self._read()
+        self.read()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,13 +51,18 @@ class Child:
 
     def ask(self, **message: Any) -> Message:
         """The child's answer. Raises RuntimeError with the end of its log if it died."""
+        self.send(**message)
+        return self.read()
+
+    def send(self, **message: Any) -> None:
+        """Ask without waiting: `read` has the answer."""
         assert self._process
         assert self._process.stdin
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
-        return self._read()
 
-    def _read(self) -> Message:
+    def read(self) -> Message:
+        """The answer to what was asked. Raises RuntimeError with the end of its log if the child died."""
         assert self._process
         assert self._process.stdout
         line = self._process.stdout.readline()

@@ -28,6 +28,10 @@ class Figure:
     target: float = 0.0
     note: str = ""
     judged_by: Literal["median", "worst"] = "median"
+    line: str = ""
+    """Where it's a point of a line: the line's name."""
+    at: float = 0.0
+    """Where on that line: how much there was of what the group is about."""
 
     @property
     def median(self) -> float:
@@ -107,6 +111,8 @@ def write_png(file: Path, figures: Sequence[Figure]) -> None:
     from matplotlib import pyplot
 
     rates = [figure for figure in figures if figure.unit == "tokens/s"]
+    if not rates:
+        return
     groups = _groups(rates)
     canvas, plots = pyplot.subplots(max(len(groups), 1), 1, figsize=(9, 1.2 + 2.6 * len(groups)), squeeze=False)
     for plot, group in zip(plots[:, 0], groups, strict=False):
@@ -118,6 +124,37 @@ def write_png(file: Path, figures: Sequence[Figure]) -> None:
         plot.invert_yaxis()
         plot.set_title(group, loc="left", fontsize=10)
         plot.set_xlabel("tokens/s")
+    canvas.tight_layout()
+    canvas.savefig(file, dpi=110)
+    pyplot.close(canvas)
+
+
+def write_growth_png(file: Path, figures: Sequence[Figure]) -> None:
+    """A plot a group and unit, a line a quantity: the medians, and the rounds' range as their shade."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    points = [figure for figure in figures if figure.line]
+    panels = list(dict.fromkeys((figure.group, figure.unit) for figure in points))
+    if not panels:
+        return
+    rows = (len(panels) + 1) // 2
+    canvas, plots = pyplot.subplots(rows, 2, figsize=(11, 3.1 * rows), squeeze=False)
+    for plot, (group, unit) in zip(plots.flat, panels, strict=False):
+        shown = [figure for figure in points if (figure.group, figure.unit) == (group, unit)]
+        for line in dict.fromkeys(figure.line for figure in shown):
+            of_line = [figure for figure in shown if figure.line == line]
+            at = [figure.at for figure in of_line]
+            plot.plot(at, [figure.median for figure in of_line], marker="o", markersize=3, label=line)
+            low, high = ([pick(figure.values) for figure in of_line] for pick in (min, max))
+            plot.fill_between(at, low, high, alpha=0.2)
+        plot.set(xscale="log", xlabel=group.removeprefix("growth: "), ylabel=unit)
+        plot.set_ylim(bottom=0)
+        plot.legend(fontsize=8)
+    for plot in list(plots.flat)[len(panels) :]:
+        plot.remove()
     canvas.tight_layout()
     canvas.savefig(file, dpi=110)
     pyplot.close(canvas)

@@ -65,7 +65,7 @@ class Outcome:
 def prompt_of(tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int) -> str:
     """A prompt of exactly so many tokens, different for each seed. Raises ValueError where none was found."""
     draw = random.Random(seed)
-    words: list[str] = []
+    words = [draw.choice(WORDS) for _ in range(tokens // 2)]
     for _ in range(50 * tokens):
         length = _count(tokenizer, words)
         if length == tokens:

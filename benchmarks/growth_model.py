@@ -1,0 +1,118 @@
+"""What grows with the context: the first token and each further one, and the gap when a worker dies. With a model.
+
+A request that another worker takes over is prefilled again, prompt and emitted tokens: the gap is what it takes to
+notice the death and to claim, which is the same for all, and that prefill, which isn't.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.contenders import KV_CACHE_TOKENS, Arena
+from benchmarks.report import Figure
+from benchmarks.waves import Wave, prompt_of
+from tests.waiting import wait_until
+from tokenrelay.producer import Producer
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import Migrated, Started, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import redis
+    from transformers import PreTrainedTokenizerBase
+
+    from benchmarks.contenders import Contender
+    from benchmarks.options import BenchOptions
+
+LENGTHS: Final = (16, 64, 256, 1024, 2048)
+_NEW_TOKENS: Final = 16
+_LEFT_TOKENS: Final = 96
+"""Enough that a kill finds the request running, with the bundled model too."""
+_KILLED_AT: Final = 4
+_START_TIMEOUT_S: Final = 120.0
+
+
+def measure(options: BenchOptions) -> Iterator[Figure]:
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    context = int(AutoConfig.from_pretrained(options.model).max_position_embeddings)
+    lengths = [length for length in LENGTHS if length + _LEFT_TOKENS <= min(context, KV_CACHE_TOKENS)]
+    lengths = lengths[:2] if options.quick else lengths
+    yield from _prompts(options, tokenizer, lengths)
+    yield from _recoveries(options, tokenizer, lengths)
+
+
+def _prompts(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Figure]:
+    """One request at a time, on the engine alone and through the pipeline, in turns."""
+    firsts: dict[tuple[int, str], list[float]] = {}
+    nexts: dict[tuple[int, str], list[float]] = {}
+    with Arena(options) as arena:
+        contenders: dict[str, Contender] = {"engine alone": arena.engine_alone(), "tokenrelay": arena.pipeline()}
+        for number in range(options.rounds):
+            for length in lengths:
+                wave = Wave((prompt_of(tokenizer, length, number * 10_000 + length),), _NEW_TOKENS, 0.0, number)
+                for name, contender in contenders.items():
+                    outcome = contender.run(wave)
+                    rest_ms = (outcome.seconds - outcome.first_token_s[0]) * 1000
+                    firsts.setdefault((length, name), []).append(outcome.ttft_ms)
+                    nexts.setdefault((length, name), []).append(rest_ms / (_NEW_TOKENS - 1))
+    for what, found in (("first token", firsts), ("each further token", nexts)):
+        for length in lengths:
+            for name in contenders:
+                line, values = f"{what}, {name}", tuple(found[length, name])
+                title = f"{length:,} tokens of prompt: {line}"
+                yield Figure(f"growth: prompt length, {what}", title, "ms", values, line=line, at=length)
+
+
+def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Figure]:
+    """Two workers; the one that generates is killed, and the other goes on."""
+    gaps: dict[int, list[float]] = {length: [] for length in lengths}
+    prefills: dict[int, list[float]] = {length: [] for length in lengths}
+    with Arena(options) as arena:
+        model = arena.pipeline().target["model"]
+        arena.pipeline()
+        with arena.redis().client() as client, Producer(arena.redis().url) as producer:
+            wait_until(lambda: client.scard(keys.rq_workers(keys.queue(model, "default"))) == 2, _START_TIMEOUT_S)
+            for number in range(options.rounds):
+                for length in lengths:
+                    prompt = prompt_of(tokenizer, length, 77_000 + number * 10_000 + length)
+                    gap_ms, prefill_ms = _taken_over(client, producer, prompt, model)
+                    gaps[length].append(gap_ms)
+                    prefills[length].append(prefill_ms)
+    for length in lengths:
+        for line, found in (("longest pause", gaps), ("of which claim to next token", prefills)):
+            name = f"{length:,} tokens of context: {line}"
+            yield Figure("growth: recovery", name, "ms", tuple(found[length]), line=line, at=length)
+
+
+def _taken_over(client: redis.Redis, producer: Producer, prompt: str, model: str) -> tuple[float, float]:
+    """The pause of a stream whose worker is killed, and its part behind the claim; milliseconds of Redis's clock."""
+    generation = producer.submit(prompt, model=model, max_new_tokens=_LEFT_TOKENS, temperature=0.0, ignore_eos=True)
+    worker, last_us, claimed_us = "", 0, 0
+    gap_ms = prefill_ms = 0.0
+    for entry in generation.entries():
+        if isinstance(entry, Started):
+            worker = entry.worker
+        elif isinstance(entry, Migrated):
+            claimed_us = entry.at_us
+        elif isinstance(entry, Token):
+            if claimed_us and not gap_ms:
+                gap_ms, prefill_ms = (entry.at_us - last_us) / 1000, (entry.at_us - claimed_us) / 1000
+            last_us = entry.at_us
+            if entry.index == _KILLED_AT:
+                killed = _pid(client, worker)
+                os.kill(killed, signal.SIGKILL)
+    if not gap_ms:
+        raise RuntimeError("the request ended before its worker was killed")
+    wait_until(lambda: _pid(client, worker) not in (0, killed), _START_TIMEOUT_S)
+    time.sleep(1)  # what the new child does once it has registered
+    return gap_ms, prefill_ms
+
+
+def _pid(client: redis.Redis, worker: str) -> int:
+    return int(client.hget(keys.rq_worker(worker), "pid") or 0)

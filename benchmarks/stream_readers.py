@@ -1,0 +1,83 @@
+"""Many readers blocked in Redis, in a process of their own: raw sockets and epoll, so that reading costs little.
+
+Each reads one stream as a consumer does, by XREAD BLOCK from the last entry it has. Times are taken when the kernel
+gives the bytes, and looked at only when all is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import selectors
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+from benchmarks.children import Message, answer_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BEFORE_TOKENS: Final = "0-9"
+_ENTRY_ID: Final = re.compile(rb"\r\n(\d+-0)\r\n")
+_AT_US: Final = re.compile(rb"at_us\r\n\$\d+\r\n(\d+)\r\n")
+
+
+@dataclass(slots=True)
+class Reader:
+    """One connection, and the stream that it follows."""
+
+    connection: socket.socket
+    stream: str
+
+    def ask(self, after: str) -> None:
+        parts = ("XREAD", "BLOCK", "0", "STREAMS", self.stream, after)
+        packed = "".join(f"${len(part)}\r\n{part}\r\n" for part in parts)
+        self.connection.sendall(f"*{len(parts)}\r\n{packed}".encode())
+
+
+class Readers:
+    """Answers `connect` (host, port, streams, readers) and `read` (tokens: of each stream)."""
+
+    def __init__(self) -> None:
+        self._readers: list[Reader] = []
+
+    def answer(self, message: Message) -> Message:
+        if message["do"] == "connect":
+            return self._connect(message["host"], message["port"], message["streams"], message["readers"])
+        return self._read(f"{message['tokens']}-0".encode())
+
+    def _connect(self, host: str, port: int, streams: Sequence[str], readers: int) -> Message:
+        for number in range(readers):
+            reader = Reader(socket.create_connection((host, port), timeout=30), streams[number % len(streams)])
+            reader.ask(_BEFORE_TOKENS)
+            self._readers.append(reader)
+        return {}
+
+    def _read(self, last: bytes) -> Message:
+        """Read until every stream's entry `last` is there; the delay of each from its append, milliseconds."""
+        arrivals: list[tuple[float, bytes]] = []
+        with selectors.DefaultSelector() as selector:
+            for reader in self._readers:
+                selector.register(reader.connection, selectors.EVENT_READ, reader)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    reader = cast("Reader", key.data)
+                    data = reader.connection.recv(65_536)
+                    arrivals.append((time.time(), data))
+                    newest = _ENTRY_ID.findall(data)[-1]
+                    if newest == last:
+                        selector.unregister(reader.connection)
+                    else:
+                        reader.ask(newest.decode())
+        for reader in self._readers:
+            reader.connection.close()
+        self._readers = []
+        delays = [at * 1000 - int(at_us) / 1000 for at, data in arrivals for at_us in _AT_US.findall(data)]
+        return {"delays_ms": sorted(delays)}
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser().parse_args()
+    answer_lines(Readers().answer)
