@@ -133,4 +133,4 @@ def test_a_redis_that_never_answers_is_said_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(RedisUnusable, match="start it, or set TOKENRELAY_REDIS_URL"):
         Consumer("redis://127.0.0.1:1/0").get(keys.new_request_id())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
