@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rq.job_lifecycle import record_job_failure
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
@@ -74,6 +75,20 @@ def test_a_job_that_rqs_clean_up_fails_on_its_way_to_the_queue_is_not_lost(redis
     with running_worker(redis_server_url(redis)):
         assert result(redis, request_id).state is State.INCOMPLETE
         wait_until(lambda: job(redis, request_id).get_status() == "finished")
+
+
+def test_a_job_that_rqs_clean_up_fails_when_it_has_ended_is_set_right(redis: Redis, pipeline: Pipeline) -> None:
+    """The clean-up read `started`, the job ended, the clean-up wrote `failed`."""
+    request_id = submit(pipeline, NOW)
+    with running_worker(redis_server_url(redis)):
+        wait_until(lambda: job(redis, request_id).get_status() == "finished")
+        with redis.pipeline() as late:
+            record_job_failure(job(redis, request_id), "abandoned", late)
+            late.execute()
+        assert job(redis, request_id).get_status() == "failed"
+        wait_until(lambda: job(redis, request_id).get_status() == "finished")
+    assert redis.zscore(keys.rq_registry("failed", QUEUE), request_id) is None
+    assert redis.zscore(keys.rq_registry("finished", QUEUE), request_id) is not None
 
 
 def redis_server_url(redis: Redis) -> str:

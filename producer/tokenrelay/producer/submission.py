@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.settings import ProducerSettings
 
 RETRY_AFTER_S: Final = 1.0
-_SEED_LIMIT: Final = 2**53
+_SEED_BITS: Final = 53
 """Drawn seeds stay below what every JSON reader holds exactly."""
 
 
@@ -61,7 +61,7 @@ def planned(submission: Mapping[str, Any], settings: ProducerSettings) -> Planne
     request = options.validate({"model": settings.model, **submission}, settings.limits)
     body_sha256 = options.body_sha256(request)  # before the seed is drawn: a repeat must find the same body
     if request["seed"] is None:
-        request["seed"] = secrets.randbelow(_SEED_LIMIT)
+        request["seed"] = secrets.randbits(_SEED_BITS)
     metadata = request["metadata"]
     return Planned(
         request_id=keys.new_request_id(),

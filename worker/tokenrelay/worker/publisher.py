@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.1
+CONFIRM_S = 2.0
+"""When RQ is told of an end once more: a clean-up of its own that read the job before then calls it failed after."""
 MAX_TOKENS_A_CALL = 1000
 """A script's arguments go through Lua's stack, which holds 8,000 values."""
 
@@ -49,6 +51,7 @@ class Publisher:
         self._on_drop = on_drop
         self._lock = threading.Lock()
         self._closing: deque[Call] = deque()  # the heartbeat's thread appends, too
+        self._confirming: deque[tuple[float, Call]] = deque()  # by when
         self._again_at = 0.0
 
     @property
@@ -71,16 +74,19 @@ class Publisher:
             batch: Batch = [self._call(attempt) for attempt in due]
             if due:
                 batch.append(("PUBLISH", keys.WAKE, " ".join(attempt.request_id for attempt in due)))
-            batch += closing
+            confirming = self._to_confirm()
+            batch += closing + confirming
             if not batch:
                 return
             try:
                 replies = self._pipeline.run(batch)
             except RedisError as error:
                 self._refused_for_now("a step", error)
-                self._closing.extendleft(reversed(closing))
+                self._closing.extendleft(reversed(closing + confirming))
                 return
-            self._keep_failed(closing, replies[len(batch) - len(closing) :])
+            self._keep_failed(closing + confirming, replies[len(batch) - len(closing) - len(confirming) :])
+            confirm_at = time.monotonic() + CONFIRM_S
+            self._confirming.extend((confirm_at, call) for call in closing if call.script == "close")
             for attempt, reply in zip(due, replies, strict=False):
                 self._acknowledge(attempt, reply)
 
@@ -103,6 +109,12 @@ class Publisher:
         self._closing.append(drop_call(attempt.execution, datetime.now(UTC)))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
+
+    def _to_confirm(self) -> list[Call]:
+        calls, now = [], time.monotonic()
+        while self._confirming and self._confirming[0][0] <= now:
+            calls.append(self._confirming.popleft()[1])
+        return calls
 
     def _call(self, attempt: Attempt) -> Call:
         request_keys = keys.of_request(attempt.request_id)
