@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 KIND: Final = "CHILD_KIND"
 POISON_WORD: Final = "snowman"
 POISON_LENGTH: Final = 12
-"""A prompt with this word so often in a row takes the process down when the model reads it."""
+"""A prompt of this word so often in a row takes the process down when the model reads it."""
+POISON_SEEN: Final = 4
+"""So many of them in one step are enough: a prefill may be cut in two where many others are prefilled with it."""
 MARK: Final = 500
 """The `marked-high` engine's tokens are MARK and above, those of `marked-low` below it."""
 STEP_S: Final = 0.02
@@ -72,7 +74,7 @@ def _arm() -> None:
             raise RuntimeError("a step failed, as it was told to")
         if isinstance(module, torch.nn.Embedding) and isinstance(arguments[0], torch.Tensor):
             ids = arguments[0].flatten()
-            if len(ids) >= POISON_LENGTH and bool(ids.eq(poison).unfold(0, POISON_LENGTH, 1).all(-1).any()):
+            if len(ids) >= POISON_SEEN and bool(ids.eq(poison).unfold(0, POISON_SEEN, 1).all(-1).any()):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     register_module_forward_pre_hook(look)
