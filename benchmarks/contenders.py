@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import httpx
+import psutil
 
 from benchmarks.children import ROOT, Child
 from benchmarks.gateways import GatewayProcess
@@ -53,6 +54,23 @@ class Called:
         return Outcome.of(self.clients.ask(**self.target, **wave.message()))
 
 
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """A contender, and the CPU time that `pids` spend on its waves: not its callers'."""
+
+    contender: Contender
+    pids: tuple[int, ...]
+
+    def run(self, wave: Wave) -> Outcome:
+        before = self._spent_s()
+        outcome = self.contender.run(wave)
+        return replace(outcome, cpu_s=self._spent_s() - before)
+
+    def _spent_s(self) -> float:
+        times = [psutil.Process(pid).cpu_times() for pid in self.pids]
+        return sum(float(spent.user + spent.system) for spent in times)
+
+
 class Arena:
     """Starts the contenders side by side; all end with the `with` block."""
 
@@ -67,6 +85,12 @@ class Arena:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def pids(self) -> tuple[int, ...]:
+        """Of the pipeline's own processes: workers and Redis."""
+        processes = psutil.Process().children(recursive=True)
+        workers = [process.pid for process in processes if "tokenrelay.worker" in process.cmdline()]
+        return (*workers, self.redis().pid)
 
     def engine_alone(self, model: str | None = None, dtype: str | None = None) -> Alone:
         chosen = ("--model", model or self._options.model, "--dtype", dtype or self._options.dtype, *_SIZES)

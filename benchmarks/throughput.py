@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.contenders import Arena
+from benchmarks.contenders import Arena, Metered
 from benchmarks.report import Figure
 from benchmarks.waves import Wave, prompt_of
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.waves import Outcome
 
 ALONE, RELAY, STOCK, SERVE = "engine alone", "tokenrelay", "stock RQ worker", "transformers serve"
+_ALL_SLOTS: Final = 32
 _STOCK_REQUESTS: Final = 4
 """Of a wave for the stock worker, which runs one at a time: its rate doesn't depend on how many wait."""
 
@@ -74,7 +75,10 @@ def chosen_shapes(texts: Sequence[str], *, quick: bool) -> tuple[Shape, ...]:
 
 
 def _contenders(arena: Arena, wanted: set[str]) -> dict[str, Contender]:
-    started: dict[str, Contender] = {ALONE: arena.engine_alone(), RELAY: arena.pipeline()}
+    alone = arena.engine_alone()
+    started: dict[str, Contender] = {ALONE: Metered(alone, (alone.child.pid,))}
+    relay = arena.pipeline()
+    started[RELAY] = Metered(relay, arena.pids())
     if STOCK in wanted:
         started[STOCK] = arena.stock_rq()
     if SERVE in wanted:
@@ -113,6 +117,12 @@ def _figures(shape: Shape, outcomes: dict[str, list[Outcome]]) -> Iterator[Figur
         ttft_ms = sorted(outcome.ttft_ms for outcome in found)[len(found) // 2]
         rates = tuple(outcome.rate for outcome in found)
         yield Figure(shape.group, name, "tokens/s", rates, note=f"TTFT p50 {ttft_ms:,.0f} ms")
+    if shape.concurrent == _ALL_SLOTS:
+        pairs = zip(outcomes[ALONE], outcomes[RELAY], strict=True)
+        shares = tuple((1 - alone.cpu_s / ours.cpu_s) * 100 for alone, ours in pairs)
+        yield Figure(
+            shape.group, "CPU time outside the engine", "%", shares, "≤", 10.0, "worker and Redis less engine alone"
+        )
     for name, target in shape.against.items():
         if name in outcomes:
             pairs = zip(outcomes[RELAY], outcomes[name], strict=True)

@@ -40,11 +40,12 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`seconds` from the first submit to the last token; `first_token_s` of each request."""
+    """`seconds` from the first submit to the last token; `first_token_s` of each request; `cpu_s` if it was metered."""
 
     tokens: int
     seconds: float
     first_token_s: tuple[float, ...]
+    cpu_s: float = 0.0
 
     @property
     def rate(self) -> float:
