@@ -115,10 +115,10 @@ class Feed:
         self._level.clear()
 
     async def follow(self, view: View, write: Write) -> int:
-        """Have `write` given each new chunk, framed, of a view that its reader is level with, until it refuses one or
-        the stream is over. Returns the position that the reader is at then."""
-        if self.over:
-            return len(view.events)
+        """Have `write` given each new chunk, framed, until it refuses one or the stream is over.
+
+        Its reader must be level with the view, and the stream not over yet. Returns the reader's position then.
+        """
         reader: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         level = self._level.setdefault(view, {})
         level[reader] = write
