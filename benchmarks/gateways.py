@@ -60,6 +60,13 @@ class GatewayProcess:
         found = psutil.Process(self._process.pid).net_connections("tcp")
         return sum(each.laddr.port == self.address[1] and each.status == psutil.CONN_ESTABLISHED for each in found)
 
+    @property
+    def cpu_s(self) -> float:
+        """Time that it has computed for, the kernel's sending included."""
+        assert self._process
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def _answers(self) -> bool:
         with suppress(httpx.TransportError):
             return httpx.get(f"{self.url}/health", timeout=5).status_code == 200

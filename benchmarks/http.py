@@ -1,9 +1,20 @@
-"""What HTTP costs beside Redis itself, how late 1,000 readers have their tokens, and what clients leave behind."""
+"""What HTTP costs beside Redis itself, how late 1,000 readers have their tokens, and what clients leave behind.
+
+The delay's load: 32 active streams at a CPU engine's pace, their readers taking turns over them. One worker appends the
+tokens of all its streams in one pipeline, so that all readers have an event due at the same moment, and the median
+reader waits for half of the sends by construction. Four workers of eight streams each, stepping at times of their own,
+are the same streams, readers and events a second, a quarter of them due at a time. Both are measured, to one bound.
+Where the machine falls behind, steps are read together and an event carries several tokens: the time per token then
+says less than its delay does.
+"""
 
 from __future__ import annotations
 
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from benchmarks.children import Child
@@ -36,8 +47,8 @@ _BODY: Final = b'{"model": "weather", "messages": [{"role": "user", "content": "
 
 def measure(options: BenchOptions) -> Iterator[Figure]:
     yield from _rates(options)
-    for readers in (16,) if options.quick else (1000, 2000):
-        yield from _delays(options, readers)
+    for crowd in _crowds(options):
+        yield from _delays(options, crowd)
     yield _leaks(options)
 
 
@@ -83,43 +94,79 @@ def _compared(found: dict[str, list[Outcome]], length: int, count: int) -> Itera
             yield Figure(GROUP, f"TTFT p50, gateway ÷ serve, {shape}", "×", firsts, "≤", 0.8)
 
 
-def _delays(options: BenchOptions, readers: int) -> Iterator[Figure]:
-    """A counting engine gives 32 streams a token each at every step; their readers take turns over the streams."""
-    tokens, pace = (5, 20.0) if options.quick else (100, 10.0)
-    p50s, p99s, lost = [], [], 0
+@dataclass(frozen=True, slots=True)
+class _Crowd:
+    """Who reads: `readers` of 32 streams, which so many workers write."""
+
+    readers: int
+    workers: int
+    tokens: int
+    pace: float
+
+    def __str__(self) -> str:
+        return f"{self.readers} readers, {self.workers} worker{'s' * (self.workers > 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    delays_ms: list[float]
+    """Every token's at every reader, in order."""
+    cpu_us: float
+    """The gateway's for each of them."""
+
+
+def _crowds(options: BenchOptions) -> list[_Crowd]:
+    if options.quick:
+        return [_Crowd(16, 2, 5, 20.0)]
+    return [_Crowd(readers, workers, 100, 10.0) for readers, workers in ((1000, 1), (1000, 4), (2000, 1))]
+
+
+def _delays(options: BenchOptions, crowd: _Crowd) -> Iterator[Figure]:
+    found = []
     for number in range(options.rounds):
-        folder = options.folder / f"http{readers}-{number}"
+        folder = options.folder / f"http{crowd.readers}-{crowd.workers}-{number}"
         folder.mkdir()
-        delays = _read_by(readers, tokens, pace, folder)
-        lost += tokens * readers - len(delays)
-        p50s.append(delays[len(delays) // 2])
-        p99s.append(delays[int(len(delays) * 0.99)])
-    told = f"{_STREAMS} streams, {pace:g} steps/s; {lost} of {tokens * readers * options.rounds:,} tokens missing"
-    bound: Literal["≤", ""] = "≤" if readers == 1000 else ""
-    yield Figure(GROUP, f"append to SSE byte, {readers} readers, p50", "ms", tuple(p50s), bound, 5.0, told)
-    yield Figure(GROUP, f"append to SSE byte, {readers} readers, p99", "ms", tuple(p99s), bound, 25.0, told)
+        found.append(_read_by(crowd, folder))
+    expected = crowd.tokens * crowd.readers
+    lost = sum(expected - len(reading.delays_ms) for reading in found)
+    told = f"{_STREAMS} streams, {crowd.pace:g} steps/s; {lost} of {expected * options.rounds:,} tokens missing"
+    bound: Literal["≤", ""] = "≤" if crowd.readers == 1000 else ""
+    for percent, target in ((50, 5.0), (99, 25.0)):
+        values = tuple(reading.delays_ms[len(reading.delays_ms) * percent // 100] for reading in found)
+        yield Figure(GROUP, f"append to SSE byte, {crowd}, p{percent}", "ms", values, bound, target, told)
+    spent = tuple(reading.cpu_us for reading in found)
+    yield Figure(GROUP, f"the gateway's CPU time, {crowd}", "µs/token", spent, note="per reader, with their ends")
 
 
-def _read_by(readers: int, tokens: int, pace: float, folder: Path) -> list[float]:
-    """Every token's delay at every reader, milliseconds, in order."""
+def _read_by(crowd: _Crowd, folder: Path) -> _Reading:
     server, log, read = RedisServer(folder), folder / "log.txt", dict[str, Any]()
     try:
         with (
             GatewayProcess(server.url, log) as gateway,
             Child("benchmarks.sse_readers", log=log) as clients,
-            Child("benchmarks.pacing", log=log) as worker,
+            ExitStack() as workers,
         ):
-            ids = _submitted(server.url, tokens)
+            engines = [workers.enter_context(Child("benchmarks.pacing", log=log)) for _ in range(crowd.workers)]
+            ids = _submitted(server.url, crowd.tokens)
             host, port = gateway.address
-            clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=readers)
-            reading = threading.Thread(target=lambda: read.update(clients.ask(do="read", until_ended=readers)))
+            clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=crowd.readers)
+            began = gateway.cpu_s
+            reading = threading.Thread(target=lambda: read.update(clients.ask(do="read", until_ended=crowd.readers)))
             reading.start()
-            worker.ask(url=server.url, streams=_STREAMS, tokens=tokens, steps_a_second=pace)
+            with ThreadPoolExecutor(crowd.workers) as pool:
+                list(pool.map(lambda number: _write(engines[number], server.url, crowd, number), range(crowd.workers)))
             reading.join()
+            cpu_us = (gateway.cpu_s - began) * 1e6
     finally:
         server.stop()
     delays: list[float] = read["delays_ms"]
-    return delays
+    return _Reading(delays, cpu_us / len(delays))
+
+
+def _write(engine: Child, url: str, crowd: _Crowd, number: int) -> None:
+    """Have a worker write its share of the streams."""
+    share, phase = _STREAMS // crowd.workers, number / crowd.workers
+    engine.ask(url=url, streams=share, tokens=crowd.tokens, steps_a_second=crowd.pace, phase=phase)
 
 
 def _submitted(url: str, tokens: int) -> list[str]:

@@ -7,6 +7,7 @@ it gets it, with publishing and without, is the delay. Each token's wait is its 
 from __future__ import annotations
 
 import argparse
+import math
 import queue
 import statistics
 import threading
@@ -44,11 +45,13 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """`streams` at once, each given `tokens`, one a step."""
+    """`streams` at once, each given `tokens`, one a step. Engines of other `phase`s, which are parts of a step's time,
+    step at other times."""
 
     streams: int
     tokens: int
     steps_a_second: float
+    phase: float | None = None
 
 
 @dataclass(slots=True)
@@ -97,7 +100,7 @@ class PacedEngine:
 
     def _steps(self) -> None:
         self._filled.wait()
-        due = time.perf_counter()
+        due = self._begin_at()
         for number in range(self.pace.tokens):
             due += 1 / self.pace.steps_a_second
             time.sleep(max(due - time.perf_counter(), 0))
@@ -106,6 +109,11 @@ class PacedEngine:
             end: Any = "length" if number == self.pace.tokens - 1 else None
             self._outputs.put([EngineOutput(engine_id, (token,), end) for engine_id in self._streams])
             self.late_s.append(time.perf_counter() - due)
+
+    def _begin_at(self) -> float:
+        """Now; with a phase, its next time on the clock that the processes of a machine share."""
+        now, rate = time.perf_counter(), self.pace.steps_a_second
+        return now if self.pace.phase is None else (math.ceil(now * rate) + self.pace.phase) / rate
 
 
 def _joined(first: list[EngineOutput], second: list[EngineOutput]) -> list[EngineOutput]:
@@ -189,7 +197,7 @@ def _p99(values: list[float]) -> float:
 
 
 def answer(message: Message) -> Message:
-    pace = Pace(message["streams"], message["tokens"], message["steps_a_second"])
+    pace = Pace(message["streams"], message["tokens"], message["steps_a_second"], message.get("phase"))
     engine = paced_by_worker(message["url"], pace) if message["url"] else paced_alone(pace)
     return {"late_s": engine.late_s, "stepped_at": engine.stepped_at}
 

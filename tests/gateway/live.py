@@ -47,6 +47,12 @@ class LiveGateway:
         """Clients that read a stream here."""
         return sum(feed.readers for feed in list(self.gateway.hub.feeds.values()))
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that this process keeps for clients whose sockets are full."""
+        connections: Any = list(self._server.server_state.connections)
+        return sum(each.transport.get_write_buffer_size() for each in connections)
+
     def client(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=20, headers=headers)
 

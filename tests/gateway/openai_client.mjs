@@ -16,7 +16,7 @@ told.streamed = streamed;
 
 const numbers = [];
 const response = await client.responses.create({ model: "weather", input: "x", background: true });
-for await (const event of await client.responses.retrieve(response.id, { stream: true, starting_after: 2 })) {
+for await (const event of await client.responses.retrieve(response.id, { stream: true, starting_after: 0 })) {
   numbers.push(event.sequence_number);
 }
 told.numbers = numbers;

@@ -2,6 +2,9 @@
 
 A feed does no I/O: the hub reads for it. It holds the whole stream from where Redis still has it, so that a reader may
 begin anywhere and every view is folded from the same entries.
+
+A reader that has all of a view's events so far is *level*. New events are written to all level readers in one go: to
+wake a task for each of them would take several times what the writing does.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from tokenrelay.gateway.chunks import framed
 from tokenrelay.gateway.problems import RangeGone
 from tokenrelay.gateway.views.view import View
 from tokenrelay.shared.entries import Ended, Entry, EntryId, Token, parse_entry
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 
     from tokenrelay.gateway.records import Record
     from tokenrelay.gateway.views.view import Encoder
+
+    Write = Callable[[bytes], bool]
+    """Writes a chunk at once and whole, and returns True; or returns False, having written nothing."""
 
 
 class Feed:
@@ -33,7 +40,7 @@ class Feed:
         self.error: TokenRelayError | None = None
         self._machine = StreamMachine(self.request_id)
         self._views: dict[str, View] = {}
-        self._news = asyncio.Event()
+        self._level: dict[View, dict[asyncio.Future[int], Write]] = {}
         self.loaded = asyncio.Event()
         """Set once all that was there when the first reader came has been read."""
         self.over_at = asyncio.Event()
@@ -77,27 +84,48 @@ class Feed:
     def _take(self, new: list[Entry]) -> None:
         self.entries += new
         for view in self._views.values():
+            position = len(view.events)
             for entry in new:
                 view.receive(entry)
+            self._push(view, position)
         if self.ended:
-            self.over_at.set()
-        self._tell()
+            self._close()
 
     def fail(self, error: TokenRelayError) -> None:
         """The stream can't be read on: its readers are told."""
         if not self.over:
             self.error = error
-            self.over_at.set()
             self.loaded.set()
-            self._tell()
+            self._close()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    def _push(self, view: View, position: int) -> None:
+        """Write what stands behind `position` to the level readers; who refuses has fallen behind there."""
+        level = self._level.get(view)
+        if level and (body := b"".join(view.events[position:])):
+            chunk = framed(body)
+            for behind in [reader for reader, write in level.items() if not write(chunk)]:
+                _let_go(behind, position)
+                del level[behind]
 
-    async def news(self) -> None:
-        """Return with the next entries."""
-        await self._news.wait()
+    def _close(self) -> None:
+        self.over_at.set()
+        for view, level in self._level.items():
+            for reader in level:
+                _let_go(reader, len(view.events))
+        self._level.clear()
+
+    async def follow(self, view: View, write: Write) -> int:
+        """Have `write` given each new chunk, framed, until it refuses one or the stream is over.
+
+        Its reader must be level with the view, and the stream not over yet. Returns the reader's position then.
+        """
+        reader: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        level = self._level.setdefault(view, {})
+        level[reader] = write
+        try:
+            return await reader
+        finally:
+            level.pop(reader, None)
 
     def view(self, name: str, encoder: Callable[[], Encoder]) -> View:
         """The view of that name, folded over all entries so far where nobody had asked for it."""
@@ -128,3 +156,8 @@ class Feed:
                 first=str(first),
                 last=str(last),
             )
+
+
+def _let_go(reader: asyncio.Future[int], position: int) -> None:
+    if not reader.done():  # its client may have left a moment ago
+        reader.set_result(position)

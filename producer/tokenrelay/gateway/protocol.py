@@ -1,4 +1,6 @@
-"""uvicorn's HTTP protocol with what it lacks: a limit on the bytes and on the time before a request's body."""
+"""uvicorn's HTTP protocol with what it lacks: a limit on the bytes and on the time before a request's body, and writing
+to many clients without waking each one's task.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,22 @@ from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tokenrelay.gateway.chunks import EXTENSION
+
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. A client that dribbles its headers, or sends ever more of them, is cut off."""
+    """One connection. A client that dribbles its headers, or sends ever more of them, is cut off.
+
+    Requests that a client sends before it has its answer wait for it, so whoever answers owns the connection.
+    """
 
     max_header_bytes: ClassVar[int] = 65_536
     header_timeout_s: ClassVar[float] = 20.0
 
+    _full = False
     _in_headers = True
     _header_bytes = 0
     _header_timer: TimerHandle | None = None
@@ -46,6 +54,25 @@ class LimitedProtocol(HttpToolsProtocol):
             self.send_400_response(
                 f"the headers are larger than {self.max_header_bytes} bytes, which is the limit here"
             )
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: {"write": self.write_chunk}}
+
+    def write_chunk(self, chunk: bytes) -> bool:
+        """Write a framed chunk: see `chunks.writer`."""
+        if self._full or self.transport.is_closing():
+            return False
+        self.transport.write(chunk)
+        return True
+
+    def pause_writing(self) -> None:
+        self._full = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        super().resume_writing()
 
     def on_headers_complete(self) -> None:
         self._got_headers()

@@ -9,6 +9,7 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 
+from tokenrelay.gateway.chunks import writer
 from tokenrelay.gateway.problems import Problem, problem_of
 from tokenrelay.gateway.records import as_json
 from tokenrelay.gateway.views.sse import encode
@@ -35,8 +36,11 @@ class EventStream(EventSourceResponse):
         self, attachment: Attachment, view: View, position: int, *, comment_s: float, headers: Mapping[str, str]
     ) -> None:
         self._attachment = attachment
+        self._view = view
+        self._position = position
+        self._write = writer({})
         super().__init__(
-            _events(attachment, view, position),
+            self._chunks(),
             headers={**_STREAM_HEADERS, **headers},
             ping=comment_s,
             sep="\n",
@@ -45,6 +49,7 @@ class EventStream(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._write = writer(scope)
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
@@ -52,30 +57,28 @@ class EventStream(EventSourceResponse):
         finally:
             self._attachment.leave()
 
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        """What the feed can't write itself: events that were there before the reader, or that it was too slow for."""
+        feed, events = self._attachment.feed, self._view.events
+        while True:
+            if self._position < len(events):
+                chunk = b"".join(events[self._position :])
+                self._position = len(events)
+                yield chunk
+            elif feed.error is not None:
+                yield encode(problem_of(feed.error).body(), event="error")
+                return
+            elif feed.over:
+                return
+            else:
+                self._position = await feed.follow(self._view, self._write)
+
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         """The library's, for comments alone: a timer for each event of each reader is a fifth of the gateway's time."""
         if message.get("body", b"").startswith(b":"):
             await super()._send_with_timeout(send, message)
         else:
             await send(message)
-
-
-async def _events(attachment: Attachment, view: View, position: int) -> AsyncIterator[bytes]:
-    feed = attachment.feed
-    while True:
-        events = view.events
-        if position < len(events):
-            chunk = events[position] if len(events) - position == 1 else b"".join(events[position:])
-            position = len(events)
-            if chunk:
-                yield chunk
-        elif feed.error is not None:
-            yield encode(problem_of(feed.error).body(), event="error")
-            return
-        elif feed.over:
-            return
-        else:
-            await feed.news()
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -18,7 +18,7 @@ class Encoder(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class View:
     """`events` are what readers are sent, in order; a reader's position is an index into them."""
 
