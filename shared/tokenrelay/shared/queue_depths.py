@@ -35,37 +35,39 @@ METRICS: Final = (REDIS_UP, WAITING, CLAIMED, WORKERS)
 
 
 class QueueDepths:
-    """Looks at the queues of one model through a connection of its own."""
+    """Looks at the queues of one model, through a connection that lasts as long as the look."""
 
     def __init__(self, url: str, model: str) -> None:
-        self._pipeline = Pipeline(connect(url, retries=0, timeout_s=_TIMEOUT_S))
+        self._url = url
         self._model = model
 
     def families(self) -> Iterator[Family]:
         """What Redis says now; only that it's away, where it is."""
         try:
-            found = self._look()
+            with connect(self._url, retries=0, timeout_s=_TIMEOUT_S) as client:
+                found = self._look(Pipeline(client))
         except RedisError:
             yield family(REDIS_UP, 0)
             return
         yield family(REDIS_UP, 1)
         yield from found
 
-    def _look(self) -> list[Family]:
+    def _look(self, pipeline: Pipeline) -> list[Family]:
         """Raises redis errors, also for one command that was refused."""
         queues = keys.queues(self._model)
         batch: Batch = [("SMEMBERS", keys.rq_workers(queues[0]))]
         for queue in queues:
             batch += [("LLEN", keys.rq_queue(queue)), ("ZCARD", keys.claimed(queue))]
-        members, *counts = self._run(batch)
-        alive = self._run([("EXISTS", member) for member in members]) if members else []
+        members, *counts = _run(pipeline, batch)
+        alive = _run(pipeline, [("EXISTS", member) for member in members]) if members else []
         waiting: list[Sample] = [((queue,), count) for queue, count in zip(queues, counts[::2], strict=True)]
         claimed: list[Sample] = [((queue,), count) for queue, count in zip(queues, counts[1::2], strict=True)]
         return [(WAITING, waiting), (CLAIMED, claimed), family(WORKERS, sum(alive), self._model)]
 
-    def _run(self, batch: Batch) -> list[Any]:
-        replies = self._pipeline.run(batch)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+
+def _run(pipeline: Pipeline, batch: Batch) -> list[Any]:
+    replies = pipeline.run(batch)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
