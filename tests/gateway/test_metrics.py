@@ -57,7 +57,7 @@ def test_counts_are_exact(measured: LiveGateway, port: int, writer: WakingWriter
         assert http.get("/requests/nobody-knows-this-one-at-all").status_code == 404
         assert http.request("PROPFIND", "/health").status_code == 405
         assert http.get("/metrics").status_code == 404, "not on the port of the public"
-        with http.stream("POST", "/v1/chat/completions", json={**ASKED, "stream": True}):
+        with http.stream("POST", "/v1/chat/completions", json={"model": "weather", "messages": ASKED, "stream": True}):
             pass  # and leaves
         scrape = wait_until(lambda: (found := Scrape(port)).value(metrics.DISCONNECT_CANCELS) and found)
     assert scrape.names == names_of(metrics.METRICS), "what docs/metrics.md lists"

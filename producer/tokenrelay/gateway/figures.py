@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.entries import Ended, State, Token
+from tokenrelay.shared.entries import Ended, Token
 from tokenrelay.shared.measures import FIRST_TOKEN_S, LAG_S, REQUEST_S, Durations, Histogram, Tally
 
 if TYPE_CHECKING:
@@ -60,19 +60,17 @@ class Figures:
     def received(self, feed: Feed, known: int) -> None:
         """The feed has more than the `known` entries that it had, or not. What was there before anybody followed the
         request tells nothing of what its clients waited for, and isn't counted."""
-        if known == len(feed.entries) or not (known or feed.record.state is State.QUEUED):
+        if known == len(feed.entries):
             return
-        now_us = self.clock.now_us()
-        last = feed.entries[-1]
+        now_us, record, last = self.clock.now_us(), feed.record, feed.entries[-1]
         if known:
             self.delivery_lag_s.observe(max(now_us - last.at_us, 0.0) / 1e6)
-        created_us = feed.record.created_us
-        if created_us is None:
+        if record.created_us is None:
             return
-        waited_s = max(now_us - created_us, 0.0) / 1e6
-        if feed.entries[known].entry_id.token < 2 and _has_first_token(feed, known):
+        waited_s = max(now_us - record.created_us, 0.0) / 1e6
+        if not record.tokens and feed.entries[known].entry_id.token < 2 and _has_first_token(feed, known):
             self.first_token_s.observe(waited_s)
-        if isinstance(last, Ended):
+        if isinstance(last, Ended) and not record.state.terminal:
             self.request_s.observe(str(last.state), waited_s)
 
 
