@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.waiting import wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -48,3 +50,16 @@ class Scrape:
 
 def names_of(metrics: Iterable[Metric]) -> set[str]:
     return {metric.name for metric in metrics}
+
+
+def scrape_with(port: int, metric: Metric, at_least: float = 1) -> Scrape:
+    """The first scrape in which the metric's sum is so much."""
+    found = Scrape(port)
+
+    def there() -> bool:
+        nonlocal found
+        found = Scrape(port)
+        return found.value(metric) >= at_least
+
+    wait_until(there)
+    return found

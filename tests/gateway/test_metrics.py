@@ -10,7 +10,7 @@ from tests.gateway.events import following
 from tests.gateway.live import LiveGateway
 from tests.gateway.test_openai import ASKED
 from tests.redis_servers import free_port
-from tests.scrapes import Scrape, names_of
+from tests.scrapes import Scrape, names_of, scrape_with
 from tests.waiting import wait_until
 from tokenrelay.gateway import metrics
 from tokenrelay.gateway.figures import RedisClock
@@ -59,7 +59,7 @@ def test_counts_are_exact(measured: LiveGateway, port: int, writer: WakingWriter
         assert http.get("/metrics").status_code == 404, "not on the port of the public"
         with http.stream("POST", "/v1/chat/completions", json={"model": "weather", "messages": ASKED, "stream": True}):
             pass  # and leaves
-        scrape = wait_until(lambda: (found := Scrape(port)).value(metrics.DISCONNECT_CANCELS) and found)
+        scrape = scrape_with(port, metrics.DISCONNECT_CANCELS)
     assert scrape.names == names_of(metrics.METRICS), "what docs/metrics.md lists"
     assert scrape.observations(metrics.FIRST_TOKEN) == 1, "the second reader waited for nothing"
     assert scrape.observations(metrics.REQUEST) == scrape.observations(metrics.REQUEST, state="completed") == 1

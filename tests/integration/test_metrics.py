@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from rq.suspension import resume
 
-from tests.integration.test_worker import MODEL, NOW, QUEUE, ended, result, slow_engine, submit_suspended
+from tests.integration.test_worker import NOW, QUEUE, ended, result, slow_engine, submit_suspended
 from tests.redis_servers import free_port
-from tests.scrapes import Scrape, names_of
+from tests.scrapes import Scrape, names_of, scrape_with
 from tests.waiting import wait_until
-from tests.workers import running_worker, submit
+from tests.workers import MODEL, running_worker, submit
 from tests.workers import served as served_of
 from tokenrelay.shared import keys, queue_depths
 from tokenrelay.shared.commands import Call, Pipeline
@@ -92,7 +92,7 @@ def test_a_takeover_is_counted_by_the_one_who_takes_over(
     emitted = redis.xlen(keys.stream(request_id)) - 2
     with running_worker(redis_server.url, slow_engine(), metrics_port=second):
         usage = result(redis, request_id).usage
-        scrape = wait_until(lambda: (found := Scrape(second)).value(metrics.ENDS) and found)
+        scrape = scrape_with(second, metrics.ENDS)
     assert scrape.value(metrics.ATTEMPTS) == scrape.value(metrics.TAKEOVERS) == 1
     assert scrape.value(metrics.RECOMPUTED_TOKENS) == usage.recomputed_tokens == 3 + emitted
     assert scrape.value(metrics.GENERATED_TOKENS) == 40 - emitted

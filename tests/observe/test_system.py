@@ -27,7 +27,7 @@ from tests.observe.system import (
     running_prometheus,
     running_worker,
 )
-from tests.scrapes import names_of
+from tests.scrapes import names_of, scrape_with
 from tests.waiting import wait_until
 from tokenrelay.gateway import metrics as gateway_metrics
 from tokenrelay.shared import keys, queue_depths
@@ -87,7 +87,7 @@ def test_every_end_is_counted_where_it_happened(redis_server: RedisServer, redis
             wait_until(lambda: streams(redis, cancelled))
             assert 0 < worker.scrape().value(metrics.KV_USED) <= 1
             http.post(f"/requests/{cancelled}/cancel").raise_for_status()
-            first = wait_until(lambda: (found := worker.scrape()).value(metrics.ENDS) == 5 and found)
+            first = scrape_with(worker.port, metrics.ENDS, 5)
             assert first.names == names_of(metrics.METRICS)
             assert first.value(metrics.ENDS, state="completed", reason="stop") == 3
             assert first.value(metrics.ENDS, state="cancelled", reason="cancelled") == 1
@@ -100,14 +100,16 @@ def test_every_end_is_counted_where_it_happened(redis_server: RedisServer, redis
             wait_until(lambda: streams(redis, lost))
             worker.engine.send_signal(signal.SIGKILL)
             answer = followed(http, lost)
-            second = wait_until(lambda: (found := worker.scrape()).value(metrics.ENDS) and found)
+            second = scrape_with(worker.port, metrics.ENDS)
         scrape = gateway.scrape()
     assert answer["attempts"] == 2
     assert second.value(metrics.RESTARTS) == second.value(metrics.TAKEOVERS) == second.value(metrics.ATTEMPTS) == 1
     assert second.value(metrics.GENERATED_TOKENS) < 900
     assert second.value(metrics.GENERATED_TOKENS) + second.value(metrics.RECOMPUTED_TOKENS) == 900 + 7
     assert scrape.names == names_of(gateway_metrics.METRICS)
-    assert scrape.observations(gateway_metrics.FIRST_TOKEN) == 3, "the others had no reader then"
+    assert scrape.observations(gateway_metrics.FIRST_TOKEN) in (3, 4), (
+        "the lost one's reader came within a second, or later"
+    )
     assert scrape.observations(gateway_metrics.REQUEST, state="completed") == 3
     assert scrape.observations(gateway_metrics.REQUEST) == 4, "and the lost one, which was followed to its end"
     for exposition in (first.text, second.text, scrape.text):
@@ -132,7 +134,8 @@ def test_prometheus_answers_all_that_the_dashboard_asks(
                         del missing[expression]
                 time.sleep(0.5)
             assert not missing, "no data for: " + "\n".join(missing)
-            rules = wait_until(lambda: all(r["health"] == "ok" for r in prometheus.rules()) and prometheus.rules(), 30)
+            wait_until(lambda: {rule["health"] for rule in prometheus.rules()} == {"ok"}, 30)
+            rules = prometheus.rules()
     assert {rule["name"] for rule in rules} == {name for name, *_ in metrics_docs.alerts()}
     assert {rule["name"] for rule in rules if rule["state"] == "firing"} == set()
 

@@ -57,7 +57,12 @@ def test_weight_counts_a_value_so_many_times() -> None:
 
 def test_a_tally_loses_nothing_between_threads() -> None:
     tally = Tally(("never",))
-    threads = [threading.Thread(target=lambda: [tally.add("often") for _ in range(5000)]) for _ in range(4)]
+
+    def often() -> None:
+        for _ in range(5000):
+            tally.add("often")
+
+    threads = [threading.Thread(target=often) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

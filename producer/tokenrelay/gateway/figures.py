@@ -14,9 +14,13 @@ from tokenrelay.shared.measures import FIRST_TOKEN_S, LAG_S, REQUEST_S, Duration
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.feed import Feed
+    from tokenrelay.gateway.records import Record
 
 _REFUSALS: Final = ("queue_full", "concurrency_limit", "queue_limit")
 _REDIS_USES: Final = ("answer", "follow", "readers")
+_FRESH_US: Final = 1_000_000
+"""Whoever comes later for what was submitted here has waited for something else."""
+_MOST_FRESH: Final = 4096
 
 
 class RedisClock:
@@ -56,6 +60,14 @@ class Figures:
         self.first_token_s = Histogram(FIRST_TOKEN_S)
         self.request_s = Durations(REQUEST_S)
         self.delivery_lag_s = Histogram(LAG_S)
+        self._fresh: dict[str, bool] = {}
+
+    def submitted(self, record: Record) -> None:
+        """A request was submitted here: whoever follows it at once has waited for all of it, though it may be over by
+        then."""
+        self._fresh[record.request_id] = True
+        if len(self._fresh) > _MOST_FRESH:
+            del self._fresh[next(iter(self._fresh))]
 
     def received(self, feed: Feed, known: int) -> None:
         """The feed has more than the `known` entries that it had, or not. What was there before anybody followed the
@@ -68,9 +80,10 @@ class Figures:
         if record.created_us is None:
             return
         waited_s = max(now_us - record.created_us, 0.0) / 1e6
-        if not record.tokens and feed.entries[known].entry_id.token < 2 and _has_first_token(feed, known):
+        fresh = not known and self._fresh.pop(feed.request_id, False) and waited_s * 1e6 < _FRESH_US
+        if (fresh or not record.tokens) and feed.entries[known].entry_id.token < 2 and _has_first_token(feed, known):
             self.first_token_s.observe(waited_s)
-        if isinstance(last, Ended) and not record.state.terminal:
+        if isinstance(last, Ended) and (fresh or not record.state.terminal):
             self.request_s.observe(str(last.state), waited_s)
 
 

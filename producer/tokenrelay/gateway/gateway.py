@@ -73,7 +73,9 @@ class Gateway:
                 raise RequestError(f"metadata.{NAME}: is the gateway's own; use another name", field="metadata")
             submission = {**submission, "metadata": marked(metadata, mark or Mark())}
         request_id = await self.run(admitted(submission, tenant, self.settings))
-        return await self.record(request_id, tenant)
+        record = await self.record(request_id, tenant)
+        self.figures.submitted(record)
+        return record
 
     async def check_model(self, name: str) -> None:
         """Raises Problem 404 for a model that nobody serves nor has lately: its requests would wait for nothing."""

@@ -45,12 +45,12 @@ DISCONNECT_CANCELS: Final = Metric(
 FIRST_TOKEN: Final = Metric(
     "tokenrelay_gateway_time_to_first_token_seconds",
     "histogram",
-    "From submit to this gateway's having the first token, of requests that it followed from before that on.",
+    "From submit to this gateway's having the first token, of requests that it followed by then, or at once.",
 )
 REQUEST: Final = Metric(
     "tokenrelay_gateway_request_duration_seconds",
     "histogram",
-    "From submit to this gateway's having the end, of requests that it followed.",
+    "From submit to this gateway's having the end, of requests that it followed by then, or at once.",
     ("state",),
 )
 DELIVERY_LAG: Final = Metric(
