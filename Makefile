@@ -60,6 +60,7 @@ format: $(INSTALLED)  ## fix what ruff can fix, and rewrite the generated docs
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/python scripts/settings_docs.py
+	@$(BIN)/python scripts/metrics_docs.py
 
 clean:  ## remove .venv and everything that tools have cached
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, Pipeline, reply_word
 from tokenrelay.shared.rq_jobs import Execution
 from tokenrelay.worker.attempts import Attempt, InFlight
+from tokenrelay.worker.figures import Figures
 from tokenrelay.worker.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Fenced:
         in_flight = InFlight(self.streams, lambda: None)
         for attempt in self.attempts:
             in_flight.add(attempt)
-        self._publisher = Publisher(Pipeline(self.client), in_flight, 6000, lambda attempt: None)
+        self._publisher = Publisher(Pipeline(self.client), in_flight, 6000, lambda attempt: None, Figures())
 
     _publisher: Publisher = field(init=False)
 

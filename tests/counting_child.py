@@ -15,6 +15,7 @@ from tests.engines import CountingEngine
 from tests.workers import VOCABULARY, served
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.generation_worker import GenerationWorker
+from tokenrelay.worker.metrics import Restarts
 from tokenrelay.worker.reports import on_supervisor_death, report_regularly
 
 if TYPE_CHECKING:
@@ -36,11 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--report-fd", type=int, required=True)
     parser.add_argument("--tether-fd", type=int, required=True)
+    parser.add_argument("--restarts", type=int, required=True)
+    parser.add_argument("--stalls", type=int, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     engine = PoisonableEngine(vocabulary=VOCABULARY, step_delay_s=0.02, slots=8)
     settings = WorkerSettings.from_environment()
-    worker = GenerationWorker(settings=settings, served=served(engine))
+    restarts = Restarts(arguments.restarts, arguments.stalls)
+    worker = GenerationWorker(settings=settings, served=served(engine), restarts=restarts)
     report_regularly(arguments.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
     on_supervisor_death(arguments.tether_fd, worker.loop.hand_back_now)
     worker.work()

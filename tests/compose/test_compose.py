@@ -327,4 +327,4 @@ def test_the_example_of_settings_is_well_formed_and_complete(compose: Compose) -
     compose("--env-file", ".env.example", "config", "-q")
     used = re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text("utf-8"))
     named = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text("utf-8"), re.MULTILINE)
-    assert set(used) - set(named) == {"TAG", "REDIS_IMAGE"}
+    assert set(used) - set(named) == {"TAG", "REDIS_IMAGE", "PROMETHEUS_IMAGE", "GRAFANA_IMAGE"}

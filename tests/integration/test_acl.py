@@ -19,9 +19,10 @@ from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.shared import keys
+from tokenrelay.shared import keys, queue_depths
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.entries import State
+from tokenrelay.shared.queue_depths import QueueDepths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,6 +121,9 @@ def test_every_role_does_its_work_without_a_refusal(server: RedisServer, url_of:
         wait_until(lambda: running.status().tokens >= 3)
         assert running.cancel()
         wait_until(lambda: not worker.loop.in_flight)
+        for role in ("worker", "gateway"):
+            looked = list(QueueDepths(url_of(role), MODEL).families())
+            assert len(looked) == len(queue_depths.METRICS), f"{role}: no queue depths in its metrics"
     with Producer(url_of("producer")) as producer:
         assert producer.submit("w1", **chosen).cancel()  # queued, and nobody there: closed in RQ by the producer
         overdue = producer.submit("w1", **chosen | {"deadline_s": 0.05})

@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 from tests.workers import MODEL, submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.supervisor import FINAL_CODES, FIRST_PAUSE_S, KILL_AFTER_DRAIN_S, devices
+from tokenrelay.worker.supervisor import FINAL_CODES, FIRST_PAUSE_S, KILL_AFTER_DRAIN_S, child_environment, devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -207,3 +207,9 @@ def test_without_nvidia_smi_the_child_chooses(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert devices(WorkerSettings(redis_url=UNUSED_URL)) == ["auto"]
+
+
+def test_each_childs_metrics_are_on_a_port_of_their_own() -> None:
+    settings = WorkerSettings(redis_url=UNUSED_URL, metrics_port=9464)
+    told = [child_environment(settings, f"box.{index}", f"cuda:{index}", index) for index in range(2)]
+    assert [environment["TOKENRELAY_METRICS_PORT"] for environment in told] == ["9464", "9465"]

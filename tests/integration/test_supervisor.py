@@ -16,11 +16,14 @@ import psutil
 import pytest
 
 from tests.integration.test_worker import entries, result, state, words
+from tests.redis_servers import free_port
+from tests.scrapes import Scrape
 from tests.waiting import wait_until
 from tests.workers import MODEL, submit
 from tokenrelay.producer import NoWorkerWarning, Producer, StreamTimeout
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import Migrated, State
+from tokenrelay.worker import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,13 +84,17 @@ def test_a_killed_childs_requests_go_on(redis_server: RedisServer, redis: Redis,
 
 @pytest.mark.slow
 def test_a_hanging_child_is_killed(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
-    with supervised(redis_server.url, STALL_TIMEOUT_S="1", LEASE_MS="60000") as supervisor:
+    port = free_port()
+    settings = {"STALL_TIMEOUT_S": "1", "LEASE_MS": "60000", "METRICS_PORT": str(port)}
+    with supervised(redis_server.url, **settings) as supervisor:
         wait_until(lambda: ready(redis), 30)
         request_id = submit(pipeline, NOW, seed=5, max_new_tokens=100)
         wait_until(lambda: streaming(redis, request_id))
         child_of(supervisor).suspend()
         wait_until(lambda: state(redis, request_id) == "incomplete", 30)
         assert result(redis, request_id).text == words(5, 100)
+        scrape = Scrape(port)
+        assert scrape.value(metrics.RESTARTS) == scrape.value(metrics.STALLS) == 1
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from tokenrelay.gateway import routes_completions, routes_models, routes_page, routes_requests, routes_responses
+from tokenrelay.gateway.counting import RequestCount
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.guards import OriginGuard, SizeGuard
 from tokenrelay.gateway.problems import Problem, invalid, problem_of
 from tokenrelay.gateway.responses import problem_response
-from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,7 +55,7 @@ def create_app(settings: GatewaySettings, demo: Demo | None = None) -> FastAPI:
         docs_url=None,  # these pages load from a CDN
         redoc_url=None,
         lifespan=running,
-        middleware=_middleware(settings),
+        middleware=[Middleware(RequestCount, gateway.figures.http_requests), *_middleware(settings)],
     )
     app.state.gateway = gateway
     for router in _ROUTERS:
@@ -85,12 +86,17 @@ def _middleware(settings: GatewaySettings) -> list[Middleware]:
     return guards
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
-    return problem_response(problem_of(cast("TokenRelayError", error)))
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RedisUnusable):
+        request.app.state.gateway.figures.redis_errors.add("answer")
+    return await _answer_problem(request, problem_of(cast("TokenRelayError", error)))
 
 
-async def _answer_problem(_: Request, error: Exception) -> Response:
-    return problem_response(cast("Problem", error))
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    problem = cast("Problem", error)
+    if problem.status == 429:
+        request.app.state.gateway.figures.refused.add(problem.code)
+    return problem_response(problem)
 
 
 async def _answer_invalid(_: Request, error: Exception) -> Response:

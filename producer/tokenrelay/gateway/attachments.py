@@ -16,7 +16,7 @@ from tokenrelay.gateway.tasks import stop
 from tokenrelay.producer.endings import cancel, server_time_us
 from tokenrelay.producer.rounds import ask
 from tokenrelay.shared import keys
-from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,12 +86,15 @@ class Attachments:
             await asyncio.sleep(left_s)
             left_s = await self._quietly(self._unseen_left_s(request_id)) or 0
         if await self._quietly(cancel(request_id, CANCELLED_BY)):
+            self.hub.figures.disconnect_cancels.add()
             log.info("request %s cancelled: its readers left", request_id, extra={"request_id": request_id})
 
     async def _quietly(self, steps: Steps[Result]) -> Result | None:
         try:
             return await self._driver.run(steps)
         except TokenRelayError as error:
+            if isinstance(error, RedisUnusable):
+                self.hub.figures.redis_errors.add("readers")
             log.warning("readers of a request: %s", error)
             return None
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from tokenrelay.gateway.attachments import Attachment, Attachments
+from tokenrelay.gateway.figures import Figures
 from tokenrelay.gateway.hub import Hub
 from tokenrelay.gateway.marks import NAME, Mark, marked
 from tokenrelay.gateway.models import Models
@@ -39,8 +40,9 @@ class Gateway:
         self.settings = settings
         self.demo = demo
         self.tenants = Tenants(settings)
+        self.figures = Figures()
         self.driver = AsyncDriver(connect_async(settings.redis_url.get_secret_value()))
-        self.hub = Hub(self.driver)
+        self.hub = Hub(self.driver, self.figures)
         self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
         self.models = Models(self.driver, settings.model)
         self._fit = False
@@ -71,7 +73,9 @@ class Gateway:
                 raise RequestError(f"metadata.{NAME}: is the gateway's own; use another name", field="metadata")
             submission = {**submission, "metadata": marked(metadata, mark or Mark())}
         request_id = await self.run(admitted(submission, tenant, self.settings))
-        return await self.record(request_id, tenant)
+        record = await self.record(request_id, tenant)
+        self.figures.submitted(record)
+        return record
 
     async def check_model(self, name: str) -> None:
         """Raises Problem 404 for a model that nobody serves nor has lately: its requests would wait for nothing."""

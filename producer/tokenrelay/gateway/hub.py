@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import redis.asyncio
 
+    from tokenrelay.gateway.figures import Figures
     from tokenrelay.gateway.records import Record
     from tokenrelay.producer.rounds import AsyncDriver
     from tokenrelay.shared.commands import Batch
@@ -45,7 +46,8 @@ _OWNER_GRACE_US: Final = 1_000_000
 class Hub:
     """Owns the feeds. The tasks of `start` read for them."""
 
-    def __init__(self, driver: AsyncDriver) -> None:
+    def __init__(self, driver: AsyncDriver, figures: Figures) -> None:
+        self.figures = figures
         self.feeds: dict[str, Feed] = {}
         self._driver = driver
         self._redis: redis.asyncio.Redis = driver.redis
@@ -81,6 +83,7 @@ class Hub:
             try:
                 await work()
             except (RedisError, OSError, TokenRelayError) as error:
+                self.figures.redis_errors.add("follow")
                 log.warning("Redis: %s; trying again", error)
                 await asyncio.sleep(_AGAIN_S)
 
@@ -130,8 +133,10 @@ class Hub:
                 self._receive(feed, raw)
 
     def _receive(self, feed: Feed, raw: list[Any]) -> None:
+        known = len(feed.entries)
         try:
             feed.receive(raw)
+            self.figures.received(feed, known)
         except TokenRelayError as error:
             feed.fail(error)
         if len(raw) >= _COUNT:
@@ -153,8 +158,10 @@ class Hub:
         for feed in feeds:
             request, stream = keys.of_request(feed.request_id)
             batch += [("HMGET", request, "state", "deadline_us", "fence"), ("XLEN", stream)]
+        self.figures.clock.asked()
         *looks, time = await self._pipeline.run([*batch, ("TIME",)])
         now_us = server_time_us(time)
+        self.figures.clock.told(now_us)
         for feed, look, length in zip(feeds, looks[::2], looks[1::2], strict=True):
             if isinstance(look, Exception) or isinstance(length, Exception):
                 continue  # a hash of another type: the read of the stream says so

@@ -12,9 +12,11 @@ import uvicorn
 
 from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.demo import Demo
+from tokenrelay.gateway.metrics import GatewayMetrics
 from tokenrelay.gateway.protocol import LimitedProtocol
 from tokenrelay.shared.connections import address, check_fit, connect, explain
 from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.exposition import Exposition
 from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ def serve(*, demo: bool, tell: Callable[[str], None], **given: str | int | None)
         _check_redis(settings)
         _allow_files(settings.max_connections)
         app = create_app(settings, own)
+        if settings.metrics_port is not None:
+            exposition = Exposition(settings.metrics_host, settings.metrics_port)
+            exposition.add(GatewayMetrics(app.state.gateway).families)
+            stack.callback(exposition.close)
         listener = stack.enter_context(_listener(settings.http_host, settings.http_port))
         host, port = listener.getsockname()[:2]
         tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")

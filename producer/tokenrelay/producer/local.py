@@ -168,7 +168,8 @@ class LocalWorker:
     """A worker on this machine for as long as the `with` block lasts, serving `model` from the Redis at `redis_url`.
 
     `options` go to `tokenrelay-worker run`; without any it loads the bundled model. Its settings come from the
-    environment as any worker's do. It is told to end by SIGTERM, and killed after tether.GRACE_S seconds.
+    environment as any worker's do, but for the metrics' port. It is told to end by SIGTERM, and killed after
+    tether.GRACE_S seconds.
     """
 
     def __init__(self, redis_url: str, *, model: str = "weather", options: Sequence[str] = ()) -> None:
@@ -183,6 +184,7 @@ class LocalWorker:
             raise TokenRelayError("a local worker needs torch and transformers: pip install 'tokenrelay[worker]'")
         command = [sys.executable, "-m", "tokenrelay.worker", "run", *self._options]
         environment = {**os.environ, "TOKENRELAY_REDIS_URL": self._redis_url}
+        environment.pop("TOKENRELAY_METRICS_PORT", None)  # this process's own
         process = self._process = _Process(Path(tempfile.mkdtemp(prefix="tr-")), command, environment)
         try:
             process.wait_until(self._serves, _PULL_TIMEOUT_S, "the local worker")

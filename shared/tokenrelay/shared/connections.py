@@ -34,9 +34,9 @@ _USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
 
 
-def connect(url: str, *, retries: int = 3) -> redis.Redis:
+def connect(url: str, *, retries: int = 3, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
     """A client of the Redis at `url`. Connects at the first command. Raises SettingsError for a malformed URL."""
-    options = {**_client_options(), "retry": Retry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
+    options = {**_client_options(timeout_s), "retry": Retry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
     try:
         if url.startswith(sentinel.SCHEMES):
             return sentinel.primary_of(sentinel.SentinelAddress.parse(url), options)
@@ -47,7 +47,7 @@ def connect(url: str, *, retries: int = 3) -> redis.Redis:
 
 def connect_async(url: str, *, retries: int = 3) -> redis.asyncio.Redis:
     """As `connect`, for asyncio."""
-    options = {**_client_options(), "retry": AsyncRetry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
+    options = {**_client_options(_TIMEOUT_S), "retry": AsyncRetry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
     try:
         if url.startswith(sentinel.SCHEMES):
             return sentinel.async_primary_of(sentinel.SentinelAddress.parse(url), options)
@@ -56,11 +56,11 @@ def connect_async(url: str, *, retries: int = 3) -> redis.asyncio.Redis:
         raise _bad_url(url) from None
 
 
-def _client_options() -> dict[str, Any]:
+def _client_options(timeout_s: float) -> dict[str, Any]:
     return {
         "retry_on_error": list(_RETRIED),
-        "socket_connect_timeout": _TIMEOUT_S,
-        "socket_timeout": _TIMEOUT_S,
+        "socket_connect_timeout": timeout_s,
+        "socket_timeout": timeout_s,
         "health_check_interval": 30,
         "max_connections": _MAX_CONNECTIONS,
     }

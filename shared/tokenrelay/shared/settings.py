@@ -85,7 +85,20 @@ class ProducerSettings(CommonSettings):
         return Limits(max_prompt_chars=self.max_prompt_chars, max_new_tokens=self.max_new_tokens_limit)
 
 
-class GatewaySettings(ProducerSettings):
+class MeasuredSettings(CommonSettings):
+    """Of a process that can be scraped."""
+
+    metrics_host: str = Field(default="127.0.0.1", description="Address that /metrics listens on.")
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="Port of /metrics, for Prometheus (docs/metrics.md); off where none is given. A worker's engines "
+        "take this one and those behind it, one each.",
+    )
+
+
+class GatewaySettings(ProducerSettings, MeasuredSettings):
     """The HTTP gateway's; the producer's hold for what it submits."""
 
     http_host: str = Field(default="127.0.0.1", description="Address that the gateway listens on.")
@@ -122,7 +135,7 @@ class GatewaySettings(ProducerSettings):
     )
 
 
-class WorkerSettings(CommonSettings):
+class WorkerSettings(MeasuredSettings):
     """A worker's."""
 
     model_path: str | None = Field(

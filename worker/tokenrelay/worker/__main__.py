@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tokenrelay.shared.connections import address, check_fit, connect, explain
 from tokenrelay.shared.errors import EngineError, RedisUnusable, TokenRelayError
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.metrics import Restarts
 from tokenrelay.worker.reports import on_supervisor_death, report_regularly
 from tokenrelay.worker.supervisor import Supervisor
 from tokenrelay.worker.training.command import train_command
+
+if TYPE_CHECKING:
+    from tokenrelay.worker.generation_worker import GenerationWorker
 
 app = typer.Typer(
     help="tokenrelay's worker.",
@@ -56,16 +60,24 @@ def run(
     )
     _check_redis(settings.redis_url.get_secret_value())
     if burst:
-        _generate(settings, burst=True)
+        _worker(settings).work(burst=True, logging_level=None)
     else:
         sys.exit(Supervisor(settings).run())
 
 
 @app.command(hidden=True)
-def child(report_fd: Annotated[int, typer.Option()], tether_fd: Annotated[int, typer.Option()]) -> None:
+def child(
+    report_fd: Annotated[int, typer.Option()],
+    tether_fd: Annotated[int, typer.Option()],
+    restarts: Annotated[int, typer.Option()] = 0,
+    stalls: Annotated[int, typer.Option()] = 0,
+) -> None:
     """The engine's process, started by `run`."""
     try:
-        _generate(WorkerSettings.from_environment(), report_fd=report_fd, tether_fd=tether_fd)
+        worker = _worker(WorkerSettings.from_environment(), Restarts(restarts, stalls))
+        report_regularly(report_fd, worker.loop.progress, worker.settings.heartbeat_ms / 1000)
+        on_supervisor_death(tether_fd, worker.loop.hand_back_now)
+        worker.work(logging_level=None)
     except EngineError as error:
         sys.stderr.write(f"tokenrelay-worker: {error}\n")
         logging.shutdown()
@@ -75,18 +87,11 @@ def child(report_fd: Annotated[int, typer.Option()], tether_fd: Annotated[int, t
 app.command(name="train")(train_command)
 
 
-def _generate(
-    settings: WorkerSettings, *, burst: bool = False, report_fd: int | None = None, tether_fd: int | None = None
-) -> None:
+def _worker(settings: WorkerSettings, restarts: Restarts | None = None) -> GenerationWorker:
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     from tokenrelay.worker.generation_worker import GenerationWorker
 
-    worker = GenerationWorker(settings=settings)
-    if report_fd is not None:
-        report_regularly(report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
-    if tether_fd is not None:
-        on_supervisor_death(tether_fd, worker.loop.hand_back_now)
-    worker.work(burst=burst, logging_level=None)
+    return GenerationWorker(settings=settings, restarts=restarts)
 
 
 def _check_redis(url: str) -> None:

@@ -53,6 +53,10 @@ class Attempt:
     stopped_by_rq: bool = False
     overdue: bool = False
     """Whether the heartbeat found its deadline past. The loop, which owns text and tokens, ends it."""
+    submitted_at: float | None = None
+    """When the request was submitted, on this process's monotonic clock; None where its deadline doesn't tell."""
+    appended_at: float | None = None
+    """When Redis last acknowledged tokens of this attempt, on the same clock."""
 
     @property
     def request_id(self) -> str:
@@ -122,14 +126,14 @@ class InFlight:
     """The attempts that this worker holds, by fence. Safe to share between intake, publisher and heartbeat."""
 
     def __init__(self, slots: int, on_free: Callable[[], object]) -> None:
-        self._slots = slots
+        self.slots = slots
         self._on_free = on_free
         self._lock = threading.Lock()
         self._attempts: dict[str, Attempt] = {}
 
     @property
     def free(self) -> int:
-        return self._slots - len(self._attempts)
+        return self.slots - len(self._attempts)
 
     def __len__(self) -> int:
         return len(self._attempts)

@@ -28,6 +28,7 @@ from tokenrelay.shared.rq_jobs import WORKER_TTL_S, iso
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.intake import RQ_LEASE_S
 from tokenrelay.worker.loop import GenerationLoop
+from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 from tokenrelay.worker.model import Served, serve
 
 if TYPE_CHECKING:
@@ -35,9 +36,20 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from tokenrelay.shared.exposition import Exposition
+
 log = logging.getLogger(__name__)
 
 LISTEN_AGAIN_S = 1.0
+
+
+def _exposition(settings: WorkerSettings) -> Exposition | None:
+    """/metrics, where a port is set. Raises SettingsError where it's taken."""
+    if settings.metrics_port is None:
+        return None
+    from tokenrelay.shared.exposition import Exposition  # brings prometheus_client
+
+    return Exposition(settings.metrics_host, settings.metrics_port)
 
 
 class GenerationWorker(BaseWorker):
@@ -52,9 +64,12 @@ class GenerationWorker(BaseWorker):
         *,
         settings: WorkerSettings | None = None,
         served: Served | None = None,
+        restarts: Restarts | None = None,
         **rq: Any,
     ) -> None:
+        """Raises SettingsError, also where the metrics' port is taken: before minutes of loading."""
         self.settings = settings or WorkerSettings.from_environment()
+        self._exposition = _exposition(self.settings)
         served = served or serve(self.settings)
         rq["connection"] = rq.get("connection") or connect(self.settings.redis_url.get_secret_value())
         rq["name"] = rq.get("name") or self.settings.worker_name
@@ -62,6 +77,9 @@ class GenerationWorker(BaseWorker):
         super().__init__(list(keys.queues(served.reader.served_model)), **rq)
         self._training = served.training
         self.loop = GenerationLoop(Pipeline(self.connection), served, self.settings, self.name, self._beat)
+        if self._exposition is not None:
+            metrics = WorkerMetrics(self.loop, served, self.settings, restarts or Restarts())
+            self._exposition.add(metrics.families)
 
     def _set_connection(self, connection: Redis) -> Redis:
         """The connection as it is. RQ's own makes its timeout longer than a BLPOP, and we wait for none: a worker whose
@@ -92,6 +110,8 @@ class GenerationWorker(BaseWorker):
             self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_time)
         finally:
             self.teardown()  # type: ignore[no-untyped-call]
+            if self._exposition is not None:
+                self._exposition.close()
         return self.loop.finished > 0
 
     def _beat(self) -> None:
@@ -140,6 +160,7 @@ class GenerationWorker(BaseWorker):
         """Listen again once Redis is back. RQ's own ends the thread at a timeout, and with it all listening."""
         if not isinstance(exc, RedisError):
             raise exc
+        self.loop.figures.redis_errors.add("listen")
         log.warning("listening for commands: %s; trying again", exc)
         time.sleep(LISTEN_AGAIN_S)
 

@@ -60,6 +60,7 @@ class Heartbeat:
                 self._jobs_due = now + JOBS_EVERY_S
                 self._look_at_jobs(self.in_flight.all())
         except RedisError as error:
+            self.publisher.figures.redis_errors.add("heartbeat")
             log.warning("the heartbeat didn't reach Redis: %s", error)
 
     def look(self, attempt: Attempt) -> None:
@@ -77,6 +78,7 @@ class Heartbeat:
 
     def _renewed(self, attempt: Attempt, reply: Reply) -> None:
         if isinstance(reply, RedisError):
+            self.publisher.figures.redis_errors.add("heartbeat")
             log.warning("request %s: its lease couldn't be renewed: %s", attempt.request_id, reply)
             return
         match reply_word(reply):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,11 +34,13 @@ from tokenrelay.shared.rq_jobs import (
     take_call,
 )
 from tokenrelay.worker.attempts import Attempt, Ending
+from tokenrelay.worker.figures import reason_of
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.commands import Pipeline, Reply
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.figures import Figures
     from tokenrelay.worker.prompts import PromptReader
 
 log = logging.getLogger(__name__)
@@ -88,6 +91,7 @@ class Intake:
     settings: WorkerSettings
     worker: str
     queues: tuple[str, ...]
+    figures: Figures
     _unread: deque[Job] = field(default_factory=deque)
     """Taken, not yet claimed: kept over an error, so that a taken job is never forgotten."""
     _execution_ids: tuple[str, ...] = ()
@@ -184,15 +188,15 @@ class Intake:
 
     def _claim(self, jobs: list[Job]) -> list[Claimed]:
         claimed: list[Claimed] = []
-        clean_up: Batch = [self._close(job, State.FAILED, "its request is gone from Redis") for job in jobs if job.gone]
+        clean_up: Batch = [self._end(job, State.FAILED, "its request is gone from Redis") for job in jobs if job.gone]
         jobs = [job for job in jobs if not job.gone]
-        replies = self.pipeline.run([self._claim_call(job) for job in jobs]) if jobs else []
+        *replies, time_now = self.pipeline.run([*map(self._claim_call, jobs), ("TIME",)]) if jobs else [None]
         for job, reply in zip(jobs, replies, strict=True):
             if isinstance(reply, ResponseError) and not is_for_now(reply):
                 log.warning("request %s: its keys are unusable: %s", job.execution.job_id, reply)
-                clean_up.append(self._close(job, State.FAILED, "its keys in Redis are unusable"))
+                clean_up.append(self._end(job, State.FAILED, "its keys in Redis are unusable"))
             elif (word := reply_word(reply)) == "OK":
-                claimed.append(self._grant(job, reply))
+                claimed.append(self._grant(job, reply, time_now))
             else:
                 clean_up += self._refused(job, word, reply)
         if clean_up:
@@ -220,10 +224,17 @@ class Intake:
             ),
         )
 
-    def _grant(self, job: Job, reply: list[Any]) -> Claimed:
+    def _grant(self, job: Job, reply: list[Any], time_now: Reply) -> Claimed:
         """The attempt behind a claim; with its ending, where it can't be generated."""
-        _, fence, number, _, _, _, prompt_ids, emitted = reply
+        _, fence, number, next_index, _, deadline_us, _, _ = reply
         attempt = Attempt(job.execution, fence.decode(), number, job.retention_s, ending=job.refusal)
+        waited_s = _waited_s(job, int(deadline_us), time_now)
+        attempt.submitted_at = None if waited_s is None else time.monotonic() - waited_s
+        self.figures.claimed(attempt, len(job.prompt_ids), next_index - 1, waited_s)
+        return self._granted(job, attempt, reply)
+
+    def _granted(self, job: Job, attempt: Attempt, reply: list[Any]) -> Claimed:
+        *_, prompt_ids, emitted = reply
         if job.options is None or job.refusal is not None:
             return Claimed(attempt, None, (), 0)
         try:
@@ -242,6 +253,7 @@ class Intake:
     def _refused(self, job: Job, word: str, reply: list[Any]) -> Batch:
         """What a refused claim does to the job. BUSY changes nothing: somebody else is at it."""
         now, execution = datetime.now(UTC), job.execution
+        self.figures.refused_claims.add(word.lower())
         match word:
             case "BUSY":
                 return [drop_call(execution, now)]
@@ -253,17 +265,24 @@ class Intake:
                 return [self._expire(job)]
             case "DONE":
                 state = State(reply[1].decode())
+                if state in (State.CANCELLED, State.EXPIRED):  # by somebody who isn't a worker
+                    return [self._end(job, state, f"{state} before it was taken")]
                 return [self._close(job, state, f"{state} before it was taken")]
             case "POISON":
-                return [self._close(job, State.FAILED, "poison_request: it took its worker down")]
+                return [self._end(job, State.FAILED, "poison_request: it took its worker down", "poison_request")]
             case _:
-                return [self._close(job, State.FAILED, "its request is gone from Redis")]
+                return [self._end(job, State.FAILED, "its request is gone from Redis")]
 
     def _expire(self, job: Job) -> Call:
         """End the request; the call that tells RQ how: a handed-over one may have tokens. Raises redis errors."""
         (reply,) = self.pipeline.run([Call("expire", job.request_keys)])
         state = State(reply[1].decode()) if reply_word(reply) in ("OK", "DONE") else State.FAILED
-        return self._close(job, state, "deadline passed")
+        return self._end(job, state, "deadline passed", "deadline")
+
+    def _end(self, job: Job, state: State, detail: str, reason: str = "") -> Call:
+        """Close the job of a request that ended before an attempt of this worker."""
+        self.figures.ends.add(str(state), reason or reason_of(state))
+        return self._close(job, state, detail)
 
     @staticmethod
     def _close(job: Job, state: State, detail: str) -> Call:
@@ -273,3 +292,12 @@ class Intake:
         for reply in self.pipeline.run(batch):
             if isinstance(reply, Exception):
                 log.warning("a refused job couldn't be settled: %s", reply)
+
+
+def _waited_s(job: Job, deadline_us: int, time_now: Reply) -> float | None:
+    """How long ago the request was submitted, by Redis's clock: its deadline was set then."""
+    if job.options is None or isinstance(time_now, Exception):
+        return None
+    submitted_us = deadline_us - int(job.options["deadline_s"] * 1000) * 1000
+    now_us: int = time_now[0] * 1_000_000 + time_now[1]
+    return max((now_us - submitted_us) / 1e6, 0.0)

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from tokenrelay.shared import keys
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.attempts import Attempt, InFlight, engine_request
+from tokenrelay.worker.figures import Figures
 from tokenrelay.worker.heartbeat import Heartbeat
 from tokenrelay.worker.intake import Intake
 from tokenrelay.worker.maintenance import Maintenance
@@ -65,10 +66,11 @@ class GenerationLoop:
         self._beat_at = 0.0
         queues = keys.queues(served.reader.served_model)
         self.in_flight = InFlight(min(settings.slots, self.engine.slots), self.wake.set)
-        self.publisher = Publisher(pipeline, self.in_flight, settings.lease_ms, self._over)
-        self.intake = Intake(pipeline, served.reader, settings, worker, queues)
+        self.figures = Figures()
+        self.publisher = Publisher(pipeline, self.in_flight, settings.lease_ms, self._over, self.figures)
+        self.intake = Intake(pipeline, served.reader, settings, worker, queues, self.figures)
         self.heartbeat = Heartbeat(pipeline, self.in_flight, self.publisher, settings.lease_ms)
-        self.maintenance = Maintenance(pipeline, queues, self.in_flight, settings)
+        self.maintenance = Maintenance(pipeline, queues, self.in_flight, settings, self.figures)
 
     def run(self, *, burst: bool, max_jobs: int | None, max_idle_s: float | None) -> None:
         """Generate until `stop`, until the queues are empty (`burst`), or for so long or so many jobs.
@@ -123,7 +125,10 @@ class GenerationLoop:
 
     def _step(self) -> None:
         behind = self.publisher.behind or any(attempt.unpublished for attempt in self.in_flight.all())
-        for output in self.engine.outputs(BEHIND_S if behind else SWEEP_S):
+        outputs = self.engine.outputs(BEHIND_S if behind else SWEEP_S)
+        if outputs:
+            self.figures.batch_requests.observe(len(outputs))
+        for output in outputs:
             attempt = self.in_flight.get(output.engine_id)
             if attempt is None:
                 continue
@@ -192,6 +197,7 @@ class GenerationLoop:
                 try:
                     step()
                 except RedisError as error:
+                    self.figures.redis_errors.add(name)
                     log.warning("%s: %s; trying again", name, error)
                 if pause():
                     return
@@ -209,9 +215,11 @@ class GenerationLoop:
         attempts = self.in_flight.all()
         for attempt in attempts:
             self.engine.cancel(attempt.fence)
+            self.figures.handed_back.add()
             log.info("request %s is handed back after %s tokens", attempt.request_id, attempt.acknowledged)
         try:
             held = [attempt.execution for attempt in attempts]
             release(self._pipeline, held, crashed=crashed, retention_s=self.settings.retention_s)
         except RedisError as error:
+            self.figures.redis_errors.add("release")
             log.warning("requests couldn't be handed back: %s; their leases run out instead", error)

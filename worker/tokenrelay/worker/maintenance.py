@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.commands import Pipeline, Reply
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.attempts import InFlight
+    from tokenrelay.worker.figures import Figures
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Maintenance:
     queues: tuple[str, ...]
     in_flight: InFlight
     settings: WorkerSettings
+    figures: Figures
     _due: float = 0.0
     _registries_due: float = 0.0
     _own: set[str] = field(default_factory=set)
@@ -98,12 +100,14 @@ class Maintenance:
             case "LOST":
                 return [self._close(execution, State.FAILED)]
             case "RELEASED":
+                self.figures.recovered.add()
                 log.warning("request %s lost its worker: it goes to the front of its queue", execution.job_id)
                 return [requeue_call(execution, "front", datetime.now(UTC))]
             case "SUSPECT":
                 self._due = min(self._due, time.monotonic() + SUSPECTED_EVERY_S)
                 return []
             case "FREE" if age_ms > UNCLAIMED_MS:
+                self.figures.recovered.add()
                 return [requeue_call(execution, "front", datetime.now(UTC))]
             case _:
                 return []

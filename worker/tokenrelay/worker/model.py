@@ -17,8 +17,10 @@ from tokenrelay.worker.served_name import served_name
 from tokenrelay.worker.training.trace import TRACE_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.worker.engine import Engine
+    from tokenrelay.worker.engine import CacheUse, Engine
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ class Served:
     reader: PromptReader
     training: str | None = None
     """The training trace as JSON, of a model whose folder holds one."""
+    cache_use: Callable[[], CacheUse | None] | None = None
+    """How full the engine's KV cache is, of an engine that tells."""
 
 
 def serve(settings: WorkerSettings) -> Served:
@@ -62,7 +66,7 @@ def serve(settings: WorkerSettings) -> Served:
     log.info("model %s is ready on %s after %.1f s", name, loaded.device, time.monotonic() - began)
     vocabulary = int(loaded.model.config.get_text_config().vocab_size)
     reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, engine.context_tokens, vocabulary)
-    return Served(engine, reader, training_trace(settings.model_path))
+    return Served(engine, reader, training_trace(settings.model_path), engine.cache_use)
 
 
 def training_trace(model_path: str | None) -> str | None:

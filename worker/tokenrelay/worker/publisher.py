@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.commands import Argument, Pipeline
     from tokenrelay.worker.attempts import Attempt, InFlight
+    from tokenrelay.worker.figures import Figures
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,14 @@ class Publisher:
     """
 
     def __init__(
-        self, pipeline: Pipeline, in_flight: InFlight, lease_ms: int, on_drop: Callable[[Attempt], None]
+        self,
+        pipeline: Pipeline,
+        in_flight: InFlight,
+        lease_ms: int,
+        on_drop: Callable[[Attempt], None],
+        figures: Figures,
     ) -> None:
+        self.figures = figures
         self._pipeline = pipeline
         self._in_flight = in_flight
         self._lease_ms = lease_ms
@@ -53,6 +60,7 @@ class Publisher:
         self._closing: deque[Call] = deque()  # the heartbeat's thread appends, too
         self._confirming: deque[tuple[float, Call]] = deque()  # by when
         self._again_at = 0.0
+        self._unsent_since: float | None = None
 
     @property
     def behind(self) -> bool:
@@ -74,6 +82,7 @@ class Publisher:
             batch: Batch = [self._call(attempt) for attempt in due]
             if due:
                 batch.append(("PUBLISH", keys.WAKE, " ".join(attempt.request_id for attempt in due)))
+                self._unsent_since = self._unsent_since or time.monotonic()
             confirming = self._to_confirm()
             batch += closing + confirming
             if not batch:
@@ -85,16 +94,20 @@ class Publisher:
                 self._closing.extendleft(reversed(closing + confirming))
                 return
             self._keep_failed(closing + confirming, replies[len(batch) - len(closing) - len(confirming) :])
-            confirm_at = time.monotonic() + CONFIRM_S
-            self._confirming.extend((confirm_at, call) for call in closing if call.script == "close")
+            now = time.monotonic()
+            self._confirming.extend((now + CONFIRM_S, call) for call in closing if call.script == "close")
             for attempt, reply in zip(due, replies, strict=False):
-                self._acknowledge(attempt, reply)
+                self._acknowledge(attempt, reply, now)
+            if self._unsent_since is not None and self._again_at <= now:
+                self.figures.publish_lag_s.observe(now - self._unsent_since)
+                self._unsent_since = None
 
     def close(self, attempt: Attempt, state: State, detail: str) -> None:
         """Forget an ended attempt; RQ hears of it with the next pipeline."""
         if not self._in_flight.drop(attempt):
             return
         self._on_drop(attempt)
+        self.figures.ended(attempt, state, time.monotonic())
         status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
         outcome = Outcome(status, attempt.retention_s, detail)
         self._closing.append(close_call(attempt.execution, outcome, datetime.now(UTC)))
@@ -106,6 +119,7 @@ class Publisher:
         if not self._in_flight.drop(attempt):
             return
         self._on_drop(attempt)
+        self.figures.fenced_writes.add()
         self._closing.append(drop_call(attempt.execution, datetime.now(UTC)))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
@@ -138,11 +152,12 @@ class Publisher:
 
     def _refused_for_now(self, what: str, error: RedisError) -> None:
         """Redis is away, full or can't write its disk: wait a moment, then go on where it stopped."""
+        self.figures.redis_errors.add("publish")
         log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
         self._again_at = time.monotonic() + RETRY_S
 
-    def _acknowledge(self, attempt: Attempt, reply: Reply) -> None:
-        """Take the reply to one attempt's call."""
+    def _acknowledge(self, attempt: Attempt, reply: Reply, now: float) -> None:
+        """Take the reply to one attempt's call, which came `now`."""
         if isinstance(reply, ResponseError) and not is_for_now(reply):
             self.close(attempt, State.FAILED, f"its keys in Redis are unusable: {reply}")
             return
@@ -154,10 +169,12 @@ class Publisher:
         match word:
             case "OK" if len(reply) == 1:  # of finish
                 assert attempt.ending is not None
+                self.figures.appended(attempt, len(attempt.tokens) - attempt.acknowledged, now)
                 self.close(attempt, attempt.ending.state, _summary(attempt))
             case "OK" if isinstance(reply[1], bytes):  # of expire
                 self.close(attempt, State(reply[1].decode()), "deadline passed")
             case "OK" | "GAP":
+                self.figures.appended(attempt, reply[1] - 1 - attempt.acknowledged, now)
                 attempt.acknowledged = reply[1] - 1
             case "PAST":
                 attempt.past_deadline()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -74,6 +75,8 @@ class Supervisor:
         self._stop = threading.Event()
         self._children: dict[str, Child] = {}
         self._exit_codes: list[int] = []
+        self._starts: Counter[str] = Counter()
+        self._stalls: Counter[str] = Counter()
 
     def run(self) -> int:
         """Supervise until every child has stopped; the worst exit code."""
@@ -125,10 +128,12 @@ class Supervisor:
         report_read, report_write = os.pipe()
         tether_read, tether_write = os.pipe()
         name = f"{self._name}.{index}"
+        history = ("--restarts", str(self._starts[name]), "--stalls", str(self._stalls[name]))
+        self._starts[name] += 1
         try:
             process = subprocess.Popen(
-                [*self._command, "--report-fd", str(report_write), "--tether-fd", str(tether_read)],
-                env=child_environment(self._settings, name, device),
+                [*self._command, "--report-fd", str(report_write), "--tether-fd", str(tether_read), *history],
+                env=child_environment(self._settings, name, device, index),
                 pass_fds=(report_write, tether_read),
                 start_new_session=True,  # a terminal's Ctrl-C is the supervisor's to pass on
             )
@@ -147,7 +152,7 @@ class Supervisor:
 
     def _watch(self, child: Child) -> int:
         """Wait for the child's end, and bring it about where the child makes no progress. Its exit code."""
-        moved_at, steps = time.monotonic(), -1
+        moved_at, steps, stalled = time.monotonic(), -1, False
         stop_by = float("inf")
         while (reports := child.reports.read(0.5)) is not None:
             now = time.monotonic()
@@ -164,7 +169,9 @@ class Supervisor:
             if now > stop_by or (child.ready and now - moved_at > self._settings.stall_timeout_s):
                 log.error("child %s makes no progress: it is killed", child.name)
                 child.process.kill()
+                stalled = True
         self._children.pop(child.name, None)
+        self._stalls[child.name] += stalled
         # The pipe ends with the process, or a moment before it.
         try:
             code = child.process.wait(timeout=KILL_AFTER_DRAIN_S)
@@ -203,10 +210,11 @@ def devices(settings: WorkerSettings) -> list[str]:
     return [f"cuda:{index}" for index in range(count)] or ["auto"]
 
 
-def child_environment(settings: WorkerSettings, name: str, device: str) -> dict[str, str]:
+def child_environment(settings: WorkerSettings, name: str, device: str, index: int) -> dict[str, str]:
     """The environment of a child: ours, with every setting spelled out. Secrets never stand on a command line."""
     environment = dict(os.environ)
-    for field, value in settings.model_copy(update={"worker_name": name, "device": device}):
+    port = settings.metrics_port and settings.metrics_port + index
+    for field, value in settings.model_copy(update={"worker_name": name, "device": device, "metrics_port": port}):
         if value is not None:
             shown = value.get_secret_value() if hasattr(value, "get_secret_value") else value
             environment[PREFIX + field.upper()] = str(shown)

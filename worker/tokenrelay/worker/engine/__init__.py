@@ -17,13 +17,14 @@ from tokenrelay.worker.engine.contract import (
     SamplingParams,
     admit,
 )
-from tokenrelay.worker.engine.kv_cache import EngineSettings
+from tokenrelay.worker.engine.kv_cache import CacheUse, EngineSettings
 
 if TYPE_CHECKING:
     from tokenrelay.worker.engine.batching import TransformersEngine
     from tokenrelay.worker.engine.models import LoadedModel, load_model
 
 __all__ = [
+    "CacheUse",
     "Engine",
     "EngineOutput",
     "EngineRequest",

@@ -18,7 +18,7 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.attention import attend_request_by_request
 from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest, ModelError, SamplingParams
-from tokenrelay.worker.engine.kv_cache import EngineSettings, plan_cache
+from tokenrelay.worker.engine.kv_cache import CacheUse, EngineSettings, plan_cache
 from tokenrelay.worker.engine.sampling_rows import PositionKeyedSampler
 
 if TYPE_CHECKING:
@@ -108,6 +108,15 @@ class TransformersEngine:
         self._death = self._death or EngineError("the engine was stopped")
         self._live.clear()
         self._manager.stop(block=True, timeout=_STOP_TIMEOUT_S, hard_stop=True)
+
+    def cache_use(self) -> CacheUse | None:
+        """How full the KV cache is now, for any thread; None before `start` and after `stop`."""
+        processor = self._manager.batch_processor
+        if processor is None:
+            return None
+        cache = processor.cache
+        free = cache.pool.num_free_sectors / cache.num_sectors
+        return CacheUse(cache.num_blocks * self._plan.page_tokens, 1.0 - free)
 
     def warm_up(self) -> None:
         """Run prefill and decode alone and with every slot taken: a process's first steps are slow.

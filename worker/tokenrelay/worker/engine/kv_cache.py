@@ -33,6 +33,14 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How full a KV cache is: the tokens that it holds, and the share of its pages that requests have."""
+
+    tokens: int
+    used_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class CachePlan:
     """The manager's numbers; None leaves the choice to the manager, which knows the device's memory."""
 

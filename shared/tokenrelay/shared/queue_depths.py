@@ -1,0 +1,73 @@
+"""What Redis says of queues, asked at each scrape: who waits, who was taken off, who serves. Writes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import RedisError
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.measures import Metric, family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenrelay.shared.commands import Batch
+    from tokenrelay.shared.measures import Family, Sample
+
+_TIMEOUT_S: Final = 1.0
+"""A scrape has ten seconds, and what the process counted itself is to get through while Redis is away."""
+
+REDIS_UP: Final = Metric("tokenrelay_redis_up", "gauge", "1 where Redis answered this scrape, else 0.")
+WAITING: Final = Metric(
+    "tokenrelay_queue_waiting_requests",
+    "gauge",
+    "Requests that wait in the queue. Every process says the same of a queue: take the maximum.",
+    ("queue",),
+)
+CLAIMED: Final = Metric(
+    "tokenrelay_queue_claimed_requests", "gauge", "Requests taken off the queue and not ended yet.", ("queue",)
+)
+WORKERS: Final = Metric("tokenrelay_workers", "gauge", "Engines whose registration is alive.", ("model",))
+METRICS: Final = (REDIS_UP, WAITING, CLAIMED, WORKERS)
+
+
+class QueueDepths:
+    """Looks at the queues of one model, through a connection that lasts as long as the look."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self._url = url
+        self._model = model
+
+    def families(self) -> Iterator[Family]:
+        """What Redis says now; only that it's away, where it is."""
+        try:
+            with connect(self._url, retries=0, timeout_s=_TIMEOUT_S) as client:
+                found = self._look(Pipeline(client))
+        except RedisError:
+            yield family(REDIS_UP, 0)
+            return
+        yield family(REDIS_UP, 1)
+        yield from found
+
+    def _look(self, pipeline: Pipeline) -> list[Family]:
+        """Raises redis errors, also for one command that was refused."""
+        queues = keys.queues(self._model)
+        batch: Batch = [("SMEMBERS", keys.rq_workers(queues[0]))]
+        for queue in queues:
+            batch += [("LLEN", keys.rq_queue(queue)), ("ZCARD", keys.claimed(queue))]
+        members, *counts = _run(pipeline, batch)
+        alive = _run(pipeline, [("EXISTS", member) for member in members]) if members else []
+        waiting: list[Sample] = [((queue,), count) for queue, count in zip(queues, counts[::2], strict=True)]
+        claimed: list[Sample] = [((queue,), count) for queue, count in zip(queues, counts[1::2], strict=True)]
+        return [(WAITING, waiting), (CLAIMED, claimed), family(WORKERS, sum(alive), self._model)]
+
+
+def _run(pipeline: Pipeline, batch: Batch) -> list[Any]:
+    replies = pipeline.run(batch)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies

@@ -1,0 +1,142 @@
+"""What a worker exposes after requests of every kind: exact counts, scraped over HTTP."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rq.suspension import resume
+
+from tests.integration.test_worker import NOW, QUEUE, ended, result, slow_engine, submit_suspended
+from tests.redis_servers import free_port
+from tests.scrapes import Scrape, names_of, scrape_with
+from tests.waiting import wait_until
+from tests.workers import MODEL, running_worker, submit
+from tests.workers import served as served_of
+from tokenrelay.shared import keys, queue_depths
+from tokenrelay.shared.commands import Call, Pipeline
+from tokenrelay.worker import metrics
+from tokenrelay.worker.engine import CacheUse
+from tokenrelay.worker.metrics import Restarts, WorkerMetrics
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from tests.conftest import MakeRedisServer
+    from tests.redis_servers import RedisServer
+
+
+def test_counts_are_exact(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    expired = submit(pipeline, NOW, deadline_s=0.05)
+    time.sleep(0.1)
+    port = free_port()
+    with running_worker(redis_server.url, slow_engine(slots=4), metrics_port=port):
+        whole = [submit(pipeline, NOW, max_new_tokens=6) for _ in range(3)]
+        cut = submit(pipeline, NOW, max_new_tokens=5000, deadline_s=0.5)
+        for request_id in (expired, *whole, cut):
+            wait_until(lambda request_id=request_id: ended(redis, request_id))  # type: ignore[misc]
+        cancelled = submit(pipeline, NOW, max_new_tokens=5000)
+        wait_until(lambda: redis.xlen(keys.stream(cancelled)) > 5)
+        pipeline.run([Call("cancel", keys.of_request(cancelled), ("test",))])
+        scrape = wait_until(lambda: _settled(port))
+    tokens = sum(result(redis, request_id).usage.completion_tokens for request_id in (*whole, cut, cancelled))
+    ends = {("incomplete", "length"): 3, ("incomplete", "deadline"): 1, ("expired", "deadline"): 1}
+    for (state_, reason), count in {**ends, ("cancelled", "cancelled"): 1, ("completed", "stop"): 0}.items():
+        assert scrape.value(metrics.ENDS, state=state_, reason=reason) == count, (state_, reason)
+    assert scrape.value(metrics.ENDS) == 6
+    assert scrape.value(metrics.ATTEMPTS) == scrape.observations(metrics.QUEUE_WAIT) == 5
+    assert scrape.value(metrics.TAKEOVERS) == scrape.value(metrics.RECOMPUTED_TOKENS) == 0
+    assert scrape.value(metrics.PROMPT_TOKENS) == 5 * 3
+    assert scrape.value(metrics.GENERATED_TOKENS) == tokens
+    assert scrape.value(metrics.APPENDS) + scrape.value(metrics.COALESCED) == tokens
+    assert scrape.observations(metrics.FIRST_TOKEN) == 5
+    assert scrape.observations(metrics.REQUEST) == 5, "the expired one was never held"
+    assert scrape.value(metrics.REFUSED_CLAIMS, reason="past") == 1
+    assert scrape.value(metrics.SLOTS) == 4
+    assert scrape.value(metrics.UNPUBLISHED) == scrape.value(metrics.FENCED_WRITES) == 0
+    assert scrape.value(metrics.REDIS_ERRORS) == 0
+    assert scrape.value(queue_depths.WORKERS, model=MODEL) == scrape.value(queue_depths.REDIS_UP) == 1
+    of_the_real_engine = {metrics.KV_TOKENS.name, metrics.KV_USED.name}
+    assert scrape.names == names_of(metrics.METRICS) - of_the_real_engine, "what docs/metrics.md lists"
+    # A step takes 20 ms.
+    between = scrape.value(metrics.INTER_TOKEN, "_sum") / scrape.observations(metrics.INTER_TOKEN)
+    assert 0.015 < between < 0.5
+    assert 0.5 <= scrape.value(metrics.REQUEST, "_sum", state="incomplete") < 20
+
+
+def _settled(port: int) -> Scrape | None:
+    scrape = Scrape(port)
+    return scrape if scrape.value(metrics.ENDS) == 6 and not scrape.value(metrics.IN_FLIGHT) else None
+
+
+def test_what_the_engine_and_the_supervisor_tell(redis_server: RedisServer) -> None:
+    with running_worker(redis_server.url) as worker:
+        served = replace(served_of(worker.loop.engine), cache_use=lambda: CacheUse(640, 0.25))
+        told = WorkerMetrics(worker.loop, served, worker.settings, Restarts(3, 1))
+        found = {metric: samples for metric, samples in told.families()}
+    assert found[metrics.RESTARTS] == [((MODEL,), 3)]
+    assert found[metrics.STALLS] == [((MODEL,), 1)]
+    assert found[metrics.KV_TOKENS] == [((MODEL,), 640)]
+    assert found[metrics.KV_USED] == [((MODEL,), 0.25)]
+
+
+def test_a_takeover_is_counted_by_the_one_who_takes_over(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    first, second = free_port(), free_port()
+    with running_worker(redis_server.url, slow_engine(), metrics_port=first, drain_timeout_s=0.0) as worker:
+        request_id = submit(pipeline, NOW, max_new_tokens=40)
+        wait_until(lambda: redis.xlen(keys.stream(request_id)) > 5)
+        worker.loop.stop()
+    emitted = redis.xlen(keys.stream(request_id)) - 2
+    with running_worker(redis_server.url, slow_engine(), metrics_port=second):
+        usage = result(redis, request_id).usage
+        scrape = scrape_with(second, metrics.ENDS)
+    assert scrape.value(metrics.ATTEMPTS) == scrape.value(metrics.TAKEOVERS) == 1
+    assert scrape.value(metrics.RECOMPUTED_TOKENS) == usage.recomputed_tokens == 3 + emitted
+    assert scrape.value(metrics.GENERATED_TOKENS) == 40 - emitted
+    assert scrape.value(metrics.PROMPT_TOKENS) == 0, "counted at the first attempt"
+    assert scrape.observations(metrics.FIRST_TOKEN) == scrape.observations(metrics.QUEUE_WAIT) == 0
+    assert scrape.observations(metrics.REQUEST) == 1
+
+
+def test_queues_and_fences(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    port = free_port()
+    waiting = submit_suspended(redis, pipeline)
+    with running_worker(redis_server.url, slow_engine(), metrics_port=port):
+        wait_until(lambda: Scrape(port).value(queue_depths.WORKERS) == 1)
+        assert _depths(port) == (1, 0)
+        resume(redis)
+        wait_until(lambda: _depths(port) == (0, 1))
+        pipeline.run([Call("cancel", keys.of_request(waiting), ("test",))])
+        wait_until(lambda: _depths(port) == (0, 0))
+        # And a request that another attempt takes from this one.
+        fenced = submit(pipeline, NOW, max_new_tokens=5000)
+        wait_until(lambda: redis.xlen(keys.stream(fenced)) > 3)
+        redis.hset(keys.request(fenced), "fence", "2:another")
+        wait_until(lambda: Scrape(port).value(metrics.FENCED_WRITES) == 1)
+        assert Scrape(port).value(metrics.ENDS) == 1, "the cancelled one: the fenced one goes on elsewhere"
+        pipeline.run([Call("cancel", keys.of_request(fenced), ("test",))])
+
+
+def _depths(port: int) -> tuple[float, float]:
+    scrape = Scrape(port)
+    return scrape.value(queue_depths.WAITING, queue=QUEUE), scrape.value(queue_depths.CLAIMED, queue=QUEUE)
+
+
+def test_without_redis_the_workers_own_numbers_are_still_told(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server()
+    port = free_port()
+    with running_worker(server.url, metrics_port=port):
+        assert Scrape(port).value(queue_depths.REDIS_UP) == 1
+        server.kill()
+        began = time.monotonic()
+        scrape = Scrape(port)
+        assert time.monotonic() - began < 5
+        assert scrape.samples(queue_depths.REDIS_UP.name) == [0]
+        assert scrape.samples(queue_depths.WAITING.name) == []
+        assert scrape.value(metrics.SLOTS) == 8
+        wait_until(lambda: Scrape(port).value(metrics.REDIS_ERRORS) > 0)
+        server.start()
+        wait_until(lambda: Scrape(port).value(queue_depths.REDIS_UP) == 1)

@@ -1,0 +1,206 @@
+"""What a worker exposes: the names, and where each number comes from. docs/metrics.md lists them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.shared import queue_depths
+from tokenrelay.shared.measures import Metric, family, labelled
+from tokenrelay.shared.queue_depths import QueueDepths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenrelay.shared.measures import Family
+    from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.loop import GenerationLoop
+    from tokenrelay.worker.model import Served
+
+_MODEL: Final = ("model",)
+
+INFO = Metric("tokenrelay_worker_info", "gauge", "1; what serves.", ("model", "version", "device"))
+RESTARTS = Metric(
+    "tokenrelay_engine_restarts_total",
+    "counter",
+    "Times that the supervisor has started this device's engine again, as of this engine's start.",
+    _MODEL,
+)
+STALLS = Metric(
+    "tokenrelay_engine_stalls_total",
+    "counter",
+    "Engines that it killed because they made no progress.",
+    _MODEL,
+)
+SLOTS = Metric("tokenrelay_slots", "gauge", "Requests that may be generated at the same time.", _MODEL)
+IN_FLIGHT = Metric("tokenrelay_in_flight_requests", "gauge", "Requests that this worker holds.", _MODEL)
+BATCH = Metric(
+    "tokenrelay_batch_requests", "histogram", "Requests that got tokens in one round of the worker's loop.", _MODEL
+)
+KV_TOKENS = Metric("tokenrelay_kv_cache_tokens", "gauge", "Tokens that the KV cache holds.", _MODEL)
+KV_USED = Metric("tokenrelay_kv_cache_used_ratio", "gauge", "Share of the KV cache's pages that are taken.", _MODEL)
+QUEUE_WAIT = Metric(
+    "tokenrelay_queue_wait_seconds", "histogram", "From submit to the claim of a request's first attempt.", _MODEL
+)
+FIRST_TOKEN = Metric(
+    "tokenrelay_time_to_first_token_seconds",
+    "histogram",
+    "From submit to the first token's being in Redis.",
+    _MODEL,
+)
+INTER_TOKEN = Metric(
+    "tokenrelay_inter_token_seconds",
+    "histogram",
+    "From token to token in Redis, within one attempt. Tokens of one append share its time evenly.",
+    _MODEL,
+)
+REQUEST = Metric(
+    "tokenrelay_request_duration_seconds",
+    "histogram",
+    "From submit to the end, of requests that ended while a worker held them.",
+    ("model", "state"),
+)
+ENDS = Metric(
+    "tokenrelay_requests_ended_total",
+    "counter",
+    "Requests that ended while a worker held them, or that it found ended or past their deadline when it took them. "
+    "Reason: stop, length, deadline, cancelled, or a failure's code; lost: its keys were gone or unusable; elsewhere: "
+    "somebody else ended it as it did.",
+    ("model", "state", "reason"),
+)
+PROMPT_TOKENS = Metric("tokenrelay_prompt_tokens_total", "counter", "Tokens of the prompts of first attempts.", _MODEL)
+GENERATED_TOKENS = Metric(
+    "tokenrelay_generated_tokens_total", "counter", "Tokens that Redis acknowledged to this worker.", _MODEL
+)
+RECOMPUTED_TOKENS = Metric(
+    "tokenrelay_recomputed_tokens_total",
+    "counter",
+    "Prompt and answer tokens that later attempts had to compute again.",
+    _MODEL,
+)
+ATTEMPTS = Metric("tokenrelay_attempts_total", "counter", "Claims that were granted.", _MODEL)
+TAKEOVERS = Metric(
+    "tokenrelay_takeovers_total",
+    "counter",
+    "Of those, attempts at a request that another attempt had begun: it died, stalled or was drained.",
+    _MODEL,
+)
+REFUSED_CLAIMS = Metric(
+    "tokenrelay_refused_claims_total",
+    "counter",
+    "Claims that were refused. busy: another worker is at it; not_mine: it needs another model; past: its deadline; "
+    "done: it had ended; poison: it took its workers down; lost: its keys are gone.",
+    ("model", "reason"),
+)
+FENCED_WRITES = Metric(
+    "tokenrelay_fenced_writes_total",
+    "counter",
+    "Requests that this worker lost to another attempt, which it learned by a refused write.",
+    _MODEL,
+)
+HANDED_BACK = Metric(
+    "tokenrelay_handed_back_requests_total", "counter", "Requests given to other workers at the end of a drain.", _MODEL
+)
+RECOVERED = Metric(
+    "tokenrelay_recovered_requests_total",
+    "counter",
+    "Requests that this worker found without a living one, and queued again.",
+    _MODEL,
+)
+APPENDS = Metric("tokenrelay_appends_total", "counter", "Calls by which tokens got into Redis.", _MODEL)
+COALESCED = Metric(
+    "tokenrelay_coalesced_tokens_total",
+    "counter",
+    "Tokens that came into Redis in one call with an earlier one of the same request: Redis or the loop was slow.",
+    _MODEL,
+)
+PUBLISH_LAG = Metric(
+    "tokenrelay_publish_lag_seconds",
+    "histogram",
+    "From a step's tokens' being there to Redis's acknowledgement of all of them, errors and their repeats included.",
+    _MODEL,
+)
+UNPUBLISHED = Metric("tokenrelay_unpublished_tokens", "gauge", "Tokens that Redis hasn't acknowledged.", _MODEL)
+REDIS_ERRORS = Metric(
+    "tokenrelay_worker_redis_errors_total",
+    "counter",
+    "Times that Redis was away or refused, after redis-py's own retries. Use: publish, intake, heartbeat (and "
+    "maintenance), listen, release.",
+    ("model", "use"),
+)
+METRICS: Final = (
+    INFO, RESTARTS, STALLS, SLOTS, IN_FLIGHT, BATCH, KV_TOKENS, KV_USED, QUEUE_WAIT, FIRST_TOKEN, INTER_TOKEN, REQUEST,
+    ENDS, PROMPT_TOKENS, GENERATED_TOKENS, RECOMPUTED_TOKENS, ATTEMPTS, TAKEOVERS, REFUSED_CLAIMS, FENCED_WRITES,
+    HANDED_BACK, RECOVERED, APPENDS, COALESCED, PUBLISH_LAG, UNPUBLISHED, REDIS_ERRORS,
+    *queue_depths.METRICS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """What the supervisor tells an engine of its predecessors."""
+
+    restarts: int = 0
+    stalls: int = 0
+
+
+class WorkerMetrics:
+    """Reads one worker's numbers."""
+
+    def __init__(self, loop: GenerationLoop, served: Served, settings: WorkerSettings, restarts: Restarts) -> None:
+        self._loop = loop
+        self._served = served
+        self._settings = settings
+        self._restarts = restarts
+        self._model = served.reader.served_model
+        self._queues = QueueDepths(settings.redis_url.get_secret_value(), self._model)
+
+    def families(self) -> Iterator[Family]:
+        """Everything in METRICS, except what Redis doesn't answer, and the KV cache of an engine that doesn't tell."""
+        yield from self._engine()
+        yield from self._latencies()
+        yield from self._requests()
+        yield from self._publishing()
+        yield from self._queues.families()
+
+    def _engine(self) -> Iterator[Family]:
+        model, loop = self._model, self._loop
+        yield family(INFO, 1, model, version("tokenrelay"), self._settings.device)
+        yield family(RESTARTS, self._restarts.restarts, model)
+        yield family(STALLS, self._restarts.stalls, model)
+        yield family(SLOTS, loop.in_flight.slots, model)
+        yield family(IN_FLIGHT, len(loop.in_flight), model)
+        yield family(BATCH, loop.figures.batch_requests, model)
+        if self._served.cache_use is not None and (use := self._served.cache_use()):
+            yield family(KV_TOKENS, use.tokens, model)
+            yield family(KV_USED, use.used_ratio, model)
+
+    def _latencies(self) -> Iterator[Family]:
+        model, figures = self._model, self._loop.figures
+        yield family(QUEUE_WAIT, figures.queue_wait_s, model)
+        yield family(FIRST_TOKEN, figures.first_token_s, model)
+        yield family(INTER_TOKEN, figures.inter_token_s, model)
+        yield labelled(REQUEST, figures.request_s.items(), model)
+
+    def _requests(self) -> Iterator[Family]:
+        model, figures = self._model, self._loop.figures
+        yield labelled(ENDS, figures.ends.items(), model)
+        yield family(PROMPT_TOKENS, figures.prompt_tokens, model)
+        yield family(GENERATED_TOKENS, figures.generated_tokens, model)
+        yield family(RECOMPUTED_TOKENS, figures.recomputed_tokens, model)
+        yield family(ATTEMPTS, figures.attempts, model)
+        yield family(TAKEOVERS, figures.takeovers, model)
+        yield labelled(REFUSED_CLAIMS, figures.refused_claims.items(), model)
+        yield labelled(FENCED_WRITES, figures.fenced_writes.items(), model)
+        yield labelled(HANDED_BACK, figures.handed_back.items(), model)
+        yield labelled(RECOVERED, figures.recovered.items(), model)
+
+    def _publishing(self) -> Iterator[Family]:
+        model, figures = self._model, self._loop.figures
+        waiting = sum(len(attempt.tokens) - attempt.acknowledged for attempt in self._loop.in_flight.all())
+        yield family(APPENDS, figures.appends, model)
+        yield family(COALESCED, figures.coalesced_tokens, model)
+        yield family(PUBLISH_LAG, figures.publish_lag_s, model)
+        yield family(UNPUBLISHED, max(waiting, 0), model)
+        yield labelled(REDIS_ERRORS, figures.redis_errors.items(), model)
