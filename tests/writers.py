@@ -111,6 +111,12 @@ class Writer:
         self._next[request_id] += len(texts)
         return word
 
+    def lose(self, request_id: str, left: int) -> None:
+        """Play a failover to a replica that has `left` tokens: what follows is written again."""
+        rewrite(self.redis, request_id, left)
+        self._next[request_id] = left + 1
+        self.redis.hset(keys.request(request_id), "next", left + 1)
+
     def finish(self, request_id: str, end: End | None = None) -> str:
         """Write the terminal event and close RQ's job; the script's word."""
         end = end or End()
@@ -175,3 +181,22 @@ def serving(url: str, respond: Callable[[Writer, str], None] = Writer.answer, mo
         stopped.set()
         thread.join(10)
     assert not failures, failures
+
+
+def rewrite(redis: Redis, request_id: str, count: int, text: bytes | None = None) -> None:
+    """Play a failover that lost the stream: write `count` tokens of it again, later than they were.
+
+    `text` takes the place of the first one's.
+    """
+    stream = keys.stream(request_id)
+    entries = redis.xrange(stream, "-", f"{count}-0")
+    assert entries is not None
+    with redis.pipeline() as transaction:
+        transaction.delete(stream)
+        for entry_id, fields in entries:
+            later = {**fields, b"at_us": int(fields[b"at_us"]) + 5}  # type: ignore[dict-item, index]
+            if entry_id == b"1-0" and text is not None:
+                later[b"text"] = text
+            transaction.xadd(stream, later, id=entry_id)  # type: ignore[arg-type]
+        transaction.expire(stream, 60)
+        transaction.execute()

@@ -17,6 +17,7 @@ from tests.streams import raw
 from tests.waiting import wait_until
 from tokenrelay.gateway.attachments import Attachments
 from tokenrelay.gateway.chunks import EXTENSION, framed
+from tokenrelay.gateway.figures import Figures
 from tokenrelay.gateway.hub import Hub
 from tokenrelay.gateway.responses import EventStream
 from tokenrelay.gateway.views.raw import RawEncoder
@@ -99,7 +100,9 @@ def test_every_reader_has_every_byte_once_and_in_order(
 
 
 async def _read_all(cuts: list[int], drawn: list[tuple[int, int, list[bool] | None]], turns: list[int]) -> None:
-    hub = Hub(AsyncDriver(connect_async("redis://127.0.0.1:1/0")))  # which nobody asks: the entries come from here
+    hub = Hub(
+        AsyncDriver(connect_async("redis://127.0.0.1:1/0")), Figures()
+    )  # which nobody asks: the entries come from here
     attachments = Attachments(hub, AsyncDriver(hub._redis), 0.0)
     whole, joined = stream(TOKENS), list[tuple[Client, int, asyncio.Task[None]]]()
     first = attachments.attach(RECORD)
@@ -125,7 +128,7 @@ async def _read_all(cuts: list[int], drawn: list[tuple[int, int, list[bool] | No
 
 def test_a_reader_that_leaves_is_written_to_no_more() -> None:
     async def leave() -> None:
-        hub = Hub(AsyncDriver(connect_async("redis://127.0.0.1:1/0")))
+        hub = Hub(AsyncDriver(connect_async("redis://127.0.0.1:1/0")), Figures())
         feed: Feed = hub.attach(RECORD)
         view, client, stays = feed.view("raw", RawEncoder), Client([]), Client([])
         following = [asyncio.ensure_future(feed.follow(view, each.write)) for each in (client, stays)]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.readers import Background, texts
 from tests.waiting import wait_until
-from tests.writers import WEATHER, Writer
+from tests.writers import WEATHER, Writer, rewrite
 from tokenrelay.producer import (
     Consumer,
     Producer,
@@ -25,25 +25,6 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tokenrelay.producer import Generation
-
-
-def rewrite(redis: Redis, request_id: str, count: int, text: bytes | None = None) -> None:
-    """Play a failover that lost the stream: write `count` tokens of it again, later than they were.
-
-    `text` takes the place of the first one's.
-    """
-    stream = keys.stream(request_id)
-    entries = redis.xrange(stream, "-", f"{count}-0")
-    assert entries is not None
-    with redis.pipeline() as transaction:
-        transaction.delete(stream)
-        for entry_id, fields in entries:
-            later = {**fields, b"at_us": int(fields[b"at_us"]) + 5}  # type: ignore[dict-item, index]
-            if entry_id == b"1-0" and text is not None:
-                later[b"text"] = text
-            transaction.xadd(stream, later, id=entry_id)  # type: ignore[arg-type]
-        transaction.expire(stream, 60)
-        transaction.execute()
 
 
 def test_a_rewritten_past_is_a_change(running: Generation, background: Background, redis: Redis) -> None:

@@ -10,6 +10,9 @@ wake a task for each of them would take several times what the writing does.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
+from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from tokenrelay.gateway.chunks import framed
@@ -39,6 +42,7 @@ class Feed:
         self.readers = 0
         self.error: TokenRelayError | None = None
         self._machine = StreamMachine(self.request_id)
+        self._checked: EntryId | None = None
         self._views: dict[str, View] = {}
         self._level: dict[View, dict[asyncio.Future[int], Write]] = {}
         self.loaded = asyncio.Event()
@@ -59,22 +63,44 @@ class Feed:
     def last_id(self) -> EntryId | None:
         return self.entries[-1].entry_id if self.entries else None
 
+    @property
+    def begin(self) -> str:
+        """Where the next read is to begin: with the last entry, which shows whether it's still what it was."""
+        if self._checked is not None:
+            return str(self._checked)
+        return str(self.last_id) if self.last_id else "-"
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the stream was written again, and is being compared with what its readers have."""
+        return self._checked is not None
+
     def receive(self, raw: Sequence[tuple[Any, Any]]) -> None:
-        """Take entries as Redis gave them, the last known one first. Raises StreamGap, StreamChanged, ProtocolError."""
-        new: list[Entry] = []
-        for raw_id, fields in raw:
-            entry = parse_entry(raw_id, fields)
-            last = new[-1] if new else (self.entries[-1] if self.entries else None)
-            if last is not None and entry.entry_id == last.entry_id:
-                if entry != last:
-                    raise StreamChanged(f"entry {last.entry_id} is another one now: Redis lost writes")
-                continue
-            if last is None:
-                self._begin(entry)
-            if self._machine.receive(entry):
-                new.append(entry)
-        if new:
+        """Take entries as Redis gave them, from `begin` on. Raises StreamGap, StreamChanged, ProtocolError."""
+        entries = [parse_entry(raw_id, fields) for raw_id, fields in raw]
+        if not self.entries and entries:
+            self._begin(entries[0])
+        last_id = self.last_id
+        known = [entry for entry in entries if last_id is not None and entry.entry_id <= last_id]
+        if not self.doubted and known and known[-1].at_us != self.entries[-1].at_us:
+            self._checked = self.entries[0].entry_id  # lost and written again: is all of it what it was?
+            return
+        for entry in known:
+            self._compare(entry)
+        if self.doubted and entries:
+            self._checked = None if entries[-1].entry_id >= self.entries[-1].entry_id else entries[-1].entry_id
+        if new := [entry for entry in entries[len(known) :] if self._machine.receive(entry)]:
             self._take(new)
+
+    def _compare(self, now: Entry) -> None:
+        """See whether an entry that was read before says the same now. Events that are new among them come too late."""
+        place = bisect_left(self.entries, now.entry_id, key=attrgetter("entry_id"))
+        before = self.entries[place]
+        if before.entry_id != now.entry_id:
+            return
+        if replace(before, at_us=now.at_us) != now and isinstance(now, Token | Ended):
+            raise StreamChanged(f"entry {now.entry_id} is another one now: Redis lost writes")
+        self.entries[place] = now
 
     def _begin(self, first: Entry) -> None:
         """Stand where the stream begins now: an operator may have trimmed it."""

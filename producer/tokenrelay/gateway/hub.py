@@ -120,8 +120,7 @@ class Hub:
         feeds = [feed for feed in map(self.feeds.get, request_ids) if feed is not None]
         batch: Batch = []
         for feed in feeds:
-            begin = str(feed.last_id) if feed.last_id else "-"
-            batch.append(("XRANGE", keys.stream(feed.request_id), begin, "+", "COUNT", _COUNT))
+            batch.append(("XRANGE", keys.stream(feed.request_id), feed.begin, "+", "COUNT", _COUNT))
         if not batch:
             return
         for feed, raw in zip(feeds, await self._pipeline.run(batch), strict=True):
@@ -133,13 +132,13 @@ class Hub:
                 self._receive(feed, raw)
 
     def _receive(self, feed: Feed, raw: list[Any]) -> None:
-        known = len(feed.entries)
+        known, doubted = len(feed.entries), feed.doubted
         try:
             feed.receive(raw)
             self.figures.received(feed, known)
         except TokenRelayError as error:
             feed.fail(error)
-        if len(raw) >= _COUNT:
+        if len(raw) >= _COUNT or (feed.doubted and not doubted):
             self._want((feed.request_id,))
         elif feed.entries:
             feed.loaded.set()

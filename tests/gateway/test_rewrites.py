@@ -1,0 +1,52 @@
+"""Readers at a gateway over a stream that Redis lost and a worker wrote again, as a failover leaves it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.gateway.events import following
+from tests.waiting import wait_until
+from tests.writers import rewrite
+from tokenrelay.shared import keys
+
+if TYPE_CHECKING:
+    import httpx
+    from redis import Redis
+
+    from tests.gateway.live import LiveGateway, WakingWriter
+
+
+def test_a_past_that_came_out_the_same_is_no_change(
+    http: httpx.Client, gateway: LiveGateway, writer: WakingWriter, running: str, redis: Redis
+) -> None:
+    with following(http, f"/requests/{running}/events") as events:
+        seen = [next(events) for _ in range(5)]
+        feed = gateway.gateway.hub.feeds[running]
+        rewrite(redis, running, 3)
+        redis.publish(keys.WAKE, running)
+        writer.append(running, " and")
+        writer.finish(running)
+        seen += list(events)
+        wait_until(lambda: not feed.doubted)
+    assert [event.last_id for event in seen] == ["0-1", "0-2", "1-0", "2-0", "3-0", "4-0", "4-1"]
+
+
+def test_readers_that_are_ahead_of_what_redis_has_wait(http: httpx.Client, writer: WakingWriter, running: str) -> None:
+    with following(http, f"/requests/{running}/events") as events:
+        seen = [next(events) for _ in range(5)]
+        writer.lose(running, 2)
+        writer.append(running, " sunny")
+        writer.append(running, " and")
+        writer.finish(running)
+        seen += list(events)
+    assert [event.last_id for event in seen] == ["0-1", "0-2", "1-0", "2-0", "3-0", "4-0", "4-1"]
+
+
+def test_a_past_that_came_out_differently_is_said(http: httpx.Client, running: str, redis: Redis) -> None:
+    with following(http, f"/requests/{running}/events") as events:
+        for _ in range(5):
+            next(events)
+        rewrite(redis, running, 3, text=b"That")  # the last token is as it was
+        redis.publish(keys.WAKE, running)
+        (said,) = list(events)
+    assert "entry 1-0 is another one now" in said.data
