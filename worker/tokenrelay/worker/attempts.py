@@ -122,14 +122,14 @@ class InFlight:
     """The attempts that this worker holds, by fence. Safe to share between intake, publisher and heartbeat."""
 
     def __init__(self, slots: int, on_free: Callable[[], object]) -> None:
-        self._slots = slots
+        self.slots = slots
         self._on_free = on_free
         self._lock = threading.Lock()
         self._attempts: dict[str, Attempt] = {}
 
     @property
     def free(self) -> int:
-        return self._slots - len(self._attempts)
+        return self.slots - len(self._attempts)
 
     def __len__(self) -> int:
         return len(self._attempts)
