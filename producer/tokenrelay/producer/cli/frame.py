@@ -69,8 +69,9 @@ def frame(
         warnings = warnings[: max(1, lines // 12)]
         for warning in warnings:
             warning.no_wrap, warning.overflow = True, "ellipsis"
-    sections = [section for section in _sections(shot) if section.rows]
-    room = lines - _FIXED_LINES - len(warnings) - len(sections)
+    room = lines - _FIXED_LINES - len(warnings)
+    sections = [section for section in _sections(shot) if section.rows][: max(0, room // 2)]
+    room -= len(sections)
     roomy = room - len(sections) >= sum(section.wanted for section in sections)
     parts: list[RenderableType] = [*_head(shot, where), *warnings, Text(), _percentiles(shot)]
     for section, rows in zip(sections, _shares([section.wanted for section in sections], room), strict=True):

@@ -48,7 +48,7 @@ def write_status(client: redis.Redis, status: Status, *, json: bool) -> None:
 
 def write_overview(client: redis.Redis, *, json: bool) -> None:
     """Every queue that tokenrelay has used, and what's wrong. Raises RedisUnusable."""
-    now, findings = Driver(client).run(_looked_at())
+    now, findings = Driver(client).run(looked_at())
     if json:
         queues, workers = [asdict(queue) for queue in now.queues], [asdict(worker) for worker in now.workers]
         write_json({"queues": queues, "workers": workers, "findings": [asdict(finding) for finding in findings]})
@@ -60,7 +60,8 @@ def write_overview(client: redis.Redis, *, json: bool) -> None:
     _write_findings(findings, all_is_well(now))
 
 
-def _looked_at() -> Steps[tuple[System, list[Finding]]]:
+def looked_at() -> Steps[tuple[System, list[Finding]]]:
+    """The system, and what is wrong with it. Raises RedisError where Redis doesn't answer."""
     now = yield from system()
     places: list[tuple[str, Place]] = [(queue.name, "running") for queue in now.queues if queue.running]
     claimed: list[Sighting] = []

@@ -204,13 +204,17 @@ def _details(
     worker_keys: Sequence[str], lists: Sequence[_Lists], now_us: int
 ) -> Steps[tuple[list[Worker], list[float | None]]]:
     """The workers, and how long each queue's first request has waited."""
+    registered: dict[str, set[str]] = {key: set() for key in worker_keys}
+    for found in lists:
+        for key in found.workers & registered.keys():
+            registered[key].add(found.model)
     batch: Batch = []
     for key in worker_keys:
         batch += [("HMGET", key, *_WORKER_FIELDS), ("PTTL", key)]
     heads = [found.head for found in lists]
     batch += [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head and keys.is_request_id(head)]
     replies = iter((yield Round(batch)) if batch else [])
-    workers = [_worker(key, next(replies), next(replies)) for key in worker_keys]
+    workers = [_worker(key, models, next(replies), next(replies)) for key, models in registered.items()]
     waits = [_wait_s(next(replies), now_us) if head and keys.is_request_id(head) else None for head in heads]
     return [worker for worker in workers if worker is not None and worker.models], waits
 
@@ -222,16 +226,16 @@ def _wait_s(reply: Reply, now_us: int) -> float | None:
     return max(0.0, (now_us - int(fields["at_us"])) / 1e6)
 
 
-def _worker(key: str, fields: Reply, left_ms: Reply) -> Worker | None:
+def _worker(key: str, models: set[str], fields: Reply, left_ms: Reply) -> Worker | None:
     if isinstance(fields, ResponseError) or isinstance(left_ms, ResponseError) or not any(fields):
         return None
     queues, state, slots, in_flight, host, finished, failed = (
         None if value is None else text(value) for value in fields
     )
-    models = {keys.model_of(name) for name in (queues or "").split(",")} - {None}
+    models |= {model for model in map(keys.model_of, (queues or "").split(",")) if model}
     return Worker(
         name=_worker_name(key),
-        models=tuple(sorted(model for model in models if model)),
+        models=tuple(sorted(models)),
         state=state or "?",
         slots=_number(slots),
         in_flight=_number(in_flight),
