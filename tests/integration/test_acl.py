@@ -28,8 +28,8 @@ from tokenrelay.shared.entries import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from click.testing import Result
     from redis import Redis
+    from typer.testing import Result
 
     from tests.conftest import MakeRedisServer
     from tokenrelay.producer import Options

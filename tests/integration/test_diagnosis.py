@@ -66,7 +66,7 @@ def test_all_slots_are_taken(redis_server: RedisServer, redis: Redis, producer: 
         first, second, third = producer.submit_many(["w1"] * 3, model=MODEL, max_new_tokens=500)
         wait_until(lambda: "all_busy" in found(redis))
         assert "2 requests wait in tokenrelay.counting.default" in found(redis)["all_busy"].message
-        assert "all 1 slots of 1 worker are taken: a normal backlog" in found(redis)["all_busy"].message
+        assert "all 1 slots of 1 worker are taken, a normal backlog: " in found(redis)["all_busy"].message
         assert why(redis, first) == {}
         assert set(why(redis, second)) == {"all_busy"}
         assert why(redis, third)["queued_behind"].message == "1 request is before it"
@@ -170,4 +170,4 @@ def test_work_that_waits_beside_free_slots() -> None:
     queue = Queue(QUEUE, "weather", 2, 0, 1, 12.0)
     now = System(1, (queue,), (worker,), False, None, None, ())
     (finding,) = diagnosed(now)
-    assert (finding.code, "though box could take it" in finding.message) == ("not_taken", True)
+    assert (finding.code, "box could take more and doesn't: " in finding.message) == ("not_taken", True)

@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.writers import WEATHER, Writer
+from tokenrelay.producer.cli.commands import app
 from tokenrelay.producer.cli.diagnosis import diagnosed
 from tokenrelay.producer.cli.frame import UNLIMITED, frame
 from tokenrelay.producer.cli.snapshot import MOST_ENDED, Snapshot, as_json, snapshot
 from tokenrelay.producer.cli.spread import Spread
+from tokenrelay.producer.cli.top import refreshed
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.shared import keys
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
     from tokenrelay.producer import Generation, Producer
 
@@ -44,10 +48,10 @@ def taken(redis: Redis) -> Snapshot:
     return Driver(redis).run(snapshot())
 
 
-def printed(shot: Snapshot, *, width: int = 80, lines: int = UNLIMITED) -> list[str]:
+def printed(shot: Snapshot, *, width: int = 80, lines: int = UNLIMITED, trouble: str = "") -> list[str]:
     written = io.StringIO()
     console = Console(file=written, width=width, height=min(lines, 1000), color_system=None, highlight=False)
-    console.print(frame(shot, diagnosed(shot.system, shot.running), where="here", lines=lines))
+    console.print(frame(shot, diagnosed(shot.system, shot.running), where="here", lines=lines, trouble=trouble))
     return written.getvalue().splitlines()
 
 
@@ -127,6 +131,18 @@ def test_an_empty_redis(redis: Redis) -> None:
     assert as_json(taken(redis))["newest"] == []
 
 
+def test_a_redis_that_goes_away_is_said_over_the_last_figures(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server()
+    with server.client() as client:
+        shot = taken(client)
+        server.kill()
+        again, trouble = refreshed(Driver(client), shot)
+    assert again is shot
+    shown = printed(shot, trouble=trouble)
+    assert "is it running there?" in " ".join(shown)
+    assert "below is what was read last" in " ".join(shown)
+
+
 def test_control_characters_in_names_stay_names(redis: Redis, producer: Producer) -> None:
     Writer(redis, "evil\x1b[2J[red]name").appear()
     producer.submit("x").cancel()
@@ -162,6 +178,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
+            env=dict(os.environ),  # not what libreadline put beside it: a COLUMNS that stays when the window changes
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C reaches a terminal's own session
         )
         self.theirs = theirs
@@ -216,19 +233,18 @@ def test_a_key_leaves_the_terminal_as_it_was(
 
 
 def test_a_pipe_gets_one_frame_or_one_object(environment: None, redis: Redis, writer: Writer) -> None:
-    done = subprocess.run(COMMAND, capture_output=True, encoding="utf-8", timeout=30, check=False)
-    assert (done.returncode, done.stderr, "\x1b" in done.stdout) == (0, "", False)
+    done = CliRunner().invoke(app, ["top"])
+    assert (done.exit_code, done.stderr, "\x1b" in done.stdout) == (0, "", False)
     assert re.search(r"^scripted +idle ", done.stdout, re.MULTILINE)
-    done = subprocess.run([*COMMAND, "--once", "--json"], capture_output=True, timeout=30, check=False)
-    shown = json.loads(done.stdout)
+    shown = json.loads(CliRunner().invoke(app, ["top", "--once", "--json"]).stdout)
     assert (shown["workers"][0]["name"], shown["findings"]) == ("scripted", [])
 
 
 def test_no_redis_and_bad_options(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.run([*COMMAND, "--interval", "0"], capture_output=True, encoding="utf-8", timeout=30, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = CliRunner().invoke(app, ["top", "--interval", "0"])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "--interval" in done.stderr
     monkeypatch.setenv("TOKENRELAY_REDIS_URL", "redis://:secret@127.0.0.1:1/0")
-    done = subprocess.run(COMMAND, capture_output=True, encoding="utf-8", timeout=30, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+    done = CliRunner().invoke(app, ["top"])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert "secret" not in done.stderr

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenrelay.producer.cli.system import Queue, Server, System
 
 STUCK_S: Final = 10.0
-"""A request that waits so long beside free slots isn't merely about to be taken."""
+"""A request that waits so long for workers that have nothing to do isn't merely about to be taken."""
 _NAMED: Final = 5
 
 
@@ -107,17 +107,22 @@ def _of_queue(queue: Queue, now: System) -> Iterator[Finding]:
         yield Finding(
             "no_worker", message, f"start one: tokenrelay-worker run --served-model {queue.model}, or check the name"
         )
-    elif all(worker.full for worker in serving):
+    elif is_busy(queue.model, now):
         slots = sum(worker.slots or 0 for worker in serving)
-        message = (
-            f"{waiting}, because all {slots} slots of {counted(len(serving), 'worker')} are taken: a normal backlog"
-        )
+        message = f"all {slots} slots of {counted(len(serving), 'worker')} are taken, a normal backlog: {waiting}"
         yield Finding("all_busy", message, "wait, or start another worker")
-    elif not now.suspended and (queue.oldest_wait_s or 0.0) > STUCK_S:
-        names = _listed([worker.name for worker in serving if not worker.full])
-        message = f"{waiting}, though {names} could take it"
+    elif not now.suspended and (queue.oldest_wait_s or 0.0) > STUCK_S and not now.running(queue.model):
+        message = f"{_listed([worker.name for worker in serving])} could take more and doesn't: {waiting}"
         remedy = "see its log: it may refuse a request that another model's weights began, or be short of KV cache"
         yield Finding("not_taken", message, remedy)
+
+
+def is_busy(model: str, now: System) -> bool:
+    """Whether no worker of the model has room. What they report is a heartbeat old, what is claimed is of this moment."""
+    serving = now.serving(model)
+    reporting = all(worker.slots is not None for worker in serving)
+    slots = sum(worker.slots or 0 for worker in serving)
+    return bool(serving) and reporting and (all(worker.full for worker in serving) or now.running(model) >= slots)
 
 
 def _abandoned(now: System, claimed: Iterable[Sighting]) -> Iterator[Finding]:

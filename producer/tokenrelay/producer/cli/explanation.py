@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import NoPermissionError
 
 from tokenrelay.producer.cli import sightings
-from tokenrelay.producer.cli.diagnosis import Finding, counted, diagnosed, is_abandoned
+from tokenrelay.producer.cli.diagnosis import Finding, counted, diagnosed, is_abandoned, is_busy
 from tokenrelay.producer.cli.system import system
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
@@ -79,7 +79,6 @@ def _begun(one: Sighting, now: System) -> Iterator[Finding]:
 
 
 def _queued(status: Status, now: System, job: Reply, position: Reply) -> Iterator[Finding]:
-    queue = next((queue for queue in now.queues if queue.name == status.queue), None)
     model = keys.model_of(status.queue) or status.queue
     if not isinstance(job, Exception) and (job is None or text(job) in ("canceled", "failed", "finished", "stopped")):
         message = f"its job in RQ is {text(job) if job else 'gone'}, so no worker will take it"
@@ -92,7 +91,7 @@ def _queued(status: Status, now: System, job: Reply, position: Reply) -> Iterato
         yield Finding(
             "no_worker", message, f"start one: tokenrelay-worker run --served-model {model}, or check the name"
         )
-    elif queue is not None and all(worker.full for worker in now.serving(model)):
+    elif is_busy(model, now):
         message = f"all slots of its model's {counted(len(now.serving(model)), 'worker')} are taken"
         yield Finding("all_busy", message, "wait, or start another worker")
     if ahead:

@@ -102,10 +102,13 @@ def _head(shot: Snapshot, where: str) -> list[Text]:
     rate: list[str | tuple[str, str]] = []
     if shot.readable:
         rate = [(f"{shot.tokens_per_s:,.0f} tokens/s", "bold"), f" over {RATE_WINDOW_S:.0f} s, "]
-    return [
+    lines = [
         Text.assemble(("tokenrelay top", "bold"), f"  {server} at {visible(where)}  {clock}"),
         Text.assemble(*rate, ", ".join(figures), *([("  SUSPENDED", "bold red")] if now.suspended else [])),
     ]
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return lines
 
 
 def _percentiles(shot: Snapshot) -> RenderableType:

@@ -114,7 +114,7 @@ def _table(found: Sequence[Sighting], now_us: int) -> Table:
         (
             one.request_id,
             listed(one),
-            duration((now_us - one.queued_us) / 1e6),
+            duration(max(0.0, (now_us - one.queued_us) / 1e6)),
             f"{one.tokens:,}",
             str(one.attempts),
             one.queue.removeprefix("tokenrelay."),

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -18,7 +19,7 @@ from tokenrelay.producer import AsyncProducer
 from tokenrelay.producer.cli.chart import check_plot, write_plot
 from tokenrelay.producer.cli.load_report import drawn, report
 from tokenrelay.producer.cli.load_run import LoadRun
-from tokenrelay.producer.cli.output import print_rich, write_json
+from tokenrelay.producer.cli.output import print_rich, tell, write_json
 from tokenrelay.producer.cli.workload import Range, Workload, prompts_of
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.producer.submission import fit, planned
@@ -26,7 +27,7 @@ from tokenrelay.shared.connections import connect_async
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tokenrelay.producer.cli.load_report import Report
 
@@ -70,6 +71,7 @@ def load(
     planned({"prompt": "x", "max_new_tokens": workload.max_new_tokens.high, **options}, settings)
     if plot:
         check_plot(plot)
+    warnings.showwarning = _warned_once()
     found = asyncio.run(_run(workload, options, settings))
     if plot:
         write_plot(found, plot)
@@ -79,6 +81,18 @@ def load(
         print_rich(lambda console: console.print(drawn(found)))
     if found.stopped:
         raise KeyboardInterrupt
+
+
+def _warned_once() -> Callable[..., None]:
+    """Tells the first warning alone: each request of a model that nobody serves would have one."""
+    told: list[object] = []
+
+    def show(message: object, *_: object, **__: object) -> None:
+        if not told:
+            told.append(message)
+            tell(f"tokenrelay: {message} (said once)")
+
+    return show
 
 
 async def _run(workload: Workload, options: dict[str, Any], settings: ProducerSettings) -> Report:

@@ -113,6 +113,10 @@ class System:
         """The live workers of a model."""
         return tuple(worker for worker in self.workers if worker.alive and model in worker.models)
 
+    def running(self, model: str) -> int:
+        """Requests that were taken off the model's queues and haven't ended."""
+        return sum(queue.running for queue in self.queues if queue.model == model)
+
     @property
     def models(self) -> tuple[str, ...]:
         """Those that live workers serve."""

@@ -70,14 +70,14 @@ def watch(client: redis.Redis, interval_s: float) -> None:
         due = time.monotonic() + interval_s
         while (key := keyboard.pressed(due - time.monotonic())) not in ("q", "Q", "\x03"):
             if time.monotonic() >= due:
-                shot, trouble = _next(driver, shot)
+                shot, trouble = refreshed(driver, shot)
                 due = time.monotonic() + interval_s
             elif key not in ("", " "):
                 continue
             live.update(drawn(), refresh=True)
 
 
-def _next(driver: Driver, last: Snapshot) -> tuple[Snapshot, str]:
+def refreshed(driver: Driver, last: Snapshot) -> tuple[Snapshot, str]:
     """A new snapshot, or the last one and why there is none."""
     try:
         return driver.run(snapshot()), ""
