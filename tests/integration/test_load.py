@@ -132,6 +132,7 @@ def test_ctrl_c_cancels_what_is_open_and_prints(redis_server: RedisServer, redis
     assert 0 < found["duration_s"] < 60
 
 
+@pytest.mark.slow
 def test_nobody_to_answer_is_said_once(redis: Redis) -> None:
     done = CliRunner().invoke(app, ["load", "--rate", "20", "--duration", "0.5", "--deadline-s", "1.5", "--json"])
     assert done.exit_code == 0

@@ -17,7 +17,7 @@ from tokenrelay.shared.errors import RequestError
 
 
 def arrivals(seed: int = 7, rate: float = 50.0) -> list[Arrival]:
-    return Workload(rate, 100.0, Range(8, 128), Range(4, 64), (), seed).arrivals()
+    return Workload(rate, 40.0, Range(8, 128), Range(4, 64), (), seed).arrivals()
 
 
 def test_a_seed_draws_the_same_load_again() -> None:
@@ -29,9 +29,9 @@ def test_arrivals_are_poisson() -> None:
     times = [one.at_s for one in arrivals()]
     gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
     assert times == sorted(times)
-    assert 0 < times[0] < times[-1] < 100
-    assert mean(gaps) == pytest.approx(1 / 50, rel=0.05)
-    assert stdev(gaps) == pytest.approx(mean(gaps), rel=0.05)  # exponential: both are 1 / rate
+    assert 0 < times[0] < times[-1] < 40
+    assert mean(gaps) == pytest.approx(1 / 50, rel=0.1)
+    assert stdev(gaps) == pytest.approx(mean(gaps), rel=0.1)  # exponential: both are 1 / rate
 
 
 def test_lengths_are_mixed_and_within_bounds() -> None:

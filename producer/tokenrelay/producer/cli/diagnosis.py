@@ -103,7 +103,7 @@ def _of_queue(queue: Queue, now: System) -> Iterator[Finding]:
     waiting = f"{counted(queue.waiting, 'request')} {'waits' if queue.waiting == 1 else 'wait'} in {queue.name}{wait}"
     if not serving:
         served = f"those alive serve {_quoted(now.models)}" if now.models else "no worker is alive at all"
-        message = f"{waiting}, but no live worker serves the model {queue.model!r}: {served}"
+        message = f"no live worker serves the model {queue.model!r} ({served}), and {waiting}"
         yield Finding(
             "no_worker", message, f"start one: tokenrelay-worker run --served-model {queue.model}, or check the name"
         )
@@ -118,7 +118,7 @@ def _of_queue(queue: Queue, now: System) -> Iterator[Finding]:
 
 
 def is_busy(model: str, now: System) -> bool:
-    """Whether no worker of the model has room. What they report is a heartbeat old, what is claimed is of this moment."""
+    """Whether the model's workers are full. Their reports are a heartbeat old; what is claimed is of this moment."""
     serving = now.serving(model)
     reporting = all(worker.slots is not None for worker in serving)
     slots = sum(worker.slots or 0 for worker in serving)

@@ -87,7 +87,7 @@ def _queued(status: Status, now: System, job: Reply, position: Reply) -> Iterato
     ahead = _ahead(status, now, position)
     if not now.serving(model):
         served = f"those alive serve {', '.join(map(repr, now.models))}" if now.models else "no worker is alive at all"
-        message = f"no live worker serves its model {model!r}: {served}"
+        message = f"no live worker serves its model {model!r} ({served})"
         yield Finding(
             "no_worker", message, f"start one: tokenrelay-worker run --served-model {model}, or check the name"
         )
