@@ -1,7 +1,7 @@
 #!/bin/sh
 # Gives each role its Redis user: a password, a file with the URL that it connects by, and the ACL file that Redis reads.
 #
-# Environment: PRODUCER_PASSWORD, GATEWAY_PASSWORD, WORKER_PASSWORD, CONSUMER_PASSWORD, DASHBOARD_PASSWORD
+# Environment: PRODUCER_PASSWORD, GATEWAY_PASSWORD, WORKER_PASSWORD, CONSUMER_PASSWORD, DASHBOARD_PASSWORD, OPERATOR_PASSWORD
 #                             used where given; else the one of last time is kept, or one of 256 random bits is drawn
 #              REDIS_ADDRESS  host:port in the URLs (redis:6379)
 # Arguments:   template of the ACL file, folder to write to: ROLE/redis_url, ROLE/password, acl/users.acl
@@ -18,6 +18,7 @@ password_of() {
     worker) given=${WORKER_PASSWORD:-} ;;
     consumer) given=${CONSUMER_PASSWORD:-} ;;
     dashboard) given=${DASHBOARD_PASSWORD:-} ;;
+    operator) given=${OPERATOR_PASSWORD:-} ;;
   esac
   case $given in
     '') if [ -s "$out/$1/password" ]; then cat "$out/$1/password"; else random; fi ;;
@@ -27,7 +28,7 @@ password_of() {
 }
 
 rules=$(awk '/^#/ || !NF { next } /^ / { line = line $0; next } { if (line) print line; line = $0 } END { print line }' "$template")
-for role in producer gateway worker consumer dashboard; do
+for role in producer gateway worker consumer dashboard operator; do
   mkdir -p "$out/$role"
   password=$(password_of "$role")
   printf %s "$password" >"$out/$role/password"

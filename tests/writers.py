@@ -54,9 +54,11 @@ class Writer:
     def appear(self) -> None:
         """Be a live worker of all of the model's queues."""
         worker = keys.rq_worker(self.name)
-        self.redis.hset(worker, "state", "idle")
+        queues = keys.queues(self.model)
+        self.redis.hset(worker, mapping={"state": "idle", "queues": ",".join(queues)})
         self.redis.expire(worker, 60)
-        for queue in keys.queues(self.model):
+        self.redis.sadd(keys.RQ_WORKERS, worker)
+        for queue in queues:
             self.redis.sadd(keys.rq_workers(queue), worker)
 
     def take(self) -> str | None:

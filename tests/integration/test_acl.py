@@ -13,12 +13,14 @@ from rq import Queue
 from rq import Worker as RqWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from typer.testing import CliRunner
 
 from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.producer import Consumer, Producer
+from tokenrelay.producer.cli.commands import app
 from tokenrelay.shared import keys, queue_depths
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.entries import State
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redis import Redis
+    from typer.testing import Result
 
     from tests.conftest import MakeRedisServer
     from tokenrelay.producer import Options
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
-ROLES: Final = ("producer", "worker", "consumer", "dashboard")
+ROLES: Final = ("producer", "worker", "consumer", "dashboard", "operator")
 QUEUE: Final = keys.queue(MODEL, "default")
 ID: Final = "A" * 22
 
@@ -153,6 +156,50 @@ def test_the_dashboard_sees_queues_jobs_and_workers(server: RedisServer, as_role
             dashboard.xrange(keys.stream(generation.request_id))
 
 
+def shown(monkeypatch: pytest.MonkeyPatch, url: str, *arguments: str) -> Result:
+    monkeypatch.setenv("TOKENRELAY_REDIS_URL", url)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_the_operator_sees_everything(
+    server: RedisServer, url_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_worker(url_of("worker")), Producer(url_of("producer")) as producer:
+        done, waiting = producer.submit("w1", model=MODEL, max_new_tokens=3), producer.submit("x", model="nobodys")
+        done.result()
+        for command, told in (
+            (["top"], done.request_id),
+            (["list"], waiting.request_id),
+            (["status"], "1 request waits in tokenrelay.nobodys.default"),
+            (["status", waiting.request_id], "no live worker serves its model 'nobodys'"),
+            (["trace", done.request_id], "Prediction trace"),
+        ):
+            result = shown(monkeypatch, url_of("operator"), *command)
+            assert (result.exit_code, told in result.output) == (0, True), result.output
+        waiting.cancel()
+    assert [line for line in denied(server) if line.startswith("operator")] == []
+
+
+def test_others_see_what_they_may(
+    server: RedisServer, url_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_worker(url_of("worker")), Producer(url_of("producer")) as producer:
+        generation = producer.submit("w1", model=MODEL, max_new_tokens=3)
+        generation.result()
+        top = shown(monkeypatch, url_of("dashboard"), "top")
+        assert (top.exit_code, QUEUE in top.output) == (0, True), top.output
+        assert "This Redis user may read no requests" in top.output
+        status = shown(monkeypatch, url_of("producer"), "status")
+        assert (status.exit_code, QUEUE in status.output) == (0, True), status.output
+        assert "this Redis user may not see" in status.output
+        of_one = shown(monkeypatch, url_of("consumer"), "status", generation.request_id)
+        assert (of_one.exit_code, "incomplete" in of_one.output) == (0, True), of_one.output
+        for role, command in (("consumer", "top"), ("producer", "list"), ("dashboard", "list")):
+            refused = shown(monkeypatch, url_of(role), command)
+            assert (refused.exit_code, refused.stdout) == (3, ""), refused.output
+            assert "this Redis user lacks a right" in refused.stderr
+
+
 REQUEST, STREAM, JOB = keys.request(ID), keys.stream(ID), keys.rq_job(ID)
 EVERYBODY: Final = (
     ("KEYS", "*"),
@@ -216,6 +263,20 @@ FORBIDDEN: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("ZADD", keys.rq_registry("failed", QUEUE), "1", ID),
         ("PUBLISH", "rq:pubsub:w", "shutdown"),
         ("EVALSHA", "0" * 40, "1", JOB),
+        ("SCRIPT", "LOAD", "return 1"),
+    ),
+    "operator": (
+        ("GET", keys.idempotency("k")),
+        ("HSET", REQUEST, "state", "completed"),
+        ("XADD", STREAM, "1-0", "text", "x"),
+        ("DEL", STREAM),
+        ("HSET", JOB, "status", "failed"),
+        ("LPUSH", keys.rq_queue(QUEUE), ID),
+        ("ZREM", keys.claimed(QUEUE), ID),
+        ("SET", keys.RQ_SUSPENDED, "1"),
+        ("PUBLISH", keys.ENDED, ID),
+        ("SUBSCRIBE", keys.ENDED),
+        ("EVALSHA", "0" * 40, "2", REQUEST, STREAM),
         ("SCRIPT", "LOAD", "return 1"),
     ),
 }

@@ -225,7 +225,8 @@ def test_cancel_and_status() -> None:
     again = tokenrelay("cancel", request_id, "--json")
     assert lines(again.stdout) == [{"request_id": request_id, "cancelled": False, "state": "cancelled"}]
     assert lines(tokenrelay("status", request_id, "--json").stdout)[0]["state"] == "cancelled"
-    assert lines(tokenrelay("status", "--json").stdout)[0]["waiting"] == 0
+    (overview,) = lines(tokenrelay("status", "--json").stdout)
+    assert (overview["queues"][0]["waiting"], overview["findings"]) == (0, [])
     followed = tokenrelay("follow", request_id)
     assert (followed.returncode, followed.stderr.count("\n")) == (1, 1)
 

@@ -121,15 +121,19 @@ class GenerationWorker(BaseWorker):
             self.set_shutdown_requested_date()  # type: ignore[no-untyped-call]
 
     def serialize(self) -> dict[Any, Any]:
-        """What is registered: RQ's fields, and how the model was trained, for gateways to show."""
-        fields: dict[Any, Any] = super().serialize()
+        """What is registered: RQ's fields, how full it is, and how the model was trained, for gateways to show."""
+        fields: dict[Any, Any] = {**super().serialize(), **self._load()}
         return fields if self._training is None else {**fields, "training": self._training}
+
+    def _load(self) -> dict[Any, Any]:
+        """How many requests it may hold at a time, and how many it does: what `tokenrelay top` shows."""
+        return {"slots": self.loop.in_flight.slots, "in_flight": len(self.loop.in_flight)}
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Keep the registration for `timeout` seconds and the state true; register again if Redis lost it."""
         connection = pipeline if pipeline is not None else self.connection.pipeline(transaction=False)
         self.last_heartbeat = datetime.now(UTC)
-        connection.hset(self.key, "last_heartbeat", iso(self.last_heartbeat))
+        connection.hset(self.key, mapping={**self._load(), "last_heartbeat": iso(self.last_heartbeat)})
         connection.expire(self.key, timeout or WORKER_TTL_S)
         connection.expire(self.executions_key, RQ_LEASE_S + 60)
         if pipeline is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from tokenrelay.producer import Consumer, Producer
+from tokenrelay.producer.cli import operating
 from tokenrelay.producer.cli.demo import run_demo
 from tokenrelay.producer.cli.options import with_options
 from tokenrelay.producer.cli.output import EXIT_CODES, entry_fields, reported, tell, write_json, write_text
@@ -98,13 +99,16 @@ def status(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what a request is now; without an ID, the queues and who serves them."""
+    """Show what a request is now, or the queues and who serves them; and say what's wrong when nothing moves."""
     settings = ProducerSettings.from_environment()
     with connect(settings.redis_url.get_secret_value()) as client:
         if request_id is None:
             write_overview(client, json=json)
         else:
-            write_status(Consumer(connection=client).get(request_id).status(), json=json)
+            write_status(client, Consumer(connection=client).get(request_id).status(), json=json)
+
+
+operating.register(app)
 
 
 @app.command(epilog=EXIT_CODES)

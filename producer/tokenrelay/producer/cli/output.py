@@ -6,6 +6,7 @@ model may not move the cursor or set the window's title.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
+from rich.console import Console
 
 from tokenrelay.shared.entries import EntryId, Token
 from tokenrelay.shared.errors import (
@@ -30,7 +32,7 @@ from tokenrelay.shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tokenrelay.shared.entries import Entry
 
@@ -83,6 +85,23 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, Token):
         fields = {"entry_id": str(entry.entry_id), **fields}
     return {"kind": entry.kind, **{name: value for name, value in fields.items() if value is not None}}
+
+
+def visible(text: str) -> str:
+    """The text on one line: whatever a terminal would act upon, or couldn't be encoded, as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def print_rich(draw: Callable[[Console], None]) -> None:
+    """Write what `draw` prints: in colour on a terminal, as plain text into a pipe.
+
+    As bytes: a terminal or pipe whose locale knows no arrows gets them too, as it gets model text.
+    """
+    written = io.StringIO()
+    draw(Console(file=written, force_terminal=sys.stdout.isatty(), highlight=False, emoji=False, markup=False))
+    lines = written.getvalue().splitlines()
+    sys.stdout.buffer.write("".join(f"{line.rstrip()}\n" for line in lines).encode())
+    sys.stdout.buffer.flush()
 
 
 def tell(text: str) -> None:

@@ -1,71 +1,85 @@
-"""What `tokenrelay status` shows: one request, or the queues of this Redis."""
+"""What `tokenrelay status` shows: one request, or the queues of this Redis, and in words what holds them up."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import shutil
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer.cli.output import write_json, write_text
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import address, explain
-from tokenrelay.shared.entries import text
+from tokenrelay.producer.cli import sightings
+from tokenrelay.producer.cli.diagnosis import all_is_well, diagnosed
+from tokenrelay.producer.cli.explanation import explained, moving
+from tokenrelay.producer.cli.output import visible, write_json, write_line
+from tokenrelay.producer.cli.system import system
+from tokenrelay.producer.rounds import Driver
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import redis
 
     from tokenrelay.producer import Status
+    from tokenrelay.producer.cli.diagnosis import Finding
+    from tokenrelay.producer.cli.sightings import Place, Sighting
+    from tokenrelay.producer.cli.system import System
+    from tokenrelay.producer.rounds import Steps
+
+_OLDEST_CLAIMED: Final = 50
+"""Requests taken off the queues whose leases are looked at, those held longest."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLine:
-    """One queue: requests that wait, requests taken off it and not ended, workers that serve it."""
-
-    queue: str
-    waiting: int
-    running: int
-    workers: int
-
-
-def write_status(status: Status, *, json: bool) -> None:
-    """One request."""
-    fields = {**asdict(status), "seconds_left": round(status.seconds_left, 3)}
+def write_status(client: redis.Redis, status: Status, *, json: bool) -> None:
+    """One request, and why it doesn't move. Raises RedisUnusable."""
+    findings = Driver(client).run(explained(status))
+    fields: dict[str, Any] = {**asdict(status), "seconds_left": round(status.seconds_left, 3)}
     if json:
-        write_json(fields)
+        write_json({**fields, "findings": [asdict(finding) for finding in findings]})
         return
     shown = ("request_id", "state", "tokens", "attempts", "queue", "seconds_left", "cancelled_by", "metadata")
     for name in shown:
         if fields[name] not in (None, {}) and not (name == "seconds_left" and status.state.terminal):
-            write_text(f"{name:13} {fields[name]}\n")
+            write_line(f"{name:13} {fields[name]}")
+    if not status.state.terminal:
+        _write_findings(findings, moving(status))
 
 
 def write_overview(client: redis.Redis, *, json: bool) -> None:
-    """Every queue that tokenrelay has used. Raises RedisUnusable."""
-    try:
-        lines = _queues(client)
-    except RedisError as error:
-        raise explain(error, address(client)) from error
+    """Every queue that tokenrelay has used, and what's wrong. Raises RedisUnusable."""
+    now, findings = Driver(client).run(looked_at())
     if json:
-        for line in lines:
-            write_json(asdict(line))
+        queues, workers = [asdict(queue) for queue in now.queues], [asdict(worker) for worker in now.workers]
+        write_json({"queues": queues, "workers": workers, "findings": [asdict(finding) for finding in findings]})
         return
-    width = max([5, *(len(line.queue) for line in lines)])
-    write_text(f"{'queue':{width}}  waiting  running  workers\n")
-    for line in lines:
-        write_text(f"{line.queue:{width}}  {line.waiting:7}  {line.running:7}  {line.workers:7}\n")
+    width = max([5, *(len(queue.name) for queue in now.queues)])
+    write_line(f"{'queue':{width}}  waiting  running  workers")
+    for queue in now.queues:
+        write_line(f"{queue.name:{width}}  {queue.waiting:7}  {queue.running:7}  {queue.workers:7}")
+    _write_findings(findings, all_is_well(now))
 
 
-def _queues(client: redis.Redis) -> list[QueueLine]:
-    names = sorted(text(key).removeprefix(keys.rq_queue("")) for key in client.smembers(keys.RQ_QUEUES))
-    return [_queue(client, name) for name in names if name.startswith("tokenrelay.")]
+def looked_at() -> Steps[tuple[System, list[Finding]]]:
+    """The system, and what is wrong with it. Raises RedisError where Redis doesn't answer."""
+    now = yield from system()
+    places: list[tuple[str, Place]] = [(queue.name, "running") for queue in now.queues if queue.running]
+    claimed: list[Sighting] = []
+    try:
+        found = yield from sightings.registered(places, 0, _OLDEST_CLAIMED - 1, newest=False)
+        claimed = yield from sightings.sighted(found[:_OLDEST_CLAIMED], tail=1)
+    except NoPermissionError:  # a producer lists no requests
+        pass
+    return now, diagnosed(now, claimed)
 
 
-def _queue(client: redis.Redis, name: str) -> QueueLine:
-    with client.pipeline(transaction=False) as pipeline:
-        pipeline.llen(keys.rq_queue(name))
-        pipeline.zcard(keys.claimed(name))
-        pipeline.smembers(keys.rq_workers(name))
-        waiting, running, workers = pipeline.execute()
-    alive = client.exists(*workers) if workers else 0
-    return QueueLine(name, waiting, running, alive)
+def _write_findings(findings: Sequence[Finding], otherwise: str) -> None:
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    write_line()
+    if not findings:
+        write_line(textwrap.fill(visible(otherwise), width, break_long_words=False, break_on_hyphens=False))
+    for finding in findings:
+        for mark, told in (("! ", finding.message), ("  → ", finding.remedy)):
+            indent = " " * len(mark)
+            lines = textwrap.wrap(visible(told), width - len(mark), break_long_words=False, break_on_hyphens=False)
+            write_line("\n".join((indent if number else mark) + line for number, line in enumerate(lines)))

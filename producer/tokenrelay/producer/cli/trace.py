@@ -6,17 +6,14 @@ quoted, so that nothing in it can move the cursor, and goes through none of rich
 
 from __future__ import annotations
 
-import io
-import sys
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokenrelay.producer.cli.output import write_json
+from tokenrelay.producer.cli.output import print_rich, visible, write_json
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.producer.trace import Kind, as_json, traced
 
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import redis
+    from rich.console import Console
 
     from tokenrelay.producer.trace import Line, Trace
 
@@ -46,12 +44,7 @@ def write_trace(client: redis.Redis, request_id: str, *, json: bool = False) -> 
     if json:
         write_json(as_json(trace))
         return
-    written = io.StringIO()
-    print_trace(Console(file=written, force_terminal=sys.stdout.isatty(), highlight=False, emoji=False), trace)
-    lines = written.getvalue().splitlines()
-    # As bytes: a terminal or pipe whose locale knows no arrows gets them too, as it gets model text.
-    sys.stdout.buffer.write("".join(f"{line.rstrip()}\n" for line in lines).encode())
-    sys.stdout.buffer.flush()
+    print_rich(lambda console: print_trace(console, trace))
 
 
 def print_trace(console: Console, trace: Trace) -> None:
@@ -159,11 +152,6 @@ def _ms(value: float) -> str:
 
 def _clock(at_us: int) -> str:
     return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%H:%M:%S.%f")[:-3]
-
-
-def visible(text: str) -> str:
-    """The text on one line: whatever a terminal would act upon, or couldn't be encoded, as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def _piece(text: str) -> str:

@@ -1,0 +1,113 @@
+"""Why one request isn't moving: where it stands in its queue, who could take it, who held it last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from redis.exceptions import NoPermissionError
+
+from tokenrelay.producer.cli import sightings
+from tokenrelay.producer.cli.diagnosis import Finding, counted, diagnosed, is_abandoned, is_busy
+from tokenrelay.producer.cli.system import system
+from tokenrelay.producer.rounds import Round
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import State, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenrelay.producer import Status
+    from tokenrelay.producer.cli.sightings import Sighting
+    from tokenrelay.producer.cli.system import System
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.commands import Reply
+
+_ELSEWHERE = ("all_busy", "not_taken", "no_worker", "abandoned", "worker_silent", "worker_gone")
+"""Findings of the whole system that may concern other requests: what holds up this one is told in words of its own."""
+
+
+def explained(status: Status) -> Steps[list[Finding]]:
+    """What keeps the request from moving, worst first; nothing for one that has ended."""
+    if status.state.terminal:
+        return []
+    try:
+        now = yield from system()
+    except NoPermissionError:  # a read-only consumer sees neither queues nor workers
+        return [_blind()]
+    job, position, seen = yield from _looked_up(status)
+    sighting = seen[0] if seen else None
+    findings = [found for found in diagnosed(now) if found.code not in _ELSEWHERE]
+    if status.seconds_left < 0:
+        message = f"its deadline passed {-status.seconds_left:.1f} s ago, and nobody has ended it yet"
+        findings.insert(0, Finding("past_deadline", message, "read or cancel it with a producer, which ends it"))
+    if sighting is not None and (sighting.owned or sighting.started_us is not None):
+        return [*findings, *_begun(sighting, now)]
+    return [*findings, *_queued(status, now, job, position)]
+
+
+def moving(status: Status) -> str:
+    """The line for a request that nothing holds up."""
+    if status.state.terminal:
+        return f"It has ended: {status.state}."
+    if status.state is State.QUEUED:
+        return "It is next in its queue."
+    return f"It is being answered: {counted(status.tokens, 'token')} so far."
+
+
+def _looked_up(status: Status) -> Steps[tuple[Reply, Reply, list[Sighting]]]:
+    job, position = yield Round(
+        [
+            ("HGET", keys.rq_job(status.request_id), "status"),
+            ("LPOS", keys.rq_queue(status.queue), status.request_id),
+        ]
+    )
+    found = sightings.Found(status.request_id, status.queue, "running")
+    try:
+        return job, position, (yield from sightings.sighted([found]))
+    except NoPermissionError:
+        return job, position, []
+
+
+def _begun(one: Sighting, now: System) -> Iterator[Finding]:
+    if is_abandoned(one, now):
+        message = f"it lost its worker after {counted(one.tokens, 'token')}, and no live worker serves its model"
+        yield Finding("abandoned", message, "start one: it goes on at the next token")
+    elif one.owned and one.worker and one.worker not in {worker.name for worker in now.workers if worker.alive}:
+        left_s = max(0.0, (one.lease_us - now.now_us) / 1e6)
+        message = f"its worker {one.worker} is silent; another one takes over when its lease ends, in {left_s:.1f} s"
+        yield Finding("waits_for_lease", message, "wait")
+
+
+def _queued(status: Status, now: System, job: Reply, position: Reply) -> Iterator[Finding]:
+    model = keys.model_of(status.queue) or status.queue
+    if not isinstance(job, Exception) and (job is None or text(job) in ("canceled", "failed", "finished", "stopped")):
+        message = f"its job in RQ is {text(job) if job else 'gone'}, so no worker will take it"
+        yield Finding("job_gone", message, "read it with a producer, which ends it as cancelled")
+        return
+    ahead = _ahead(status, now, position)
+    if not now.serving(model):
+        served = f"those alive serve {', '.join(map(repr, now.models))}" if now.models else "no worker is alive at all"
+        message = f"no live worker serves its model {model!r} ({served})"
+        yield Finding(
+            "no_worker", message, f"start one: tokenrelay-worker run --served-model {model}, or check the name"
+        )
+    elif is_busy(model, now):
+        message = f"all slots of its model's {counted(len(now.serving(model)), 'worker')} are taken"
+        yield Finding("all_busy", message, "wait, or start another worker")
+    if ahead:
+        yield Finding("queued_behind", f"{counted(ahead, 'request')} {'is' if ahead == 1 else 'are'} before it", "wait")
+
+
+def _ahead(status: Status, now: System, position: Reply) -> int:
+    """How many are before it: those of higher priorities too."""
+    lengths = {queue.name: queue.waiting for queue in now.queues}
+    model = keys.model_of(status.queue)
+    names = keys.queues(model) if model else ()
+    higher = sum(lengths.get(name, 0) for name in names[: names.index(status.queue)]) if status.queue in names else 0
+    own = lengths.get(status.queue, 1) - 1 if isinstance(position, Exception) else position or 0
+    return max(0, higher + own)
+
+
+def _blind() -> Finding:
+    remedy = "give TOKENRELAY_REDIS_URL a user that may, such as `operator` of deploy/users.acl"
+    return Finding("cannot_look", "this Redis user sees neither queues nor workers", remedy)

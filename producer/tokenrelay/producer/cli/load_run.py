@@ -1,0 +1,169 @@
+"""Driving a running system: an open loop of arrivals over one AsyncProducer, and what each request went through.
+
+Arrivals never wait for answers, and latency counts from when a request was to be submitted, not from when it was: a
+system that stalls is charged for everything that should have come meanwhile (no coordinated omission). What the driver
+itself was late by is kept apart, as `late_s`: where that is much, the figures are the driver's and not the system's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.shared.entries import Ended, Migrated, Queued, Started, Token
+from tokenrelay.shared.errors import TokenRelayError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenrelay.producer import AsyncGeneration, AsyncProducer
+    from tokenrelay.producer.cli.workload import Arrival
+    from tokenrelay.shared.entries import Entry
+
+_CANCEL_S: Final = 5.0
+"""How long the cancelling of what is open may take."""
+MOST_ERRORS: Final = 5
+"""Different messages that are kept."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One request. Times are seconds from the run's start, on this process's clock; gaps and waits are Redis's."""
+
+    intended_s: float
+    submitted_s: float | None = None
+    """When the driver came to it."""
+    first_token_s: float | None = None
+    ended_s: float | None = None
+    state: str = "open"
+    """As the stream tells it; `refused` where it wasn't accepted, `lost` where it couldn't be read to its end."""
+    prompt_tokens: int = 0
+    tokens_s: list[float] = field(default_factory=list)
+    """When each token came."""
+    queue_wait_ms: float | None = None
+    gaps_ms: list[float] = field(default_factory=list)
+    migrations: int = 0
+    _queued_us: int = 0
+    _token_us: int = 0
+
+    def receive(self, entry: Entry, now_s: float) -> None:
+        """Take the next entry of its stream, read at `now_s`."""
+        match entry:
+            case Queued():
+                self._queued_us = entry.at_us
+            case Started():
+                self.queue_wait_ms = (entry.at_us - self._queued_us) / 1000
+                self.prompt_tokens = entry.prompt_tokens
+            case Migrated():
+                self.migrations += 1
+            case Token():
+                if self.first_token_s is None:
+                    self.first_token_s = now_s
+                else:
+                    self.gaps_ms.append((entry.at_us - self._token_us) / 1000)
+                self._token_us = entry.at_us
+                self.tokens_s.append(now_s)
+            case Ended():
+                self.ended_s, self.state = now_s, str(entry.state)
+
+
+class LoadRun:
+    """One run. `stop` ends it early; `outcomes` may be looked at meanwhile."""
+
+    def __init__(self, producer: AsyncProducer, arrivals: Sequence[Arrival], options: dict[str, Any]) -> None:
+        self.outcomes: list[Outcome] = []
+        self.errors: Counter[str] = Counter()
+        self.stopped = False
+        self.stopped_s: float | None = None
+        self.over = False
+        self.tokens = 0
+        self.open = 0
+        self._producer = producer
+        self._arrivals = arrivals
+        self._options = options
+        self._began = 0.0
+        self._stop = asyncio.Event()
+        self._following: dict[asyncio.Task[None], AsyncGeneration | None] = {}
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._began if self._began else 0.0
+
+    def stop(self) -> None:
+        """Submit no more, and cancel what is open."""
+        self.stopped, self.stopped_s = True, self.elapsed_s
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Submit everything in its time and follow it to its end, or to `stop`."""
+        try:
+            await self._submit_all()
+            while self._following and not self.stopped:
+                stop = asyncio.create_task(self._stop.wait())
+                await asyncio.wait([*self._following, stop], return_when=asyncio.FIRST_COMPLETED)
+                stop.cancel()
+            await self._cancel_open()
+        finally:
+            self.over = True
+
+    async def _submit_all(self) -> None:
+        self._began = time.monotonic()
+        for arrival in self._arrivals:
+            if await self._stopped_within(arrival.at_s - self.elapsed_s):
+                break
+            outcome = Outcome(arrival.at_s, self.elapsed_s)
+            self.outcomes.append(outcome)
+            self._following[asyncio.create_task(self._ask(arrival, outcome))] = None
+            await asyncio.sleep(0)  # the first of a burst goes out before the last is made
+
+    async def _stopped_within(self, timeout_s: float) -> bool:
+        if timeout_s > 0 and not self.stopped:
+            try:
+                await asyncio.wait_for(self._stop.wait(), timeout_s)
+            except TimeoutError:
+                pass
+        return self.stopped
+
+    async def _ask(self, arrival: Arrival, outcome: Outcome) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.open += 1
+        failed = "refused"
+        try:
+            generation = await self._producer.submit(
+                arrival.prompt, max_new_tokens=arrival.max_new_tokens, seed=arrival.seed, **self._options
+            )
+            self._following[task], failed = generation, "lost"
+            async for entry in generation.entries():
+                outcome.receive(entry, self.elapsed_s)
+                self.tokens += isinstance(entry, Token)
+                if isinstance(entry, Ended) and entry.code:
+                    self._note(f"{entry.code}: {entry.message}")
+        except TokenRelayError as error:
+            outcome.state = failed
+            self._note(error.message if failed == "refused" else f"{type(error).__name__}: {error.message}")
+        finally:
+            self.open -= 1
+            self._following.pop(task, None)
+
+    def _note(self, message: str) -> None:
+        if message in self.errors or len(self.errors) < MOST_ERRORS:
+            self.errors[message] += 1
+        else:
+            self.errors["others"] += 1
+
+    async def _cancel_open(self) -> None:
+        """Cancel what was submitted, and see it end; tasks whose submission is under way are waited for too."""
+        end = time.monotonic() + _CANCEL_S
+        asked: set[asyncio.Task[None]] = set()
+        while self._following and time.monotonic() < end:
+            fresh = {task: one for task, one in self._following.items() if one is not None and task not in asked}
+            asked |= set(fresh)
+            await asyncio.gather(*(one.cancel() for one in fresh.values()), return_exceptions=True)
+            if self._following:
+                await asyncio.wait(list(self._following), timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+        for task in list(self._following):
+            task.cancel()

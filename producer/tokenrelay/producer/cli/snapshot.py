@@ -1,0 +1,188 @@
+"""What `tokenrelay top` shows: the system, and figures from a sample of its requests. Reads Redis, draws nothing.
+
+The work of one snapshot is bounded, whatever the system holds: so many requests that run, so many that ended last. The
+figures say how many requests they are from, and of how many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import NoPermissionError
+
+from tokenrelay.producer.cli import sightings
+from tokenrelay.producer.cli.spread import Spread
+from tokenrelay.producer.cli.system import system
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenrelay.producer.cli.sightings import Found, Migration, Place, Sighting
+    from tokenrelay.producer.cli.system import System
+    from tokenrelay.producer.rounds import Steps
+
+MOST_RUNNING: Final = 120
+MOST_ENDED: Final = 100
+"""Requests looked at for one snapshot; of the running ones the longest-running sixth is always among them."""
+WINDOW_S: Final = 60.0
+"""Percentiles are of the last so many seconds."""
+RATE_WINDOW_S: Final = 5.0
+_OLDEST: Final = MOST_RUNNING // 6
+_NEWEST_QUEUED: Final = 10
+_PER_REGISTRY: Final = 3000
+_ENDS: Final[tuple[Place, ...]] = ("finished", "failed", "canceled")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One moment. Requests are empty, and figures of nothing, where `readable` is False."""
+
+    system: System
+    readable: bool
+    """Whether this Redis user may read requests."""
+    running: tuple[Sighting, ...]
+    ended: tuple[Sighting, ...]
+    queued: tuple[Sighting, ...]
+    tokens_per_s: float
+    """Over RATE_WINDOW_S; running requests that weren't looked at are taken to be as fast as those that were."""
+    queue_wait_ms: Spread
+    ttft_ms: Spread
+    inter_token_ms: Spread
+    """Of the last tokens of each request, at most TAIL."""
+    is_sample: bool
+    """Whether there were more requests in this time than were looked at."""
+
+    @property
+    def slowest(self) -> list[Sighting]:
+        """Those that run, the longest first."""
+        return sorted(self.running, key=lambda one: one.queued_us)
+
+    @property
+    def newest(self) -> list[Sighting]:
+        """All that were looked at, the last submitted first."""
+        return sorted(chain(self.running, self.ended, self.queued), key=lambda one: one.queued_us, reverse=True)
+
+    @property
+    def migrations(self) -> list[Migration]:
+        """Baton passes of these requests, the last first."""
+        found = chain.from_iterable(one.migrations for one in chain(self.running, self.ended, self.queued))
+        return sorted(found, key=lambda one: one.at_us, reverse=True)
+
+    @property
+    def running_in_all(self) -> int:
+        return sum(queue.running for queue in self.system.queues)
+
+    @property
+    def waiting_in_all(self) -> int:
+        return sum(queue.waiting for queue in self.system.queues)
+
+
+def snapshot() -> Steps[Snapshot]:
+    """What there is now. Raises RedisError where Redis doesn't answer."""
+    now = yield from system()
+    names = [queue.name for queue in now.queues]
+    try:
+        running = yield from _running([queue.name for queue in now.queues if queue.running])
+        ended = yield from _ended(names)
+        waiting: list[Found] = []
+        for queue in now.queues:
+            if queue.waiting:
+                waiting += yield from sightings.queued(queue.name, 0, _NEWEST_QUEUED - 1)
+        seen = yield from sightings.sighted([*running, *ended, *waiting])
+    except NoPermissionError:
+        ended, seen = [], None
+    return _figured(now, seen, truncated=len(ended) >= MOST_ENDED)
+
+
+def _running(queues: Sequence[str]) -> Steps[list[Found]]:
+    places: list[tuple[str, Place]] = [(queue, "running") for queue in queues]
+    newest = yield from sightings.registered(places, 0, MOST_RUNNING - 1, newest=True)
+    oldest = yield from sightings.registered(places, 0, _OLDEST - 1, newest=False)
+    return [*oldest[:_OLDEST], *newest[: MOST_RUNNING - _OLDEST]]
+
+
+def _ended(queues: Sequence[str]) -> Steps[list[Found]]:
+    places: list[tuple[str, Place]] = [(queue, place) for queue in queues for place in _ENDS]
+    most = min(MOST_ENDED, _PER_REGISTRY // max(1, len(places)))
+    found = yield from sightings.registered(places, 0, most - 1, newest=True)
+    return found[:MOST_ENDED]
+
+
+def _figured(now: System, seen: Sequence[Sighting] | None, *, truncated: bool) -> Snapshot:
+    """The snapshot. `truncated`: more requests ended than were looked at, so the sample reaches back less far."""
+    sample = seen or ()
+    ended = [one for one in sample if one.state.terminal]
+    running = [one for one in sample if one.running]
+    unseen = max(1.0, sum(queue.running for queue in now.queues) / max(1, len(running)))
+    since_us = now.now_us - int(WINDOW_S * 1e6)
+    reach_us = min((one.ended_us or 0 for one in ended), default=0) if truncated else 0
+    return Snapshot(
+        system=now,
+        readable=seen is not None,
+        running=tuple(running),
+        ended=tuple(ended),
+        queued=tuple(one for one in sample if not one.running and not one.state.terminal),
+        tokens_per_s=unseen * sum(_tokens_per_s(one, now.now_us, reach_us) for one in running)
+        + sum(_tokens_per_s(one, now.now_us, reach_us) for one in ended),
+        queue_wait_ms=Spread.of(_since(sample, "started_us", "queue_wait_ms", since_us)),
+        ttft_ms=Spread.of(_since(sample, "first_token_us", "ttft_ms", since_us)),
+        inter_token_ms=Spread.of(
+            (after - before) / 1000 for one in sample for before, after in pairwise(one.tail_us) if after >= since_us
+        ),
+        is_sample=unseen > 1 or reach_us > since_us,
+    )
+
+
+def _since(sample: Sequence[Sighting], when: str, what: str, since_us: int) -> list[float]:
+    return [getattr(one, what) for one in sample if (getattr(one, when) or 0) >= since_us]
+
+
+def _tokens_per_s(one: Sighting, now_us: int, reach_us: int) -> float:
+    """How fast it was written lately. A tail that is shorter than the window is taken as far as it goes."""
+    begin_us = max(now_us - int(RATE_WINDOW_S * 1e6), reach_us)
+    counted = [at_us for at_us in one.tail_us if at_us >= begin_us]
+    if counted and len(counted) == len(one.tail_us) < one.tokens:
+        begin_us, counted = counted[0], counted[1:]
+    return len(counted) / max((now_us - begin_us) / 1e6, 1e-3)
+
+
+def as_json(shot: Snapshot) -> dict[str, Any]:
+    """The snapshot as one JSON object: docs/operations.md lists its fields."""
+    now = shot.system
+    return {
+        "at_us": now.now_us,
+        "suspended": now.suspended,
+        "redis": asdict(now.server) if now.server else None,
+        "queues": [asdict(queue) for queue in now.queues],
+        "workers": [{**asdict(worker), "alive": worker.alive} for worker in now.workers],
+        "waiting": shot.waiting_in_all,
+        "running": shot.running_in_all,
+        "tokens_per_s": round(shot.tokens_per_s, 3),
+        "queue_wait_ms": shot.queue_wait_ms.as_json(),
+        "ttft_ms": shot.ttft_ms.as_json(),
+        "inter_token_ms": shot.inter_token_ms.as_json(),
+        "sampled": {"running": len(shot.running), "ended": len(shot.ended), "queued": len(shot.queued)},
+        "requests_readable": shot.readable,
+        "slowest": [request_json(one, now.now_us) for one in shot.slowest[:10]],
+        "newest": [request_json(one, now.now_us) for one in shot.newest[:10]],
+        "migrations": [asdict(one) for one in shot.migrations[:10]],
+    }
+
+
+def request_json(one: Sighting, now_us: int) -> dict[str, Any]:
+    """One request as a JSON object, of `top` and `list` alike."""
+    return {
+        "request_id": one.request_id,
+        "state": one.state,
+        "queue": one.queue,
+        "worker": one.worker,
+        "tokens": one.tokens,
+        "attempts": one.attempts,
+        "queued_us": one.queued_us,
+        "ended_us": one.ended_us,
+        "age_s": round(one.age_s(now_us), 3),
+        "queue_wait_ms": one.queue_wait_ms,
+        "ttft_ms": one.ttft_ms,
+    }

@@ -1,0 +1,288 @@
+"""What a running system is at one moment: its queues, its workers, its Redis. Three round trips; no write.
+
+Neither KEYS nor SCAN: everything is found by RQ's own sets. What a Redis user may not look at is left out and named in
+`denied`, so that the least of users still sees something. This module knows nothing of single requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from tokenrelay.producer.endings import server_time_us
+from tokenrelay.producer.rounds import Round
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import text
+from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.commands import Batch, Reply
+
+MOST_QUEUES: Final = 100
+MOST_WORKERS: Final = 200
+"""Looked at in one go; those beyond are counted, and said to be left out."""
+_WORKER_FIELDS: Final = (
+    "queues",
+    "state",
+    "slots",
+    "in_flight",
+    "hostname",
+    "successful_job_count",
+    "failed_job_count",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One queue. `running`: taken off it and not ended; `workers`: those alive that serve it."""
+
+    name: str
+    model: str
+    waiting: int
+    running: int
+    workers: int
+    oldest_wait_s: float | None
+    """Since the request at its head was submitted; None where none waits, or it may not be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One registered worker. `slots` and `in_flight` are None for one that doesn't report them."""
+
+    name: str
+    models: tuple[str, ...]
+    state: str
+    slots: int | None
+    in_flight: int | None
+    silent_s: float
+    """Since its last heartbeat, by Redis's clock."""
+    host: str
+    finished: int
+    failed: int
+
+    @property
+    def alive(self) -> bool:
+        return self.silent_s < WORKER_SILENT_S
+
+    @property
+    def full(self) -> bool:
+        return self.slots is not None and self.in_flight is not None and self.in_flight >= self.slots
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What INFO tells of Redis."""
+
+    version: str
+    role: str
+    eviction_policy: str
+    used_bytes: int
+    """What counts towards the limit: without the buffers of replicas and of the append-only file."""
+    limit_bytes: int
+    """0 where there's none."""
+    aof_failed: bool
+    """The append-only file can't be written: Redis refuses writes (MISCONF)."""
+    snapshot_failed: bool
+    """The last RDB snapshot failed: Redis refuses writes where it's set up to make them."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """All of it. `now_us` is Redis's clock."""
+
+    now_us: int
+    queues: tuple[Queue, ...]
+    workers: tuple[Worker, ...]
+    suspended: bool
+    resumes_in_s: float | None
+    """None where the suspension has no end of its own."""
+    server: Server | None
+    denied: tuple[str, ...]
+    """What this Redis user may not look at, in words."""
+    gone: tuple[str, ...] = ()
+    """Workers of these queues whose registration ran out without a sign-off."""
+    left_out: int = 0
+    """Queues and workers beyond those that are looked at."""
+
+    def serving(self, model: str) -> tuple[Worker, ...]:
+        """The live workers of a model."""
+        return tuple(worker for worker in self.workers if worker.alive and model in worker.models)
+
+    def running(self, model: str) -> int:
+        """Requests that were taken off the model's queues and haven't ended."""
+        return sum(queue.running for queue in self.queues if queue.model == model)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those that live workers serve."""
+        return tuple(sorted({model for worker in self.workers if worker.alive for model in worker.models}))
+
+
+def system() -> Steps[System]:
+    """What there is now. Raises RedisError where Redis doesn't answer."""
+    queues, workers, suspended_ms, time, info = yield Round(
+        [
+            ("SMEMBERS", keys.RQ_QUEUES),
+            ("SMEMBERS", keys.RQ_WORKERS),
+            ("PTTL", keys.RQ_SUSPENDED),
+            ("TIME",),
+            ("INFO",),
+        ]
+    )
+    now_us = server_time_us(_must(time))
+    names = sorted(text(key).removeprefix(keys.rq_queue("")) for key in _must(queues))
+    ours = [name for name in names if keys.model_of(name)]
+    lists = yield from _lists(ours[:MOST_QUEUES])
+    serving = {key for found in lists for key in found.workers}
+    worker_keys = sorted(serving | ({text(key) for key in _must(workers)} if not _denied(workers) else set()))
+    seen, waits = yield from _details(worker_keys[:MOST_WORKERS], lists, now_us)
+    alive = [worker for worker in seen if worker.alive]
+    names_seen = {worker.name for worker in seen}
+    denied = [
+        *(["which workers there are, beyond those of its queues"] if _denied(workers) else []),
+        *(["whether RQ is suspended"] if _denied(suspended_ms) else []),
+        *(["INFO: Redis's memory, disk, role and eviction policy"] if isinstance(info, ResponseError) else []),
+    ]
+    paused_ms = -2 if _denied(suspended_ms) else int(_must(suspended_ms))
+    return System(
+        now_us=now_us,
+        queues=tuple(
+            Queue(
+                found.name,
+                found.model,
+                found.waiting,
+                found.running,
+                sum(found.model in worker.models for worker in alive),
+                wait_s,
+            )
+            for found, wait_s in zip(lists, waits, strict=True)
+        ),
+        workers=tuple(seen),
+        suspended=paused_ms != -2,
+        resumes_in_s=paused_ms / 1000 if paused_ms >= 0 else None,
+        server=None if isinstance(info, ResponseError) else _server(_must(info)),
+        denied=tuple(denied),
+        gone=tuple(name for name in map(_worker_name, sorted(serving)[:MOST_WORKERS]) if name not in names_seen),
+        left_out=max(0, len(ours) - MOST_QUEUES) + max(0, len(worker_keys) - MOST_WORKERS),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    name: str
+    model: str
+    waiting: int
+    running: int
+    head: str | None
+    workers: frozenset[str]
+
+
+def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
+    batch: Batch = []
+    for name in names:
+        batch += [
+            ("LLEN", keys.rq_queue(name)),
+            ("ZCARD", keys.claimed(name)),
+            ("LRANGE", keys.rq_queue(name), 0, 0),
+            ("SMEMBERS", keys.rq_workers(name)),
+        ]
+    replies = (yield Round(batch)) if batch else []
+    found = []
+    for name, waiting, running, head, workers in zip(
+        names, replies[::4], replies[1::4], replies[2::4], replies[3::4], strict=True
+    ):
+        first = None if _denied(head) else next(iter(_must(head)), None)
+        serving = frozenset() if _denied(workers) else frozenset(map(text, _must(workers)))
+        model = keys.model_of(name) or ""
+        head_id = text(first) if first is not None else None
+        found.append(_Lists(name, model, int(_must(waiting)), int(_must(running)), head_id, serving))
+    return found
+
+
+def _details(
+    worker_keys: Sequence[str], lists: Sequence[_Lists], now_us: int
+) -> Steps[tuple[list[Worker], list[float | None]]]:
+    """The workers, and how long each queue's first request has waited."""
+    registered: dict[str, set[str]] = {key: set() for key in worker_keys}
+    for found in lists:
+        for key in found.workers & registered.keys():
+            registered[key].add(found.model)
+    batch: Batch = []
+    for key in worker_keys:
+        batch += [("HMGET", key, *_WORKER_FIELDS), ("PTTL", key)]
+    heads = [found.head for found in lists]
+    batch += [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head and keys.is_request_id(head)]
+    replies = iter((yield Round(batch)) if batch else [])
+    workers = [_worker(key, models, next(replies), next(replies)) for key, models in registered.items()]
+    waits = [_wait_s(next(replies), now_us) if head and keys.is_request_id(head) else None for head in heads]
+    return [worker for worker in workers if worker is not None and worker.models], waits
+
+
+def _wait_s(reply: Reply, now_us: int) -> float | None:
+    if isinstance(reply, ResponseError) or not reply:
+        return None
+    fields = {text(name): text(value) for name, value in dict(reply[0][1]).items()}
+    return max(0.0, (now_us - int(fields["at_us"])) / 1e6)
+
+
+def _worker(key: str, models: set[str], fields: Reply, left_ms: Reply) -> Worker | None:
+    if isinstance(fields, ResponseError) or isinstance(left_ms, ResponseError) or not any(fields):
+        return None
+    queues, state, slots, in_flight, host, finished, failed = (
+        None if value is None else text(value) for value in fields
+    )
+    models |= {model for model in map(keys.model_of, (queues or "").split(",")) if model}
+    return Worker(
+        name=_worker_name(key),
+        models=tuple(sorted(models)),
+        state=state or "?",
+        slots=_number(slots),
+        in_flight=_number(in_flight),
+        silent_s=round(max(0.0, WORKER_TTL_S - int(left_ms) / 1000), 3),
+        host=host or "",
+        finished=_number(finished) or 0,
+        failed=_number(failed) or 0,
+    )
+
+
+def _worker_name(key: str) -> str:
+    return key.removeprefix(keys.rq_worker(""))
+
+
+def _server(info: Mapping[str, Any]) -> Server:
+    return Server(
+        version=str(info.get("redis_version", "?")),
+        role=str(info.get("role", "master")),
+        eviction_policy=str(info.get("maxmemory_policy", "noeviction")),
+        used_bytes=int(info.get("used_memory", 0)) - int(info.get("mem_not_counted_for_evict", 0)),
+        limit_bytes=int(info.get("maxmemory", 0)),
+        aof_failed=bool(info.get("aof_enabled")) and info.get("aof_last_write_status") == "err",
+        snapshot_failed=info.get("rdb_last_bgsave_status") == "err",
+    )
+
+
+def _number(value: str | None) -> int | None:
+    return int(value) if value is not None and value.isdecimal() else None
+
+
+def _denied(reply: Reply) -> bool:
+    return isinstance(reply, NoPermissionError)
+
+
+def _must(reply: Reply) -> Any:
+    """The reply. Raises the error that stands in its place."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def pairs(reply: Reply) -> Iterable[tuple[str, float]]:
+    """Members and scores of a ZRANGE WITHSCORES: RESP2 gives a flat list, RESP3 pairs."""
+    if reply and not isinstance(reply[0], list | tuple):
+        reply = zip(reply[::2], reply[1::2], strict=True)
+    return [(text(member), float(score)) for member, score in reply]
