@@ -194,6 +194,9 @@ def test_others_see_what_they_may(
         assert "this Redis user may not see" in status.output
         of_one = shown(monkeypatch, url_of("consumer"), "status", generation.request_id)
         assert (of_one.exit_code, "incomplete" in of_one.output) == (0, True), of_one.output
+        load = ("load", "--rate", "20", "--duration", "0.3", "--seed", "1", "--model", MODEL)
+        loaded = shown(monkeypatch, url_of("producer"), *load)
+        assert (loaded.exit_code, "incomplete" in loaded.output) == (0, True), loaded.output
         for role, command in (("consumer", "top"), ("producer", "list"), ("dashboard", "list")):
             refused = shown(monkeypatch, url_of(role), command)
             assert (refused.exit_code, refused.stdout) == (3, ""), refused.output

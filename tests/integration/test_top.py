@@ -212,6 +212,14 @@ def terminal(environment: None) -> Iterator[Terminal]:
     terminal.close()
 
 
+def test_sigterm_leaves_the_terminal_as_it_was(terminal: Terminal) -> None:
+    terminal.read_until("tokenrelay top")
+    terminal.process.terminate()
+    terminal.read_until("\x1b[?1049l")
+    assert terminal.process.wait(10) == 143
+    assert termios.tcgetattr(terminal.theirs) == terminal.before
+
+
 @pytest.mark.parametrize(("key", "code"), [(b"q", 0), (b"\x03", 130)])
 def test_a_key_leaves_the_terminal_as_it_was(
     terminal: Terminal, redis: Redis, producer: Producer, key: bytes, code: int

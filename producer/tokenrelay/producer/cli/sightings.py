@@ -1,4 +1,4 @@
-"""What many requests are at one moment, from their hashes and the ends of their streams: three round trips for all.
+"""What many requests are at one moment, from their hashes and the ends of their streams.
 
 A stream is read at its two ends alone, so that an answer of any length costs the same. All times are Redis's own.
 """
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TAIL: Final = 64
 """Entries looked at from each stream's end."""
+_PER_ROUND: Final = 40
+"""Requests asked for in one round trip: 2 ms of Redis's time, in which no worker's tokens get in."""
 _FIELDS: Final = ("state", "queue", "next", "attempt", "fence", "lease_us", "deadline_us")
 Place = Literal["queued", "running", "finished", "failed", "canceled"]
 
@@ -120,6 +122,13 @@ def registered(places: Sequence[tuple[str, Place]], first: int, last: int, *, ne
 def sighted(found: Iterable[Found], *, tail: int = TAIL) -> Steps[list[Sighting]]:
     """The requests, without those that are gone or malformed. Raises NoPermissionError where they may not be read."""
     ids = list({one.request_id: one for one in found if keys.is_request_id(one.request_id)})
+    seen: list[Sighting] = []
+    for first in range(0, len(ids), _PER_ROUND):
+        seen += yield from _some(ids[first : first + _PER_ROUND], tail)
+    return seen
+
+
+def _some(ids: Sequence[str], tail: int) -> Steps[list[Sighting]]:
     batch: Batch = []
     for request_id in ids:
         stream = keys.stream(request_id)
@@ -130,7 +139,7 @@ def sighted(found: Iterable[Found], *, tail: int = TAIL) -> Steps[list[Sighting]
             ("XRANGE", stream, "1-0", "1-0"),
             ("XREVRANGE", stream, "+", "-", "COUNT", tail),
         ]
-    replies = (yield Round(batch)) if batch else []
+    replies = yield Round(batch)
     for reply in replies:
         if isinstance(reply, NoPermissionError):
             raise reply

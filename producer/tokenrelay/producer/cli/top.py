@@ -66,15 +66,21 @@ def watch(client: redis.Redis, interval_s: float) -> None:
             shot, diagnosed(shot.system, shot.running), where=where, lines=console.size.height - 1, trouble=trouble
         )
 
-    with _keys() as keyboard, Live(drawn(), console=console, screen=True, auto_refresh=False) as live:
-        due = time.monotonic() + interval_s
-        while (key := keyboard.pressed(due - time.monotonic())) not in ("q", "Q", "\x03"):
-            if time.monotonic() >= due:
-                shot, trouble = refreshed(driver, shot)
-                due = time.monotonic() + interval_s
-            elif key not in ("", " "):
-                continue
-            live.update(drawn(), refresh=True)
+    live = Live(drawn(), console=console, screen=True, auto_refresh=False)
+    with _keys() as keyboard:
+        try:
+            # Within `try`: a signal that comes while it takes the screen must give it back too.
+            live.start(refresh=True)
+            due = time.monotonic() + interval_s
+            while (key := keyboard.pressed(due - time.monotonic())) not in ("q", "Q", "\x03"):
+                if time.monotonic() >= due:
+                    shot, trouble = refreshed(driver, shot)
+                    due = time.monotonic() + interval_s
+                elif key not in ("", " "):
+                    continue
+                live.update(drawn(), refresh=True)
+        finally:
+            live.stop()
 
 
 def refreshed(driver: Driver, last: Snapshot) -> tuple[Snapshot, str]:
@@ -112,15 +118,23 @@ def _keys() -> Iterator[_Keyboard]:
     before = termios.tcgetattr(typed)
     resized, note = os.pipe()
     os.set_blocking(note, False)
-    handler = signal.signal(signal.SIGWINCH, lambda *_: _noted(note))
+    before_top = {
+        signal.SIGWINCH: signal.signal(signal.SIGWINCH, lambda *_: _noted(note)),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, _ended),  # the terminal is to be left as it was
+    }
     try:
         tty.setcbreak(typed)
         yield _Keyboard(typed, resized)
     finally:
-        signal.signal(signal.SIGWINCH, handler)
+        for number, handler in before_top.items():
+            signal.signal(number, handler)
         termios.tcsetattr(typed, termios.TCSADRAIN, before)
         os.close(resized)
         os.close(note)
+
+
+def _ended(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _noted(note: int) -> None:
