@@ -1,7 +1,8 @@
 """The heartbeat: leases and RQ's registrations are kept alive, and what others want of this worker is heard.
 
-One pipeline every `heartbeat_ms`. It learns from it which requests were cancelled or taken over, and whether RQ is
-suspended. It doesn't beat for a worker whose loop has stopped: a hung worker must lose its leases.
+Every `heartbeat_ms` it learns which requests were cancelled or taken over. An append renews its request's lease and says
+the same, so only requests that got no token lately are asked for. It doesn't beat for a worker whose loop has stopped:
+a hung worker must lose its leases.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RQ_EVERY_S = 5.0
+RQ_EVERY_S = 15.0
 JOBS_EVERY_S = 1.0
+A_PART = 32
+"""Requests in one pipeline: a step's tokens don't wait until Redis has seen to all."""
+LEASE_SHARE = 6
+"""A request that got tokens within this part of its lease needs no renewal."""
 
 
 @dataclass(slots=True)
@@ -45,23 +50,32 @@ class Heartbeat:
     _jobs_due: float = 0.0
 
     def beat(self) -> None:
-        """Renew every lease once, and act on what the replies say. Redis errors are logged: the next beat is near."""
-        attempts = self.in_flight.all()
-        batch: Batch = [self._renewal(attempt) for attempt in attempts]
+        """Renew every lease that no append has, and act on what the replies say. Redis errors are logged: the next beat
+        is near."""
         now = time.monotonic()
-        if now >= self._rq_due:
-            self._rq_due = now + RQ_EVERY_S
-            batch += [command for attempt in attempts for command in _rq_lease(attempt)]
+        rq, jobs = now >= self._rq_due, now >= self._jobs_due
+        self._rq_due = now + RQ_EVERY_S if rq else self._rq_due
+        self._jobs_due = now + JOBS_EVERY_S if jobs else self._jobs_due
+        attempts = self.in_flight.all()
         try:
-            replies = self.pipeline.run(batch) if batch else []
-            for attempt, reply in zip(attempts, replies, strict=False):
-                self._renewed(attempt, reply)
-            if now >= self._jobs_due:
-                self._jobs_due = now + JOBS_EVERY_S
-                self._look_at_jobs(self.in_flight.all())
+            for first in range(0, len(attempts), A_PART):
+                part = attempts[first : first + A_PART]
+                self._renew(part, now, rq=rq)
+                if jobs:
+                    self._look_at_jobs([attempt for attempt in part if self.in_flight.get(attempt.fence)])
         except RedisError as error:
             self.publisher.figures.redis_errors.add("heartbeat")
             log.warning("the heartbeat didn't reach Redis: %s", error)
+
+    def _renew(self, attempts: Sequence[Attempt], now: float, *, rq: bool) -> None:
+        recently = now - self.lease_ms / 1000 / LEASE_SHARE
+        silent = [each for each in attempts if each.appended_at is None or each.appended_at < recently]
+        batch: Batch = [self._renewal(attempt) for attempt in silent]
+        if rq:
+            batch += [command for attempt in attempts for command in _rq_lease(attempt)]
+        replies = self.pipeline.run(batch) if batch else []
+        for attempt, reply in zip(silent, replies, strict=False):
+            self._renewed(attempt, reply)
 
     def look(self, attempt: Attempt) -> None:
         """See at once whether somebody ended this request; its next heartbeat would too."""
@@ -101,7 +115,8 @@ class Heartbeat:
     def _look_at_jobs(self, attempts: Sequence[Attempt]) -> None:
         """A job that was cancelled or deleted through RQ's own API cancels its request; one that RQ's clean-up failed
         runs on, and RQ is told."""
-        statuses = self.pipeline.run([("HGET", keys.rq_job(a.request_id), "status") for a in attempts])
+        looks: Batch = [("HGET", keys.rq_job(attempt.request_id), "status") for attempt in attempts]
+        statuses = self.pipeline.run(looks) if looks else []
         repairs: Batch = []
         for attempt, status in zip(attempts, statuses, strict=True):
             if status in (None, b"canceled") and self.in_flight.get(attempt.fence):
