@@ -32,6 +32,8 @@ _READ_STREAMS: Final = 32
 _READ_STEPS: Final = 40
 _STEP_S: Final = 0.1
 _LONG_STREAMS: Final = 8
+_PAGE: Final = 512
+"""Entries that a consumer reads at a time."""
 
 
 def measure(options: BenchOptions) -> Iterator[Figure]:
@@ -93,7 +95,8 @@ def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
             walls[length].append(wall_us)
             sizes[length].append((client.memory_usage(stream, samples=0) or 0) / length)
             began = time.perf_counter()
-            client.xrange(stream)
+            for first in range(1, length + 1, _PAGE):
+                client.xrange(stream, f"{first}-0", "+", count=_PAGE)
             reads[length].append((time.perf_counter() - began) * 1e6 / length)
     for length in lengths:
         name = f"{length:,} tokens a stream"

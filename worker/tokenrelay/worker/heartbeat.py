@@ -1,8 +1,8 @@
 """The heartbeat: leases and RQ's registrations are kept alive, and what others want of this worker is heard.
 
-Every `heartbeat_ms` it learns which requests were cancelled or taken over. An append renews its request's lease and says
-the same, so only requests that got no token lately are asked for. It doesn't beat for a worker whose loop has stopped:
-a hung worker must lose its leases.
+Every `heartbeat_ms` it learns which requests were cancelled or taken over. An append renews its lease and says as much,
+so only requests that got no token lately are asked for. It doesn't beat for a worker whose loop has stopped: a hung
+worker must lose its leases.
 """
 
 from __future__ import annotations
