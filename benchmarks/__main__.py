@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds a suite: whether it runs, no figures")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for results.json and the PNG")
     parser.add_argument("--serve-python", default=sys.executable, help="the Python that has transformers[serving]")
+    parser.add_argument("--vllm-python", default=sys.executable, help="the Python that has vllm")
     parser.add_argument("--page", action="store_true", help="refresh the tables in docs/performance.md too")
     arguments = parser.parse_args()
     try:
@@ -65,6 +66,7 @@ def main() -> None:
             rounds=1 if arguments.quick else arguments.rounds,
             quick=arguments.quick,
             serve_python=arguments.serve_python,
+            vllm_python=arguments.vllm_python,
             folder=Path(folder),
             shapes=tuple(arguments.shape),
         )

@@ -88,7 +88,7 @@ async def over_sse(url: str, model: str, wave: Wave) -> Outcome:
 
 
 async def over_gateway(url: str, model: str, wave: Wave) -> Outcome:
-    """Of our gateway's /v1/completions."""
+    """Of our gateway's /v1/completions, or vLLM's."""
     async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as http:
 
         async def call(numbered: Call, first: Callable[[], None]) -> int:
@@ -106,7 +106,7 @@ async def over_gateway(url: str, model: str, wave: Wave) -> Outcome:
                     chunks += 1
                     if chunks == 1:
                         first()
-                    if chunk["usage"]:
+                    if chunk.get("usage"):
                         tokens = chunk["usage"]["completion_tokens"]
             return tokens
 

@@ -120,8 +120,19 @@ class Arena:
         command += ["--cb-num-blocks", str(KV_CACHE_TOKENS // _PAGE_TOKENS), "--cb-block-size"]
         command += [str(_PAGE_TOKENS), "--cb-max-batch-tokens", "512"]
         process = self._start(command)
-        _await_health(url, process)
+        _await_health(url, process, "transformers serve")
         return Called(self.clients(), {"kind": "sse", "url": url, "model": self._options.model})
+
+    def vllm(self) -> Called | None:
+        """vLLM's own server; None where it isn't installed. Its completions take what our gateway's take."""
+        python = self._options.vllm_python
+        if subprocess.run([python, "-c", "import vllm"], capture_output=True, check=False).returncode:
+            return None
+        url, port = _free_url()
+        command = [str(Path(python).with_name("vllm")), "serve", self._options.model, "--host", "127.0.0.1"]
+        command += ["--port", port, "--dtype", self._options.dtype, "--max-num-seqs", str(SLOTS)]
+        _await_health(url, self._start(command), "vllm serve")
+        return Called(self.clients(), {"kind": "gateway", "url": url, "model": self._options.model})
 
     def gateway(self) -> Called:
         """The pipeline's model over HTTP."""
@@ -173,14 +184,14 @@ def _free_url() -> tuple[str, str]:
     return f"http://127.0.0.1:{port}", str(port)
 
 
-def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
+def _await_health(url: str, process: subprocess.Popen[bytes], what: str) -> None:
     end = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"transformers serve ended with {process.returncode}; see the log")
+            raise RuntimeError(f"{what} ended with {process.returncode}; see the log")
         try:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise RuntimeError("transformers serve wasn't ready in time; see the log")
+    raise RuntimeError(f"{what} wasn't ready in time; see the log")

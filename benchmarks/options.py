@@ -18,6 +18,7 @@ class BenchOptions:
     rounds: int
     quick: bool
     serve_python: str
+    vllm_python: str
     folder: Path
     """For logs and for what the servers write."""
     shapes: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.waves import Outcome
 
 ALONE, RELAY, STOCK, SERVE = "engine alone", "tokenrelay", "stock RQ worker", "transformers serve"
+VLLM: Final = "vLLM"
 _ALL_SLOTS: Final = 32
 _STOCK_REQUESTS: Final = 4
 """Of a wave for the stock worker, which runs one at a time: its rate doesn't depend on how many wait."""
@@ -46,9 +47,9 @@ class Shape:
 SHAPES: Final = (
     Shape(1, 40, 0.0, {ALONE: 0.95, STOCK: 0.0}),
     Shape(8, 40, 0.0, {ALONE: 0.95, STOCK: 0.0}),
-    Shape(32, 40, 0.0, {ALONE: 0.95, STOCK: 8.0, SERVE: 1.05}),
+    Shape(32, 40, 0.0, {ALONE: 0.95, STOCK: 8.0, SERVE: 1.05, VLLM: 0.0}),
     Shape(32, 40, 1.0, {ALONE: 0.95}),
-    Shape(32, 256, 0.0, {ALONE: 0.95, SERVE: 2.0}),
+    Shape(32, 256, 0.0, {ALONE: 0.95, SERVE: 2.0, VLLM: 0.0}),
     Shape(32, 256, 1.0, {ALONE: 0.95}),
 )
 QUICK: Final = (Shape(2, 8, 0.0, {ALONE: 0.0, STOCK: 0.0, SERVE: 0.0}, new_tokens=8),)
@@ -86,13 +87,15 @@ def _contenders(arena: Arena, wanted: set[str]) -> dict[str, Contender]:
             started[SERVE] = serve
         else:
             print("transformers serve isn't installed, so it's left out: pip install 'transformers[serving]'")
+    if VLLM in wanted and (vllm := arena.vllm()):
+        started[VLLM] = vllm
     return started
 
 
 def _measure_shape(
     shape: Shape, contenders: dict[str, Contender], tokenizer: PreTrainedTokenizerBase, rounds: int
 ) -> Iterator[Figure]:
-    names = [name for name in (ALONE, RELAY, STOCK, SERVE) if name == RELAY or name in shape.against]
+    names = [name for name in (ALONE, RELAY, STOCK, SERVE, VLLM) if name == RELAY or name in shape.against]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names if name in contenders}
     for number in range(rounds + 1):
         turn = list(outcomes) if number % 2 else list(reversed(outcomes))

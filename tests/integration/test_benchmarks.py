@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def quick(folder: Path) -> BenchOptions:
-    return BenchOptions(model="", dtype="float32", rounds=1, quick=True, serve_python="", folder=folder)
+    return BenchOptions(model="", dtype="float32", rounds=1, quick=True, serve_python="", vllm_python="", folder=folder)
 
 
 def test_the_token_plane_is_measured(tmp_path: Path) -> None:
