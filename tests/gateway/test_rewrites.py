@@ -50,3 +50,32 @@ def test_a_past_that_came_out_differently_is_said(http: httpx.Client, running: s
         redis.publish(keys.WAKE, running)
         (said,) = list(events)
     assert "entry 1-0 is another one now" in said.data
+
+
+def test_an_end_before_what_was_read_is_said(http: httpx.Client, writer: WakingWriter, running: str) -> None:
+    with following(http, f"/requests/{running}/events") as events:
+        for _ in range(5):
+            next(events)
+        writer.lose(running, 2)
+        writer.finish(running)
+        (said,) = list(events)
+    assert "ended before 3-0, which was read" in said.data
+
+
+def test_an_event_that_is_gone_is_doubted_too(
+    http: httpx.Client, gateway: LiveGateway, writer: WakingWriter, running: str, redis: Redis
+) -> None:
+    """The last entry that was read isn't there any more, and the stream went on without it."""
+    with following(http, f"/requests/{running}/events") as events:
+        seen = [next(events) for _ in range(5)]
+        redis.xadd(
+            keys.stream(running), {"event": "migrated", "at_us": 1, "worker": "w", "attempt": 2, "resumed_at": 4}, "3-1"
+        )
+        redis.publish(keys.WAKE, running)
+        seen.append(next(events))
+        rewrite(redis, running, 3)
+        redis.publish(keys.WAKE, running)
+        writer.append(running, " and")
+        writer.finish(running)
+        seen += list(events)
+    assert [event.last_id for event in seen] == ["0-1", "0-2", "1-0", "2-0", "3-0", "3-1", "4-0", "4-1"]

@@ -23,6 +23,7 @@ from tokenrelay.shared.commands import Call, Pipeline
 from tokenrelay.shared.entries import State, Token, text
 from tokenrelay.shared.rq_jobs import Execution, Take, keep_call, take_call
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.publisher import CONFIRM_S, RETRY_S
 from tokenrelay.worker.recovery import release, release_worker
 from tokenrelay.worker.reports import on_supervisor_death
 from tokenrelay.worker.supervisor import Supervisor
@@ -89,6 +90,22 @@ def test_a_job_that_rqs_clean_up_fails_when_it_has_ended_is_set_right(redis: Red
         wait_until(lambda: job(redis, request_id).get_status() == "finished")
     assert redis.zscore(keys.rq_registry("failed", QUEUE), request_id) is None
     assert redis.zscore(keys.rq_registry("finished", QUEUE), request_id) is not None
+
+
+def test_a_job_that_cant_be_closed_is_tried_again_and_not_more_and_more_often(
+    redis: Redis, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    request_id = submit(pipeline, NOW)
+    redis.set(keys.rq_registry("finished", QUEUE), "somebody else's", ex=60)
+    with running_worker(redis_server_url(redis)) as worker:
+        wait_until(lambda: state(redis, request_id) == "incomplete")
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > CONFIRM_S + 1.5)
+        refused = [record for record in caplog.records if "couldn't be written" in record.message]
+        assert 2 <= len(refused) <= (time.monotonic() - began) / RETRY_S + 5
+        redis.delete(keys.rq_registry("finished", QUEUE))
+        wait_until(lambda: job(redis, request_id).get_status() == "finished")
+        wait_until(lambda: not worker.loop.publisher.behind)
 
 
 def redis_server_url(redis: Redis) -> str:

@@ -82,8 +82,9 @@ class Feed:
             self._begin(entries[0])
         last_id = self.last_id
         known = [entry for entry in entries if last_id is not None and entry.entry_id <= last_id]
-        if not self.doubted and known and known[-1].at_us != self.entries[-1].at_us:
-            self._checked = self.entries[0].entry_id  # lost and written again: is all of it what it was?
+        # Another time, or gone though something follows it: lost and written again. Is all of it what it was?
+        if self.entries and entries and not self.doubted and (not known or known[-1].at_us != self.entries[-1].at_us):
+            self._checked = self.entries[0].entry_id
             return
         for entry in known:
             self._compare(entry)
@@ -98,7 +99,7 @@ class Feed:
         before = self.entries[place]
         if before.entry_id != now.entry_id:
             return
-        if replace(before, at_us=now.at_us) != now and isinstance(now, Token | Ended):
+        if replace(before, at_us=now.at_us) != now and any(isinstance(each, Token | Ended) for each in (before, now)):
             raise StreamChanged(f"entry {now.entry_id} is another one now: Redis lost writes")
         self.entries[place] = now
 

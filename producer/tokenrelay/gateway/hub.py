@@ -18,7 +18,7 @@ from tokenrelay.producer.endings import expire, server_time_us
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import AsyncPipeline
 from tokenrelay.shared.entries import State, text
-from tokenrelay.shared.errors import ProtocolError, StreamExpired, TokenRelayError
+from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamExpired, TokenRelayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -156,7 +156,7 @@ class Hub:
         batch: Batch = []
         for feed in feeds:
             request, stream = keys.of_request(feed.request_id)
-            batch += [("HMGET", request, "state", "deadline_us", "fence"), ("XLEN", stream)]
+            batch += [("HMGET", request, "state", "deadline_us", "fence", "next"), ("XLEN", stream)]
         self.figures.clock.asked()
         *looks, time = await self._pipeline.run([*batch, ("TIME",)])
         now_us = server_time_us(time)
@@ -164,7 +164,7 @@ class Hub:
         for feed, look, length in zip(feeds, looks[::2], looks[1::2], strict=True):
             if isinstance(look, Exception) or isinstance(length, Exception):
                 continue  # a hash of another type: the read of the stream says so
-            state, deadline_us, fence = look
+            state, deadline_us, fence, next_index = look
             if state is None or not length:
                 feed.fail(
                     StreamExpired(
@@ -172,6 +172,9 @@ class Hub:
                         request_id=feed.request_id,
                     )
                 )
+            elif State(text(state)).terminal and feed.last_id is not None and int(next_index) <= feed.last_id.token:
+                ended = f"request {feed.request_id} ended before {feed.last_id}, which was read: Redis lost writes"
+                feed.fail(StreamChanged(ended, request_id=feed.request_id))
             elif not State(text(state)).terminal and now_us > int(deadline_us) + (_OWNER_GRACE_US if fence else 0):
                 await self._driver.run(expire(feed.request_id))
         self._want(feed.request_id for feed in feeds)

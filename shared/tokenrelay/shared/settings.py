@@ -165,7 +165,10 @@ class WorkerSettings(MeasuredSettings):
     )
     lease_ms: int = Field(default=6000, ge=1000, le=60_000, description="How long a silent worker keeps its requests.")
     heartbeat_ms: int = Field(
-        default=300, ge=50, le=5000, description="How often leases are renewed and cancels looked for."
+        default=300,
+        ge=50,
+        le=5000,
+        description="How often leases that no token renewed are, and cancels that nobody announced looked for.",
     )
     suspicion_ms: int = Field(default=500, ge=100, description="Between the two looks at a lease that ran out.")
     max_crashes: int = Field(

@@ -57,6 +57,8 @@ class Attempt:
     """When the request was submitted, on this process's monotonic clock; None where its deadline doesn't tell."""
     appended_at: float | None = None
     """When Redis last acknowledged tokens of this attempt, on the same clock."""
+    renewed_at: float | None = None
+    """When the last append that renewed its lease was sent, on the same clock: the lease began no earlier."""
 
     @property
     def request_id(self) -> str:

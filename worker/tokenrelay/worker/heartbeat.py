@@ -54,8 +54,6 @@ class Heartbeat:
         is near."""
         now = time.monotonic()
         rq, jobs = now >= self._rq_due, now >= self._jobs_due
-        self._rq_due = now + RQ_EVERY_S if rq else self._rq_due
-        self._jobs_due = now + JOBS_EVERY_S if jobs else self._jobs_due
         attempts = self.in_flight.all()
         try:
             for first in range(0, len(attempts), A_PART):
@@ -63,13 +61,15 @@ class Heartbeat:
                 self._renew(part, now, rq=rq)
                 if jobs:
                     self._look_at_jobs([attempt for attempt in part if self.in_flight.get(attempt.fence)])
+            self._rq_due = now + RQ_EVERY_S if rq else self._rq_due
+            self._jobs_due = now + JOBS_EVERY_S if jobs else self._jobs_due
         except RedisError as error:
             self.publisher.figures.redis_errors.add("heartbeat")
             log.warning("the heartbeat didn't reach Redis: %s", error)
 
     def _renew(self, attempts: Sequence[Attempt], now: float, *, rq: bool) -> None:
         recently = now - self.lease_ms / 1000 / LEASE_SHARE
-        silent = [each for each in attempts if each.appended_at is None or each.appended_at < recently]
+        silent = [each for each in attempts if each.renewed_at is None or each.renewed_at < recently]
         batch: Batch = [self._renewal(attempt) for attempt in silent]
         if rq:
             batch += [command for attempt in attempts for command in _rq_lease(attempt)]

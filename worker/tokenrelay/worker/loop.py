@@ -223,3 +223,4 @@ class GenerationLoop:
         except RedisError as error:
             self.figures.redis_errors.add("release")
             log.warning("requests couldn't be handed back: %s; their leases run out instead", error)
+        self.publisher.settle()

@@ -57,7 +57,8 @@ class Publisher:
         self._lease_ms = lease_ms
         self._on_drop = on_drop
         self._lock = threading.Lock()
-        self._closing: deque[Call] = deque()  # the heartbeat's thread appends, too
+        self._closing: deque[tuple[Call, bool]] = deque()  # to be confirmed? The heartbeat's thread appends, too.
+        self._closing_at = 0.0
         self._confirming: deque[tuple[float, Call]] = deque()  # by when
         self._again_at = 0.0
         self._unsent_since: float | None = None
@@ -78,29 +79,37 @@ class Publisher:
             if time.monotonic() < self._again_at:
                 return
             due = [attempt for attempt in attempts if attempt.unpublished and self._in_flight.get(attempt.fence)]
-            closing = [self._closing.popleft() for _ in range(len(self._closing))]
+            ready = time.monotonic() >= self._closing_at
+            closing = [self._closing.popleft() for _ in range(len(self._closing))] if ready else []
             batch: Batch = [self._call(attempt) for attempt in due]
             if due:
                 batch.append(("PUBLISH", keys.WAKE, " ".join(attempt.request_id for attempt in due)))
                 self._unsent_since = self._unsent_since or time.monotonic()
-            confirming = self._to_confirm()
-            batch += closing + confirming
+            closing += self._to_confirm()
+            batch += [call for call, _ in closing]
             if not batch:
                 return
+            sent_at = time.monotonic()
             try:
                 replies = self._pipeline.run(batch)
             except RedisError as error:
                 self._refused_for_now("a step", error)
-                self._closing.extendleft(reversed(closing + confirming))
+                self._closing.extendleft(reversed(closing))
                 return
-            self._keep_failed(closing + confirming, replies[len(batch) - len(closing) - len(confirming) :])
+            self._keep_failed(closing, replies[len(batch) - len(closing) :])
             now = time.monotonic()
-            self._confirming.extend((now + CONFIRM_S, call) for call in closing if call.script == "close")
             for attempt, reply in zip(due, replies, strict=False):
-                self._acknowledge(attempt, reply, now)
+                self._acknowledge(attempt, reply, sent_at, now)
             if self._unsent_since is not None and self._again_at <= now:
                 self.figures.publish_lag_s.observe(now - self._unsent_since)
                 self._unsent_since = None
+
+    def settle(self) -> None:
+        """Tell RQ now what it would be told once more later: nobody will be here then."""
+        with self._lock:
+            self._closing.extend((call, False) for _, call in self._confirming)
+            self._confirming.clear()
+        self.publish(())
 
     def close(self, attempt: Attempt, state: State, detail: str) -> None:
         """Forget an ended attempt; RQ hears of it with the next pipeline."""
@@ -110,7 +119,7 @@ class Publisher:
         self.figures.ended(attempt, state, time.monotonic())
         status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
         outcome = Outcome(status, attempt.retention_s, detail)
-        self._closing.append(close_call(attempt.execution, outcome, datetime.now(UTC)))
+        self._closing.append((close_call(attempt.execution, outcome, datetime.now(UTC)), True))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
 
@@ -120,14 +129,14 @@ class Publisher:
             return
         self._on_drop(attempt)
         self.figures.fenced_writes.add()
-        self._closing.append(drop_call(attempt.execution, datetime.now(UTC)))
+        self._closing.append((drop_call(attempt.execution, datetime.now(UTC)), False))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
 
-    def _to_confirm(self) -> list[Call]:
+    def _to_confirm(self) -> list[tuple[Call, bool]]:
         calls, now = [], time.monotonic()
         while self._confirming and self._confirming[0][0] <= now:
-            calls.append(self._confirming.popleft()[1])
+            calls.append((self._confirming.popleft()[1], False))
         return calls
 
     def _call(self, attempt: Attempt) -> Call:
@@ -143,12 +152,16 @@ class Publisher:
         end = (ending.state, ending.finish_reason, ending.text, ending.code, ending.message)
         return Call("finish", request_keys, (attempt.fence, first, *end, *tokens))
 
-    def _keep_failed(self, calls: list[Call], replies: Sequence[Reply]) -> None:
+    def _keep_failed(self, sent: list[tuple[Call, bool]], replies: Sequence[Reply]) -> None:
         """RQ's side is repaired by sending it again; a job that can't be closed costs its own entry only."""
-        for call, reply in zip(calls, replies, strict=True):
+        now = time.monotonic()
+        for (call, confirm), reply in zip(sent, replies, strict=True):
             if isinstance(reply, Exception):
                 log.warning("RQ's keys of %s couldn't be written: %s", call.keys[0], reply)
-                self._closing.append(call)
+                self._closing.append((call, confirm))
+                self._closing_at = now + RETRY_S
+            elif confirm:
+                self._confirming.append((now + CONFIRM_S, call))
 
     def _refused_for_now(self, what: str, error: RedisError) -> None:
         """Redis is away, full or can't write its disk: wait a moment, then go on where it stopped."""
@@ -156,7 +169,7 @@ class Publisher:
         log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
         self._again_at = time.monotonic() + RETRY_S
 
-    def _acknowledge(self, attempt: Attempt, reply: Reply, now: float) -> None:
+    def _acknowledge(self, attempt: Attempt, reply: Reply, sent_at: float, now: float) -> None:
         """Take the reply to one attempt's call, which came `now`."""
         if isinstance(reply, ResponseError) and not is_for_now(reply):
             self.close(attempt, State.FAILED, f"its keys in Redis are unusable: {reply}")
@@ -176,6 +189,7 @@ class Publisher:
             case "OK" | "GAP":
                 self.figures.appended(attempt, reply[1] - 1 - attempt.acknowledged, now)
                 attempt.acknowledged = reply[1] - 1
+                attempt.renewed_at = sent_at if word == "OK" else attempt.renewed_at
             case "PAST":
                 attempt.past_deadline()
             case "DONE":
