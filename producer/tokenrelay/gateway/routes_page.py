@@ -2,15 +2,18 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.responses import FileResponse, Response
 
-from tokenrelay.gateway.asking import Here
+from tokenrelay.gateway.asking import Asking, Here
+from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.problems import Problem
+from tokenrelay.gateway.records import Record
 from tokenrelay.gateway.responses import json_response
 from tokenrelay.gateway.schemas import ERRORS
+from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer.rounds import ask
 
 router: Final = APIRouter(tags=["page"])
@@ -67,8 +70,25 @@ async def health(gateway: Here) -> Response:
 
 
 @router.post("/demo/kill-worker", include_in_schema=False)
-async def kill_worker(gateway: Here) -> Response:
-    """Kill the demo's engine in the middle of whatever it does: its requests go on with the next one."""
+async def kill_worker(
+    gateway: Here, tenant: Asking, request_id: str = "", after: Annotated[int, Query(ge=0)] = 0
+) -> Response:
+    """Kill the demo's engine in the middle of whatever it does, or once a request has so many tokens: its requests go
+    on with the next one."""
     if gateway.demo is None:
         raise Problem(404, "this gateway doesn't run its own worker; `tokenrelay serve --demo` does", "not_found")
+    if request_id:
+        await _reached(gateway, await gateway.record(request_id, tenant), after)
     return json_response({"killed": await gateway.demo.kill_engine(gateway)})
+
+
+async def _reached(gateway: Gateway, record: Record, token: int) -> None:
+    """Return once the request's stream has that token, or is over."""
+    attachment = await gateway.attach(record)
+    feed = attachment.feed
+    view = feed.view("raw", RawEncoder)
+    try:
+        while not feed.over and (feed.last_id is None or feed.last_id.token < token):
+            await feed.follow(view, lambda _: False)
+    finally:
+        attachment.leave()

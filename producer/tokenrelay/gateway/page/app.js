@@ -25,8 +25,6 @@ let config = { demo: false, auth: false };
 /** What live workers serve: name → whether its training trace is to be had. @type {Map<string, boolean>} */
 let models = new Map();
 let isLost = false;
-/** The request whose worker is to be killed once its stream is under way. */
-let doomed = "";
 
 /** @param {Run} run @param {boolean} isReplaying */
 function render(run, isReplaying) {
@@ -40,10 +38,7 @@ function render(run, isReplaying) {
 /** @param {Run} run @param {import("./run.js").StreamEvent} event */
 function onEvent(run, event) {
   announce(run, event);
-  if (event.event === "queued" || event.event === "token") {
-    if (run.requestId === doomed && run.tokens.length >= KILL_AT_TOKEN) void kill();
-    return;
-  }
+  if (event.event === "queued" || event.event === "token") return;
   clearNotice();
   recent.update(run.requestId, run.state);
   showTrainingOf(run.model ?? "");
@@ -118,10 +113,10 @@ async function submit(more = {}) {
   return "";
 }
 
-async function kill() {
-  doomed = "";
+/** @param {string} when where not at once, as a query */
+async function kill(when = "") {
   await tried(async () => {
-    await ask("demo/kill-worker", { method: "POST" });
+    await ask(`demo/kill-worker${when}`, { method: "POST" });
     inform("The worker is dead. The stream stays as it is until another one has loaded the model and goes on.");
   });
 }
@@ -193,7 +188,9 @@ byId("prompt").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) 
 byId("run-and-kill").addEventListener("click", async () => {
   // A short answer would be over before anybody could kill its worker.
   byId("ignore_eos").checked = true;
-  doomed = await submit();
+  const id = await submit();
+  // The gateway sees the token sooner than a busy page.
+  if (id) await kill(`?request_id=${id}&after=${KILL_AT_TOKEN}`);
 });
 byId("key-form").addEventListener("submit", (/** @type {Event} */ event) => {
   event.preventDefault();
@@ -202,7 +199,7 @@ byId("key-form").addEventListener("submit", (/** @type {Event} */ event) => {
   void tried(start);
 });
 byId("model").addEventListener("change", () => showTrainingOf(byId("model").value));
-byId("kill").addEventListener("click", kill);
+byId("kill").addEventListener("click", () => kill());
 byId("cancel").addEventListener("click", () => tried(() => session.cancel()));
 byId("replay").addEventListener("click", () => session.replay());
 addEventListener("popstate", showAddressed);
