@@ -66,7 +66,7 @@ def test_counts_are_exact(redis_server: RedisServer, redis: Redis, pipeline: Pip
     assert scrape.value(metrics.UNPUBLISHED) == scrape.value(metrics.FENCED_WRITES) == 0
     assert scrape.value(metrics.REDIS_ERRORS) == 0
     assert scrape.value(queue_depths.WORKERS, model=MODEL) == scrape.value(queue_depths.REDIS_UP) == 1
-    of_the_real_engine = {metrics.KV_TOKENS.name, metrics.KV_USED.name}
+    of_the_real_engine = {metrics.KV_CAPACITY.name, metrics.KV_USED.name}
     assert scrape.names == names_of(metrics.METRICS) - of_the_real_engine, "what docs/metrics.md lists"
     # A step takes 20 ms.
     between = scrape.value(metrics.INTER_TOKEN, "_sum") / scrape.observations(metrics.INTER_TOKEN)
@@ -86,7 +86,7 @@ def test_what_the_engine_and_the_supervisor_tell(redis_server: RedisServer) -> N
         found = {metric: samples for metric, samples in told.families()}
     assert found[metrics.RESTARTS] == [((MODEL,), 3)]
     assert found[metrics.STALLS] == [((MODEL,), 1)]
-    assert found[metrics.KV_TOKENS] == [((MODEL,), 640)]
+    assert found[metrics.KV_CAPACITY] == [((MODEL,), 640)]
     assert found[metrics.KV_USED] == [((MODEL,), 0.25)]
 
 

@@ -93,7 +93,7 @@ def test_every_end_is_counted_where_it_happened(redis_server: RedisServer, redis
             assert first.value(metrics.ENDS, state="cancelled", reason="cancelled") == 1
             assert first.value(metrics.ENDS, state="expired", reason="deadline") == 1
             assert first.value(metrics.ATTEMPTS) == first.observations(metrics.FIRST_TOKEN) == 4
-            assert first.value(metrics.KV_TOKENS) > 0
+            assert first.value(metrics.KV_CAPACITY) > 0
             assert first.value(metrics.RESTARTS) == 0
 
             lost = submitted(http, LONG)
