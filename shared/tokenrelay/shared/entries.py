@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tokenrelay.shared.errors import ProtocolError
 
@@ -31,6 +31,9 @@ class State(StrEnum):
     @property
     def terminal(self) -> bool:
         return self not in (State.QUEUED, State.IN_PROGRESS)
+
+
+TERMINAL: Final = tuple(state for state in State if state.terminal)
 
 
 class EntryId(NamedTuple):
