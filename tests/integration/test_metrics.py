@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -179,9 +178,8 @@ def test_without_redis_the_workers_own_numbers_are_still_told(make_redis_server:
     with running_worker(server.url, metrics_port=port):
         assert Scrape(port).value(queue_depths.REDIS_UP) == 1
         server.kill()
-        began = time.monotonic()
+        wait_until(lambda: Scrape(port).value(queue_depths.REDIS_UP) == 0)
         scrape = Scrape(port)
-        assert time.monotonic() - began < 60
         assert scrape.samples(queue_depths.REDIS_UP.name) == [0]
         assert scrape.samples(queue_depths.WAITING.name) == []
         assert scrape.value(metrics.SLOTS) == 8

@@ -185,7 +185,8 @@ def test_engine_tells_how_full_its_cache_is() -> None:
         engine.add(request("held", n=120))
         assert engine.outputs(30.0)
         use = engine.cache_use()
-        assert use and 0 < use.used_ratio < 1
+        assert use is not None
+        assert 0 < use.used_ratio < 1
     finally:
         engine.stop()
     assert engine.cache_use() is None

@@ -87,8 +87,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
         threads = [
-            threading.Thread(target=self._keep, args=(device, index), name=device)
-            for index, device in enumerate(found)
+            threading.Thread(target=self._keep, args=(device, index), name=device) for index, device in enumerate(found)
         ]
         for thread in threads:
             thread.start()
