@@ -19,6 +19,7 @@ from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tests.workers import served as served_of
 from tokenrelay.shared import keys, queue_depths
 from tokenrelay.shared.commands import Call, Pipeline
+from tokenrelay.shared.queue_depths import QueueDepths
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker import metrics
 from tokenrelay.worker.engine import CacheUse
@@ -97,6 +98,7 @@ def test_a_takeover_is_counted_by_the_one_who_takes_over(
         request_id = submit(pipeline, NOW, max_new_tokens=40)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) > 5)
         worker.loop.stop()
+    assert worker.loop.figures.handed_back.get() == 1
     emitted = redis.xlen(keys.stream(request_id)) - 2
     with running_worker(redis_server.url, slow_engine(), metrics_port=second):
         usage = result(redis, request_id).usage
@@ -107,6 +109,12 @@ def test_a_takeover_is_counted_by_the_one_who_takes_over(
     assert scrape.value(metrics.PROMPT_TOKENS) == 0, "counted at the first attempt"
     assert scrape.observations(metrics.FIRST_TOKEN) == scrape.observations(metrics.QUEUE_WAIT) == 0
     assert scrape.observations(metrics.REQUEST) == 1
+
+
+def intake_over(pipeline: Pipeline, server: RedisServer) -> Intake:
+    reader = served_of(CountingEngine(vocabulary=VOCABULARY)).reader
+    settings = WorkerSettings(redis_url=SecretStr(server.url))
+    return Intake(pipeline, reader, settings, "w", keys.queues(MODEL), Figures())
 
 
 class LosesACleanUp(Pipeline):
@@ -125,10 +133,8 @@ def test_a_claim_that_is_repeated_is_counted_once(redis_server: RedisServer, red
     gone, past, _ = [submit(pipeline, NOW, deadline_s=deadline_s) for deadline_s in (60, 0.05, 60)]
     redis.delete(*keys.of_request(gone))
     wait_until(lambda: int(redis.hget(keys.request(past), "deadline_us") or 0) < redis_us(redis))
-    figures = Figures()
-    settings = WorkerSettings(redis_url=SecretStr(redis_server.url))
-    reader = served_of(CountingEngine(vocabulary=VOCABULARY)).reader
-    intake = Intake(LosesACleanUp(redis), reader, settings, "w", keys.queues(MODEL), figures)
+    intake = intake_over(LosesACleanUp(redis), redis_server)
+    figures = intake.figures
     with pytest.raises(ConnectionError):
         intake.claim(8, idle=True)
     assert (figures.attempts, figures.ends.get("failed", "lost")) == (0, 0)
@@ -141,6 +147,39 @@ def test_a_claim_that_is_repeated_is_counted_once(redis_server: RedisServer, red
     }
     assert sum(count for _, count in figures.refused_claims.items()) == 1
     release(pipeline, [claimed.attempt.execution], crashed=False, retention_s=60)
+
+
+class CancelsWhatExpires(Pipeline):
+    """Somebody cancels a request right before it would expire."""
+
+    def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
+        for item in batch:
+            if isinstance(item, Call) and item.script == "expire":
+                super().run([Call("cancel", item.keys, ("test",))])
+        return super().run(batch, atomic=atomic)
+
+
+def test_what_was_cancelled_isnt_counted_as_past_its_deadline(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    request_id = submit(pipeline, NOW, deadline_s=0.05)
+    wait_until(lambda: int(redis.hget(keys.request(request_id), "deadline_us") or 0) < redis_us(redis))
+    intake = intake_over(CancelsWhatExpires(redis), redis_server)
+    assert intake.claim(8, idle=True) == []
+    assert [labels for labels, count in intake.figures.ends.items() if count] == [("cancelled", "cancelled")]
+
+
+def test_scrapes_of_one_second_look_at_redis_once(redis_server: RedisServer, redis: Redis) -> None:
+    depths = QueueDepths(redis_server.url, MODEL)
+    before = connections(redis)
+    first = depths.families()
+    assert connections(redis) == before + 1
+    assert depths.families() is first
+    wait_until(lambda: depths.families() is not first)
+
+
+def connections(redis: Redis) -> int:
+    return int(redis.info("stats")["total_connections_received"])
 
 
 def redis_us(redis: Redis) -> int:
