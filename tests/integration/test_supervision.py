@@ -23,8 +23,16 @@ from tests.integration.test_worker import NOW, result, state, words
 from tests.waiting import wait_until
 from tests.workers import MODEL, submit
 from tokenrelay.shared import keys
+from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.supervisor import FINAL_CODES, FIRST_PAUSE_S, KILL_AFTER_DRAIN_S, child_environment, devices
+from tokenrelay.worker.supervisor import (
+    FINAL_CODES,
+    FIRST_PAUSE_S,
+    KILL_AFTER_DRAIN_S,
+    Supervisor,
+    child_environment,
+    devices,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,3 +221,14 @@ def test_each_childs_metrics_are_on_a_port_of_their_own() -> None:
     settings = WorkerSettings(redis_url=UNUSED_URL, metrics_port=9464)
     told = [child_environment(settings, f"box.{index}", f"cuda:{index}", index) for index in range(2)]
     assert [environment["TOKENRELAY_METRICS_PORT"] for environment in told] == ["9464", "9465"]
+
+
+def test_ports_that_dont_suffice_are_said_before_any_child_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    started = tmp_path / "started"
+    supervisor = Supervisor(WorkerSettings(redis_url=UNUSED_URL, metrics_port=65_535), ("touch", str(started)))
+    with pytest.raises(SettingsError, match="TOKENRELAY_METRICS_PORT: 2 engines take the ports 65535 to 65536"):
+        supervisor.run()
+    assert not started.exists()

@@ -25,7 +25,7 @@ from tests.writers import WEATHER, Writer
 from tokenrelay.producer.cli.commands import app
 from tokenrelay.producer.cli.diagnosis import diagnosed
 from tokenrelay.producer.cli.frame import UNLIMITED, frame
-from tokenrelay.producer.cli.snapshot import MOST_ENDED, Snapshot, as_json, snapshot
+from tokenrelay.producer.cli.snapshot import MOST_ENDED, PER_REGISTRY, Snapshot, as_json, snapshot
 from tokenrelay.producer.cli.spread import Spread
 from tokenrelay.producer.cli.top import refreshed
 from tokenrelay.producer.rounds import Driver
@@ -107,6 +107,20 @@ def test_a_sample_says_that_it_is_one(redis: Redis, producer: Producer, writer: 
     # The rate is of the time that the sample reaches back over, not of the whole window.
     span_s = (shot.system.now_us - min(one.ended_us or 0 for one in shot.ended)) / 1e6
     assert shot.tokens_per_s == pytest.approx(len(WEATHER) * MOST_ENDED / span_s, rel=0.1)
+
+
+def test_a_sample_of_many_queues_says_that_it_is_one(redis: Redis, producer: Producer, writer: Writer) -> None:
+    for number in range(20):  # so many places that less of each is looked at
+        Writer(redis, f"worker-{number}", model=f"model-{number}").appear()
+        producer.submit("x", model=f"model-{number}")
+    answered(producer, writer)
+    looked_at = PER_REGISTRY // (3 * len(taken(redis).system.queues))
+    assert looked_at < MOST_ENDED / 2
+    answered(producer, writer, looked_at - 2)
+    assert not taken(redis).is_sample
+    answered(producer, writer, 3)
+    shot = taken(redis)
+    assert (len(shot.ended), shot.is_sample) == (looked_at, True)
 
 
 @pytest.mark.parametrize("lines", [16, 24, 40])

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine import (
+    CacheUse,
     Engine,
     EngineOutput,
     EngineRequest,
@@ -173,6 +174,22 @@ def test_engine_soft_reset_keeps_the_tokens(start_engine: Callable[..., Transfor
     for seed in (1, 2):
         alone = run_until_ended(engine, request(f"roomy{seed}", SamplingParams(1.0, 0, 1.0, seed), n=97))
         assert alone[f"roomy{seed}"] == crowded[f"crowded{seed}"]
+
+
+def test_engine_tells_how_full_its_cache_is() -> None:
+    engine = TransformersEngine(loaded(), EngineSettings(slots=2, kv_cache_tokens=256))
+    assert engine.cache_use() is None
+    engine.start()
+    try:
+        assert engine.cache_use() == CacheUse(256, 0.0), "as the pinned transformers has it"
+        engine.add(request("held", n=120))
+        assert engine.outputs(30.0)
+        use = engine.cache_use()
+        assert use is not None
+        assert 0 < use.used_ratio < 1
+    finally:
+        engine.stop()
+    assert engine.cache_use() is None
 
 
 def test_engine_greedy_equals_generate(engine: TransformersEngine) -> None:

@@ -6,6 +6,7 @@ import bisect
 import re
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,12 +15,16 @@ from hypothesis import strategies as st
 from tests.redis_servers import free_port
 from tests.scrapes import Scrape
 from tokenrelay.gateway import metrics as gateway_metrics
+from tokenrelay.gateway.figures import Figures as GatewayFigures
 from tokenrelay.shared import measures
+from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
 from tokenrelay.shared.measures import Durations, Histogram, Metric, Tally, labelled
 from tokenrelay.worker import metrics as worker_metrics
+from tokenrelay.worker.figures import FAILURES, Figures
 
+ROOT = Path(__file__).parents[2]
 ALL = {metric.name: metric for metric in (*worker_metrics.METRICS, *gateway_metrics.METRICS)}
 BOUNDS = [value for name, value in vars(measures).items() if name.endswith(("_S", "_REQUESTS"))]
 SOME = Metric("some_seconds", "histogram", "Some.", ("kind",))
@@ -68,6 +73,16 @@ def test_a_tally_loses_nothing_between_threads() -> None:
     for thread in threads:
         thread.join()
     assert tally.items() == [(("never",), 0), (("often",), 20_000)]
+
+
+def test_every_end_has_a_series_from_the_start() -> None:
+    figures = Figures()
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "worker").rglob("*.py"))
+    written = set(re.findall(r'(?:code=|failure\()"(\w+)"', sources))
+    assert {"prompt_too_long", "internal_error"} < written <= set(FAILURES)
+    assert {("failed", code) for code in FAILURES} <= {labels for labels, _ in figures.ends.items()}
+    for durations in (figures.request_s, GatewayFigures().request_s):
+        assert {labels for labels, _ in durations.items()} == {(state,) for state in State if state.terminal}
 
 
 @pytest.mark.parametrize("bounds", BOUNDS)

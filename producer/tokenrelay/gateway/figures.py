@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.entries import Ended, Token
+from tokenrelay.shared.entries import TERMINAL, Ended, Token
 from tokenrelay.shared.measures import FIRST_TOKEN_S, LAG_S, REQUEST_S, Durations, Histogram, Tally
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Figures:
         self.disconnect_cancels = Tally(())
         self.redis_errors = Tally(*((use,) for use in _REDIS_USES))
         self.first_token_s = Histogram(FIRST_TOKEN_S)
-        self.request_s = Durations(REQUEST_S)
+        self.request_s = Durations(REQUEST_S, *TERMINAL)
         self.delivery_lag_s = Histogram(LAG_S)
         self._fresh: dict[str, bool] = {}
 

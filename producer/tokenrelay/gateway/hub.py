@@ -147,12 +147,12 @@ class Hub:
     async def _sweep(self) -> None:
         while True:
             open_feeds = [feed for feed in self.feeds.values() if not feed.over]
-            for start in range(0, len(open_feeds), _A_READ):
+            for start in range(0, max(len(open_feeds), 1), _A_READ):  # also without feeds: the clock is kept right
                 await self._look(open_feeds[start : start + _A_READ])
             await asyncio.sleep(SWEEP_S)
 
     async def _look(self, feeds: Sequence[Feed]) -> None:
-        """The hashes of followed requests: gone, or past the deadline with nobody there to say so?"""
+        """Redis's time, and the hashes of followed requests: gone, or past the deadline with nobody to say so?"""
         batch: Batch = []
         for feed in feeds:
             request, stream = keys.of_request(feed.request_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tokenrelay.shared.errors import ProtocolError
 
@@ -31,6 +31,9 @@ class State(StrEnum):
     @property
     def terminal(self) -> bool:
         return self not in (State.QUEUED, State.IN_PROGRESS)
+
+
+TERMINAL: Final = frozenset(state for state in State if state.terminal)
 
 
 class EntryId(NamedTuple):
@@ -127,8 +130,6 @@ class Ended:
         return str(self.state)
 
 
-_TERMINAL = frozenset(state.value for state in State if state.terminal)
-
 Event = Queued | Started | Migrated | Ended
 Entry = Token | Event
 
@@ -210,7 +211,7 @@ def _parse_event(entry_id: EntryId, fields: Fields) -> Event:
         case "migrated":
             attempt, resumed_at = fields.number("attempt"), fields.number("resumed_at")
             return Migrated(entry_id, at_us, fields.text("worker"), attempt, resumed_at)
-    if kind in _TERMINAL:
+    if kind in TERMINAL:
         return _parse_ended(State(kind), entry_id, fields)
     raise ProtocolError(f"entry {entry_id}: unknown event {kind!r}")
 

@@ -79,11 +79,11 @@ class Tally:
 
 
 class Durations:
-    """A histogram for each value of one label, from any thread."""
+    """A histogram for each value of one label, from any thread; those of `known` are there from the start."""
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    def __init__(self, bounds: tuple[float, ...], *known: str) -> None:
         self._bounds = bounds
-        self._histograms: dict[str, Histogram] = {}
+        self._histograms = {label: Histogram(bounds) for label in known}
         self._lock = threading.Lock()
 
     def observe(self, label: str, value: float) -> None:

@@ -1,7 +1,9 @@
-"""What Redis says of queues, asked at each scrape: who waits, who was taken off, who serves. Writes nothing."""
+"""What Redis says of queues, asked for scrapes: who waits, who was taken off, who serves. Writes nothing."""
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
@@ -12,15 +14,18 @@ from tokenrelay.shared.connections import connect
 from tokenrelay.shared.measures import Metric, family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tokenrelay.shared.commands import Batch
     from tokenrelay.shared.measures import Family, Sample
 
 _TIMEOUT_S: Final = 1.0
 """A scrape has ten seconds, and what the process counted itself is to get through while Redis is away."""
 
-REDIS_UP: Final = Metric("tokenrelay_redis_up", "gauge", "1 where Redis answered this scrape, else 0.")
+FRESH_S: Final = 1.0
+"""Scrapes within so long share one look: whoever scrapes without a pause costs Redis no more than this."""
+
+REDIS_UP: Final = Metric(
+    "tokenrelay_redis_up", "gauge", "1 where Redis answered this scrape, or one in the second before, else 0."
+)
 WAITING: Final = Metric(
     "tokenrelay_queue_waiting_requests",
     "gauge",
@@ -40,17 +45,24 @@ class QueueDepths:
     def __init__(self, url: str, model: str) -> None:
         self._url = url
         self._model = model
+        self._lock = threading.Lock()
+        self._found: list[Family] = []
+        self._stale_at = 0.0
 
-    def families(self) -> Iterator[Family]:
-        """What Redis says now; only that it's away, where it is."""
+    def families(self) -> list[Family]:
+        """What Redis says, or said FRESH_S ago; only that it's away, where it is."""
+        with self._lock:
+            if time.monotonic() >= self._stale_at:
+                self._found = self._asked()
+                self._stale_at = time.monotonic() + FRESH_S
+            return self._found
+
+    def _asked(self) -> list[Family]:
         try:
             with connect(self._url, retries=0, timeout_s=_TIMEOUT_S) as client:
-                found = self._look(Pipeline(client))
+                return [family(REDIS_UP, 1), *self._look(Pipeline(client))]
         except RedisError:
-            yield family(REDIS_UP, 0)
-            return
-        yield family(REDIS_UP, 1)
-        yield from found
+            return [family(REDIS_UP, 0)]
 
     def _look(self, pipeline: Pipeline) -> list[Family]:
         """Raises redis errors, also for one command that was refused."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.entries import TERMINAL, State
 from tokenrelay.shared.measures import (
     BATCH_REQUESTS,
     FIRST_TOKEN_S,
@@ -29,10 +29,12 @@ _USUAL_ENDS: Final = (
     ("incomplete", "deadline"),
     ("cancelled", "cancelled"),
     ("expired", "deadline"),
-    ("failed", "lost"),
-    ("failed", "poison_request"),
-    ("failed", "prompt_too_long"),
 )
+FAILURES: Final = (
+    "continuation_mismatch", "control_token", "internal_error", "invalid_job", "invalid_request", "lost",
+    "poison_request", "prompt_too_long",
+)  # fmt: skip
+"""Every code with which a worker fails a request: alerts are to see the first one too."""
 _REFUSALS: Final = ("busy", "not_mine", "past", "done", "poison", "lost")
 _REDIS_USES: Final = ("publish", "intake", "heartbeat", "listen", "release")
 
@@ -57,8 +59,8 @@ class Figures:
         self.attempts = 0
         self.takeovers = 0
         # From any thread.
-        self.ends = Tally(*_USUAL_ENDS)
-        self.request_s = Durations(REQUEST_S)
+        self.ends = Tally(*_USUAL_ENDS, *(("failed", code) for code in FAILURES))
+        self.request_s = Durations(REQUEST_S, *TERMINAL)
         self.refused_claims = Tally(*((reason,) for reason in _REFUSALS))
         self.fenced_writes = Tally(())
         self.handed_back = Tally(())

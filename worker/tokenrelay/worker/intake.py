@@ -11,6 +11,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,6 +38,8 @@ from tokenrelay.worker.attempts import Attempt, Ending
 from tokenrelay.worker.figures import reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenrelay.shared.commands import Pipeline, Reply
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.settings import WorkerSettings
@@ -96,6 +99,8 @@ class Intake:
     """Taken, not yet claimed: kept over an error, so that a taken job is never forgotten."""
     _execution_ids: tuple[str, ...] = ()
     """Of a take whose reply didn't come: repeated with the same IDs, it gives the same jobs."""
+    _uncounted: list[Callable[[], object]] = field(default_factory=list)
+    """What this round did, for the figures: told once it can't be repeated any more."""
     refused: bool = False
     """Whether the last round gave jobs back that other workers must take: look again later."""
     waiting_to_be_alone: bool = False
@@ -187,6 +192,7 @@ class Intake:
             job.refusal = Ending.failure("internal_error", "the worker couldn't read the request; see its log")
 
     def _claim(self, jobs: list[Job]) -> list[Claimed]:
+        self._uncounted.clear()
         claimed: list[Claimed] = []
         clean_up: Batch = [self._end(job, State.FAILED, "its request is gone from Redis") for job in jobs if job.gone]
         jobs = [job for job in jobs if not job.gone]
@@ -201,6 +207,8 @@ class Intake:
                 clean_up += self._refused(job, word, reply)
         if clean_up:
             self._settle(clean_up)
+        for count in self._uncounted:
+            count()
         return claimed
 
     def _claim_call(self, job: Job) -> Call:
@@ -230,7 +238,8 @@ class Intake:
         attempt = Attempt(job.execution, fence.decode(), number, job.retention_s, ending=job.refusal)
         waited_s = _waited_s(job, int(deadline_us), time_now)
         attempt.submitted_at = None if waited_s is None else time.monotonic() - waited_s
-        self.figures.claimed(attempt, len(job.prompt_ids), next_index - 1, waited_s)
+        count = partial(self.figures.claimed, attempt, len(job.prompt_ids), next_index - 1, waited_s)
+        self._uncounted.append(count)
         return self._granted(job, attempt, reply)
 
     def _granted(self, job: Job, attempt: Attempt, reply: list[Any]) -> Claimed:
@@ -253,7 +262,7 @@ class Intake:
     def _refused(self, job: Job, word: str, reply: list[Any]) -> Batch:
         """What a refused claim does to the job. BUSY changes nothing: somebody else is at it."""
         now, execution = datetime.now(UTC), job.execution
-        self.figures.refused_claims.add(word.lower())
+        self._uncounted.append(partial(self.figures.refused_claims.add, word.lower()))
         match word:
             case "BUSY":
                 return [drop_call(execution, now)]
@@ -264,10 +273,7 @@ class Intake:
             case "PAST":
                 return [self._expire(job)]
             case "DONE":
-                state = State(reply[1].decode())
-                if state in (State.CANCELLED, State.EXPIRED):  # by somebody who isn't a worker
-                    return [self._end(job, state, f"{state} before it was taken")]
-                return [self._close(job, state, f"{state} before it was taken")]
+                return [self._ended(job, State(reply[1].decode()))]
             case "POISON":
                 return [self._end(job, State.FAILED, "poison_request: it took its worker down", "poison_request")]
             case _:
@@ -276,12 +282,24 @@ class Intake:
     def _expire(self, job: Job) -> Call:
         """End the request; the call that tells RQ how: a handed-over one may have tokens. Raises redis errors."""
         (reply,) = self.pipeline.run([Call("expire", job.request_keys)])
-        state = State(reply[1].decode()) if reply_word(reply) in ("OK", "DONE") else State.FAILED
-        return self._end(job, state, "deadline passed", "deadline")
+        match reply_word(reply):
+            case "OK":
+                return self._end(job, State(reply[1].decode()), "deadline passed", "deadline")
+            case "DONE":
+                return self._ended(job, State(reply[1].decode()))
+            case "EARLY":  # Redis's clock went back
+                return requeue_call(job.execution, "front", datetime.now(UTC))
+            case _:
+                return self._end(job, State.FAILED, "its request is gone from Redis")
+
+    def _ended(self, job: Job, state: State) -> Call:
+        """Close the job of a request that somebody else ended. A worker has counted it itself."""
+        close = self._end if state in (State.CANCELLED, State.EXPIRED) else self._close
+        return close(job, state, f"{state} before it was taken")
 
     def _end(self, job: Job, state: State, detail: str, reason: str = "") -> Call:
         """Close the job of a request that ended before an attempt of this worker."""
-        self.figures.ends.add(str(state), reason or reason_of(state))
+        self._uncounted.append(partial(self.figures.ends.add, str(state), reason or reason_of(state)))
         return self._close(job, state, detail)
 
     @staticmethod

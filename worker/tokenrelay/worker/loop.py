@@ -215,12 +215,13 @@ class GenerationLoop:
         attempts = self.in_flight.all()
         for attempt in attempts:
             self.engine.cancel(attempt.fence)
-            self.figures.handed_back.add()
             log.info("request %s is handed back after %s tokens", attempt.request_id, attempt.acknowledged)
         try:
             held = [attempt.execution for attempt in attempts]
-            release(self._pipeline, held, crashed=crashed, retention_s=self.settings.retention_s)
+            continued = release(self._pipeline, held, crashed=crashed, retention_s=self.settings.retention_s)
         except RedisError as error:
             self.figures.redis_errors.add("release")
             log.warning("requests couldn't be handed back: %s; their leases run out instead", error)
+        else:
+            self.figures.handed_back.add(amount=continued)
         self.publisher.settle()

@@ -38,7 +38,9 @@ IN_FLIGHT = Metric("tokenrelay_in_flight_requests", "gauge", "Requests that this
 BATCH = Metric(
     "tokenrelay_batch_requests", "histogram", "Requests that got tokens in one round of the worker's loop.", _MODEL
 )
-KV_TOKENS = Metric("tokenrelay_kv_cache_tokens", "gauge", "Tokens that the KV cache holds.", _MODEL)
+KV_CAPACITY = Metric(
+    "tokenrelay_kv_cache_capacity_tokens", "gauge", "Tokens for which the KV cache has room, free or taken.", _MODEL
+)
 KV_USED = Metric("tokenrelay_kv_cache_used_ratio", "gauge", "Share of the KV cache's pages that are taken.", _MODEL)
 QUEUE_WAIT = Metric(
     "tokenrelay_queue_wait_seconds", "histogram", "From submit to the claim of a request's first attempt.", _MODEL
@@ -118,7 +120,7 @@ COALESCED = Metric(
 PUBLISH_LAG = Metric(
     "tokenrelay_publish_lag_seconds",
     "histogram",
-    "From a step's tokens' being there to Redis's acknowledgement of all of them, errors and their repeats included.",
+    "From the first try to send a step's tokens to Redis's acknowledgement of them, errors and repeats included.",
     _MODEL,
 )
 UNPUBLISHED = Metric("tokenrelay_unpublished_tokens", "gauge", "Tokens that Redis hasn't acknowledged.", _MODEL)
@@ -130,9 +132,9 @@ REDIS_ERRORS = Metric(
     ("model", "use"),
 )
 METRICS: Final = (
-    INFO, RESTARTS, STALLS, SLOTS, IN_FLIGHT, BATCH, KV_TOKENS, KV_USED, QUEUE_WAIT, FIRST_TOKEN, INTER_TOKEN, REQUEST,
-    ENDS, PROMPT_TOKENS, GENERATED_TOKENS, RECOMPUTED_TOKENS, ATTEMPTS, TAKEOVERS, REFUSED_CLAIMS, FENCED_WRITES,
-    HANDED_BACK, RECOVERED, APPENDS, COALESCED, PUBLISH_LAG, UNPUBLISHED, REDIS_ERRORS,
+    INFO, RESTARTS, STALLS, SLOTS, IN_FLIGHT, BATCH, KV_CAPACITY, KV_USED, QUEUE_WAIT, FIRST_TOKEN, INTER_TOKEN,
+    REQUEST, ENDS, PROMPT_TOKENS, GENERATED_TOKENS, RECOMPUTED_TOKENS, ATTEMPTS, TAKEOVERS, REFUSED_CLAIMS,
+    FENCED_WRITES, HANDED_BACK, RECOVERED, APPENDS, COALESCED, PUBLISH_LAG, UNPUBLISHED, REDIS_ERRORS,
     *queue_depths.METRICS,
 )  # fmt: skip
 
@@ -173,7 +175,7 @@ class WorkerMetrics:
         yield family(IN_FLIGHT, len(loop.in_flight), model)
         yield family(BATCH, loop.figures.batch_requests, model)
         if self._served.cache_use is not None and (use := self._served.cache_use()):
-            yield family(KV_TOKENS, use.tokens, model)
+            yield family(KV_CAPACITY, use.capacity_tokens, model)
             yield family(KV_USED, use.used_ratio, model)
 
     def _latencies(self) -> Iterator[Family]:

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Pipeline
 from tokenrelay.shared.connections import connect
+from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import PREFIX
 from tokenrelay.worker.recovery import release_worker
 from tokenrelay.worker.reports import ReportReader
@@ -45,6 +46,7 @@ STEADY_S: Final = 60.0
 KILL_AFTER_DRAIN_S: Final = 10.0
 RELEASE_TRIES: Final = 5
 RELEASE_PAUSE_S: Final = 0.3
+_MAX_PORT: Final = 65_535
 
 
 @dataclass(slots=True)
@@ -79,12 +81,13 @@ class Supervisor:
         self._stalls: Counter[str] = Counter()
 
     def run(self) -> int:
-        """Supervise until every child has stopped; the worst exit code."""
+        """Supervise until every child has stopped; the worst exit code. Raises SettingsError before any is started."""
+        found = devices(self._settings)
+        check_ports(self._settings, len(found))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
         threads = [
-            threading.Thread(target=self._keep, args=(device, index), name=device)
-            for index, device in enumerate(devices(self._settings))
+            threading.Thread(target=self._keep, args=(device, index), name=device) for index, device in enumerate(found)
         ]
         for thread in threads:
             thread.start()
@@ -208,6 +211,14 @@ def devices(settings: WorkerSettings) -> list[str]:
     else:
         count = 0
     return [f"cuda:{index}" for index in range(count)] or ["auto"]
+
+
+def check_ports(settings: WorkerSettings, children: int) -> None:
+    """Raises SettingsError where there isn't a metrics port for each child."""
+    last = (settings.metrics_port or 0) + children - 1
+    if settings.metrics_port is not None and last > _MAX_PORT:
+        told = f"{children} engines take the ports {settings.metrics_port} to {last}, and {_MAX_PORT} is the last"
+        raise SettingsError(f"{PREFIX}METRICS_PORT: {told}")
 
 
 def child_environment(settings: WorkerSettings, name: str, device: str, index: int) -> dict[str, str]:

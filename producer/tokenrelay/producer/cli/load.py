@@ -27,7 +27,7 @@ from tokenrelay.shared.connections import connect_async
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tokenrelay.producer.cli.load_report import Report
 
@@ -71,8 +71,8 @@ def load(
     planned({"prompt": "x", "max_new_tokens": workload.max_new_tokens.high, **options}, settings)
     if plot:
         check_plot(plot)
-    warnings.showwarning = _warned_once()
-    found = asyncio.run(_run(workload, options, settings))
+    with _warned_once():
+        found = asyncio.run(_run(workload, options, settings))
     if plot:
         write_plot(found, plot)
     if json:
@@ -83,16 +83,22 @@ def load(
         raise KeyboardInterrupt
 
 
-def _warned_once() -> Callable[..., None]:
+@contextmanager
+def _warned_once() -> Iterator[None]:
     """Tells the first warning alone: each request of a model that nobody serves would have one."""
     told: list[object] = []
+    before = warnings.showwarning
 
     def show(message: object, *_: object, **__: object) -> None:
         if not told:
             told.append(message)
             tell(f"tokenrelay: {message} (said once)")
 
-    return show
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 async def _run(workload: Workload, options: dict[str, Any], settings: ProducerSettings) -> Report:

@@ -6,6 +6,7 @@ figures say how many requests they are from, and of how many.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -31,7 +32,7 @@ WINDOW_S: Final = 60.0
 RATE_WINDOW_S: Final = 5.0
 _OLDEST: Final = MOST_RUNNING // 6
 _NEWEST_QUEUED: Final = 10
-_PER_REGISTRY: Final = 3000
+PER_REGISTRY: Final = 3000
 _ENDS: Final[tuple[Place, ...]] = ("finished", "failed", "canceled")
 
 
@@ -85,15 +86,15 @@ def snapshot() -> Steps[Snapshot]:
     names = [queue.name for queue in now.queues]
     try:
         running = yield from _running([queue.name for queue in now.queues if queue.running])
-        ended = yield from _ended(names)
+        ended, cut = yield from _ended(names)
         waiting: list[Found] = []
         for queue in now.queues:
             if queue.waiting:
                 waiting += yield from sightings.queued(queue.name, 0, _NEWEST_QUEUED - 1)
         seen = yield from sightings.sighted([*running, *ended, *waiting])
     except NoPermissionError:
-        ended, seen = [], None
-    return _figured(now, seen, truncated=len(ended) >= MOST_ENDED)
+        cut, seen = [], None
+    return _figured(now, seen, cut)
 
 
 def _running(queues: Sequence[str]) -> Steps[list[Found]]:
@@ -103,21 +104,27 @@ def _running(queues: Sequence[str]) -> Steps[list[Found]]:
     return [*oldest[:_OLDEST], *newest[: MOST_RUNNING - _OLDEST]]
 
 
-def _ended(queues: Sequence[str]) -> Steps[list[Found]]:
+def _ended(queues: Sequence[str]) -> Steps[tuple[list[Found], list[set[str]]]]:
+    """Those that ended last, and what was cut: the IDs of each part of them behind whose oldest there may be more."""
     places: list[tuple[str, Place]] = [(queue, place) for queue in queues for place in _ENDS]
-    most = min(MOST_ENDED, _PER_REGISTRY // max(1, len(places)))
+    most = min(MOST_ENDED, PER_REGISTRY // max(1, len(places)))
     found = yield from sightings.registered(places, 0, most - 1, newest=True)
-    return found[:MOST_ENDED]
+    parts: defaultdict[tuple[str, Place], set[str]] = defaultdict(set)
+    for one in found:
+        parts[one.queue, one.place].add(one.request_id)
+    kept = found[:MOST_ENDED]
+    cut = [part for part in parts.values() if len(part) >= most]
+    return kept, [*cut, {one.request_id for one in kept}] if len(found) > MOST_ENDED else cut
 
 
-def _figured(now: System, seen: Sequence[Sighting] | None, *, truncated: bool) -> Snapshot:
-    """The snapshot. `truncated`: more requests ended than were looked at, so the sample reaches back less far."""
+def _figured(now: System, seen: Sequence[Sighting] | None, cut: Sequence[set[str]]) -> Snapshot:
+    """The snapshot. `cut`: parts of those that ended, each of which reaches back less far than its registry."""
     sample = seen or ()
     ended = [one for one in sample if one.state.terminal]
     running = [one for one in sample if one.running]
     unseen = max(1.0, sum(queue.running for queue in now.queues) / max(1, len(running)))
     since_us = now.now_us - int(WINDOW_S * 1e6)
-    reach_us = min((one.ended_us or 0 for one in ended), default=0) if truncated else 0
+    reach_us = max((_oldest_us(ended, part) for part in cut), default=0)
     return Snapshot(
         system=now,
         readable=seen is not None,
@@ -133,6 +140,10 @@ def _figured(now: System, seen: Sequence[Sighting] | None, *, truncated: bool) -
         ),
         is_sample=unseen > 1 or reach_us > since_us,
     )
+
+
+def _oldest_us(ended: Sequence[Sighting], request_ids: set[str]) -> int:
+    return min((one.ended_us or 0 for one in ended if one.request_id in request_ids), default=0)
 
 
 def _since(sample: Sequence[Sighting], when: str, what: str, since_us: int) -> list[float]:

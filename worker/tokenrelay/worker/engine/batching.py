@@ -110,13 +110,16 @@ class TransformersEngine:
         self._manager.stop(block=True, timeout=_STOP_TIMEOUT_S, hard_stop=True)
 
     def cache_use(self) -> CacheUse | None:
-        """How full the KV cache is now, for any thread; None before `start` and after `stop`."""
+        """How full the KV cache is now, for any thread; None before `start`, after death and `stop`."""
         processor = self._manager.batch_processor
-        if processor is None:
+        if processor is None or self._death is not None:
             return None
-        cache = processor.cache
-        free = cache.pool.num_free_sectors / cache.num_sectors
-        return CacheUse(cache.num_blocks * self._plan.page_tokens, 1.0 - free)
+        try:
+            cache = processor.cache
+            free = cache.pool.num_free_sectors / cache.num_sectors
+            return CacheUse(cache.num_blocks * self._plan.page_tokens, 1.0 - free)
+        except AttributeError:  # the manager's own fields, which another version may name otherwise
+            return None
 
     def warm_up(self) -> None:
         """Run prefill and decode alone and with every slot taken: a process's first steps are slow.

@@ -34,9 +34,9 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """How full a KV cache is: the tokens that it holds, and the share of its pages that requests have."""
+    """How full a KV cache is: the tokens for which it has room, and the share of its pages that requests have."""
 
-    tokens: int
+    capacity_tokens: int
     used_ratio: float
 
 
