@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,10 @@ SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Figure]]]] = {
     "growth": growth.measure,
     "growth-model": growth_model.measure,
 }
+
+
+WITH_MODEL: Final = ("throughput", "http", "growth-model")
+"""Suites that run `--model`; the others have the bundled one, or none."""
 
 
 def main() -> None:
@@ -85,7 +90,7 @@ def run(options: BenchOptions, suites: list[str]) -> list[Figure]:
     figures = []
     for suite in suites:
         print(f"{suite}: {SUITES[suite].__module__}", file=sys.stderr)
-        for figure in SUITES[suite](options):
+        for figure in (replace(figure, modelled=suite in WITH_MODEL) for figure in SUITES[suite](options)):
             print(f"  {figure.group}: {' '.join(figure.cells())}", file=sys.stderr)
             figures.append(figure)
     return figures
@@ -97,10 +102,10 @@ def conditions(options: BenchOptions) -> dict[str, str]:
     load = "/".join(f"{value:.1f}" for value in os.getloadavg())
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, "
-        f"no GPU used; load average at the end {load}",
         "model": f"{Path(options.model).name}, {options.dtype}",
-        "rounds": str(options.rounds),
+        "rounds": f"{options.rounds} round{'s' * (options.rounds > 1)}",
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, "
+        f"no GPU used, load average at the end {load}",
         "software": ", ".join(
             f"{name} {version(name)}" for name in ("torch", "transformers", "redis", "rq", "tokenrelay")
         ),

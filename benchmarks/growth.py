@@ -88,7 +88,8 @@ def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
         client.flushall()
         writer = Fenced(client, _LONG_STREAMS)
         stream = keys.stream(writer.attempts[0].request_id)
-        written = 0
+        writer.step(1)  # creates its stream, and loads the scripts
+        written = 1
         for length in lengths:
             wall_us, _ = _cost(client, writer, length - written)
             written = length
@@ -118,7 +119,7 @@ def _readers(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
                 costs.append(redis_us)
                 p50s.append(delays_ms[len(delays_ms) // 2])
                 p99s.append(delays_ms[len(delays_ms) * 99 // 100])
-            name = f"{count:,} readers"
+            name = f"{count:,} reader{'s' * (count > 1)}"
             yield _point(group, name, "Redis's CPU, a token and all its readers", "µs", costs, count)
             judged = count == _READ_STREAMS
             yield _point(group, name, "append to reader, p50", "ms", p50s, count, 1.0 if judged else 0.0)

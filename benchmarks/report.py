@@ -32,6 +32,8 @@ class Figure:
     """Where it's a point of a line: the line's name."""
     at: float = 0.0
     """Where on that line: how much there was of what the group is about."""
+    modelled: bool = False
+    """Whether `--model` was run for it."""
 
     @property
     def median(self) -> float:
@@ -161,12 +163,16 @@ def write_growth_png(file: Path, figures: Sequence[Figure]) -> None:
 
 
 def refresh_page(page: Path, figures: Sequence[Figure], conditions: dict[str, str]) -> None:
-    """Put the tables between the page's markers `<!-- bench: GROUP -->` and `<!-- end -->`; other groups stay."""
+    """Put the tables between the page's markers `<!-- bench: GROUP -->` and `<!-- end -->`; other groups stay.
+
+    Each table says under which conditions it was measured: others on the page may be from other runs.
+    """
     text = page.read_text("utf-8")
     for group in _groups(figures):
-        text = _replaced(text, group, _markdown([figure for figure in figures if figure.group == group]))
-    told = "\n".join(f"- {name}: {value}" for name, value in conditions.items())
-    page.write_text(_replaced(text, "conditions", told), "utf-8")
+        shown = [figure for figure in figures if figure.group == group]
+        told = {name: value for name, value in conditions.items() if name != "model" or any(f.modelled for f in shown)}
+        text = _replaced(text, group, f"{_markdown(shown)}\n\n*{'; '.join(told.values())}*")
+    page.write_text(text, "utf-8")
 
 
 def _replaced(text: str, marker: str, content: str) -> str:
