@@ -25,6 +25,7 @@ CLIENTS = 60
 BODY = b'{"model": "weather", "messages": [{"role": "user", "content": "x"}], "stream": true}'
 
 
+@pytest.mark.slow
 def test_random_disconnects_leave_nothing(make_gateway: MakeGateway, redis: Redis, writer: WakingWriter) -> None:
     """`python -m benchmarks --only http` does the same with 500."""
     gateway = make_gateway(disconnect_grace_s=0.1)
@@ -85,6 +86,7 @@ class TestLeaving:
         wait_until(lambda: self.state(gateway, request_id) == "cancelled")
         wait_until(lambda: gateway.gateway.attachments.leaving == 0)
 
+    @pytest.mark.slow
     def test_not_while_somebody_reads_at_another_gateway(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
         gateway, other = make_gateway(disconnect_grace_s=2.0), make_gateway(disconnect_grace_s=2.0)
         request_id = self.leave(

@@ -240,6 +240,7 @@ def test_a_failed_generation_is_one_line_and_exit_1(redis_server: RedisServer) -
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_no_worker_is_warned_of_in_one_line() -> None:
     done = tokenrelay("ask", QUESTION, "--deadline-s", "2.5")
     assert done.returncode == 1

@@ -92,6 +92,7 @@ def test_a_job_that_rqs_clean_up_fails_when_it_has_ended_is_set_right(redis: Red
     assert redis.zscore(keys.rq_registry("finished", QUEUE), request_id) is not None
 
 
+@pytest.mark.slow
 def test_a_job_that_cant_be_closed_is_tried_again_and_not_more_and_more_often(
     redis: Redis, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:

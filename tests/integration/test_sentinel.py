@@ -57,6 +57,7 @@ def test_a_failover_loses_no_token(sentinels: Sentinels) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_asyncio_clients_take_the_same_url(sentinels: Sentinels) -> None:
     with running_worker(sentinels.url):
         async with AsyncProducer(sentinels.url) as producer:
