@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from benchmarks.options import BenchOptions
 
+GROUPS: Final = ("growth: live streams", "growth: tokens a stream", "growth: readers")
 STREAMS: Final = (10, 32, 100, 320, 1000, 2000, 5000)
 READERS: Final = (1, 32, 100, 320, 1000, 2000)
 LENGTHS: Final = (10, 32, 100, 320, 1000, 3200, 8192)
@@ -58,7 +59,7 @@ def _server(options: BenchOptions, name: str, *arguments: str) -> Iterator[redis
 
 
 def _live_streams(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
-    group = "growth: live streams"
+    group = GROUPS[0]
     counts = STREAMS[:2] if options.quick else STREAMS
     walls: dict[int, list[float]] = {count: [] for count in counts}
     served: dict[int, list[float]] = {count: [] for count in counts}
@@ -79,7 +80,7 @@ def _live_streams(client: redis.Redis, options: BenchOptions) -> Iterator[Figure
 
 def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
     """The same streams, longer and longer: what an append costs there, and what a token takes and costs to read."""
-    group = "growth: tokens a stream"
+    group = GROUPS[1]
     lengths = LENGTHS[:2] if options.quick else LENGTHS
     walls: dict[int, list[float]] = {length: [] for length in lengths}
     sizes: dict[int, list[float]] = {length: [] for length in lengths}
@@ -108,7 +109,7 @@ def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
 
 def _readers(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
     """32 streams at 10 steps a second, each with its share of blocked readers."""
-    group = "growth: readers"
+    group = GROUPS[2]
     counts = READERS[:2] if options.quick else READERS
     with Child("benchmarks.stream_readers", log=options.folder / "log.txt") as readers:
         for count in counts:

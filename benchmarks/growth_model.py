@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from benchmarks.contenders import Contender
     from benchmarks.options import BenchOptions
 
+FIRST: Final = "growth: prompt length, first token"
+FURTHER: Final = "growth: prompt length, each further token"
+RECOVERY: Final = "growth: recovery"
+GROUPS: Final = (FIRST, FURTHER, RECOVERY)
 LENGTHS: Final = (16, 64, 256, 1024, 2048)
 _NEW_TOKENS: Final = 16
 _LEFT_TOKENS: Final = 96
@@ -61,12 +65,11 @@ def _prompts(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths:
                     rest_ms = (outcome.seconds - outcome.first_token_s[0]) * 1000
                     firsts.setdefault((length, name), []).append(outcome.ttft_ms)
                     nexts.setdefault((length, name), []).append(rest_ms / (_NEW_TOKENS - 1))
-    for what, found in (("first token", firsts), ("each further token", nexts)):
+    for group, found in ((FIRST, firsts), (FURTHER, nexts)):
         for length in lengths:
             for name in contenders:
-                line, values = f"{what}, {name}", tuple(found[length, name])
-                title = f"{length:,} tokens of prompt: {line}"
-                yield Figure(f"growth: prompt length, {what}", title, "ms", values, line=line, at=length)
+                title, values = f"{length:,} tokens of prompt: {name}", tuple(found[length, name])
+                yield Figure(group, title, "ms", values, line=name, at=length)
 
 
 def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Figure]:
@@ -87,7 +90,7 @@ def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengt
     for length in lengths:
         for line, found in (("longest pause", gaps), ("of which claim to next token", prefills)):
             name = f"{length:,} tokens of context: {line}"
-            yield Figure("growth: recovery", name, "ms", tuple(found[length]), line=line, at=length)
+            yield Figure(RECOVERY, name, "ms", tuple(found[length]), line=line, at=length)
 
 
 def _taken_over(client: redis.Redis, producer: Producer, prompt: str, model: str) -> tuple[float, float]:
