@@ -100,7 +100,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
     server = RedisServer(folder, *TUNED)
     try:
         with server.client() as client:
-            for tokens, target in ((1, 0.4), (2, 0.8)):
+            for tokens, target in ((1, 0.6), (2, 0.8)):
                 yield from _against_raw(client, tokens, target, options)
             yield from _flatness(client, options)
             yield _memory(client)

@@ -45,12 +45,12 @@ class Shape:
 
 
 SHAPES: Final = (
-    Shape(1, 40, 0.0, {ALONE: 0.95, STOCK: 0.0}),
-    Shape(8, 40, 0.0, {ALONE: 0.95, STOCK: 0.0}),
-    Shape(32, 40, 0.0, {ALONE: 0.95, STOCK: 8.0, SERVE: 1.05, VLLM: 0.0}),
-    Shape(32, 40, 1.0, {ALONE: 0.95}),
-    Shape(32, 256, 0.0, {ALONE: 0.95, SERVE: 2.0, VLLM: 0.0}),
-    Shape(32, 256, 1.0, {ALONE: 0.95}),
+    Shape(1, 40, 0.0, {ALONE: 0.97, STOCK: 0.0}),
+    Shape(8, 40, 0.0, {ALONE: 0.97, STOCK: 0.0}),
+    Shape(32, 40, 0.0, {ALONE: 0.97, STOCK: 8.0, SERVE: 1.05, VLLM: 0.0}),
+    Shape(32, 40, 1.0, {ALONE: 0.97}),
+    Shape(32, 256, 0.0, {ALONE: 0.97, SERVE: 2.0, VLLM: 0.0}),
+    Shape(32, 256, 1.0, {ALONE: 0.97}),
 )
 QUICK: Final = (Shape(2, 8, 0.0, {ALONE: 0.0, STOCK: 0.0, SERVE: 0.0}, new_tokens=8),)
 
