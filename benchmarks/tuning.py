@@ -44,17 +44,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=40)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--only", action="append", default=[], help="part of a switch's name; may be given again")
     chosen = parser.parse_args()
+    variants = {
+        name: switches
+        for name, switches in VARIANTS.items()
+        if not (switches and chosen.only) or any(part in name for part in chosen.only)
+    }
     loaded = load_model(chosen.model, dtype=chosen.dtype)
-    found: dict[str, list[Outcome]] = {name: [] for name in VARIANTS}
+    found: dict[str, list[Outcome]] = {name: [] for name in variants}
     failed: dict[str, str] = {}
     for number in range(chosen.rounds):
         prompts = tuple(prompt_of(loaded.tokenizer, chosen.prompt_tokens, number * 100 + each) for each in range(SLOTS))
-        for name in VARIANTS:
+        for name in variants:
             if name in failed:
                 continue
             try:
-                found[name].append(measured(loaded, VARIANTS[name], Wave(prompts, chosen.new_tokens, 0.0, number)))
+                found[name].append(measured(loaded, variants[name], Wave(prompts, chosen.new_tokens, 0.0, number)))
             except Exception as error:  # noqa: BLE001  a switch that this device lacks is a result, too
                 failed[name] = f"{type(error).__name__}: {error}"
     show(found, failed)
