@@ -54,6 +54,7 @@ class Proxy:
     def close(self) -> None:
         async def end() -> None:
             self._server.close()
+            await asyncio.sleep(0)  # a task that is cancelled before its first step would leave its socket open
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()

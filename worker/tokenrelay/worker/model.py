@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SWITCH_S = 0.0005
 """How long a thread may keep the interpreter while another waits for it."""
 GC_THRESHOLDS = (5_000, 500, 100)
-"""A look at 5,000 young objects takes 0.3 ms. Those that outlive it are looked at after 2.5 million, in tens of ms."""
+"""A look at 5,000 young objects takes 0.2 ms; what outlives it is looked at after 2.5 million, for up to 140 ms."""
 
 
 @dataclass(frozen=True, slots=True)
