@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.connection import PythonRespSerializer
-from redis.exceptions import ConnectionError, ResponseError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, Command, Pipeline, _packed
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.commands import AsyncPipeline, Batch, Call, Command, Pipeline, _packed
+from tokenrelay.shared.connections import connect, connect_async
 from tokenrelay.shared.entries import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from redis import Redis
 
     from tests.redis_servers import RedisServer
 
 PAIR = (keys.request(REQUEST_ID), keys.stream(REQUEST_ID))
 CREATE = Call("create", PAIR, ("body", 60_000, 60_000, "", "", "tokenrelay.weather.default", "{}"))
+
+
+class AwaitedPipeline:
+    """`AsyncPipeline`, called as a `Pipeline` is."""
+
+    def __init__(self, url: str) -> None:
+        self.redis = connect_async(url)
+        self._pipeline = AsyncPipeline(self.redis)
+        self._runner = asyncio.Runner()
+
+    def run(self, batch: Batch, *, atomic: bool = False) -> list[Any]:
+        return self._runner.run(self._pipeline.run(batch, atomic=atomic))
+
+    def close(self) -> None:
+        self._runner.run(self.redis.aclose())
+        self._runner.close()
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def either(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Pipeline | AwaitedPipeline]:
+    if request.param == "sync":
+        with connect(redis_server.url) as client:
+            yield Pipeline(client)
+    else:
+        pipeline = AwaitedPipeline(redis_server.url)
+        yield pipeline
+        pipeline.close()
 
 
 @given(
@@ -46,11 +76,13 @@ def test_the_bytes_are_those_of_redis_py(arguments: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("atomic", [False, True])
-def test_replies_have_the_shape_that_redis_py_gives_them(redis: Redis, pipeline: Pipeline, atomic: bool) -> None:
+def test_replies_have_the_shape_that_redis_py_gives_them(
+    redis: Redis, either: Pipeline | AwaitedPipeline, atomic: bool
+) -> None:
     batch: Batch = [CREATE, ("HGETALL", PAIR[0]), ("XRANGE", PAIR[1], "-", "+"), ("TIME",)]
     batch.append(("XREAD", "STREAMS", PAIR[1], "0"))
-    pipeline.run([CREATE])
-    replies = pipeline.run(batch, atomic=atomic)
+    either.run([CREATE])
+    replies = either.run(batch, atomic=atomic)
     with redis.pipeline() as theirs:
         for command in batch[1:]:
             assert isinstance(command, tuple)
@@ -64,24 +96,26 @@ def test_replies_have_the_shape_that_redis_py_gives_them(redis: Redis, pipeline:
 
 
 @pytest.mark.parametrize("atomic", [False, True])
-def test_an_error_stands_in_its_replys_place(pipeline: Pipeline, atomic: bool) -> None:
-    pipeline.run([CREATE])
-    replies = pipeline.run([("PING",), ("LPUSH", PAIR[1], "x"), ("PING",)], atomic=atomic)
+def test_an_error_stands_in_its_replys_place(either: Pipeline | AwaitedPipeline, atomic: bool) -> None:
+    either.run([CREATE])
+    replies = either.run([("PING",), ("LPUSH", PAIR[1], "x"), ("PING",)], atomic=atomic)
     assert isinstance(replies[1], ResponseError)
     assert [replies[0], replies[2]] == [True, True]
 
 
-def test_a_transaction_that_was_refused_raises_why(pipeline: Pipeline) -> None:
+def test_a_transaction_that_was_refused_raises_why(either: Pipeline | AwaitedPipeline) -> None:
     with pytest.raises(ResponseError, match="NOSUCHCOMMAND"):
-        pipeline.run([("PING",), ("NOSUCHCOMMAND",)], atomic=True)
-    assert pipeline.run([("PING",)]) == [True]
+        either.run([("PING",), ("NOSUCHCOMMAND",)], atomic=True)
+    assert either.run([("PING",)]) == [True]
 
 
 @pytest.mark.parametrize("atomic", [False, True])
-def test_a_connection_that_was_cut_is_made_again(redis: Redis, pipeline: Pipeline, atomic: bool) -> None:
-    pipeline.run([("PING",)])
+def test_a_connection_that_was_cut_is_made_again(
+    redis: Redis, either: Pipeline | AwaitedPipeline, atomic: bool
+) -> None:
+    either.run([("PING",)])
     redis.client_kill_filter(_type="normal", skipme=False)
-    assert pipeline.run([("PING",), ("ECHO", "again")], atomic=atomic) == [True, b"again"]
+    assert either.run([("PING",), ("ECHO", "again")], atomic=atomic) == [True, b"again"]
 
 
 def test_a_batch_that_broke_off_leaves_no_reply_to_the_next(redis_server: RedisServer) -> None:
@@ -107,3 +141,59 @@ def test_a_batch_that_broke_off_leaves_no_reply_to_the_next(redis_server: RedisS
 def test_a_server_that_is_gone_is_a_connection_error() -> None:
     with connect("redis://127.0.0.1:1", retries=0) as client, pytest.raises(ConnectionError):
         Pipeline(client).run([("PING",)])
+
+
+@pytest.mark.anyio
+async def test_an_awaited_batch_that_broke_off_leaves_no_reply_to_the_next(redis_server: RedisServer) -> None:
+    async with connect_async(redis_server.url) as client:
+        pipeline = AsyncPipeline(client)
+        await pipeline.run([("PING",)])
+        connection: Any = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        await client.connection_pool.release(connection)
+        read, reads = connection.read_response, iter(range(3))
+
+        async def interrupt(*arguments: Any, **named: Any) -> Any:
+            if next(reads) == 1:
+                raise asyncio.CancelledError
+            return await read(*arguments, **named)
+
+        connection.read_response = interrupt
+        with pytest.raises(asyncio.CancelledError):
+            await pipeline.run([("ECHO", "1"), ("ECHO", "2"), ("ECHO", "3")])
+        connection.read_response = read
+        assert await pipeline.run([("ECHO", "4")]) == [b"4"]
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_is_waited_for_can_be_cancelled(redis_server: RedisServer) -> None:
+    async with connect_async(redis_server.url) as client:
+        pipeline = AsyncPipeline(client)
+        running = asyncio.create_task(pipeline.run([("ECHO", "1"), ("BLPOP", "nothing", 0.3), ("ECHO", "2")]))
+        await asyncio.sleep(0.1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await pipeline.run([("ECHO", "3")]) == [b"3"]
+
+
+@pytest.mark.anyio
+async def test_a_server_that_stands_still_is_a_timeout_of_the_whole_batch(redis_server: RedisServer) -> None:
+    async with connect_async(redis_server.url, retries=0) as client:
+        client.connection_pool.connection_kwargs["socket_timeout"] = 0.05
+        pipeline = AsyncPipeline(client)
+        assert await pipeline.run([("PING",)]) == [True]
+        with pytest.raises(TimeoutError, match=r"0\.05 s"):
+            await pipeline.run([("PING",), ("BLPOP", "nothing", 0.3), ("PING",)])
+        assert await pipeline.run([("ECHO", "3")]) == [b"3"]
+
+
+@pytest.mark.anyio
+async def test_a_long_batch_is_timed_by_its_parts(redis_server: RedisServer) -> None:
+    """Each of them within the socket's timeout, all of them not."""
+    async with connect_async(redis_server.url, retries=0) as client:
+        client.connection_pool.connection_kwargs["socket_timeout"] = 0.3
+        batch: Batch = []
+        for _ in range(3):
+            batch += [("BLPOP", "nothing", 0.2), *([("ECHO", "x")] * 63)]
+        replies = await AsyncPipeline(client).run(batch)
+        assert replies.count(b"x") == 3 * 63

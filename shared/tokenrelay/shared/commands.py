@@ -8,19 +8,23 @@ a repeat is harmless with every script.
 
 from __future__ import annotations
 
+import asyncio
+import builtins
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError, TimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
+    from redis.asyncio.connection import AbstractConnection as AsyncConnection
     from redis.connection import AbstractConnection
 
 Argument = str | bytes | int | float
@@ -36,6 +40,7 @@ _SHORT_OF_MEMORY: Final = frozenset(
 )
 """Scripts that must work when Redis is full: they end requests, which is what frees memory."""
 _WITHOUT_PRELUDE: Final = frozenset({"enqueue", "take", "bind", "place"})
+_REPLIES_A_TIMER: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +101,38 @@ def _unknown_scripts(batch: Sequence[Command | Call], replies: Sequence[Reply]) 
     return sorted({item.script for item in batch if isinstance(item, Call)})
 
 
-class Pipeline:
+class _Batches:
+    """What both pipelines do besides waiting: which commands go out, and what the replies to them are."""
+
+    redis: Redis | AsyncRedis
+
+    def __init__(self) -> None:
+        self._modern = True
+
+    def _commands(self, batch: Batch, *, atomic: bool) -> list[Command]:
+        commands = [_encode(item, modern=self._modern) for item in batch]
+        return [("MULTI",), *commands, ("EXEC",)] if atomic else commands
+
+    def _replies(self, commands: list[Command], raw: list[Reply], *, atomic: bool) -> list[Reply]:
+        """In the shapes that redis-py gives them: INFO as a dict, a stream's entries as pairs, …"""
+        if atomic:
+            commands = commands[1:-1]
+            *queued, raw = raw
+            if isinstance(raw, Exception):
+                raise next((reply for reply in queued if isinstance(reply, Exception)), raw)
+        return [self._shaped(command, reply) for command, reply in zip(commands, raw, strict=True)]
+
+    def _shaped(self, command: Command, reply: Reply) -> Reply:
+        shape = self.redis.response_callbacks.get(cast("str", command[0]))
+        return reply if shape is None or isinstance(reply, Exception) else shape(reply)
+
+
+class Pipeline(_Batches):
     """Runs batches on one redis-py client. Safe to share between threads, as the client is."""
 
     def __init__(self, redis: Redis) -> None:
-        self.redis = redis
-        self._modern = True
+        super().__init__()
+        self.redis: Redis = redis
 
     def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
         """The replies, errors in place. `atomic` wraps the batch in MULTI/EXEC.
@@ -115,14 +146,8 @@ class Pipeline:
         return replies
 
     def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
-        commands = [_encode(item, modern=self._modern) for item in batch]
-        if atomic:
-            *queued, replies = self._exchange([("MULTI",), *commands, ("EXEC",)])
-            if isinstance(replies, Exception):
-                raise next((reply for reply in queued if isinstance(reply, Exception)), replies)
-        else:
-            replies = self._exchange(commands)
-        return [self._as_redis_py(command, reply) for command, reply in zip(commands, replies, strict=True)]
+        commands = self._commands(batch, atomic=atomic)
+        return self._replies(commands, self._exchange(commands), atomic=atomic)
 
     def _exchange(self, commands: list[Command]) -> list[Reply]:
         """What redis-py's pipeline does, in half of its time, in which the engine can't run: docs/adr/0006."""
@@ -145,11 +170,6 @@ class Pipeline:
         finally:
             pool.release(connection)
 
-    def _as_redis_py(self, command: Command, reply: Reply) -> Reply:
-        """The reply in the shape that redis-py gives it: INFO as a dict, a stream's entries as pairs, …"""
-        shape = self.redis.response_callbacks.get(command[0])  # type: ignore[no-untyped-call]
-        return reply if shape is None or isinstance(reply, Exception) else shape(reply)
-
     def _load(self, scripts: list[str]) -> None:
         try:
             for script in scripts:
@@ -159,12 +179,12 @@ class Pipeline:
             self._load(scripts)
 
 
-class AsyncPipeline:
+class AsyncPipeline(_Batches):
     """Runs batches on one redis.asyncio client: `Pipeline`, awaited."""
 
     def __init__(self, redis: AsyncRedis) -> None:
-        self.redis = redis
-        self._modern = True
+        super().__init__()
+        self.redis: AsyncRedis = redis
 
     async def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
         """As Pipeline.run."""
@@ -175,10 +195,26 @@ class AsyncPipeline:
         return replies
 
     async def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
-        async with self.redis.pipeline(transaction=atomic) as pipeline:
-            for item in batch:
-                pipeline.execute_command(*_encode(item, modern=self._modern))
-            return await pipeline.execute(raise_on_error=False)
+        commands = self._commands(batch, atomic=atomic)
+        return self._replies(commands, await self._exchange(commands), atomic=atomic)
+
+    async def _exchange(self, commands: list[Command]) -> list[Reply]:
+        pool = self.redis.connection_pool
+        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        packed = b"".join(map(_packed, commands))
+
+        async def once() -> list[Reply]:
+            await connection.send_packed_command([packed])
+            return await _async_replies(connection, len(commands))
+
+        try:
+            retry = cast("Callable[..., Awaitable[list[Reply]]]", connection.retry.call_with_retry)
+            return await retry(once, lambda _: connection.disconnect())
+        except BaseException:
+            await connection.disconnect(nowait=True)  # unread replies would be taken for the next batch's
+            raise
+        finally:
+            await pool.release(connection)
 
     async def _load(self, scripts: list[str]) -> None:
         try:
@@ -187,6 +223,30 @@ class AsyncPipeline:
         except ResponseError as error:
             self._modern = _fall_back(error, self._modern)
             await self._load(scripts)
+
+
+async def _async_replies(connection: AsyncConnection, count: int) -> list[Reply]:
+    """So many replies, each part of them within the socket's timeout.
+
+    A timer for every reply, which is redis-py's way, takes longer than to parse one.
+    """
+    timeout_s: float | None = connection.socket_timeout
+    replies: list[Reply] = []
+    try:
+        while len(replies) < count:
+            async with asyncio.timeout(timeout_s):
+                for _ in range(min(count - len(replies), _REPLIES_A_TIMER)):
+                    replies.append(await _async_reply(connection))
+    except builtins.TimeoutError:
+        raise TimeoutError(f"Redis didn't reply within {timeout_s} s") from None
+    return replies
+
+
+async def _async_reply(connection: AsyncConnection) -> Reply:
+    try:
+        return await connection.read_response(timeout=math.inf)
+    except ResponseError as error:
+        return error
 
 
 def _fall_back(error: ResponseError, modern: bool) -> bool:
