@@ -6,16 +6,24 @@ Both are computed in every call of a running engine, on batches that mix prefill
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    ContinuousBatchingConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.unit.test_engine_batching import SHAPE, loaded, request, run_until_ended
-from tokenrelay.worker.engine import EngineSettings, TransformersEngine
+from tokenrelay.worker.engine import EngineSettings, TransformersEngine, batching
 from tokenrelay.worker.engine.attention import attend_request_by_request
 
 if TYPE_CHECKING:
@@ -77,6 +85,41 @@ def test_attention_equals_the_packed_one(comparison: Comparison, key_value_heads
     assert comparison.difference <= ROUNDING[dtype]
     assert any(1 in queries and max(queries) > 1 for queries in comparison.batches), "no batch mixed the two"
     assert any(len(queries) > 1 and set(queries) == {1} for queries in comparison.batches), "no batch only decoded"
+
+
+@pytest.mark.parametrize("order", ["fifo", "prefill_first"])
+def test_attention_beside_layers_with_a_sliding_window_gives_the_same_tokens(
+    monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Such a layer overwrites keys, so that it can't be computed twice in one call: two engines are compared."""
+    answers = []
+    monkeypatch.setattr(batching, "ContinuousBatchingConfig", partial(ContinuousBatchingConfig, scheduler_type=order))
+    for attention in (sdpa_attention_forward, None):
+        engine = TransformersEngine(loaded(model=windowed()), EngineSettings(slots=4, max_batch_tokens=24))
+        if attention is not None:
+            AttentionInterface.register("sdpa", attention)
+        engine.start()
+        try:
+            answers.append(run_until_ended(engine, *[request(f"{i}", prompt=each) for i, each in enumerate(PROMPTS)]))
+        finally:
+            engine.stop()
+            attend_request_by_request()
+    assert answers[0] == answers[1]
+
+
+def windowed() -> Qwen3ForCausalLM:
+    """A layer with a sliding window after one without: the cache has a part for each kind."""
+    torch.manual_seed(5)
+    config = Qwen3Config(
+        **SHAPE,
+        head_dim=8,
+        use_sliding_window=True,
+        sliding_window=16,
+        layer_types=["full_attention", "sliding_attention"],
+    )
+    made = Qwen3ForCausalLM(config)
+    torch.nn.Module.to(made, torch.float64)
+    return made
 
 
 def test_attention_without_a_paged_cache_is_transformers_own() -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.cache_allocators import FullAttentionCacheAllocator
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 if TYPE_CHECKING:
@@ -25,17 +27,48 @@ _PADDING: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    """Where one request's queries and keys are among those of the step."""
+class _Alone:
+    """A request that attends by itself: where its queries are in the step, and its keys among those that are read."""
 
-    query_from: int
-    query_to: int
-    key_from: int
-    key_to: int
+    queries: slice
+    keys: slice
+    mask: torch.Tensor
+    """(1, 1, queries, keys)"""
 
-    @property
-    def keys(self) -> int:
-        return self.key_to - self.key_from
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Requests in decode, one query each, padded to the longest: one call instead of one a request, whose fixed cost is
+    what short contexts pay for."""
+
+    rows: torch.Tensor
+    """(requests,): whose query is where in the step."""
+    longest: int
+    mask: torch.Tensor
+    """(requests, 1, 1, longest)"""
+    index: torch.Tensor | None
+    """(requests * longest,): their keys among those that are read; None where these are the first ones, as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """How the requests of a step attend, in all layers with the same keys: made once and used in each of them."""
+
+    alone: list[_Alone]
+    together: _Together | None
+    read_index: torch.Tensor | None
+    """What the cache is to read instead: the keys of those that attend together, padded, and then the others'."""
+
+
+@dataclass(slots=True)
+class _Steps:
+    """The latest step of one engine, by the part of the cache. `queries` tells steps apart: each has a tensor anew."""
+
+    queries: torch.Tensor
+    by_allocator: dict[int, _Step]
+
+
+_steps: WeakKeyDictionary[PagedAttentionCache, _Steps] = WeakKeyDictionary()
 
 
 def attend_request_by_request() -> None:
@@ -56,64 +89,97 @@ def _attend(
     biased = kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
     if not isinstance(cache, PagedAttentionCache) or attention_mask is None or biased:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    # Writes the new keys and values, gives back those of every request, and fills in whose are where.
-    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
-    output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    spans = _spans(kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"].tolist())
-    decoding = [span for span in spans if span.query_to - span.query_from == 1]
-    longest = max((span.keys for span in decoding), default=0)
-    if len(decoding) > 1 and longest * len(decoding) <= _PADDING * sum(span.keys for span in decoding):
-        rows = torch.tensor([span.query_from for span in decoding])
-        output[0, rows] = _attend_together(
-            query[0, :, rows], key[0], value[0], attention_mask, decoding, longest, kwargs.get("scaling")
-        )
-        spans = [span for span in spans if span.query_to - span.query_from > 1]
-    for span in spans:
-        queries, keys = slice(span.query_from, span.query_to), slice(span.key_from, span.key_to)
-        output[0, queries] = _attend_one(
-            query[0, :, queries],
-            key[0, :, keys],
-            value[0, :, keys],
-            attention_mask[:, :, queries, keys],
-            kwargs.get("scaling"),
-        )
-    return output, None
+    layer: Any = module.layer_idx
+    step = _step(cache, layer, attention_mask, kwargs)
+    if step.read_index is not None:
+        number = cache.layer_to_allocator[layer].index
+        indices = kwargs["read_index"]
+        kwargs["read_index"] = [*indices[:number], step.read_index, *indices[number + 1 :]]
+    # Writes the new keys and values, and gives back those of every request.
+    key, value = cache.update(key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs)
+    output = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
+    scaling = kwargs.get("scaling")
+    if step.together is not None:
+        output[step.together.rows] = _attend_together(query[0], key[0], value[0], step.together, scaling)
+    for one in step.alone:
+        queries, keys, values = query[0, :, one.queries], key[0, :, one.keys], value[0, :, one.keys]
+        output[one.queries] = _attend_one(queries, keys, values, one.mask, scaling)
+    return output.unsqueeze(0), None
 
 
-def _spans(query_ends: Sequence[int], key_ends: Sequence[int]) -> list[_Span]:
-    pairs = zip(pairwise(query_ends), pairwise(key_ends), strict=True)
-    return [_Span(*queries, *keys) for queries, keys in pairs if queries[0] < queries[1]]
+def _step(cache: PagedAttentionCache, layer: int, mask: torch.Tensor, kwargs: dict[str, Any]) -> _Step:
+    queries: torch.Tensor = kwargs["cu_seq_lens_q"]
+    allocator = cache.layer_to_allocator[layer]
+    steps = _steps.get(cache)
+    if steps is None or steps.queries is not queries:
+        steps = _steps[cache] = _Steps(queries, {})
+    if allocator.index not in steps.by_allocator:
+        key_ends = kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
+        read_index = kwargs["read_index"][allocator.index]
+        # A sliding window is read before it is written; what is written then fills the places that are marked for it.
+        chosen = type(allocator) is FullAttentionCacheAllocator and read_index.numel() > 0
+        steps.by_allocator[allocator.index] = _plan(queries.tolist(), key_ends, mask, read_index if chosen else None)
+    return steps.by_allocator[allocator.index]
+
+
+def _plan(
+    query_ends: Sequence[int], key_ends: Sequence[int], mask: torch.Tensor, read_index: torch.Tensor | None
+) -> _Step:
+    """query_ends, key_ends: (requests + 1,), where each request's begin and the last one's end. mask: (1, 1, queries,
+    keys). read_index: (keys,), where given the step may choose what is read."""
+    spans = [
+        (slice(*queries), slice(*keys))
+        for queries, keys in zip(pairwise(query_ends), pairwise(key_ends), strict=True)
+        if queries[0] < queries[1]
+    ]
+    decoding = [(queries, keys) for queries, keys in spans if queries.stop - queries.start == 1]
+    longest = max((_length(keys) for _, keys in decoding), default=0)
+    padded = longest * len(decoding)
+    if len(decoding) < 2 or padded > _PADDING * sum(_length(keys) for _, keys in decoding):
+        return _Step([_Alone(queries, keys, mask[:, :, queries, keys]) for queries, keys in spans], None, None)
+    rows = torch.tensor([queries.start for queries, _ in decoding])
+    begins = torch.tensor([keys.start for _, keys in decoding]).unsqueeze(1)
+    counts = torch.tensor([_length(keys) for _, keys in decoding]).unsqueeze(1)
+    place = torch.arange(longest).unsqueeze(0)
+    padding = place >= counts
+    index = (begins + place).masked_fill_(padding, 0)  # what is read for the padding is masked
+    allowed = mask[0, 0, rows.unsqueeze(1), index]
+    if allowed.dtype == torch.bool:
+        allowed = allowed & ~padding
+    else:
+        allowed = allowed.masked_fill(padding, torch.finfo(allowed.dtype).min)
+    together = _Together(rows, longest, allowed[:, None, None, :], index.flatten() if read_index is None else None)
+    alone, parts, at = [], [index.flatten()], padded
+    for queries, keys in spans:
+        if queries.stop - queries.start > 1:
+            parts.append(torch.arange(keys.start, keys.stop))
+            read = keys if read_index is None else slice(at, at + _length(keys))
+            alone.append(_Alone(queries, read, mask[:, :, queries, keys]))
+            at += _length(keys)
+    return _Step(alone, together, None if read_index is None else read_index[torch.cat(parts)])
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
 def _attend_together(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    spans: Sequence[_Span],
-    longest: int,
-    scaling: float | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, together: _Together, scaling: float | None
 ) -> torch.Tensor:
-    """Requests in decode, one query each, padded to the longest: one call instead of one a request, whose fixed cost
-    is what short contexts pay for. query (heads, requests, width), key and value (KV heads, all keys, width). Gives
-    (requests, heads, width).
-    """
-    heads, requests, width = query.shape
-    begin = torch.tensor([span.key_from for span in spans]).unsqueeze(1)
-    count = torch.tensor([span.keys for span in spans]).unsqueeze(1)
-    place = torch.arange(longest).unsqueeze(0)
-    padded = place >= count
-    index = (begin + place).masked_fill_(padded, 0)  # what is read for the padding is masked
-    keys = key[:, index].transpose(0, 1)
-    values = value[:, index].transpose(0, 1)
-    rows = torch.tensor([span.query_from for span in spans]).unsqueeze(1)
-    allowed = mask[0, 0, rows, index]
-    if allowed.dtype == torch.bool:
-        allowed = allowed & ~padded
+    """query (heads, queries, width), key and value (KV heads, keys, width). Gives (requests, heads, width)."""
+    heads, _, width = query.shape
+    requests = len(together.rows)
+    if together.index is None:
+        padded = slice(0, requests * together.longest)
+        key, value = key[:, padded], value[:, padded]
     else:
-        allowed = allowed.masked_fill(padded, torch.finfo(allowed.dtype).min)
-    grouped = query.transpose(0, 1).reshape(requests, key.shape[0], heads // key.shape[0], width)
-    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed[:, None, None, :], scale=scaling)
+        key, value = key.index_select(1, together.index), value.index_select(1, together.index)
+    # (requests, KV heads, longest, width)
+    keys, values = (
+        part.view(part.shape[0], requests, together.longest, part.shape[2]).transpose(0, 1) for part in (key, value)
+    )
+    grouped = query[:, together.rows].transpose(0, 1).reshape(requests, key.shape[0], heads // key.shape[0], width)
+    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=together.mask, scale=scaling)
     return attended.reshape(requests, heads, value.shape[2])
 
 
