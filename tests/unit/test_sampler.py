@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tokenrelay.worker.engine import SamplingParams
+from tokenrelay.worker.engine import SamplingParams, sampler
 from tokenrelay.worker.engine.sampler import _filter, encode_params, gumbel_noise, noise_key, sample_scores
 
 if TYPE_CHECKING:
@@ -116,6 +116,15 @@ def test_a_row_is_drawn_alike_in_any_batch(order: list[int], positions: list[int
     alone = [draw(logits[[index]], [rows[index]])[0] for index in range(len(KINDS))]
     chosen = order[:size]
     assert draw(logits[chosen], [rows[index] for index in chosen]) == [alone[index] for index in chosen]
+
+
+def test_a_large_batch_is_drawn_in_parts_and_no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(7, 40, generator=torch.Generator().manual_seed(4))
+    params = encode_params([(SamplingParams(0.9, 0, 1.0, seed), 5) for seed in range(7)])
+    whole = sample_scores(logits, params)
+    for cached in (1, 40, 100, 7 * 40 - 1):
+        monkeypatch.setattr(sampler, "_CACHED", cached)
+        assert torch.equal(sample_scores(logits, params), whole)
 
 
 def test_temperature_0_is_argmax_of_the_raw_logits() -> None:

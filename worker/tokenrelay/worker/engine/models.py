@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from tokenrelay.worker.engine.contract import ModelError
 from tokenrelay.worker.engine.device import choose_device, choose_dtype
 from tokenrelay.worker.engine.fingerprint import MODEL_FILES, fingerprint_folder
+from tokenrelay.worker.engine.linear import pack_linears
 
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 _UNLIMITED = 1 << 20  # a model that names no limit, such as ALiBi's: its cache is the limit
@@ -41,7 +42,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a causal LM and its tokenizer from a folder, or by its Hub name from the Hub or its local cache.
 
-    safetensors only: other weights are pickles. Raises ModelError saying what is missing.
+    safetensors only: other weights are pickles. On a CPU linear layers are packed for its matrix products. Raises
+    ModelError saying what is missing.
     """
     target = choose_device(device)
     number_format = choose_dtype(dtype, target)
@@ -49,6 +51,7 @@ def load_model(
     _check_folder(folder)
     tokenizer = _load_tokenizer(folder, trust_remote_code)
     model = _load_weights(folder, target, number_format, trust_remote_code)
+    pack_linears(model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PARAMETER_ROWS = 5  # key low, key high, temperature, top-k, top-p tail; all as 32-bit patterns in int32
 
 _CANDIDATES = 1024  # top-p 0.95 of a language model's next token is a few hundred at most
+_CACHED = 1 << 18  # of 8 bytes: what a CPU's cache holds. A step's whole noise goes through memory in every operation
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -124,7 +125,15 @@ def _tempered(scores: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
 
 def _draw_scores(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     keys = (params[1].to(torch.int64) << 32) | (params[0].to(torch.int64) & 0xFFFFFFFF)
-    return scores + gumbel_noise(keys, scores.shape[1])
+    rows, vocab = scores.shape
+    if scores.is_cuda or rows * vocab <= _CACHED:
+        return scores + gumbel_noise(keys, vocab)
+    drawn = torch.empty_like(scores)
+    part = max(_CACHED // vocab, 1)
+    for begin in range(0, rows, part):
+        end = begin + part
+        torch.add(scores[begin:end], gumbel_noise(keys[begin:end], vocab), out=drawn[begin:end])
+    return drawn
 
 
 def _filter_asking(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
