@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import calls, footprint, growth, growth_model, http, pacing, plane, throughput
+from benchmarks import calls, footprint, growth, growth_memory, growth_model, http, pacing, plane, throughput
 from benchmarks.options import BenchOptions
 from benchmarks.report import print_tables, refresh_page, write_growth_png, write_json, write_png
 from tokenrelay.worker.models import weather_model_path
@@ -32,6 +32,7 @@ SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Figure]]]] = {
     "http": http.measure,
     "footprint": footprint.measure,
     "growth": growth.measure,
+    "growth-memory": growth_memory.measure,
     "growth-model": growth_model.measure,
 }
 

@@ -67,6 +67,12 @@ class GatewayProcess:
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
+    @property
+    def resident_mib(self) -> float:
+        """Its resident size."""
+        assert self._process
+        return float(psutil.Process(self._process.pid).memory_info().rss) / (1 << 20)
+
     def _answers(self) -> bool:
         with suppress(httpx.TransportError):
             return httpx.get(f"{self.url}/health", timeout=5).status_code == 200

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from benchmarks.children import Child
 from benchmarks.contenders import Arena
 from benchmarks.gateways import GatewayProcess, leave_somewhere
+from benchmarks.pacing import Pace, submitted
 from benchmarks.report import Figure
 from benchmarks.waves import Wave, prompt_of
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
-from tests.workers import MODEL
-from tokenrelay.producer import Producer
 from tokenrelay.shared.entries import State, text
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _read_by(crowd: _Crowd, folder: Path) -> _Reading:
             ExitStack() as workers,
         ):
             engines = [workers.enter_context(Child("benchmarks.pacing", log=log)) for _ in range(crowd.workers)]
-            ids = _submitted(server.url, crowd.tokens)
+            ids = submitted(server.url, Pace(_STREAMS, crowd.tokens, crowd.pace))
             host, port = gateway.address
             clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=crowd.readers)
             began = gateway.cpu_s
@@ -167,12 +166,6 @@ def _write(engine: Child, url: str, crowd: _Crowd, number: int) -> None:
     """Have a worker write its share of the streams."""
     share, phase = _STREAMS // crowd.workers, number / crowd.workers
     engine.ask(url=url, streams=share, tokens=crowd.tokens, steps_a_second=crowd.pace, phase=phase)
-
-
-def _submitted(url: str, tokens: int) -> list[str]:
-    with Producer(url) as producer:
-        items: Any = [{"prompt": "w1", "model": MODEL, "max_new_tokens": tokens, "ignore_eos": True}] * _STREAMS
-        return [generation.request_id for generation in producer.submit_many(items)]
 
 
 def _leaks(options: BenchOptions) -> Figure:

@@ -158,7 +158,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
         server = RedisServer(folder)
         try:
             with Child("benchmarks.pacing", log=log) as child:
-                ids = _submit(server.url, pace)
+                ids = submitted(server.url, pace)
                 published = child.ask(url=server.url, **asdict(pace))
             p99s.append((_p99(alone["late_s"]) * 1000, _p99(published["late_s"]) * 1000))
             waits.append(_longest_wait_ms(server.url, ids, published["stepped_at"]))
@@ -172,7 +172,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
     yield Figure(GROUP, "longest wait of a token", "ms", tuple(waits), "≤", 50.0, told, judged_by="worst")
 
 
-def _submit(url: str, pace: Pace) -> list[str]:
+def submitted(url: str, pace: Pace) -> list[str]:
     with Producer(url) as producer:
         chosen = {"model": MODEL, "max_new_tokens": pace.tokens, "ignore_eos": True}
         items: Any = [{"prompt": "w1 w2 w3", **chosen} for _ in range(pace.streams)]

@@ -31,6 +31,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "128 tokens a step": {"max_batch_tokens": 128},
     "256 tokens a step": {"max_batch_tokens": 256},
     "1,024 tokens a step": {"max_batch_tokens": 1024},
+    "2,048 tokens a step": {"max_batch_tokens": 2048},
     "asynchronous batching": {"use_async_batching": True},
 }
 

@@ -1,0 +1,146 @@
+"""What grows in memory: a gateway with its readers, with what they read and with clients that come and go; a worker
+with its requests. Resident sizes of processes of their own: a line's first point is what the process has anyway.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+from benchmarks.children import Child
+from benchmarks.gateways import GatewayProcess
+from benchmarks.pacing import Pace, submitted
+from benchmarks.report import Figure
+from tests.redis_servers import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from benchmarks.options import BenchOptions
+
+GROUP: Final = "growth: memory"
+READERS: Final = (1, 100, 320, 1000, 2000)
+TOKENS: Final = (10, 100, 320, 1000, 3200, 8192)
+VISITS: Final = (100, 1000, 3200, 10_000)
+REQUESTS: Final = (1, 32, 100, 320, 1000)
+_STREAMS: Final = 32
+_STEPS_A_SECOND: Final = 200.0
+_TOKENS_A_REQUEST: Final = 200
+
+
+def measure(options: BenchOptions) -> Iterator[Figure]:
+    yield from _readers(options)
+    yield from _tokens(options)
+    yield from _visits(options)
+    yield from _requests(options)
+
+
+@contextmanager
+def _gateway(options: BenchOptions, name: str) -> Iterator[tuple[RedisServer, GatewayProcess]]:
+    folder = options.folder / f"memory-{name}"
+    folder.mkdir()
+    server = RedisServer(folder)
+    try:
+        with GatewayProcess(server.url, folder / "log.txt") as gateway:
+            yield server, gateway
+    finally:
+        server.stop()
+
+
+def _readers(options: BenchOptions) -> Iterator[Figure]:
+    """Of 32 streams, each reader with a connection of its own. Once: a process only grows."""
+    counts = READERS[:2] if options.quick else READERS
+    with (
+        _gateway(options, "readers") as (server, gateway),
+        Child("benchmarks.sse_readers", log=options.folder / "log.txt") as clients,
+    ):
+        ids = submitted(server.url, Pace(_STREAMS, 8, 1.0))
+        host, port = gateway.address
+        for before, count in zip((0, *counts), counts, strict=False):
+            clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=count - before)
+            yield _point("a gateway", f"{count:,} readers", gateway.resident_mib, count)
+
+
+def _tokens(options: BenchOptions) -> Iterator[Figure]:
+    """32 streams of so many tokens, each followed by one reader, in a gateway of their own each time."""
+    for length in TOKENS[:2] if options.quick else TOKENS:
+        pace = Pace(_STREAMS, length, _STEPS_A_SECOND)
+        with ExitStack() as stack:
+            server, gateway = stack.enter_context(_gateway(options, f"tokens{length}"))
+            log = options.folder / "log.txt"
+            clients = stack.enter_context(Child("benchmarks.sse_readers", log=log))
+            worker = stack.enter_context(Child("benchmarks.pacing", log=log))
+            ids = submitted(server.url, pace)
+            host, port = gateway.address
+            clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=_STREAMS)
+            clients.send(do="read", until_ended=_STREAMS)
+            sizes = _Highest(gateway)
+            worker.ask(url=server.url, **asdict(pace))
+            clients.read()
+            yield _point("a gateway", f"{length:,} tokens in each of 32 streams", sizes.stop(), length)
+
+
+class _Highest:
+    """A gateway's largest size while it runs: what it holds for a stream goes with the stream's last reader."""
+
+    def __init__(self, gateway: GatewayProcess) -> None:
+        self._gateway, self._mib, self._stopped = gateway, 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.05):
+            self._mib = max(self._mib, self._gateway.resident_mib)
+
+    def stop(self) -> float:
+        self._stopped.set()
+        self._thread.join()
+        return max(self._mib, self._gateway.resident_mib)
+
+
+def _visits(options: BenchOptions) -> Iterator[Figure]:
+    """Clients that begin to read a stream and go away, one after another."""
+    counts = VISITS[:2] if options.quick else VISITS
+    with _gateway(options, "visits") as (server, gateway):
+        (request_id,) = submitted(server.url, Pace(1, 8, 1.0))
+        for before, count in zip((0, *counts), counts, strict=False):
+            for _ in range(count - before):
+                _visit(gateway.address, request_id)
+            yield _point("a gateway", f"{count:,} readers that came and went", gateway.resident_mib, count)
+
+
+def _visit(address: tuple[str, int], request_id: str) -> None:
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(f"GET /requests/{request_id}/events HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
+        connection.recv(65_536)
+
+
+def _requests(options: BenchOptions) -> Iterator[Figure]:
+    """A worker without a model, so many requests in flight, 200 tokens each; a process of its own each time."""
+    for count in REQUESTS[:2] if options.quick else REQUESTS:
+        folder = options.folder / f"memory-requests{count}"
+        folder.mkdir()
+        yield _point("a worker", f"{count:,} requests in flight", _worker_mib(folder, count, options.quick), count)
+
+
+def _worker_mib(folder: Path, count: int, quick: bool) -> float:
+    pace = Pace(count, 5 if quick else _TOKENS_A_REQUEST, 20.0)
+    server = RedisServer(folder)
+    try:
+        with Child("benchmarks.pacing", log=folder / "log.txt") as worker:
+            submitted(server.url, pace)
+            worker.ask(url=server.url, **asdict(pace))
+            return float(psutil.Process(worker.pid).memory_info().rss) / (1 << 20)
+    finally:
+        server.stop()
+
+
+def _point(whose: str, amount: str, mib: float, at: float) -> Figure:
+    line = f"{whose}, {amount.partition(' ')[2]}"
+    return Figure(GROUP, f"{whose}: {amount}", "MiB", (mib,), line=line, at=at)
