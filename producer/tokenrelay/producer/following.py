@@ -99,7 +99,8 @@ class Follower:
         block_ms = max(1, int(min(self._reading.block_s, left_s) * 1000))
         stream = keys.stream(self.request_id)
         wait = ("XREAD", "COUNT", _COUNT, "BLOCK", block_ms, "STREAMS", stream, str(self._last))
-        last, reply = yield from self._ask([self._range(str(self._last)), wait])
+        # In this order both replies come at once, and wake the reader once; and the look is as late as the read.
+        reply, last = yield from self._ask([wait, self._range(str(self._last))])
         yield from self._check_last(last)
         entries = self._receive(_entries_of(reply))
         self._stale = not entries
