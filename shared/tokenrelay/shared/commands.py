@@ -13,7 +13,7 @@ import builtins
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -39,7 +39,19 @@ _SHORT_OF_MEMORY: Final = frozenset(
     {"claim", "renew", "release", "finish", "cancel", "expire", "suspect", "close", "requeue", "drop", "keep"}
 )
 """Scripts that must work when Redis is full: they end requests, which is what frees memory."""
-_WITHOUT_PRELUDE: Final = frozenset({"enqueue", "take", "bind", "place"})
+_PARTS: Final = {
+    "create": ("prelude", "ending"),
+    "claim": ("prelude", "ending"),
+    "append": ("prelude", "appending"),
+    "finish": ("prelude", "ending", "appending"),
+    "cancel": ("prelude", "ending"),
+    "expire": ("prelude", "ending"),
+    "enqueue": (),
+    "take": (),
+    "bind": (),
+    "place": (),
+}
+"""What stands before a script, where that isn't the prelude of its plane alone."""
 _REPLIES_A_TIMER: Final = 64
 
 
@@ -60,9 +72,8 @@ def source(script: str, *, modern: bool) -> str:
     """The Lua source of a script. `modern` servers (Redis ≥ 7) take the flag that allows it when memory is short."""
     plane = next(plane for plane, names in SCRIPTS.items() if script in names)
     folder = files("tokenrelay.shared") / "lua" / plane
-    body = (folder / f"{script}.lua").read_text("utf-8")
-    if script not in _WITHOUT_PRELUDE:
-        body = (folder / "prelude.lua").read_text("utf-8") + body
+    names = (*_PARTS.get(script, ("prelude",)), script)
+    body = "".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
     header = "#!lua flags=allow-oom\n" if modern and script in _SHORT_OF_MEMORY else ""
     return header + body
 
@@ -72,16 +83,23 @@ def _sha1(script: str, *, modern: bool) -> str:
     return hashlib.sha1(source(script, modern=modern).encode(), usedforsecurity=False).hexdigest()
 
 
-def _encode(item: Command | Call, *, modern: bool) -> Command:
-    if isinstance(item, Call):
-        return ("EVALSHA", _sha1(item.script, modern=modern), len(item.keys), *item.keys, *item.args)
-    return item
-
-
-def _packed(command: Command) -> bytes:
+def _packed(item: Command | Call, *, modern: bool) -> bytes:
     """The command as RESP, the bytes that redis-py's own packer makes of it."""
-    parts = [b"*%d\r\n" % len(command)]
-    for argument in command:
+    if isinstance(item, Call):
+        return _head(item.script, item.keys, len(item.args), modern=modern) + _packed_arguments(item.args)
+    return b"*%d\r\n" % len(item) + _packed_arguments(item)
+
+
+@lru_cache(maxsize=8192)
+def _head(script: str, keys: tuple[str, ...], arguments: int, *, modern: bool) -> bytes:
+    """A call without its arguments: the same for every token of a request, of those that are in flight at a time."""
+    head: Command = ("EVALSHA", _sha1(script, modern=modern), len(keys), *keys)
+    return b"*%d\r\n" % (len(head) + arguments) + _packed_arguments(head)
+
+
+def _packed_arguments(arguments: Sequence[Argument]) -> bytes:
+    parts = []
+    for argument in arguments:
         data = argument if isinstance(argument, bytes) else str(argument).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
@@ -109,22 +127,24 @@ class _Batches:
     def __init__(self) -> None:
         self._modern = True
 
-    def _commands(self, batch: Batch, *, atomic: bool) -> list[Command]:
-        commands = [_encode(item, modern=self._modern) for item in batch]
-        return [("MULTI",), *commands, ("EXEC",)] if atomic else commands
+    def _commands(self, batch: Batch, *, atomic: bool) -> tuple[bytes, int]:
+        """What goes out, and how many replies come."""
+        items = [("MULTI",), *batch, ("EXEC",)] if atomic else batch
+        return b"".join([_packed(item, modern=self._modern) for item in items]), len(items)
 
-    def _replies(self, commands: list[Command], raw: list[Reply], *, atomic: bool) -> list[Reply]:
+    def _replies(self, batch: Batch, raw: list[Reply], *, atomic: bool) -> list[Reply]:
         """In the shapes that redis-py gives them: INFO as a dict, a stream's entries as pairs, …"""
         if atomic:
-            commands = commands[1:-1]
             *queued, raw = raw
             if isinstance(raw, Exception):
                 raise next((reply for reply in queued if isinstance(reply, Exception)), raw)
-        return [self._shaped(command, reply) for command, reply in zip(commands, raw, strict=True)]
+        return [self._shaped(item, reply) for item, reply in zip(batch, raw, strict=True)]
 
-    def _shaped(self, command: Command, reply: Reply) -> Reply:
-        shape = self.redis.response_callbacks.get(cast("str", command[0]))
-        return reply if shape is None or isinstance(reply, Exception) else shape(reply)
+    def _shaped(self, item: Command | Call, reply: Reply) -> Reply:
+        if isinstance(item, Call) or isinstance(reply, Exception):
+            return reply
+        shape = self.redis.response_callbacks.get(cast("str", item[0]))
+        return reply if shape is None else shape(reply)
 
 
 class Pipeline(_Batches):
@@ -146,19 +166,17 @@ class Pipeline(_Batches):
         return replies
 
     def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
-        commands = self._commands(batch, atomic=atomic)
-        return self._replies(commands, self._exchange(commands), atomic=atomic)
+        return self._replies(batch, self._exchange(*self._commands(batch, atomic=atomic)), atomic=atomic)
 
-    def _exchange(self, commands: list[Command]) -> list[Reply]:
+    def _exchange(self, packed: bytes, count: int) -> list[Reply]:
         """What redis-py's pipeline does, in half of its time, in which the engine can't run: docs/adr/0006."""
         pool = self.redis.connection_pool
         connection = pool.get_connection()
         disconnect = cast("Callable[[], None]", connection.disconnect)
-        packed = b"".join(map(_packed, commands))
 
         def once() -> list[Reply]:
             connection.send_packed_command([packed])  # type: ignore[no-untyped-call]
-            return [_reply(connection) for _ in commands]
+            return [_reply(connection) for _ in range(count)]
 
         try:
             # A connection that was cut connects again by itself when it's next used.
@@ -195,17 +213,15 @@ class AsyncPipeline(_Batches):
         return replies
 
     async def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
-        commands = self._commands(batch, atomic=atomic)
-        return self._replies(commands, await self._exchange(commands), atomic=atomic)
+        return self._replies(batch, await self._exchange(*self._commands(batch, atomic=atomic)), atomic=atomic)
 
-    async def _exchange(self, commands: list[Command]) -> list[Reply]:
+    async def _exchange(self, packed: bytes, count: int) -> list[Reply]:
         pool = self.redis.connection_pool
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-        packed = b"".join(map(_packed, commands))
 
         async def once() -> list[Reply]:
             await connection.send_packed_command([packed])
-            return await _async_replies(connection, len(commands))
+            return await _async_replies(connection, count)
 
         try:
             retry = cast("Callable[..., Awaitable[list[Reply]]]", connection.retry.call_with_retry)

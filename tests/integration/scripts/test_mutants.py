@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.redis_servers import RedisServer
 
 FENCE_CHECK = "if m[2] == '' or m[2] ~= ARGV[1] then return { 'FENCED' } end"
-DONE_CHECK = "if TERMINAL[m[1]] then return { 'DONE', m[1] } end"
+DONE_CHECK = "if terminal(m[1]) then return { 'DONE', m[1] } end"
 TOKEN_XADD = "'NOMKSTREAM', index .. '-0'"
 EVENT_XADD = "'NOMKSTREAM', id"
 SUSPECT_MARK = """if not m[4] then
@@ -25,10 +25,14 @@ end"""
 
 # what is broken → (a comment of the one script that is meant, or '', what is taken out, what stands there instead)
 MUTANTS: dict[str, tuple[str, str, str]] = {
-    "append is not fenced": ("-- Append one or several", FENCE_CHECK, ""),
+    "append is not fenced": (
+        "-- Append one or several",
+        "if m[1] == '' or m[1] ~= ARGV[1] then",
+        "if not m[5] or terminal(m[5]) then",
+    ),
     "finish is not fenced": ("-- Append the last tokens", FENCE_CHECK, ""),
     "renew is not fenced": ("-- Keep the lease", FENCE_CHECK, ""),
-    "an empty fence writes": ("-- Append one or several", "m[2] == '' or ", ""),
+    "an empty fence writes": ("-- Append one or several", "m[1] == '' or ", ""),
     "an empty fence finishes": ("-- Append the last tokens", "m[2] == '' or ", ""),
     "a fence is compared by its end": (
         "-- Clear the fence",
@@ -43,7 +47,11 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "gaps are let through": ("", "if index > next_index then return { 'GAP', next_index } end", ""),
     "a lost stream is made again by a token": ("", TOKEN_XADD, "index .. '-0'"),
     "a lost stream is made again by an event": ("", EVENT_XADD, "id"),
-    "append goes on behind the end": ("-- Append one or several", DONE_CHECK, ""),
+    "append does not tell of the end": (
+        "-- Append one or several",
+        "if terminal(m[5]) then return { 'DONE', m[5] } end",
+        "",
+    ),
     "cancel goes on behind the end": ("-- End the request as cancelled", DONE_CHECK, ""),
     "expire goes on behind the end": ("-- End the request if its deadline", DONE_CHECK, ""),
     "renew goes on behind the end": ("-- Keep the lease", DONE_CHECK, ""),
@@ -77,7 +85,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "another model goes on": ("", "m[5] and m[5] ~= ARGV[5]", "false"),
     "append goes on past the deadline": (
         "-- Append one or several",
-        "if now > tonumber(m[4]) then return { 'PAST' } end",
+        "if now > tonumber(m[3]) then return { 'PAST' } end",
         "",
     ),
     "claim goes on past the deadline": (
@@ -99,7 +107,7 @@ QUICK = {
     "append is not fenced",
     "gaps are let through",
     "a lost stream is made again by a token",
-    "append goes on behind the end",
+    "the end keeps the fence",
     "next is off by one",
 }
 

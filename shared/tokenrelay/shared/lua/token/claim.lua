@@ -8,7 +8,7 @@ local m = redis.call('HMGET', request, 'state', 'fence', 'wire', 'deadline_us', 
 local state, fence = m[1], m[2]
 if not state or redis.call('EXISTS', stream) == 0 then return { 'LOST' } end
 if m[3] ~= '1' then return { 'NOT_MINE', 'wire ' .. tostring(m[3]) } end
-if TERMINAL[state] then return { 'DONE', state } end
+if terminal(state) then return { 'DONE', state } end
 
 -- What earlier attempts emitted. A stream that was trimmed can't be continued: its prefix would be missing.
 local emitted = {}

@@ -2,7 +2,7 @@
 -- Replies: OK state | EARLY microseconds left | DONE state | LOST
 local m = redis.call('HMGET', request, 'state', 'deadline_us', 'next')
 if not m[1] then return { 'LOST' } end
-if TERMINAL[m[1]] then return { 'DONE', m[1] } end
+if terminal(m[1]) then return { 'DONE', m[1] } end
 local now = now_us()
 if now <= tonumber(m[2]) then return { 'EARLY', us(tonumber(m[2]) - now) } end
 local state = tonumber(m[3]) > 1 and 'incomplete' or 'expired'

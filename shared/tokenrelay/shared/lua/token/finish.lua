@@ -3,7 +3,7 @@
 -- Replies: OK | FENCED | DONE state | GAP next | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'next', 'finished_by')
 if not m[1] then return { 'LOST' } end
-if TERMINAL[m[1]] then
+if terminal(m[1]) then
   if m[4] ~= '' and m[4] == ARGV[1] then return { 'OK' } end
   return { 'DONE', m[1] }
 end

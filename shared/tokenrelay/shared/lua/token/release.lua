@@ -3,7 +3,7 @@
 -- ARGV: execution_id, crashed (0 or 1). Replies: OK | FENCED | DONE state | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'attempt')
 if not m[1] then return { 'LOST' } end
-if TERMINAL[m[1]] then return { 'DONE', m[1] } end
+if terminal(m[1]) then return { 'DONE', m[1] } end
 if m[2] ~= m[3] .. ':' .. ARGV[1] then return { 'FENCED' } end
 redis.call('HSET', request, 'fence', '')
 redis.call('HDEL', request, 'lease_us', 'suspect_us')

@@ -2,7 +2,7 @@
 -- ARGV: fence, lease_ms. Replies: OK | FENCED | DONE state | PAST | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'deadline_us')
 if not m[1] then return { 'LOST' } end
-if TERMINAL[m[1]] then return { 'DONE', m[1] } end
+if terminal(m[1]) then return { 'DONE', m[1] } end
 if m[2] == '' or m[2] ~= ARGV[1] then return { 'FENCED' } end
 local now = now_us()
 redis.call('HSET', request, 'lease_us', us(now + tonumber(ARGV[2]) * 1000))

@@ -3,7 +3,7 @@
 -- ARGV: suspicion_ms. Replies: LIVE | SUSPECT | RELEASED | FREE (no fence: released or never claimed) | DONE state | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'lease_us', 'suspect_us')
 if not m[1] then return { 'LOST' } end
-if TERMINAL[m[1]] then return { 'DONE', m[1] } end
+if terminal(m[1]) then return { 'DONE', m[1] } end
 if m[2] == '' then return { 'FREE' } end
 local now = now_us()
 if now <= tonumber(m[3]) then return { 'LIVE' } end
