@@ -48,7 +48,10 @@ MATRICES, KERNEL, CUTTING, SAMPLING, CACHE, REST = (
     "rest",
 )
 PARTS: Final = (MATRICES, KERNEL, CUTTING, SAMPLING, CACHE, REST)
-_PRODUCTS: Final = {"aten::linear", "aten::matmul", "aten::mm", "aten::addmm", "aten::bmm"}
+_PRODUCTS: Final = {
+    "aten::linear", "aten::matmul", "aten::mm", "aten::addmm", "aten::bmm", "mkldnn::_linear_pointwise",
+}  # fmt: skip
+_LIBRARIES: Final = ("aten", "mkldnn")
 _CACHE: Final = {"aten::index_copy_", "aten::index_put_", "aten::index_select", "aten::index"}
 _SETTLED: Final = 4
 """Tokens that each request has before the profile begins: none is in prefill any more."""
@@ -150,8 +153,8 @@ def shares(events: Iterable[FunctionEvent], vocabulary: int) -> dict[str, dict[s
     """
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for event in events:
-        if event.name.startswith("aten::"):
-            name = event.name.removeprefix("aten::")
+        library, _, name = event.name.partition("::")
+        if library in _LIBRARIES:
             found[part_of(event, vocabulary), name, str(event.input_shapes)].append(event.self_cpu_time_total)
     times: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS}
     for (part, name, _), measured in found.items():
