@@ -67,7 +67,6 @@ class GatewayProcess:
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
-    @property
     def resident_mib(self) -> float:
         """Its resident size."""
         assert self._process

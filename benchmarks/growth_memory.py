@@ -19,7 +19,7 @@ from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from benchmarks.options import BenchOptions
@@ -64,7 +64,7 @@ def _readers(options: BenchOptions) -> Iterator[Figure]:
         host, port = gateway.address
         for before, count in zip((0, *counts), counts, strict=False):
             clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=count - before)
-            yield _point("a gateway", f"{count:,} readers", gateway.resident_mib, count)
+            yield _point("a gateway", f"{count:,} readers", gateway.resident_mib(), count)
 
 
 def _tokens(options: BenchOptions) -> Iterator[Figure]:
@@ -80,28 +80,28 @@ def _tokens(options: BenchOptions) -> Iterator[Figure]:
             host, port = gateway.address
             clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=_STREAMS)
             clients.send(do="read", until_ended=_STREAMS)
-            sizes = _Highest(gateway)
+            sizes = _Highest(gateway.resident_mib)
             worker.ask(url=server.url, **asdict(pace))
             clients.read()
             yield _point("a gateway", f"{length:,} tokens in each of 32 streams", sizes.stop(), length)
 
 
 class _Highest:
-    """A gateway's largest size while it runs: what it holds for a stream goes with the stream's last reader."""
+    """The largest size that a process has while it runs: what a stream takes goes when it ends."""
 
-    def __init__(self, gateway: GatewayProcess) -> None:
-        self._gateway, self._mib, self._stopped = gateway, 0.0, threading.Event()
+    def __init__(self, size: Callable[[], float]) -> None:
+        self._size, self._mib, self._stopped = size, 0.0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stopped.wait(0.05):
-            self._mib = max(self._mib, self._gateway.resident_mib)
+            self._mib = max(self._mib, self._size())
 
     def stop(self) -> float:
         self._stopped.set()
         self._thread.join()
-        return max(self._mib, self._gateway.resident_mib)
+        return max(self._mib, self._size())
 
 
 def _visits(options: BenchOptions) -> Iterator[Figure]:
@@ -112,7 +112,7 @@ def _visits(options: BenchOptions) -> Iterator[Figure]:
         for before, count in zip((0, *counts), counts, strict=False):
             for _ in range(count - before):
                 _visit(gateway.address, request_id)
-            yield _point("a gateway", f"{count:,} readers that came and went", gateway.resident_mib, count)
+            yield _point("a gateway", f"{count:,} readers that came and went", gateway.resident_mib(), count)
 
 
 def _visit(address: tuple[str, int], request_id: str) -> None:
@@ -135,8 +135,10 @@ def _worker_mib(folder: Path, count: int, quick: bool) -> float:
     try:
         with Child("benchmarks.pacing", log=folder / "log.txt") as worker:
             submitted(server.url, pace)
+            process = psutil.Process(worker.pid)
+            sizes = _Highest(lambda: float(process.memory_info().rss) / (1 << 20))
             worker.ask(url=server.url, **asdict(pace))
-            return float(psutil.Process(worker.pid).memory_info().rss) / (1 << 20)
+            return sizes.stop()
     finally:
         server.stop()
 

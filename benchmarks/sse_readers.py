@@ -45,19 +45,21 @@ class Readers:
     def _connect(self, message: Message) -> Message:
         host, port = message["host"], message["port"]
         ids = message["request_ids"]
-        wanted = message["readers"] + 64
+        wanted = len(self._sockets) + message["readers"] + 64
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        made = []
         for number in range(message["readers"]):
             connection = socket.create_connection((host, port), timeout=30)
             path = f"/requests/{ids[number % len(ids)]}/events"
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
-            self._sockets.append(connection)
-        for connection in self._sockets:
+            made.append(connection)
+        for connection in made:
             connection.recv(65_536)  # the headers: it's attached
             connection.setblocking(False)
             connection.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._sockets += made
         return {}
 
     def _read(self, ended: int) -> Message:
