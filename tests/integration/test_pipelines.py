@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -180,6 +181,41 @@ async def test_a_batch_that_is_waited_for_can_be_cancelled(redis_server: RedisSe
 
 
 @pytest.mark.anyio
+async def test_a_connection_outlives_two_cancellations(redis_server: RedisServer) -> None:
+    async with connect_async(redis_server.url) as client:
+        client.connection_pool.max_connections = 1
+        pipeline = AsyncPipeline(client)
+        lock = client.connection_pool._lock
+        for _ in range(3):
+            running = asyncio.create_task(pipeline.run([("BLPOP", "nothing", 0.3), ("ECHO", "1")]))
+            await asyncio.sleep(0.05)
+            async with lock:  # giving the connection back waits for it
+                running.cancel()
+                await asyncio.sleep(0.02)
+                running.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await running
+        assert await pipeline.run([("ECHO", "2")]) == [b"2"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("count", [1, 2, 20])
+async def test_a_socket_that_timed_out_is_no_reply(redis_server: RedisServer, count: int) -> None:
+    """As by TCP_USER_TIMEOUT: what the kernel raises then is what asyncio raises at the end of its own time."""
+    async with connect_async(redis_server.url, retries=0) as client:
+        pipeline = AsyncPipeline(client)
+        await pipeline.run([("PING",)])
+        connection: Any = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        await client.connection_pool.release(connection)
+        running = asyncio.create_task(pipeline.run([("BLPOP", "nothing", 0.5), *([("PING",)] * (count - 1))]))
+        await asyncio.sleep(0.05)
+        connection._reader.set_exception(OSError(errno.ETIMEDOUT, "Connection timed out"))
+        with pytest.raises((ConnectionError, TimeoutError)):
+            await running
+        assert await pipeline.run([("ECHO", "3")]) == [b"3"]
+
+
+@pytest.mark.anyio
 async def test_a_server_that_stands_still_is_a_timeout_of_the_whole_batch(redis_server: RedisServer) -> None:
     async with connect_async(redis_server.url, retries=0) as client:
         client.connection_pool.connection_kwargs["socket_timeout"] = 0.05
@@ -194,9 +230,9 @@ async def test_a_server_that_stands_still_is_a_timeout_of_the_whole_batch(redis_
 async def test_a_long_batch_is_timed_by_its_parts(redis_server: RedisServer) -> None:
     """Each of them within the socket's timeout, all of them not."""
     async with connect_async(redis_server.url, retries=0) as client:
-        client.connection_pool.connection_kwargs["socket_timeout"] = 0.3
+        client.connection_pool.connection_kwargs["socket_timeout"] = 0.6
         batch: Batch = []
-        for _ in range(3):
-            batch += [("BLPOP", "nothing", 0.2), *([("ECHO", "x")] * 63)]
+        for _ in range(4):
+            batch += [("BLPOP", "nothing", 0.2), *([("ECHO", "x")] * 7)]
         replies = await AsyncPipeline(client).run(batch)
-        assert replies.count(b"x") == 3 * 63
+        assert replies.count(b"x") == 4 * 7

@@ -52,7 +52,7 @@ _PARTS: Final = {
     "place": (),
 }
 """What stands before a script, where that isn't the prelude of its plane alone."""
-_REPLIES_A_TIMER: Final = 64
+_REPLIES_A_TIMER: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,9 @@ def _packed(item: Command | Call, *, modern: bool) -> bytes:
     return b"*%d\r\n" % len(item) + _packed_arguments(item)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=16_384)
 def _head(script: str, keys: tuple[str, ...], arguments: int, *, modern: bool) -> bytes:
-    """A call without its arguments: the same for every token of a request, of those that are in flight at a time."""
+    """A call without its arguments: the same for all of a request's appends of so many tokens."""
     head: Command = ("EVALSHA", _sha1(script, modern=modern), len(keys), *keys)
     return b"*%d\r\n" % (len(head) + arguments) + _packed_arguments(head)
 
@@ -230,7 +230,7 @@ class AsyncPipeline(_Batches):
             await connection.disconnect(nowait=True)  # unread replies would be taken for the next batch's
             raise
         finally:
-            await pool.release(connection)
+            await asyncio.shield(pool.release(connection))  # a second cancellation mustn't lose it
 
     async def _load(self, scripts: list[str]) -> None:
         try:
@@ -242,25 +242,27 @@ class AsyncPipeline(_Batches):
 
 
 async def _async_replies(connection: AsyncConnection, count: int) -> list[Reply]:
-    """So many replies, each part of them within the socket's timeout.
+    """So many replies, the next few of them within the socket's timeout each time.
 
-    A timer for every reply, which is redis-py's way, takes longer than to parse one.
+    A timer for every reply, which is redis-py's way, takes longer than to parse one. But without it redis-py makes a
+    reply of None of a socket that timed out, and of every read behind that: so the last one is read its way.
     """
     timeout_s: float | None = connection.socket_timeout
     replies: list[Reply] = []
     try:
-        while len(replies) < count:
+        while (left := count - 1 - len(replies)) > 0:
             async with asyncio.timeout(timeout_s):
-                for _ in range(min(count - len(replies), _REPLIES_A_TIMER)):
-                    replies.append(await _async_reply(connection))
+                for _ in range(min(left, _REPLIES_A_TIMER)):
+                    replies.append(await _async_reply(connection, math.inf))
     except builtins.TimeoutError:
         raise TimeoutError(f"Redis didn't reply within {timeout_s} s") from None
-    return replies
+    return [*replies, await _async_reply(connection, None)]
 
 
-async def _async_reply(connection: AsyncConnection) -> Reply:
+async def _async_reply(connection: AsyncConnection, timeout_s: float | None) -> Reply:
+    """`timeout_s`: None is the socket's own."""
     try:
-        return await connection.read_response(timeout=math.inf)
+        return await connection.read_response(timeout=timeout_s)
     except ResponseError as error:
         return error
 
