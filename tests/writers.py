@@ -185,10 +185,10 @@ def serving(url: str, respond: Callable[[Writer, str], None] = Writer.answer, mo
     assert not failures, failures
 
 
-def rewrite(redis: Redis, request_id: str, count: int, text: bytes | None = None) -> None:
+def rewrite(redis: Redis, request_id: str, count: int, text: bytes | None = None, *, more: bool = False) -> None:
     """Play a failover that lost the stream: write `count` tokens of it again, later than they were.
 
-    `text` takes the place of the first one's.
+    `text` takes the place of the first one's. `more`: and one that's new, in the same moment.
     """
     stream = keys.stream(request_id)
     entries = redis.xrange(stream, "-", f"{count}-0")
@@ -200,5 +200,7 @@ def rewrite(redis: Redis, request_id: str, count: int, text: bytes | None = None
             if entry_id == b"1-0" and text is not None:
                 later[b"text"] = text
             transaction.xadd(stream, later, id=entry_id)  # type: ignore[arg-type]
+        if more:
+            transaction.xadd(stream, {"text": " new", "token": 7, "at_us": 1}, id=f"{count + 1}-0")
         transaction.expire(stream, 60)
         transaction.execute()

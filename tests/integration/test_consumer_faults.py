@@ -34,6 +34,16 @@ def test_a_rewritten_past_is_a_change(running: Generation, background: Backgroun
         reader.result(5)
 
 
+def test_a_past_that_changed_while_a_token_was_waited_for_is_a_change(
+    running: Generation, background: Background, redis: Redis
+) -> None:
+    """The new token ends the wait, and what stands before it is looked at behind that."""
+    reader = background.start(lambda: list(running))
+    rewrite(redis, running.request_id, 3, text=b"That", more=True)
+    with pytest.raises(StreamChanged, match="tokens 1 to 3 .* came out differently"):
+        reader.result(5)
+
+
 def test_a_past_that_came_out_the_same_is_no_change(
     running: Generation, writer: Writer, background: Background, redis: Redis
 ) -> None:

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tokenrelay.worker.engine import EngineSettings, ModelError, load_model
 from tokenrelay.worker.engine.fingerprint import fingerprint_folder
 from tokenrelay.worker.engine.kv_cache import bytes_per_token, plan_cache
+from tokenrelay.worker.engine.linear import PackedLinear
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,8 @@ def test_model_is_loaded_with_what_an_engine_must_know(folder: Path) -> None:
     assert loaded.context_tokens == 64
     assert loaded.eos_token_ids == {1, 3, 4}  # tokenizer, config and generation config
     assert not loaded.model.training
+    packed = [module for module in loaded.model.modules() if isinstance(module, PackedLinear)]
+    assert bool(packed) == torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     assert load_model(str(folder), device="cpu", dtype="float64").model.dtype == torch.float64
 
 

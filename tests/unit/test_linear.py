@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.unit.test_engine_batching import SHAPE, loaded, request, run_until_ended
 from tokenrelay.worker.engine import EngineSettings, TransformersEngine, linear
-from tokenrelay.worker.engine.linear import PackedLinear, pack_linears, unpack_linears
+from tokenrelay.worker.engine.linear import PackedLinear, pack_linears
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-PACKED = [dtype for dtype in ROUNDING if linear._can_pack(torch.zeros(1, dtype=dtype))]
+PACKED = [dtype for dtype in ROUNDING if linear._can_pack(torch.nn.Linear(1, 1, dtype=dtype))]
 
 pytestmark = pytest.mark.skipif(torch.float32 not in PACKED, reason="this torch is built without oneDNN")
 
@@ -44,17 +44,27 @@ def test_no_rows_are_no_rows() -> None:
 
 
 @pytest.mark.parametrize("dtype", PACKED, ids=str)
+def test_a_packed_weight_can_be_read_bit_for_bit(dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(96, 40, dtype=dtype)
+    assert torch.equal(PackedLinear(layer).weight, layer.weight)
+
+
 @pytest.mark.parametrize("tied", [False, True])
-def test_weights_come_back_bit_for_bit(dtype: torch.dtype, tied: bool) -> None:
-    model = llama(dtype, tie_word_embeddings=tied, attention_bias=True)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def test_a_models_linear_layers_are_packed_and_its_embedding_stays(tied: bool) -> None:
+    model = llama(torch.float32, tie_word_embeddings=tied, attention_bias=True)
+    embedding = model.model.embed_tokens.weight
     assert pack_linears(model) == 2 * 7 + 1
     assert not any(type(module) is torch.nn.Linear for module in model.modules())
+    assert model.model.embed_tokens.weight is embedding
+    assert torch.equal(model.lm_head.weight, embedding) == tied
     assert pack_linears(model) == 0
-    unpack_linears(model)
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_layer_in_two_places_is_packed_once() -> None:
+    model = llama(torch.float32)
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    assert pack_linears(model) == 2 * 7
+    assert model.model.layers[1].mlp.up_proj is model.model.layers[0].mlp.up_proj
 
 
 def test_the_engine_runs_on_packed_layers() -> None:
@@ -74,23 +84,37 @@ def test_the_engine_runs_on_packed_layers() -> None:
     assert answers[0] == answers[1]
 
 
-def test_a_model_that_looks_at_its_weights_is_left_as_it_was() -> None:
-    class Looking(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = torch.nn.Embedding(4, 8)
-            self.out = torch.nn.Linear(8, 4)
+class Looking(torch.nn.Module):
+    """A model that looks at one of its layers' weights, and that can be told to refuse `use_cache`."""
 
-        def forward(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-            embedded = self.embedding(input_ids).to(self.out.weight.dtype)
-            made: torch.Tensor = self.out(embedded)
-            return made
+    def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(4, 8)
+        self.hidden = torch.nn.Linear(8, 8)
+        self.out = torch.nn.Linear(8, 4)
+        self.refuses = refuses
 
+    def forward(self, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        if self.refuses and given:
+            raise TypeError("forward() got an unexpected keyword argument")
+        hidden: torch.Tensor = self.out(self.hidden(self.embedding(input_ids)).to(self.out.weight.dtype))
+        return hidden
+
+
+def test_a_layer_that_is_looked_at_stays_what_it_was() -> None:
     model, ids = Looking(), torch.tensor([[1, 2]])
-    before = model(ids)
+    out, before = model.out, model(ids)
+    assert pack_linears(model) == 1
+    assert model.out is out
+    assert isinstance(model.hidden, PackedLinear)
+    torch.testing.assert_close(model(ids), before)
+
+
+def test_a_model_that_can_not_be_tried_is_left_as_it_was() -> None:
+    model = Looking(refuses=True)
+    layers = model.hidden, model.out
     assert pack_linears(model) == 0
-    assert type(model.out) is torch.nn.Linear
-    assert torch.equal(model(ids), before)
+    assert (model.hidden, model.out) == layers
 
 
 def test_layers_stay_what_they_are_where_packing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +123,18 @@ def test_layers_stay_what_they_are_where_packing_is_refused(monkeypatch: pytest.
 
     monkeypatch.setattr(linear, "PackedLinear", refuse)
     model = llama(torch.float32)
+    head = model.lm_head
     assert pack_linears(model) == 0
-    assert type(model.lm_head) is torch.nn.Linear
+    assert model.lm_head is head
+
+
+def test_weights_of_a_kind_of_their_own_are_left_alone() -> None:
+    class Quantised(torch.nn.Parameter):
+        pass
+
+    model = llama(torch.float32)
+    model.lm_head.weight = Quantised(model.lm_head.weight.data)
+    assert pack_linears(model) == 2 * 7
 
 
 def test_float64_has_no_packed_products() -> None:

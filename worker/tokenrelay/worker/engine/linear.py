@@ -11,6 +11,7 @@ import logging
 from typing import Any, Final
 
 import torch
+from torch.nn.functional import linear
 
 log = logging.getLogger(__name__)
 
@@ -19,60 +20,103 @@ _ROWS: Final = 32
 
 
 class PackedLinear(torch.nn.Module):
-    """`torch.nn.Linear` for inference: (…, in) gives (…, out). Its weight can't be read, only multiplied with."""
+    """`torch.nn.Linear` for inference: (…, in) gives (…, out)."""
 
     def __init__(self, given: torch.nn.Linear) -> None:
-        """Raises RuntimeError where the weight can't be packed."""
+        """Raises RuntimeError, AttributeError or TypeError where the weight can't be packed."""
         super().__init__()
         self.in_features, self.out_features = given.in_features, given.out_features
         self.bias = given.bias
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(given.weight.detach(), _ROWS)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(given.weight.detach(), _ROWS)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(out, in), bit for bit what was packed, made anew each time: for code that seldom looks."""
+        unpacked: torch.Tensor = self._packed.to_dense()
+        return unpacked
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         if not rows.numel():
             return rows.new_empty(*rows.shape[:-1], self.out_features)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self.bias, "none", [], "")
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
         return product
 
-    def unpacked(self) -> torch.nn.Linear:
-        """The layer that it was made of."""
-        with torch.device("meta"):
-            made = torch.nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        made.weight = torch.nn.Parameter(self._weight.to_dense(), requires_grad=False)
-        made.bias = self.bias
-        return made
+
+class _Watched(torch.nn.Module):
+    """A linear layer that notices who looks at its weight instead of calling it."""
+
+    def __init__(self, given: torch.nn.Linear) -> None:
+        super().__init__()
+        self.given = given
+        self.looked_at = False
+
+    @property
+    def weight(self) -> torch.Tensor:
+        self.looked_at = True
+        return self.given.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.given.bias
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return linear(rows, self.given.weight, self.given.bias)
 
 
 def pack_linears(model: torch.nn.Module) -> int:
-    """Put packed layers in the place of a model's linear ones, as many as can be. Returns how many that are.
+    """Put packed layers in the place of a causal LM's linear ones, as many as can be. Returns how many that are.
 
-    A model that looks at its layers' weights, which some do, is left as it was.
+    The model is run on two tokens first. A layer at whose weight it looks then stays as it is, since each look at a
+    packed one would unpack it; where it can't be run so, all of them stay.
     """
-    count = 0
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is torch.nn.Linear and _can_pack(layer.weight):
-                try:
-                    setattr(parent, name, PackedLinear(layer))
-                    count += 1
-                except (RuntimeError, AttributeError) as error:  # a torch without the operator, or a processor
-                    log.debug("linear layer %s stays as it is: %s", name, error)
-    if count and (refusal := _refusal(model)):
-        log.info("linear layers stay as they are: the model doesn't run on packed ones (%s)", refusal)
-        unpack_linears(model)
+    layers = _linear_layers(model)
+    watched = {layer: _Watched(layer) for layer in layers}
+    for layer, places in layers.items():
+        _put(watched[layer], places)
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+    except Exception as error:  # noqa: BLE001  whatever its own code raises
+        log.info("linear layers stay as they are: two tokens can't be tried (%s)", error)
         return 0
+    finally:
+        for layer, places in layers.items():
+            _put(layer, places)
+    count = 0
+    while layers:  # one by one: each weight goes when it's packed
+        layer, places = layers.popitem()
+        if not watched.pop(layer).looked_at:
+            try:
+                _put(PackedLinear(layer), places)
+                count += 1
+            except (RuntimeError, AttributeError, TypeError) as error:  # a torch without the operator, or a processor
+                log.debug("a linear layer stays as it is: %s", error)
     return count
 
 
-def unpack_linears(model: torch.nn.Module) -> None:
-    """Undo `pack_linears`: the same weights, bit for bit."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, PackedLinear):
-                setattr(parent, name, layer.unpacked())
+_Places = list[tuple[torch.nn.Module, str]]
+"""Modules that have a layer, each with its name for it."""
 
 
-def _can_pack(weight: torch.Tensor) -> bool:
+def _linear_layers(model: torch.nn.Module) -> dict[torch.nn.Linear, _Places]:
+    layers: dict[torch.nn.Linear, _Places] = {}
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, torch.nn.Linear) and _can_pack(child):
+                layers.setdefault(child, []).append((parent, name))
+    return layers
+
+
+def _put(layer: torch.nn.Module, places: _Places) -> None:
+    for parent, name in places:
+        setattr(parent, name, layer)
+
+
+def _can_pack(layer: torch.nn.Linear) -> bool:
+    # Exactly these types: a subclass, or a weight of a quantised kind, has a product of its own.
+    if type(layer) is not torch.nn.Linear or type(layer.weight) is not torch.nn.Parameter:
+        return False
+    weight = layer.weight
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     operators: Any = torch.ops.mkldnn
@@ -81,13 +125,3 @@ def _can_pack(weight: torch.Tensor) -> bool:
     if weight.dtype is torch.float16:
         return bool(operators._is_mkldnn_fp16_supported())
     return weight.dtype is torch.float32
-
-
-def _refusal(model: torch.nn.Module) -> Exception | None:
-    """What the model raises when it is run on two tokens."""
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
-    except Exception as error:  # noqa: BLE001  whatever its own code makes of a layer without a weight
-        return error
-    return None
