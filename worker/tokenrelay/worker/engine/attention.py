@@ -27,7 +27,7 @@ _PADDING: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Alone:
+class _LoneRequest:
     """A request that attends by itself: where its queries are in the step, and its keys among those that are read."""
 
     queries: slice
@@ -37,7 +37,7 @@ class _Alone:
 
 
 @dataclass(frozen=True, slots=True)
-class _Together:
+class _DecodeBatch:
     """Requests in decode, one query each, padded to the longest: one call instead of one a request, whose fixed cost is
     what short contexts pay for."""
 
@@ -51,24 +51,24 @@ class _Together:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _Plan:
     """How the requests of a step attend, in all layers with the same keys: made once and used in each of them."""
 
-    alone: list[_Alone]
-    together: _Together | None
+    alone: list[_LoneRequest]
+    together: _DecodeBatch | None
     read_index: torch.Tensor | None
     """What the cache is to read instead: the keys of those that attend together, padded, and then the others'."""
 
 
 @dataclass(slots=True)
-class _Steps:
+class _LatestPlans:
     """The latest step of one engine, by the part of the cache. `queries` tells steps apart: each has a tensor anew."""
 
     queries: torch.Tensor
-    by_allocator: dict[int, _Step]
+    by_allocator: dict[int, _Plan]
 
 
-_steps: WeakKeyDictionary[PagedAttentionCache, _Steps] = WeakKeyDictionary()
+_latest: WeakKeyDictionary[PagedAttentionCache, _LatestPlans] = WeakKeyDictionary()
 
 
 def attend_request_by_request() -> None:
@@ -90,41 +90,41 @@ def _attend(
     if not isinstance(cache, PagedAttentionCache) or attention_mask is None or biased:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     layer: Any = module.layer_idx
-    step = _step(cache, layer, attention_mask, kwargs)
-    if step.read_index is not None:
+    plan = _plan_of(cache, layer, attention_mask, kwargs)
+    if plan.read_index is not None:
         number = cache.layer_to_allocator[layer].index
         indices = kwargs["read_index"]
-        kwargs["read_index"] = [*indices[:number], step.read_index, *indices[number + 1 :]]
+        kwargs["read_index"] = [*indices[:number], plan.read_index, *indices[number + 1 :]]
     # Writes the new keys and values, and gives back those of every request.
     key, value = cache.update(key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs)
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
     scaling = kwargs.get("scaling")
-    if step.together is not None:
-        output[step.together.rows] = _attend_together(query[0], key[0], value[0], step.together, scaling)
-    for one in step.alone:
+    if plan.together is not None:
+        output[plan.together.rows] = _attend_together(query[0], key[0], value[0], plan.together, scaling)
+    for one in plan.alone:
         queries, keys, values = query[0, :, one.queries], key[0, :, one.keys], value[0, :, one.keys]
         output[one.queries] = _attend_one(queries, keys, values, one.mask, scaling)
     return output.unsqueeze(0), None
 
 
-def _step(cache: PagedAttentionCache, layer: int, mask: torch.Tensor, kwargs: dict[str, Any]) -> _Step:
+def _plan_of(cache: PagedAttentionCache, layer: int, mask: torch.Tensor, kwargs: dict[str, Any]) -> _Plan:
     queries: torch.Tensor = kwargs["cu_seq_lens_q"]
     allocator = cache.layer_to_allocator[layer]
-    steps = _steps.get(cache)
-    if steps is None or steps.queries is not queries:
-        steps = _steps[cache] = _Steps(queries, {})
-    if allocator.index not in steps.by_allocator:
+    plans = _latest.get(cache)
+    if plans is None or plans.queries is not queries:
+        plans = _latest[cache] = _LatestPlans(queries, {})
+    if allocator.index not in plans.by_allocator:
         key_ends = kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
         read_index = kwargs["read_index"][allocator.index]
         # A sliding window is read before it is written; what is written then fills the places that are marked for it.
         chosen = type(allocator) is FullAttentionCacheAllocator and read_index.numel() > 0
-        steps.by_allocator[allocator.index] = _plan(queries.tolist(), key_ends, mask, read_index if chosen else None)
-    return steps.by_allocator[allocator.index]
+        plans.by_allocator[allocator.index] = _plan(queries.tolist(), key_ends, mask, read_index if chosen else None)
+    return plans.by_allocator[allocator.index]
 
 
 def _plan(
     query_ends: Sequence[int], key_ends: Sequence[int], mask: torch.Tensor, read_index: torch.Tensor | None
-) -> _Step:
+) -> _Plan:
     """query_ends, key_ends: (requests + 1,), where each request's begin and the last one's end. mask: (1, 1, queries,
     keys). read_index: (keys,), where given the step may choose what is read."""
     spans = [
@@ -136,7 +136,7 @@ def _plan(
     longest = max((_length(keys) for _, keys in decoding), default=0)
     padded = longest * len(decoding)
     if len(decoding) < 2 or padded > _PADDING * sum(_length(keys) for _, keys in decoding):
-        return _Step([_Alone(queries, keys, mask[:, :, queries, keys]) for queries, keys in spans], None, None)
+        return _Plan([_LoneRequest(queries, keys, mask[:, :, queries, keys]) for queries, keys in spans], None, None)
     rows = torch.tensor([queries.start for queries, _ in decoding])
     begins = torch.tensor([keys.start for _, keys in decoding]).unsqueeze(1)
     counts = torch.tensor([_length(keys) for _, keys in decoding]).unsqueeze(1)
@@ -148,15 +148,15 @@ def _plan(
         allowed = allowed & ~padding
     else:
         allowed = allowed.masked_fill(padding, torch.finfo(allowed.dtype).min)
-    together = _Together(rows, longest, allowed[:, None, None, :], index.flatten() if read_index is None else None)
+    together = _DecodeBatch(rows, longest, allowed[:, None, None, :], index.flatten() if read_index is None else None)
     alone, parts, at = [], [index.flatten()], padded
     for queries, keys in spans:
         if queries.stop - queries.start > 1:
             parts.append(torch.arange(keys.start, keys.stop))
             read = keys if read_index is None else slice(at, at + _length(keys))
-            alone.append(_Alone(queries, read, mask[:, :, queries, keys]))
+            alone.append(_LoneRequest(queries, read, mask[:, :, queries, keys]))
             at += _length(keys)
-    return _Step(alone, together, None if read_index is None else read_index[torch.cat(parts)])
+    return _Plan(alone, together, None if read_index is None else read_index[torch.cat(parts)])
 
 
 def _length(part: slice) -> int:
@@ -164,7 +164,7 @@ def _length(part: slice) -> int:
 
 
 def _attend_together(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, together: _Together, scaling: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, together: _DecodeBatch, scaling: float | None
 ) -> torch.Tensor:
     """query (heads, queries, width), key and value (KV heads, keys, width). Gives (requests, heads, width)."""
     heads, _, width = query.shape
