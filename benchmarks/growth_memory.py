@@ -144,5 +144,7 @@ def _worker_mib(folder: Path, count: int, quick: bool) -> float:
 
 
 def _point(whose: str, amount: str, mib: float, at: float) -> Figure:
-    line = f"{whose}, {amount.partition(' ')[2]}"
-    return Figure(GROUP, f"{whose}: {amount}", "MiB", (mib,), line=line, at=at)
+    what = amount.partition(" ")[2]
+    if at == 1:
+        amount = amount.replace("readers", "reader").replace("requests", "request")
+    return Figure(GROUP, f"{whose}: {amount}", "MiB", (mib,), line=f"{whose}, {what}", at=at)
