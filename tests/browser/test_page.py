@@ -211,6 +211,7 @@ def test_it_works_behind_a_prefix(make_tab: MakeTab, gateway: LiveGateway, write
 def test_what_ended_meanwhile_is_known_after_a_reload(tab: Tab, writer: WakingWriter) -> None:
     tab.run()
     request_id = wait_until(writer.take)
+    expect(tab.recent).to_have_count(1)  # Redis has the request before the page knows its ID
     tab.open()
     writer.answer(request_id, ANSWER)
     tab.page.reload()
