@@ -13,18 +13,15 @@ import re
 import resource
 import select
 import socket
-import struct
 import time
 from collections import defaultdict
 
+from benchmarks.arrivals import received, stamp
 from benchmarks.children import Message, answer_lines
 
 _AT_US = re.compile(rb'event: token\n.*?"at_us":(\d+).*?\n\n', re.DOTALL)
 _LAST_CHUNK = b"0\r\n\r\n"
 _EVERY_S = 0.004
-_TIMESPEC = struct.Struct("@qq")
-_SO_TIMESTAMPNS = 35
-"""Linux's socket option, which Python doesn't name; its control messages have the same number."""
 _GIVE_UP_S = 120.0
 
 Arrival = tuple[float, int, bytes]
@@ -58,7 +55,7 @@ class Readers:
         for connection in made:
             connection.recv(65_536)  # the headers: it's attached
             connection.setblocking(False)
-            connection.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            stamp(connection)
         self._sockets += made
         return {}
 
@@ -73,8 +70,8 @@ class Readers:
         while left > 0 and time.monotonic() < give_up_at:
             time.sleep(_EVERY_S)
             for number, _ in epoll.poll(0, len(sockets)):
-                data, told, _, _ = sockets[number].recvmsg(16_384, 64)
-                arrivals.append((_arrived(told), number, data))
+                at, data = received(sockets[number], 16_384)
+                arrivals.append((at, number, data))
                 if not data or data.endswith(_LAST_CHUNK):
                     left -= 1
                     epoll.unregister(number)
@@ -84,15 +81,6 @@ class Readers:
             connection.close()
         self._sockets = []
         return {"delays_ms": sorted(_delays_ms(arrivals)), "unended": left}
-
-
-def _arrived(told: list[tuple[int, int, bytes]]) -> float:
-    """The wall clock's time of an arrival; this moment's where the kernel doesn't say."""
-    for level, kind, data in told:
-        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-            seconds, nanoseconds = _TIMESPEC.unpack(data)
-            return float(seconds + nanoseconds / 1e9)
-    return time.time()
 
 
 def _delays_ms(arrivals: list[Arrival]) -> list[float]:

@@ -1,7 +1,7 @@
 """Many readers blocked in Redis, in a process of their own: raw sockets and epoll, so that reading costs little.
 
-Each reads one stream as a consumer does, by XREAD BLOCK from the last entry it has. Times are taken when the kernel
-gives the bytes, and looked at only when all is read.
+Each reads one stream as a consumer does, by XREAD BLOCK from the last entry it has. Times are the kernel's, of
+when a reply was in its reader's socket, and looked at only when all is read.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import argparse
 import re
 import selectors
 import socket
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
+from benchmarks.arrivals import received, stamp
 from benchmarks.children import Message, answer_lines
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Readers:
     def _connect(self, host: str, port: int, streams: Sequence[str], readers: int) -> Message:
         for number in range(readers):
             reader = Reader(socket.create_connection((host, port), timeout=30), streams[number % len(streams)])
+            stamp(reader.connection)
             reader.ask(_BEFORE_TOKENS)
             self._readers.append(reader)
         return {}
@@ -64,8 +65,8 @@ class Readers:
             while selector.get_map():
                 for key, _ in selector.select():
                     reader = cast("Reader", key.data)
-                    data = reader.connection.recv(65_536)
-                    arrivals.append((time.time(), data))
+                    at, data = received(reader.connection, 65_536)
+                    arrivals.append((at, data))
                     newest = _ENTRY_ID.findall(data)[-1]
                     if newest == last:
                         selector.unregister(reader.connection)
