@@ -10,19 +10,30 @@ import logging
 import signal
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ConnectionError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from rq import worker_registration
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.serializers import JSONSerializer
+from rq.utils import utcformat
 from rq.worker import BaseWorker, WorkerStatus
 from rq.worker.base import DequeueStrategy
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.connections import address, connect, explain, is_for_now
+from tokenrelay.shared.entries import text
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.rq_jobs import WORKER_TTL_S, iso
 from tokenrelay.shared.settings import WorkerSettings
@@ -32,6 +43,7 @@ from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 from tokenrelay.worker.model import Served, serve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from redis import Redis
@@ -41,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LISTEN_AGAIN_S = 1.0
+START_AGAIN_S = 0.5
 
 
 def _exposition(settings: WorkerSettings) -> Exposition | None:
@@ -50,6 +63,29 @@ def _exposition(settings: WorkerSettings) -> Exposition | None:
     from tokenrelay.shared.exposition import Exposition  # brings prometheus_client
 
     return Exposition(settings.metrics_host, settings.metrics_port)
+
+
+def _outlast(do: Callable[[], object], connection: Redis) -> None:
+    """Do what can be done again, until Redis takes it: the model is loaded, and what took minutes isn't thrown away.
+
+    Raises RedisUnusable where waiting doesn't help, such as for a wrong password.
+    """
+    while True:
+        try:
+            do()
+        except RedisError as error:
+            if not _passes(error):
+                raise explain(error, address(connection)) from error
+            log.warning("the worker couldn't register: %s; trying again", error)
+            time.sleep(START_AGAIN_S)
+        else:
+            return
+
+
+def _passes(error: RedisError) -> bool:
+    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+        return False
+    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, ResponseError) and is_for_now(error))
 
 
 class GenerationWorker(BaseWorker):
@@ -86,6 +122,19 @@ class GenerationWorker(BaseWorker):
         Redis falls silent would wait for minutes."""
         return connection
 
+    def _set_ip_address(self, connection: Redis) -> None:
+        _outlast(partial(super()._set_ip_address, connection), connection)
+
+    def bootstrap(
+        self,
+        logging_level: str | None = "INFO",
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+    ) -> None:
+        """Register and listen, however long Redis is away. Raises SettingsError as `register_birth`, RedisUnusable."""
+        start = super().bootstrap
+        _outlast(lambda: start(logging_level, date_format, log_format), self.connection)
+
     def work(
         self,
         burst: bool = False,
@@ -100,7 +149,8 @@ class GenerationWorker(BaseWorker):
         """Generate until told to stop; with `burst`, until the queues are empty. True where a job was done.
 
         The signature is RQ's. There is no scheduler (it forks, and torch is loaded), and queues are served in order of
-        priority. Raises EngineError when the engine died: its requests were handed over, the process is to exit.
+        priority. Raises EngineError when the engine died: its requests were handed over, the process is to exit;
+        RedisUnusable and SettingsError where it can't register.
         """
         if with_scheduler or dequeue_strategy != DequeueStrategy.DEFAULT:
             log.warning("a generation worker has no scheduler and serves its queues in order of priority")
@@ -149,6 +199,8 @@ class GenerationWorker(BaseWorker):
 
     def subscribe(self) -> None:
         """Listen to RQ's commands, to the wake-up that each enqueueing sends, and to requests that others end."""
+        if self.pubsub_thread is not None:
+            return  # a start that is made again listens already
         self.pubsub = self.connection.pubsub()  # type: ignore[no-untyped-call]
         handlers = {
             self.pubsub_channel_name: self.handle_payload,
@@ -229,14 +281,24 @@ class GenerationWorker(BaseWorker):
         try:
             super().register_birth()  # type: ignore[no-untyped-call]
         except ValueError:
-            left_s = max(self.connection.pttl(self.key), 0) / 1000
-            log.warning("a worker named %s was here a moment ago: waiting %.1f s", self.name, left_s)
-            time.sleep(left_s + 0.1)
-            try:
-                super().register_birth()  # type: ignore[no-untyped-call]
-            except ValueError as error:
-                raise SettingsError(f"worker_name: a worker named {self.name!r} is alive; give another name") from error
+            if not self._is_registered():
+                self._register_after_namesake()
         self.connection.expire(self.key, WORKER_TTL_S)  # RQ gives it minutes
+
+    def _is_registered(self) -> bool:
+        """Whether the namesake is this worker itself, which heard no answer when it registered."""
+        fields = (self.hostname, self.pid, self.birth_date and utcformat(self.birth_date))
+        found: list[Any] = self.connection.hmget(self.key, "hostname", "pid", "birth")
+        return [value and text(value) for value in found] == [str(field) for field in fields]
+
+    def _register_after_namesake(self) -> None:
+        left_s = max(self.connection.pttl(self.key), 0) / 1000
+        log.warning("a worker named %s was here a moment ago: waiting %.1f s", self.name, left_s)
+        time.sleep(left_s + 0.1)
+        try:
+            super().register_birth()  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise SettingsError(f"worker_name: a worker named {self.name!r} is alive; give another name") from error
 
     def register_death(self) -> None:
         """Take the registration back; without Redis it runs out by itself."""
