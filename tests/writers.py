@@ -107,11 +107,14 @@ class Writer:
 
     def append(self, request_id: str, *texts: str) -> str:
         """Write tokens; the script's word."""
+        return reply_word(self._run(self.append_call(request_id, *texts)))
+
+    def append_call(self, request_id: str, *texts: str) -> Call:
+        """To be run once, and before the next one of the same request."""
         index = self._next[request_id]
         pairs = [item for number, piece in enumerate(texts) for item in (piece, 100 + index + number)]
-        word = reply_word(self._call("append", request_id, self._fences[request_id], index, LEASE_MS, *pairs))
         self._next[request_id] += len(texts)
-        return word
+        return _call("append", request_id, self._fences[request_id], index, LEASE_MS, *pairs)
 
     def lose(self, request_id: str, left: int) -> None:
         """Play a failover to a replica that has `left` tokens: what follows is written again."""
@@ -147,11 +150,17 @@ class Writer:
             self._pipeline.run([close_call(execution, outcome, datetime.now(UTC))])
 
     def _call(self, script: str, request_id: str, *arguments: str | int) -> list[bytes]:
-        script_keys = (keys.request(request_id), keys.stream(request_id))
-        (reply,) = self._pipeline.run([Call(script, script_keys, arguments)])
+        return self._run(_call(script, request_id, *arguments))
+
+    def _run(self, call: Call) -> list[bytes]:
+        (reply,) = self._pipeline.run([call])
         if isinstance(reply, Exception):
             raise reply
         return list(reply)
+
+
+def _call(script: str, request_id: str, *arguments: str | int) -> Call:
+    return Call(script, (keys.request(request_id), keys.stream(request_id)), arguments)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.producer.rounds import Answered, Pause
+    from tokenrelay.producer.rounds import Answered, Item
 
 SETTINGS = ProducerSettings(max_queue_depth=5)
 QUEUE = keys.rq_queue(keys.queue("weather", "default"))
@@ -155,7 +155,7 @@ class LosingDriver(Driver):
 
     lost = 0
 
-    def _answer(self, item: Round | Pause) -> Answered:
+    def _answer(self, item: Item) -> Answered:
         answered = super()._answer(item)
         if isinstance(item, Round) and item.atomic and not self.lost:
             self.lost += 1

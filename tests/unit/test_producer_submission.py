@@ -17,7 +17,7 @@ from tokenrelay.shared.commands import Call
 
 if TYPE_CHECKING:
     from tokenrelay.producer import Submission
-    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.producer.rounds import Item, Steps
     from tokenrelay.shared.commands import Reply
 
 SETTINGS = ProducerSettings(max_prompt_chars=1000, max_new_tokens_limit=100)
@@ -155,7 +155,7 @@ def test_what_was_created_before_redis_was_full_is_cancelled() -> None:
     next(steps)
     steps.send([0])
     full = OutOfMemoryError("OOM")
-    ending: Round | Pause | Exception = steps.send([*[[b"OK", b"1"]] * 4, full, full])
+    ending: Item | Exception = steps.send([*[[b"OK", b"1"]] * 4, full, full])
     ended = []
     for _ in plans[:2]:
         assert isinstance(ending, Round)
@@ -165,7 +165,7 @@ def test_what_was_created_before_redis_was_full_is_cancelled() -> None:
     assert ended == [keys.request(plan.request_id) for plan in plans[:2]]
 
 
-def _sent_or_error(steps: Steps[None], replies: list[Reply]) -> Round | Pause | Exception:
+def _sent_or_error(steps: Steps[None], replies: list[Reply]) -> Item | Exception:
     try:
         return steps.send(replies)
     except OutOfMemoryError as error:

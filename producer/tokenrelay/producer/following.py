@@ -15,6 +15,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermission
 
 from tokenrelay.producer.endings import GRACE_S, cancel, expire, overdue_state, server_time_us
 from tokenrelay.producer.rounds import LOST, Pause, Round, ask, refused
+from tokenrelay.producer.waits import Wait
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import Ended, Entry, EntryId, Started, State, Token, Usage, parse_entry, text
 from tokenrelay.shared.errors import ProtocolError, RequestError, StreamChanged, StreamExpired, StreamTimeout
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tokenrelay.producer.rounds import Steps
-    from tokenrelay.shared.commands import Batch, Command, Reply
+    from tokenrelay.shared.commands import Batch, Reply
 
 _COUNT: Final = 512
 _PATIENCE_S: Final = 15.0
@@ -66,6 +67,7 @@ class Follower:
         self._machine = StreamMachine(request_id, after)
         self._last = EntryId(after, 0)
         self._last_at_us: int | None = None
+        self._last_raw: Any = None
         self._first = after + 1
         self._read: list[tuple[int, str]] = []
         self._prompt_tokens = 0
@@ -97,12 +99,9 @@ class Follower:
         """What comes within the block time; nothing where the next read should look."""
         left_s = min(self._overdue_at, self._until) - self._now()
         block_ms = max(1, int(min(self._reading.block_s, left_s) * 1000))
-        stream = keys.stream(self.request_id)
-        wait = ("XREAD", "COUNT", _COUNT, "BLOCK", block_ms, "STREAMS", stream, str(self._last))
-        # In this order both replies come at once, and wake the reader once; and the look is as late as the read.
-        reply, last = yield from self._ask([wait, self._range(str(self._last))])
+        raw, last = yield from self._ask(Wait(keys.stream(self.request_id), str(self._last), block_ms))
         yield from self._check_last(last)
-        entries = self._receive(_entries_of(reply))
+        entries = self._receive(raw)
         self._stale = not entries
         return entries
 
@@ -142,7 +141,7 @@ class Follower:
         fields = ("state", "deadline_us", "next", "queue", "fence")
         batch: Batch = [("HMGET", keys.request(self.request_id), *fields), ("TIME",), ("XLEN", stream)]
         batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
-        (state, deadline_us, next_index, queue, fence), now, length, raw = yield from self._ask(batch)
+        (state, deadline_us, next_index, queue, fence), now, length, raw = yield from self._ask(Round(batch))
         if state is None or not length:
             raise StreamExpired(
                 f"the stream of request {self.request_id} is gone: its retention is over, or it was deleted",
@@ -169,7 +168,7 @@ class Follower:
             entry = parse_entry(raw_id, fields)
             if self._machine.receive(entry):
                 entries.append(entry)
-                self._last, self._last_at_us = entry.entry_id, entry.at_us
+                self._last, self._last_at_us, self._last_raw = entry.entry_id, entry.at_us, (raw_id, fields)
                 if isinstance(entry, Token):
                     self._read.append((entry.token_id, entry.text))
                 if isinstance(entry, Started):
@@ -179,6 +178,8 @@ class Follower:
     def _check_last(self, raw: Iterable[Any]) -> Steps[None]:
         """See whether the entry that was read last is another one now. None yet: it may come again."""
         for raw_id, fields in raw:
+            if (raw_id, fields) == self._last_raw:
+                return
             entry = parse_entry(raw_id, fields)
             if entry.entry_id != self._last:
                 return
@@ -189,7 +190,7 @@ class Follower:
     def _compare_past(self) -> Steps[None]:
         """Redis lost writes, and a worker wrote them again. The same tokens are the same answer; others aren't."""
         (raw,) = yield from self._ask(
-            [("XRANGE", keys.stream(self.request_id), f"{self._first}-0", f"{self._last.token}-0")]
+            Round([("XRANGE", keys.stream(self.request_id), f"{self._first}-0", f"{self._last.token}-0")])
         )
         entries = (parse_entry(raw_id, fields) for raw_id, fields in raw)
         now = [(entry.token_id, entry.text) for entry in entries if isinstance(entry, Token)]
@@ -226,12 +227,12 @@ class Follower:
         elif not any(left > (WORKER_TTL_S - WORKER_SILENT_S) * 1000 for left in left_ms):
             self._reading.on_no_worker(queue)
 
-    def _ask(self, batch: Batch) -> Steps[list[Reply]]:
+    def _ask(self, item: Round | Wait) -> Steps[list[Reply]]:
         """The replies, over a restart or failover of Redis too; but a Redis that never answered is said at once."""
         give_up_at = min(self._now() + (_PATIENCE_S if self._connected else 0), self._until)
         while True:
             try:
-                replies = refused((yield Round(batch)))
+                replies = refused((yield item))
             except AuthenticationError:
                 raise
             except (*LOST, BusyLoadingError):
@@ -242,17 +243,5 @@ class Follower:
                 self._connected = True
                 return replies
 
-    def _range(self, entry_id: str) -> Command:
-        return ("XRANGE", keys.stream(self.request_id), entry_id, entry_id)
-
     def _now(self) -> float:
         return self._reading.clock()
-
-
-def _entries_of(reply: Reply) -> list[Any]:
-    """The entries of an XREAD of one stream: RESP2 gives [[stream, entries]], RESP3 {stream: [entries]}, or nothing."""
-    if not reply:
-        return []
-    if isinstance(reply, dict):
-        return [entry for entries in next(iter(reply.values())) for entry in entries]
-    return list(reply[0][1])

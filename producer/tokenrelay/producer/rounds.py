@@ -1,4 +1,4 @@
-"""Logic that talks to Redis without doing I/O: it yields rounds, is sent their replies, and is written once.
+"""Logic that talks to Redis without doing I/O: it yields rounds and waits, is sent their replies, and is written once.
 
 A `Steps[T]` is a generator that ends with a T. Two drivers run it, one on threads, one on asyncio. An error that keeps
 a whole round from being answered is thrown into the generator, which may try again; what it lets through comes out of
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
 
+from tokenrelay.producer.waits import SharedWaits, Wait
 from tokenrelay.shared.commands import AsyncPipeline, Batch, Pipeline, Reply
 from tokenrelay.shared.connections import address, explain
 
@@ -47,7 +48,8 @@ class Pause:
 
 
 Answered = list[Reply] | RedisError | None
-Steps = Generator[Round | Pause, list[Reply], Result]
+Item = Round | Wait | Pause
+Steps = Generator[Item, list[Reply], Result]
 
 
 def ask(batch: Batch) -> Steps[list[Reply]]:
@@ -93,22 +95,25 @@ class Driver:
         except RedisError as error:
             raise explain(error, address(self.redis)) from error
 
-    def _answer(self, item: Round | Pause) -> Answered:
+    def _answer(self, item: Item) -> Answered:
         if isinstance(item, Pause):
             time.sleep(item.seconds)
             return None
         try:
+            if isinstance(item, Wait):
+                return item.answer(self._pipeline.run(item.batch()))
             return self._pipeline.run(item.batch, atomic=item.atomic)
         except RedisError as error:
             return error
 
 
 class AsyncDriver:
-    """`Driver` on a redis.asyncio client: for the event loop that it was first used on."""
+    """`Driver` on a redis.asyncio client: for the event loop that it was first used on. Its waits share connections."""
 
     def __init__(self, redis: redis.asyncio.Redis) -> None:
         self.redis = redis
         self._pipeline = AsyncPipeline(redis)
+        self._waits = SharedWaits(self._pipeline)
 
     async def run(self, steps: Steps[Result]) -> Result:
         """As Driver.run."""
@@ -121,17 +126,19 @@ class AsyncDriver:
         except RedisError as error:
             raise explain(error, address(self.redis)) from error
 
-    async def _answer(self, item: Round | Pause) -> Answered:
+    async def _answer(self, item: Item) -> Answered:
         if isinstance(item, Pause):
             await asyncio.sleep(item.seconds)
             return None
+        if isinstance(item, Wait):
+            return await self._waits.answer(item)
         try:
             return await self._pipeline.run(item.batch, atomic=item.atomic)
         except RedisError as error:
             return error
 
 
-def _resume(steps: Steps[Result], answered: Answered) -> Round | Pause:
+def _resume(steps: Steps[Result], answered: Answered) -> Item:
     """The next thing to do. Raises StopIteration at the end, and whatever the steps raise."""
     if isinstance(answered, RedisError):
         return steps.throw(answered)

@@ -1,0 +1,174 @@
+"""Waiting for a stream's next entries; on asyncio together, the readers of many streams on few connections.
+
+A worker's step writes to all of its streams, and would wake a connection for each, one after the other. A reader of all
+of them is woken once, by the step's first entry, and has the others with its next read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import RedisError
+
+from tokenrelay.shared.entries import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tokenrelay.shared.commands import AsyncPipeline, Batch, Command, Reply
+
+_COUNT: Final = 512
+"""Entries in one read, of all its streams."""
+_TOGETHER: Final = 32
+"""Streams in one read. Redis looks at each of them, whichever has something new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """For entries of a stream behind `after`, an entry's ID, up to `block_ms`.
+
+    Answered with two replies: the new entries as (ID, fields) pairs, none where the time ran out; and as XRANGE gives
+    it, the entry `after` as it is now.
+    """
+
+    stream: str
+    after: str
+    block_ms: int
+
+    def batch(self) -> Batch:
+        """What one reader sends; `answer` makes its answer of the replies."""
+        return _batch([self], self.block_ms)
+
+    def answer(self, replies: Sequence[Reply]) -> list[Reply]:
+        news, last = replies
+        return [news if isinstance(news, Exception) else _by_stream(news).get(self.stream, []), last]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    wait: Wait
+    until: float
+    answer: asyncio.Future[list[Reply] | RedisError]
+    read: _Read | None = None
+    """The read that it is part of."""
+    apart: bool = False
+    """Whether it is to be read alone: together with others it was refused, and one of them is why."""
+
+    def take(self, replies: list[Reply] | RedisError) -> None:
+        if not self.answer.done():
+            self.answer.set_result(replies)
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """Under way for one or more waiters, of a stream each."""
+
+    waiters: dict[str, _Waiter] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
+
+    def leave(self) -> None:
+        """A waiter is gone: the last one ends the read."""
+        if self.task is not None and all(waiter.answer.done() for waiter in self.waiters.values()):
+            self.task.cancel()
+
+
+class SharedWaits:
+    """Reads together for all that begin to wait in one pass of the event loop; who comes later has a read of its own.
+
+    They find together by themselves, for a step wakes all of them in one pass.
+    """
+
+    def __init__(self, pipeline: AsyncPipeline) -> None:
+        self._pipeline = pipeline
+        self._next: list[_Waiter] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def answer(self, wait: Wait) -> list[Reply] | RedisError:
+        """The wait's replies, errors in place; or the error for which there are none."""
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(wait, loop.time() + wait.block_ms / 1000, loop.create_future())
+        self._enlist([waiter])
+        try:
+            return await waiter.answer
+        finally:
+            if waiter.answer.cancelled() and waiter.read is not None:
+                waiter.read.leave()
+
+    def _enlist(self, waiters: Sequence[_Waiter]) -> None:
+        if waiters and not self._next:
+            # A pass later, behind the tasks that this pass's reads woke: they wait again, and are read for together.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._begin)
+        self._next += waiters
+
+    def _begin(self) -> None:
+        waiters, self._next = self._next, []
+        for read in _reads([waiter for waiter in waiters if not waiter.answer.done()]):
+            read.task = asyncio.create_task(self._run(list(read.waiters.values())))
+            self._tasks.add(read.task)
+            read.task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, waiters: Sequence[_Waiter]) -> None:
+        try:
+            self._enlist(await self._served(waiters))
+        except RedisError as error:
+            for waiter in waiters:
+                waiter.take(error)
+
+    async def _served(self, waiters: Sequence[_Waiter]) -> list[_Waiter]:
+        """Read, and answer who has an answer now; the others. Raises redis errors."""
+        now = asyncio.get_running_loop().time
+        left_s = min(waiter.until for waiter in waiters) - now()
+        news, *lasts = await self._pipeline.run(_batch([waiter.wait for waiter in waiters], int(left_s * 1000)))
+        refused = isinstance(news, Exception)
+        if refused and len(waiters) > 1:
+            for waiter in waiters:
+                waiter.apart = True
+            return list(waiters)
+        found = {} if refused else _by_stream(news)
+        for waiter, last in zip(waiters, lasts, strict=True):
+            entries = news if refused else found.get(waiter.wait.stream, [])
+            if entries or isinstance(last, Exception) or now() >= waiter.until:
+                waiter.take([entries, last])
+        return [waiter for waiter in waiters if not waiter.answer.done()]
+
+
+def _reads(waiters: Iterable[_Waiter]) -> list[_Read]:
+    """As few as can be: a read has a stream only once."""
+    reads: list[_Read] = []
+    open_reads: list[_Read] = []
+    for waiter in waiters:
+        stream = waiter.wait.stream
+        fitting = (read for read in open_reads if stream not in read.waiters and not waiter.apart)
+        read = next(fitting, None)
+        if read is None:
+            read = _Read()
+            reads.append(read)
+            if not waiter.apart:
+                open_reads.append(read)
+        read.waiters[stream] = waiter
+        waiter.read = read
+        if len(read.waiters) == _TOGETHER:
+            open_reads.remove(read)
+    return reads
+
+
+def _batch(waits: Sequence[Wait], block_ms: int) -> Batch:
+    """In this order all replies come at once and wake the reader once, and the looks are as late as the read."""
+    streams, afters = [wait.stream for wait in waits], [wait.after for wait in waits]
+    looks: list[Command] = [("XRANGE", wait.stream, wait.after, wait.after) for wait in waits]
+    # 0 would be for ever.
+    head: Command = ("XREAD", "COUNT", _COUNT // len(waits), "BLOCK", max(block_ms, 1), "STREAMS")
+    return [(*head, *streams, *afters), *looks]
+
+
+def _by_stream(reply: Reply) -> dict[str, list[Any]]:
+    """Entries of an XREAD: redis-py gives [[stream, entries], …], {stream: [entries], …} or {stream: entries, …}."""
+    found = reply.items() if isinstance(reply, dict) else reply or ()
+    return {text(stream): entries[0] if _nested(entries) else entries for stream, entries in found}
+
+
+def _nested(entries: list[Any]) -> bool:
+    return bool(entries) and isinstance(entries[0], list)

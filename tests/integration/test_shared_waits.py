@@ -1,0 +1,166 @@
+"""asyncio readers that wait together: on few connections, and without being in each other's way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.exceptions import ResponseError
+
+from tokenrelay.producer import AsyncProducer, RedisUnusable
+from tokenrelay.producer.waits import SharedWaits, Wait
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import AsyncPipeline, Pipeline, reply_word
+from tokenrelay.shared.connections import connect_async
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis import Redis
+
+    from tests.redis_servers import RedisServer
+    from tests.writers import Writer
+    from tokenrelay.producer import AsyncGeneration
+    from tokenrelay.shared.commands import Batch
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE_S = 10
+
+
+@pytest.fixture
+async def producer(redis_server: RedisServer) -> AsyncIterator[AsyncProducer]:
+    async with AsyncProducer(redis_server.url) as producer:
+        yield producer
+
+
+@pytest.fixture
+async def waits(redis_server: RedisServer) -> AsyncIterator[SharedWaits]:
+    async with connect_async(redis_server.url) as client:
+        yield SharedWaits(AsyncPipeline(client))
+
+
+async def running(producer: AsyncProducer, writer: Writer, number: int) -> list[AsyncGeneration]:
+    """So many requests, claimed and without a token."""
+    generations = await producer.submit_many([f"question {each}" for each in range(number)])
+    for generation in generations:
+        assert writer.take() == generation.request_id
+        writer.claim(generation.request_id)
+    return generations
+
+
+async def blocked(redis: Redis, number: int) -> None:
+    """Return once so many connections are blocked."""
+    async with asyncio.timeout(PATIENCE_S):
+        while redis.info("clients")["blocked_clients"] != number:  # noqa: ASYNC110  it's Redis that is waited for
+            await asyncio.sleep(0.01)
+
+
+async def step(writer: Writer, generations: list[AsyncGeneration]) -> None:
+    """A token for each, and time to read it."""
+    pipeline: Batch = [writer.append_call(generation.request_id, " on") for generation in generations]
+    assert [reply_word(reply) for reply in Pipeline(writer.redis).run(pipeline)] == ["OK"] * len(generations)
+    await asyncio.sleep(0.1)
+
+
+async def steps_until_blocked(redis: Redis, number: int, writer: Writer, generations: list[AsyncGeneration]) -> int:
+    """How many it took: what a step wakes in one pass of the event loop waits together from then on."""
+    for count in range(1, 20):
+        await step(writer, generations)
+        if redis.info("clients")["blocked_clients"] == number:
+            return count
+    raise AssertionError(redis.info("clients"))
+
+
+async def test_who_waits_at_the_same_time_waits_on_one_connection(
+    producer: AsyncProducer, writer: Writer, redis: Redis
+) -> None:
+    generations = await running(producer, writer, 32)
+    tasks = [asyncio.ensure_future(generation.result()) for generation in generations]
+    steps = await steps_until_blocked(redis, 1, writer, generations)
+    for generation in generations:
+        writer.finish(generation.request_id)
+    assert {answer.text for answer in await asyncio.gather(*tasks)} == {" on" * steps}
+
+
+async def test_more_streams_than_one_read_takes(producer: AsyncProducer, writer: Writer, redis: Redis) -> None:
+    generations = await running(producer, writer, 70)
+    tasks = [asyncio.ensure_future(generation.result()) for generation in generations]
+    steps = await steps_until_blocked(redis, 3, writer, generations)
+    for generation in generations:
+        writer.finish(generation.request_id)
+    assert {answer.text for answer in await asyncio.gather(*tasks)} == {" on" * steps}
+
+
+async def test_readers_of_one_stream_from_different_places(
+    producer: AsyncProducer, writer: Writer, redis: Redis
+) -> None:
+    (generation,) = await running(producer, writer, 1)
+    request_id = generation.request_id
+
+    async def read(after: int) -> list[int]:
+        return [token.index async for token in generation.tokens(after)]
+
+    tasks = [asyncio.ensure_future(read(after)) for after in (0, 2, 1, 0)]
+    await blocked(redis, 4)
+    for _ in range(3):
+        writer.append(request_id, " on")
+        await asyncio.sleep(0.02)
+    writer.finish(request_id)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await asyncio.gather(*tasks) == [[1, 2, 3], [3], [2, 3], [1, 2, 3]]
+
+
+async def test_a_stream_that_cant_be_read_keeps_nobody_else(
+    producer: AsyncProducer, writer: Writer, redis: Redis
+) -> None:
+    generations = await running(producer, writer, 4)
+    tasks = [asyncio.ensure_future(generation.result()) for generation in generations]
+    steps = await steps_until_blocked(redis, 1, writer, generations)
+    broken, *others = generations
+    stream = keys.stream(broken.request_id)
+    redis.delete(stream)
+    redis.set(stream, "no stream", ex=60)
+    await step(writer, others)
+    with pytest.raises(RedisUnusable, match="WRONGTYPE"):
+        await tasks[0]
+    for generation in others:
+        writer.finish(generation.request_id)
+    assert {answer.text for answer in await asyncio.gather(*tasks[1:])} == {" on" * (steps + 1)}
+
+
+async def test_who_leaves_leaves_the_others_waiting_and_the_last_no_connection(
+    producer: AsyncProducer, writer: Writer, redis: Redis
+) -> None:
+    generations = await running(producer, writer, 3)
+    tasks = [asyncio.ensure_future(generation.result()) for generation in generations]
+    steps = await steps_until_blocked(redis, 1, writer, generations)
+    tasks[0].cancel()
+    await step(writer, generations)
+    assert generations[1].text == " on" * (steps + 1)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.1)
+    assert redis.info("clients")["blocked_clients"] == 0
+
+
+async def test_what_is_refused_for_one_is_refused_to_it_alone(waits: SharedWaits, redis: Redis) -> None:
+    redis.xadd("test:good", {"field": "value"}, id="1-0")
+    redis.set("test:bad", "no stream", ex=60)
+    good, bad = Wait("test:good", "0-9", 5000), Wait("test:bad", "0-9", 5000)
+    answers = await asyncio.gather(waits.answer(good), waits.answer(bad))
+    redis.delete("test:good")
+    assert answers[0] == [[(b"1-0", {b"field": b"value"})], []]
+    assert isinstance(answers[1], list)
+    assert all(isinstance(reply, ResponseError) for reply in answers[1])
+
+
+async def test_one_whose_time_is_over_keeps_nobody_else(waits: SharedWaits, redis: Redis) -> None:
+    patient = asyncio.ensure_future(waits.answer(Wait("test:patient", "0-9", 4000)))
+    async with asyncio.timeout(2):
+        assert await waits.answer(Wait("test:hasty", "0-9", 100)) == [[], []]
+    redis.xadd("test:patient", {"field": "value"}, id="1-0")
+    assert await patient == [[(b"1-0", {b"field": b"value"})], []]
+    redis.delete("test:patient")
