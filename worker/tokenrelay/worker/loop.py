@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.commands import Pipeline
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.intake import Claimed
     from tokenrelay.worker.model import Served
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ REFUSED_PAUSE_S = 1.0
 """How long intake leaves what it gave back to other workers."""
 LEAST_PAUSE_S = 0.02
 """The heartbeat's thread rests so long at least, also while it has nothing to beat for or Redis is away."""
+GATHER_S = 0.05
+"""How long intake keeps an idle engine waiting for as long as every look finds more: a burst's prompts are prefilled
+together, where its first one would have had a step of its own. A request that comes alone waits for one empty look."""
 BEHIND_S = 0.005
 """How long the loop waits for tokens while Redis or RQ hasn't heard of the last ones."""
 
@@ -157,18 +161,34 @@ class GenerationLoop:
 
     def _take_in(self) -> None:
         self.wake.clear()
+        gather_until = 0.0 if self.in_flight else time.monotonic() + GATHER_S
+        begun: list[Claimed] = []
+        try:
+            while self._claim(begun) and time.monotonic() < gather_until:
+                pass
+        finally:  # also what was claimed before an error
+            for claimed in begun:
+                self._give(claimed)
+
+    def _claim(self, begun: list[Claimed]) -> bool:
+        """Claim what fits. Whether there was anything."""
         free = self.in_flight.free
         if free <= 0 or self._stopping:
-            return
-        for claimed in self.intake.claim(free, idle=not self.in_flight):
+            return False
+        found = self.intake.claim(free, idle=not self.in_flight)
+        for claimed in found:
             self.in_flight.add(claimed.attempt)
-            if claimed.options is None:
-                self.publisher.publish([claimed.attempt])
-                continue
-            self.engine.add(engine_request(claimed.attempt, claimed.options, claimed.prompt_ids, claimed.budget))
-            if self.in_flight.get(claimed.attempt.fence) is None:
-                self.engine.cancel(claimed.attempt.fence)  # somebody ended it before the engine knew of it
-            self.wake.set()  # there may be more
+        begun += found
+        return bool(found)
+
+    def _give(self, claimed: Claimed) -> None:
+        if claimed.options is None:
+            self.publisher.publish([claimed.attempt])
+            return
+        self.engine.add(engine_request(claimed.attempt, claimed.options, claimed.prompt_ids, claimed.budget))
+        if self.in_flight.get(claimed.attempt.fence) is None:
+            self.engine.cancel(claimed.attempt.fence)  # somebody ended it before the engine knew of it
+        self.wake.set()  # there may be more
 
     def _wait_for_jobs(self) -> bool:
         if self.intake.refused:
