@@ -3,7 +3,8 @@
 The delay's load: 32 active streams at a CPU engine's pace, their readers taking turns over them. One worker appends the
 tokens of all its streams in one pipeline, so that all readers have an event due at the same moment, and the median
 reader waits for half of the sends by construction. Four workers of eight streams each, stepping at times of their own,
-are the same streams, readers and events a second, a quarter of them due at a time. Both are measured, to one bound.
+are the same streams, readers and events a second, a quarter of them due at a time; and two gateways share the one
+worker's readers between them. All are measured, to one bound.
 Where the machine falls behind, steps are read together and an event carries several tokens: the time per token then
 says less than its delay does.
 """
@@ -95,15 +96,17 @@ def _compared(found: dict[str, list[Outcome]], length: int, count: int) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class _Crowd:
-    """Who reads: `readers` of 32 streams, which so many workers write."""
+    """Who reads: `readers` of 32 streams, which so many workers write, at so many gateways."""
 
     readers: int
     workers: int
     tokens: int
     pace: float
+    gateways: int = 1
 
     def __str__(self) -> str:
-        return f"{self.readers} readers, {self.workers} worker{'s' * (self.workers > 1)}"
+        told = f"{self.readers} readers, {self.workers} worker{'s' * (self.workers > 1)}"
+        return told if self.gateways == 1 else f"{told}, {self.gateways} gateways"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +114,20 @@ class _Reading:
     delays_ms: list[float]
     """Every token's at every reader, in order."""
     cpu_us: float
-    """The gateway's for each of them."""
+    """The gateways' for each of them."""
 
 
 def _crowds(options: BenchOptions) -> list[_Crowd]:
     if options.quick:
         return [_Crowd(16, 2, 5, 20.0)]
-    return [_Crowd(readers, workers, 100, 10.0) for readers, workers in ((1000, 1), (1000, 4), (2000, 1))]
+    crowds = ((1000, 1, 1), (1000, 1, 2), (1000, 4, 1), (2000, 1, 1))
+    return [_Crowd(readers, workers, 100, 10.0, gateways) for readers, workers, gateways in crowds]
 
 
 def _delays(options: BenchOptions, crowd: _Crowd) -> Iterator[Figure]:
     found = []
     for number in range(options.rounds):
-        folder = options.folder / f"http{crowd.readers}-{crowd.workers}-{number}"
+        folder = options.folder / f"http{crowd.readers}-{crowd.workers}-{crowd.gateways}-{number}"
         folder.mkdir()
         found.append(_read_by(crowd, folder))
     expected = crowd.tokens * crowd.readers
@@ -134,28 +138,29 @@ def _delays(options: BenchOptions, crowd: _Crowd) -> Iterator[Figure]:
         values = tuple(reading.delays_ms[len(reading.delays_ms) * percent // 100] for reading in found)
         yield Figure(GROUP, f"append to SSE byte, {crowd}, p{percent}", "ms", values, bound, target, told)
     spent = tuple(reading.cpu_us for reading in found)
-    yield Figure(GROUP, f"the gateway's CPU time, {crowd}", "µs/token", spent, note="per reader, with their ends")
+    yield Figure(GROUP, f"a gateway's CPU time, {crowd}", "µs/token", spent, note="per reader, with their ends")
 
 
 def _read_by(crowd: _Crowd, folder: Path) -> _Reading:
     server, log, read = RedisServer(folder), folder / "log.txt", dict[str, Any]()
     try:
         with (
-            GatewayProcess(server.url, log) as gateway,
             Child("benchmarks.sse_readers", log=log) as clients,
-            ExitStack() as workers,
+            ExitStack() as others,
         ):
-            engines = [workers.enter_context(Child("benchmarks.pacing", log=log)) for _ in range(crowd.workers)]
+            gateways = [others.enter_context(GatewayProcess(server.url, log)) for _ in range(crowd.gateways)]
+            engines = [others.enter_context(Child("benchmarks.pacing", log=log)) for _ in range(crowd.workers)]
             ids = submitted(server.url, Pace(_STREAMS, crowd.tokens, crowd.pace))
-            host, port = gateway.address
-            clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=crowd.readers)
-            began = gateway.cpu_s
+            for host, port in (gateway.address for gateway in gateways):
+                readers = crowd.readers // crowd.gateways
+                clients.ask(do="connect", host=host, port=port, request_ids=ids, readers=readers)
+            began = sum(gateway.cpu_s for gateway in gateways)
             reading = threading.Thread(target=lambda: read.update(clients.ask(do="read", until_ended=crowd.readers)))
             reading.start()
             with ThreadPoolExecutor(crowd.workers) as pool:
                 list(pool.map(lambda number: _write(engines[number], server.url, crowd, number), range(crowd.workers)))
             reading.join()
-            cpu_us = (gateway.cpu_s - began) * 1e6
+            cpu_us = (sum(gateway.cpu_s for gateway in gateways) - began) * 1e6
     finally:
         server.stop()
     delays: list[float] = read["delays_ms"]
