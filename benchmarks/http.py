@@ -119,7 +119,7 @@ class _Reading:
 
 def _crowds(options: BenchOptions) -> list[_Crowd]:
     if options.quick:
-        return [_Crowd(16, 2, 5, 20.0)]
+        return [_Crowd(16, 2, 5, 20.0, gateways=2)]
     crowds = ((1000, 1, 1), (1000, 1, 2), (1000, 4, 1), (2000, 1, 1))
     return [_Crowd(readers, workers, 100, 10.0, gateways) for readers, workers, gateways in crowds]
 

@@ -12,18 +12,17 @@ from tests.engines import CountingEngine
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
+from tokenrelay.worker.intake import Claimed, Intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from redis import Redis
 
     from tests.redis_servers import RedisServer
     from tests.workers import ThreadedWorker
     from tokenrelay.shared.commands import Pipeline
     from tokenrelay.worker.engine import EngineRequest
-    from tokenrelay.worker.intake import Claimed
 
 NOW = datetime.now(UTC)
 
@@ -41,17 +40,29 @@ class Noting(CountingEngine):
         super().add(request)
 
 
-def one_at_a_time(worker: ThreadedWorker, monkeypatch: pytest.MonkeyPatch, *, fails_at: int = 0) -> None:
-    """Every look finds one request, as if they came one after the other; one look fails."""
-    claim, looks = worker.loop.intake.claim, []
+class OneAtATime(Intake):
+    """Every look finds one request, as if they came one by one. `fails` lets one look fail behind the first."""
 
-    def look(limit: int, *, idle: bool) -> list[Claimed]:
-        looks.append(limit)
-        if len(looks) == fails_at:
+    fails = False
+    found = 0
+
+    def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
+        if self.fails and self.found == 1:
+            self.fails = False
             raise ConnectionError("reset by peer")
-        return claim(1, idle=idle)
+        claimed = super().claim(1, idle=idle)
+        self.found += len(claimed)
+        return claimed
 
-    monkeypatch.setattr(type(worker.loop.intake), "claim", lambda _, limit, *, idle: look(limit, idle=idle))
+
+def arrange(worker: ThreadedWorker, engine: Noting, *, fails: bool = False) -> None:
+    """Before the worker may take anything."""
+    given = worker.loop.intake
+    intake = OneAtATime(given.pipeline, given.reader, given.settings, given.worker, given.queues, given.figures)
+    intake.fails = fails
+    worker.loop.intake = intake
+    worker.loop.gather_s = 10.0
+    engine.in_flight = lambda: len(worker.loop.in_flight)
 
 
 def ended(redis: Redis, request_ids: list[str]) -> bool:
@@ -59,29 +70,25 @@ def ended(redis: Redis, request_ids: list[str]) -> bool:
 
 
 def test_a_burst_is_given_to_an_idle_engine_together(
-    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
 ) -> None:
     engine = Noting()
     suspend(redis, ttl=60)
     request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(3)]
     with running_worker(redis_server.url, engine) as worker:
-        engine.in_flight = lambda: len(worker.loop.in_flight)
-        one_at_a_time(worker, monkeypatch)
+        arrange(worker, engine)
         resume(redis)
         wait_until(lambda: ended(redis, request_ids))
     assert engine.seen == [3, 3, 3]
 
 
-def test_an_error_keeps_nothing_from_the_engine(
-    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_keeps_nothing_from_the_engine(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
     engine = Noting()
     suspend(redis, ttl=60)
     request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(3)]
     with running_worker(redis_server.url, engine) as worker:
-        engine.in_flight = lambda: len(worker.loop.in_flight)
-        looks = len(request_ids)
-        one_at_a_time(worker, monkeypatch, fails_at=looks)
+        arrange(worker, engine, fails=True)
         resume(redis)
         wait_until(lambda: ended(redis, request_ids))
-    assert len(engine.seen) == looks
+    assert engine.seen[0] == 1
+    assert len(engine.seen) == 3

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tokenrelay.shared import keys
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from redis import Redis
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
@@ -73,3 +77,14 @@ def test_a_wrong_password_is_said_without_it(make_redis_server: MakeRedisServer)
     assert code == 3
     assert "check user and password" in said(stderr)
     assert "wrong-word" not in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "name"), [((), "twin.0"), (("--burst",), "twin")])
+def test_a_name_that_is_taken(redis_server: RedisServer, redis: Redis, options: tuple[str, ...], name: str) -> None:
+    """Said behind the loading of the model, whose engine must not keep the process from ending."""
+    redis.hset(keys.rq_worker(name), "birth", "2026-01-01T00:00:00Z")
+    code, stderr = start("--name", "twin", *options, REDIS_URL=redis_server.url)
+    redis.delete(keys.rq_worker(name))
+    assert code == 2
+    assert f"a worker named '{name}' is alive" in said(stderr)

@@ -100,7 +100,7 @@ class AsyncGeneration(AsyncReadOnlyGeneration):
 
 
 class AsyncConsumer:
-    """As Consumer, for asyncio. Readers that wait at the same time share a connection, up to 32 of them.
+    """As Consumer, for asyncio. Readers that are woken at the same time share a connection, up to 32 of them.
 
     >>> import asyncio
     >>> from tokenrelay.producer import AsyncConsumer

@@ -111,7 +111,7 @@ class Follower:
         yield from self._check_last(raw[:1])
         entries = self._receive(raw)
         if entries:
-            self._stale = False
+            self._stale = len(raw) >= _COUNT  # more than one read takes: the next is a look too, and waits for nobody
             return entries
         overdue = self._now() >= self._overdue_at
         if request.state.terminal and self._last_at_us is None and request.tokens < self._last.token:

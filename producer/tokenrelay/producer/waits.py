@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
@@ -54,11 +55,21 @@ class _Waiter:
     read: _Read | None = None
     """The read that it is part of."""
     apart: bool = False
-    """Whether it is to be read alone: together with others it was refused, and one of them is why."""
+    """Whether it is to be read alone: a read with others failed, and one of them is why."""
 
     def take(self, replies: list[Reply] | RedisError) -> None:
         if not self.answer.done():
             self.answer.set_result(replies)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def leave(self) -> None:
+        """Nobody waits any more: a read ends with the last of its waiters."""
+        read = self.read
+        if read is not None and read.task is not None and all(each.answer.done() for each in read.waiters.values()):
+            read.task.cancel()
 
 
 @dataclass(slots=True, eq=False)
@@ -68,43 +79,48 @@ class _Read:
     waiters: dict[str, _Waiter] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
-    def leave(self) -> None:
-        """A waiter is gone: the last one ends the read."""
-        if self.task is not None and all(waiter.answer.done() for waiter in self.waiters.values()):
-            self.task.cancel()
-
 
 class SharedWaits:
-    """Reads together for all that begin to wait in one pass of the event loop; who comes later has a read of its own.
+    """Reads together for all that begin to wait in one pass of the event loop.
 
-    They find together by themselves, for a step wakes all of them in one pass.
+    A step wakes its readers in one pass, so they find together by themselves. Those that it doesn't wake go on without
+    them: streams that have nothing to do with each other part at their next entry, and are read apart from then on.
     """
 
     def __init__(self, pipeline: AsyncPipeline) -> None:
         self._pipeline = pipeline
-        self._next: list[_Waiter] = []
+        self._new: list[_Waiter] = []
+        self._left: list[_Waiter] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(self, wait: Wait) -> list[Reply] | RedisError:
-        """The wait's replies, errors in place; or the error for which there are none."""
+        """The wait's replies, errors in place; or the error for which there are none. Raises what else went wrong."""
         loop = asyncio.get_running_loop()
         waiter = _Waiter(wait, loop.time() + wait.block_ms / 1000, loop.create_future())
-        self._enlist([waiter])
+        if not self._new:
+            # A pass later, behind the tasks that this pass's reads wake: they wait again, and are read for together.
+            loop.call_soon(loop.call_soon, self._begin_new)
+        self._new.append(waiter)
         try:
             return await waiter.answer
         finally:
-            if waiter.answer.cancelled() and waiter.read is not None:
-                waiter.read.leave()
+            if waiter.answer.cancel() or waiter.answer.cancelled():
+                waiter.leave()
 
-    def _enlist(self, waiters: Sequence[_Waiter]) -> None:
-        if waiters and not self._next:
-            # A pass later, behind the tasks that this pass's reads woke: they wait again, and are read for together.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._begin)
-        self._next += waiters
+    def _begin_new(self) -> None:
+        waiters, self._new = self._new, []
+        self._begin(waiters)
 
-    def _begin(self) -> None:
-        waiters, self._next = self._next, []
+    def _go_on(self, waiters: Sequence[_Waiter]) -> None:
+        if waiters and not self._left:
+            asyncio.get_running_loop().call_soon(self._begin_left)
+        self._left += waiters
+
+    def _begin_left(self) -> None:
+        waiters, self._left = self._left, []
+        self._begin(waiters)
+
+    def _begin(self, waiters: Sequence[_Waiter]) -> None:
         for read in _reads([waiter for waiter in waiters if not waiter.answer.done()]):
             read.task = asyncio.create_task(self._run(list(read.waiters.values())))
             self._tasks.add(read.task)
@@ -112,27 +128,40 @@ class SharedWaits:
 
     async def _run(self, waiters: Sequence[_Waiter]) -> None:
         try:
-            self._enlist(await self._served(waiters))
+            self._go_on(await self._served(waiters))
         except RedisError as error:
             for waiter in waiters:
                 waiter.take(error)
+        except Exception as error:  # noqa: BLE001  it's raised where it is waited for
+            self._fail(waiters, error)
+
+    def _fail(self, waiters: Sequence[_Waiter], error: Exception) -> None:
+        """What isn't Redis's: a reply that can't be decoded, a caller's own credential provider."""
+        if len(waiters) == 1:
+            waiters[0].fail(error)
+        else:
+            self._go_on(_apart(waiters))
 
     async def _served(self, waiters: Sequence[_Waiter]) -> list[_Waiter]:
         """Read, and answer who has an answer now; the others. Raises redis errors."""
         now = asyncio.get_running_loop().time
         left_s = min(waiter.until for waiter in waiters) - now()
-        news, *lasts = await self._pipeline.run(_batch([waiter.wait for waiter in waiters], int(left_s * 1000)))
+        news, *lasts = await self._pipeline.run(_batch([waiter.wait for waiter in waiters], ceil(left_s * 1000)))
         refused = isinstance(news, Exception)
         if refused and len(waiters) > 1:
-            for waiter in waiters:
-                waiter.apart = True
-            return list(waiters)
+            return _apart(waiters)
         found = {} if refused else _by_stream(news)
         for waiter, last in zip(waiters, lasts, strict=True):
             entries = news if refused else found.get(waiter.wait.stream, [])
             if entries or isinstance(last, Exception) or now() >= waiter.until:
                 waiter.take([entries, last])
         return [waiter for waiter in waiters if not waiter.answer.done()]
+
+
+def _apart(waiters: Sequence[_Waiter]) -> list[_Waiter]:
+    for waiter in waiters:
+        waiter.apart = True
+    return list(waiters)
 
 
 def _reads(waiters: Iterable[_Waiter]) -> list[_Read]:

@@ -27,7 +27,7 @@ MIN_VERSION: Final = (6, 2)
 _RETRIED: Final = (exceptions.ConnectionError, exceptions.TimeoutError)
 _TIMEOUT_S: Final = 5.0
 _MAX_CONNECTIONS: Final = 1 << 16
-"""Each reader that waits has one. redis-py 8 stops at 100, with an error; Redis has its own limit, maxclients."""
+"""Each thread that waits has one. redis-py 8 stops at 100, with an error; Redis has its own limit, maxclients."""
 _IN_PIPELINE: Final = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ", re.DOTALL)
 """What redis-py puts before a refused command's error: the command's beginning, which tells the user nothing."""
 _USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")

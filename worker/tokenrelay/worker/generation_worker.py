@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import (
@@ -43,17 +43,19 @@ from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 from tokenrelay.worker.model import Served, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from redis import Redis
 
     from tokenrelay.shared.exposition import Exposition
+    from tokenrelay.worker.engine import Engine
 
 log = logging.getLogger(__name__)
 
 LISTEN_AGAIN_S = 1.0
 START_AGAIN_S = 0.5
+_UNKNOWN = "unknown"
 
 
 def _exposition(settings: WorkerSettings) -> Exposition | None:
@@ -88,6 +90,16 @@ def _passes(error: RedisError) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, ResponseError) and is_for_now(error))
 
 
+@contextmanager
+def _stopped_on_error(engine: Engine) -> Iterator[None]:
+    """Its threads would keep the process from ending."""
+    try:
+        yield
+    except BaseException:
+        engine.stop()
+        raise
+
+
 class GenerationWorker(BaseWorker):
     """Generates for one model. Made by `tokenrelay-worker run`, or by RQ's `rq worker -w` with this class's name.
 
@@ -110,7 +122,8 @@ class GenerationWorker(BaseWorker):
         rq["connection"] = rq.get("connection") or connect(self.settings.redis_url.get_secret_value())
         rq["name"] = rq.get("name") or self.settings.worker_name
         rq.update(serializer=JSONSerializer, log_job_description=False)
-        super().__init__(list(keys.queues(served.reader.served_model)), **rq)
+        with _stopped_on_error(served.engine):
+            super().__init__(list(keys.queues(served.reader.served_model)), **rq)
         self._training = served.training
         self.loop = GenerationLoop(Pipeline(self.connection), served, self.settings, self.name, self._beat)
         if self._exposition is not None:
@@ -123,7 +136,14 @@ class GenerationWorker(BaseWorker):
         return connection
 
     def _set_ip_address(self, connection: Redis) -> None:
-        _outlast(partial(super()._set_ip_address, connection), connection)
+        """Raises RedisUnusable. Where Redis is only away, `bootstrap` asks again: nobody watches over a worker that is
+        being made."""
+        try:
+            super()._set_ip_address(connection)
+        except RedisError as error:
+            if not _passes(error):
+                raise explain(error, address(connection)) from error
+            self.ip_address = _UNKNOWN
 
     def bootstrap(
         self,
@@ -133,7 +153,13 @@ class GenerationWorker(BaseWorker):
     ) -> None:
         """Register and listen, however long Redis is away. Raises SettingsError as `register_birth`, RedisUnusable."""
         start = super().bootstrap
-        _outlast(lambda: start(logging_level, date_format, log_format), self.connection)
+
+        def begin() -> None:
+            if self.ip_address == _UNKNOWN:
+                self._set_ip_address(self.connection)
+            start(logging_level, date_format, log_format)
+
+        _outlast(begin, self.connection)
 
     def work(
         self,
@@ -154,7 +180,8 @@ class GenerationWorker(BaseWorker):
         """
         if with_scheduler or dequeue_strategy != DequeueStrategy.DEFAULT:
             log.warning("a generation worker has no scheduler and serves its queues in order of priority")
-        self.bootstrap(logging_level, date_format, log_format)
+        with _stopped_on_error(self.loop.engine):
+            self.bootstrap(logging_level, date_format, log_format)
         self._install_signal_handlers()  # type: ignore[no-untyped-call]
         try:
             self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_time)

@@ -41,8 +41,8 @@ REFUSED_PAUSE_S = 1.0
 LEAST_PAUSE_S = 0.02
 """The heartbeat's thread rests so long at least, also while it has nothing to beat for or Redis is away."""
 GATHER_S = 0.05
-"""How long intake keeps an idle engine waiting for as long as every look finds more: a burst's prompts are prefilled
-together, where its first one would have had a step of its own. A request that comes alone waits for one empty look."""
+"""How long intake goes on looking for an idle engine, for as long as every look finds more: a burst's prompts are
+prefilled together, where its first one would have had a step of its own. Who comes alone waits for one empty look."""
 BEHIND_S = 0.005
 """How long the loop waits for tokens while Redis or RQ hasn't heard of the last ones."""
 
@@ -55,6 +55,7 @@ class GenerationLoop:
     ) -> None:
         self.wake = threading.Event()
         """Set it when there may be something to claim."""
+        self.gather_s = GATHER_S
         self.engine = served.engine
         self.settings = settings
         self.finished = 0
@@ -161,10 +162,11 @@ class GenerationLoop:
 
     def _take_in(self) -> None:
         self.wake.clear()
-        gather_until = 0.0 if self.in_flight else time.monotonic() + GATHER_S
+        gather_until = 0.0 if self.in_flight else time.monotonic() + self.gather_s
         begun: list[Claimed] = []
         try:
-            while self._claim(begun) and time.monotonic() < gather_until:
+            # What was given back is left to others: another look would take it again.
+            while self._claim(begun) and not self.intake.refused and time.monotonic() < gather_until:
                 pass
         finally:  # also what was claimed before an error
             for claimed in begun:
@@ -185,9 +187,11 @@ class GenerationLoop:
         if claimed.options is None:
             self.publisher.publish([claimed.attempt])
             return
+        if self.in_flight.get(claimed.attempt.fence) is None:
+            return  # somebody ended it meanwhile
         self.engine.add(engine_request(claimed.attempt, claimed.options, claimed.prompt_ids, claimed.budget))
         if self.in_flight.get(claimed.attempt.fence) is None:
-            self.engine.cancel(claimed.attempt.fence)  # somebody ended it before the engine knew of it
+            self.engine.cancel(claimed.attempt.fence)  # or before the engine knew of it
         self.wake.set()  # there may be more
 
     def _wait_for_jobs(self) -> bool:
