@@ -89,7 +89,9 @@ class Profiled:
         given = {self._add(load, index): 0 for index in range(load.requests)}
         self._wait(given, _SETTLED)
         with _profiler() as profiler:
-            self._wait(given, min(given.values()) + load.steps)
+            self._receive(given, 0)  # of steps before
+            # The first one had begun before the profile did.
+            self._wait(given, min(given.values()) + 1 + load.steps)
             # Before the profiler reads what it recorded, which takes a while: the engine would step all through it.
             for engine_id in given:
                 self._engine.cancel(engine_id)
@@ -107,11 +109,14 @@ class Profiled:
 
     def _wait(self, given: dict[str, int], tokens: int) -> None:
         while min(given.values()) < tokens:
-            for output in self._engine.outputs(1.0):
-                if output.engine_id in given:
-                    given[output.engine_id] += len(output.token_ids)
-                    if output.finish_reason:
-                        raise RuntimeError("a request ended within the profile: the context is too short for it")
+            self._receive(given, 1.0)
+
+    def _receive(self, given: dict[str, int], timeout_s: float) -> None:
+        for output in self._engine.outputs(timeout_s):
+            if output.engine_id in given:
+                given[output.engine_id] += len(output.token_ids)
+                if output.finish_reason:
+                    raise RuntimeError("a request ended within the profile: the context is too short for it")
 
 
 def _profiler() -> profile:
