@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+import redis as redis_py
 from redis.exceptions import RedisError
 
 from tests.waiting import wait_until
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.conftest import MakeRedisServer
+    from tests.redis_servers import RedisServer
 
 
 def told(client: Redis) -> str:
@@ -77,3 +80,16 @@ def test_an_old_version(redis: Redis, version: str) -> None:
 @pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "8.2.1", "10.0.0"])
 def test_a_new_version(redis: Redis, version: str) -> None:
     check_fit({**redis.info(), "redis_version": version})
+
+
+@pytest.mark.skipif(not hasattr(redis_py, "DriverInfo"), reason="this redis-py reads its version once")
+def test_connections_show_who_they_are_and_read_no_package_files_for_it(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(redis_server.url) as first:
+        assert first.ping()
+        driver = first.connection_pool.connection_kwargs["driver_info"]
+        assert re.fullmatch(r"redis-py\(tokenrelay_v[0-9.]+\)", driver.formatted_name)
+    monkeypatch.setattr("redis.utils.get_lib_version", lambda: pytest.fail("read again"))
+    with connect(redis_server.url) as second:
+        assert second.ping()

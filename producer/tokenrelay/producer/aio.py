@@ -123,6 +123,7 @@ class AsyncConsumer:
         self._owns_connection = connection is None
         self._driver = AsyncDriver(connection or connect_async(url or self._settings.redis_url.get_secret_value()))
         self._block_s = block_s(self._driver.redis)
+        self._fitting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -196,9 +197,12 @@ class AsyncProducer(AsyncConsumer):
         return AsyncGeneration(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
 
     async def _check_fit(self) -> None:
-        if not self._fit:
-            await self._driver.run(fit())
-            self._fit = True
+        if self._fit:
+            return
+        async with self._fitting:  # many begin at once, and one look is enough for them
+            if not self._fit:
+                await self._driver.run(fit())
+                self._fit = True
 
 
 async def _completed(task: asyncio.Future[bool]) -> None:

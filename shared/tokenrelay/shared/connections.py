@@ -5,7 +5,9 @@ A durable queue needs a Redis that it may write to, that never evicts live strea
 
 from __future__ import annotations
 
+import functools
 import re
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -63,7 +65,19 @@ def _client_options(timeout_s: float) -> dict[str, Any]:
         "socket_timeout": timeout_s,
         "health_check_interval": 30,
         "max_connections": _MAX_CONNECTIONS,
+        **_driver_info(),
     }
+
+
+@functools.cache
+def _driver_info() -> dict[str, Any]:
+    """One for all connections, for each without one reads redis-py's version from its package's files: 1 ms.
+
+    As CLIENT LIST shows it: lib-name=redis-py(tokenrelay_v0.1.0). A redis-py before 7.1 has none and reads once.
+    """
+    if not hasattr(redis, "DriverInfo"):
+        return {}
+    return {"driver_info": redis.DriverInfo().add_upstream_driver("tokenrelay", metadata.version("tokenrelay"))}
 
 
 def _bad_url(url: str) -> SettingsError:
