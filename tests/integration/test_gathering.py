@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import pytest
 from redis.exceptions import ConnectionError
 from rq.suspension import resume, suspend
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tokenrelay.worker.engine import EngineRequest
 
 NOW = datetime.now(UTC)
+NEVER_S = 60.0
+Kind = TypeVar("Kind", bound=Intake)
 
 
 class Noting(CountingEngine):
@@ -55,12 +58,32 @@ class OneAtATime(Intake):
         return claimed
 
 
+class LastComesLate(Intake):
+    """One more is enqueued when a look behind the first ones has found nothing."""
+
+    submit_last: Callable[[], object] | None = None
+    found = 0
+
+    def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
+        claimed = super().claim(limit, idle=idle)
+        self.found += len(claimed)
+        if not claimed and self.found and self.submit_last is not None:
+            self.submit_last()
+            self.submit_last = None
+        return claimed
+
+
+def replaced(worker: ThreadedWorker, kind: type[Kind]) -> Kind:
+    given = worker.loop.intake
+    intake = kind(given.pipeline, given.reader, given.settings, given.worker, given.queues, given.figures)
+    worker.loop.intake = intake
+    return intake
+
+
 def arrange(worker: ThreadedWorker, engine: Noting, *, fails: bool = False) -> None:
     """Before the worker may take anything."""
-    given = worker.loop.intake
-    intake = OneAtATime(given.pipeline, given.reader, given.settings, given.worker, given.queues, given.figures)
+    intake = replaced(worker, OneAtATime)
     intake.fails = fails
-    worker.loop.intake = intake
     worker.loop.gather_s = 10.0
     engine.in_flight = lambda: len(worker.loop.in_flight)
 
@@ -92,3 +115,44 @@ def test_an_error_keeps_nothing_from_the_engine(redis_server: RedisServer, redis
         wait_until(lambda: ended(redis, request_ids))
     assert engine.seen[0] == 1
     assert len(engine.seen) == 3
+
+
+def test_the_next_of_a_burst_is_waited_for(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    engine = Noting()
+    suspend(redis, ttl=60)
+    request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(2)]
+    with running_worker(redis_server.url, engine) as worker:
+        arrange(worker, engine)
+        worker.loop.burst_gap_s = 10.0
+        replaced(worker, LastComesLate).submit_last = lambda: request_ids.append(submit(pipeline, NOW, seed=2))
+        worker.loop.gather_s = 1.0
+        resume(redis)
+        wait_until(lambda: len(request_ids) == 3 and ended(redis, request_ids))
+    assert engine.seen == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("requests", "slots"), [(1, 32), (2, 2), (3, 2)], ids=["one alone", "no slot left", "more"])
+def test_nobody_waits_for_who_cant_join(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, requests: int, slots: int
+) -> None:
+    engine = Noting()
+    suspend(redis, ttl=60)
+    request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(requests)]
+    with running_worker(redis_server.url, engine, slots=slots) as worker:
+        arrange(worker, engine)
+        worker.loop.gather_s = worker.loop.burst_gap_s = NEVER_S
+        resume(redis)
+        wait_until(lambda: ended(redis, request_ids))
+
+
+def test_a_worker_that_stops_waits_for_nobody(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    engine = Noting()
+    suspend(redis, ttl=60)
+    request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(2)]
+    with running_worker(redis_server.url, engine, drain_timeout_s=20.0) as worker:
+        arrange(worker, engine)
+        worker.loop.gather_s = worker.loop.burst_gap_s = NEVER_S
+        resume(redis)
+        wait_until(lambda: len(worker.loop.in_flight) == 2)
+        worker.loop.stop()
+        wait_until(lambda: ended(redis, request_ids))

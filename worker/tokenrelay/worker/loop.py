@@ -41,8 +41,10 @@ REFUSED_PAUSE_S = 1.0
 LEAST_PAUSE_S = 0.02
 """The heartbeat's thread rests so long at least, also while it has nothing to beat for or Redis is away."""
 GATHER_S = 0.05
-"""How long intake goes on looking for an idle engine, for as long as every look finds more: a burst's prompts are
-prefilled together, where its first one would have had a step of its own. Who comes alone waits for one empty look."""
+"""How long intake goes on looking for an idle engine, for as long as there is more: a burst's prompts are prefilled
+together, where its first ones would have had a step of their own. Who comes alone waits for one empty look."""
+BURST_GAP_S = 0.002
+"""How long intake waits for the next of a burst, which are two or more found together."""
 BEHIND_S = 0.005
 """How long the loop waits for tokens while Redis or RQ hasn't heard of the last ones."""
 
@@ -56,6 +58,7 @@ class GenerationLoop:
         self.wake = threading.Event()
         """Set it when there may be something to claim."""
         self.gather_s = GATHER_S
+        self.burst_gap_s = BURST_GAP_S
         self.engine = served.engine
         self.settings = settings
         self.finished = 0
@@ -165,8 +168,7 @@ class GenerationLoop:
         gather_until = 0.0 if self.in_flight else time.monotonic() + self.gather_s
         begun: list[Claimed] = []
         try:
-            # What was given back is left to others: another look would take it again.
-            while self._claim(begun) and not self.intake.refused and time.monotonic() < gather_until:
+            while self._goes_on(self._claim(begun), begun, gather_until):
                 pass
         finally:  # also what was claimed before an error
             for claimed in begun:
@@ -182,6 +184,19 @@ class GenerationLoop:
             self.in_flight.add(claimed.attempt)
         begun += found
         return bool(found)
+
+    def _goes_on(self, found: bool, begun: list[Claimed], until: float) -> bool:
+        """Whether to look again: something was found, or another of a burst was enqueued within the gap for it."""
+        left_s = until - time.monotonic()
+        # What was given back is left to others: another look would take it again.
+        if left_s <= 0 or self._stopping or self.in_flight.free <= 0 or self.intake.refused:
+            return False
+        if found:
+            return True
+        if len(begun) < 2 or not self.wake.wait(min(self.burst_gap_s, left_s)):
+            return False
+        self.wake.clear()
+        return True
 
     def _give(self, claimed: Claimed) -> None:
         if claimed.options is None:
