@@ -181,6 +181,28 @@ async def test_a_batch_that_is_waited_for_can_be_cancelled(redis_server: RedisSe
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("connected", [True, False])
+async def test_a_batch_can_be_cancelled_in_any_pass_of_the_event_loop(
+    redis_server: RedisServer, connected: bool
+) -> None:
+    """Python 3.11 loses a cancellation that comes as redis-py has just sent, and the task would go on."""
+    async with connect_async(redis_server.url) as client:
+        pipeline = AsyncPipeline(client)
+        for passes in range(40):
+            await pipeline.run([("PING",)])
+            if not connected:
+                await client.connection_pool.disconnect()
+            running = asyncio.create_task(pipeline.run([("BLPOP", "nothing", 5)]))
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                async with asyncio.timeout(2):
+                    await running
+        assert await pipeline.run([("ECHO", "3")]) == [b"3"]
+
+
+@pytest.mark.anyio
 async def test_a_connection_outlives_two_cancellations(redis_server: RedisServer) -> None:
     async with connect_async(redis_server.url) as client:
         client.connection_pool.max_connections = 1

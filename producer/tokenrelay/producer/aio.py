@@ -123,7 +123,6 @@ class AsyncConsumer:
         self._owns_connection = connection is None
         self._driver = AsyncDriver(connection or connect_async(url or self._settings.redis_url.get_secret_value()))
         self._block_s = block_s(self._driver.redis)
-        self._fitting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -161,6 +160,7 @@ class AsyncProducer(AsyncConsumer):
     """
 
     _fit = False
+    _look: asyncio.Task[None] | None = None
 
     async def get(self, request_id: str) -> AsyncGeneration:
         """As Producer.get."""
@@ -197,12 +197,18 @@ class AsyncProducer(AsyncConsumer):
         return AsyncGeneration(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
 
     async def _check_fit(self) -> None:
+        """Look at Redis, once for all that begin meanwhile."""
         if self._fit:
             return
-        async with self._fitting:  # many begin at once, and one look is enough for them
-            if not self._fit:
-                await self._driver.run(fit())
-                self._fit = True
+        if self._look is None:
+            self._look = asyncio.create_task(self._driver.run(fit()))
+            self._look.add_done_callback(self._looked)
+        await asyncio.shield(self._look)
+
+    def _looked(self, look: asyncio.Task[None]) -> None:
+        """It's made again where it failed."""
+        self._look = None
+        self._fit = not look.cancelled() and look.exception() is None
 
 
 async def _completed(task: asyncio.Future[bool]) -> None:

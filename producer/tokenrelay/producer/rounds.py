@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
 
+from tokenrelay.producer.sharing import SharedRounds
 from tokenrelay.producer.waits import SharedWaits, Wait
 from tokenrelay.shared.commands import AsyncPipeline, Batch, Pipeline, Reply
 from tokenrelay.shared.connections import address, explain
@@ -108,12 +109,14 @@ class Driver:
 
 
 class AsyncDriver:
-    """`Driver` on a redis.asyncio client: for the event loop that it was first used on. Its waits share connections."""
+    """`Driver` on a redis.asyncio client: for the event loop that it was first used on. What begins in one pass of it
+    shares a connection."""
 
     def __init__(self, redis: redis.asyncio.Redis) -> None:
         self.redis = redis
-        self._pipeline = AsyncPipeline(redis)
-        self._waits = SharedWaits(self._pipeline)
+        pipeline = AsyncPipeline(redis)
+        self._rounds = SharedRounds(pipeline)
+        self._waits = SharedWaits(pipeline)
 
     async def run(self, steps: Steps[Result]) -> Result:
         """As Driver.run."""
@@ -132,10 +135,7 @@ class AsyncDriver:
             return None
         if isinstance(item, Wait):
             return await self._waits.answer(item)
-        try:
-            return await self._pipeline.run(item.batch, atomic=item.atomic)
-        except RedisError as error:
-            return error
+        return await self._rounds.answer(item.batch, atomic=item.atomic)
 
 
 def _resume(steps: Steps[Result], answered: Answered) -> Item:

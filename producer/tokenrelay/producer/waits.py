@@ -7,12 +7,13 @@ of them is woken once, by the step's first entry, and has the others with its ne
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from tokenrelay.producer.sharing import Asker, Group
 from tokenrelay.shared.entries import text
 
 if TYPE_CHECKING:
@@ -48,36 +49,11 @@ class Wait:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiter:
+class _Waiter(Asker):
     wait: Wait
     until: float
-    answer: asyncio.Future[list[Reply] | RedisError]
-    read: _Read | None = None
-    """The read that it is part of."""
     apart: bool = False
     """Whether it is to be read alone: a read with others failed, and one of them is why."""
-
-    def take(self, replies: list[Reply] | RedisError) -> None:
-        if not self.answer.done():
-            self.answer.set_result(replies)
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-    def leave(self) -> None:
-        """Nobody waits any more: a read ends with the last of its waiters."""
-        read = self.read
-        if read is not None and read.task is not None and all(each.answer.done() for each in read.waiters.values()):
-            read.task.cancel()
-
-
-@dataclass(slots=True, eq=False)
-class _Read:
-    """Under way for one or more waiters, of a stream each."""
-
-    waiters: dict[str, _Waiter] = field(default_factory=dict)
-    task: asyncio.Task[None] | None = None
 
 
 class SharedWaits:
@@ -96,16 +72,12 @@ class SharedWaits:
     async def answer(self, wait: Wait) -> list[Reply] | RedisError:
         """The wait's replies, errors in place; or the error for which there are none. Raises what else went wrong."""
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(wait, loop.time() + wait.block_ms / 1000, loop.create_future())
+        waiter = _Waiter(loop.create_future(), wait, loop.time() + wait.block_ms / 1000)
         if not self._new:
             # A pass later, behind the tasks that this pass's reads wake: they wait again, and are read for together.
             loop.call_soon(loop.call_soon, self._begin_new)
         self._new.append(waiter)
-        try:
-            return await waiter.answer
-        finally:
-            if waiter.answer.cancel() or waiter.answer.cancelled():
-                waiter.leave()
+        return await waiter.answered()
 
     def _begin_new(self) -> None:
         waiters, self._new = self._new, []
@@ -122,9 +94,8 @@ class SharedWaits:
 
     def _begin(self, waiters: Sequence[_Waiter]) -> None:
         for read in _reads([waiter for waiter in waiters if not waiter.answer.done()]):
-            read.task = asyncio.create_task(self._run(list(read.waiters.values())))
-            self._tasks.add(read.task)
-            read.task.add_done_callback(self._tasks.discard)
+            together = list(read.values())
+            Group.begun(together, self._run(together), self._tasks)
 
     async def _run(self, waiters: Sequence[_Waiter]) -> None:
         try:
@@ -164,22 +135,21 @@ def _apart(waiters: Sequence[_Waiter]) -> list[_Waiter]:
     return list(waiters)
 
 
-def _reads(waiters: Iterable[_Waiter]) -> list[_Read]:
-    """As few as can be: a read has a stream only once."""
-    reads: list[_Read] = []
-    open_reads: list[_Read] = []
+def _reads(waiters: Iterable[_Waiter]) -> list[dict[str, _Waiter]]:
+    """As few as can be, each by stream: a read has a stream only once."""
+    reads: list[dict[str, _Waiter]] = []
+    open_reads: list[dict[str, _Waiter]] = []
     for waiter in waiters:
         stream = waiter.wait.stream
-        fitting = (read for read in open_reads if stream not in read.waiters and not waiter.apart)
+        fitting = (read for read in open_reads if stream not in read and not waiter.apart)
         read = next(fitting, None)
         if read is None:
-            read = _Read()
+            read = {}
             reads.append(read)
             if not waiter.apart:
                 open_reads.append(read)
-        read.waiters[stream] = waiter
-        waiter.read = read
-        if len(read.waiters) == _TOGETHER:
+        read[stream] = waiter
+        if len(read) == _TOGETHER:
             open_reads.remove(read)
     return reads
 

@@ -15,9 +15,10 @@ import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from redis.exceptions import NoScriptError, ResponseError, TimeoutError
+from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -112,9 +113,9 @@ def _reply(connection: AbstractConnection) -> Reply:
         return error
 
 
-def _unknown_scripts(batch: Sequence[Command | Call], replies: Sequence[Reply]) -> list[str]:
+def _unknown_scripts(batch: Sequence[Command | Call], replies: Sequence[Reply] | RedisError) -> list[str]:
     """The scripts of the batch, where the server said that it lacks one."""
-    if not any(isinstance(reply, NoScriptError) for reply in replies):
+    if isinstance(replies, RedisError) or not any(isinstance(reply, NoScriptError) for reply in replies):
         return []
     return sorted({item.script for item in batch if isinstance(item, Call)})
 
@@ -206,21 +207,51 @@ class AsyncPipeline(_Batches):
 
     async def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
         """As Pipeline.run."""
-        replies = await self._send(batch, atomic=atomic)
-        if unknown := _unknown_scripts(batch, replies):
-            await self._load(unknown)
-            replies = await self._send(batch, atomic=atomic)
+        (replies,) = await self.run_all([(batch, atomic)])
+        if isinstance(replies, RedisError):
+            raise replies
         return replies
 
-    async def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
-        return self._replies(batch, await self._exchange(*self._commands(batch, atomic=atomic)), atomic=atomic)
+    async def run_all(self, batches: Sequence[tuple[Batch, bool]]) -> list[list[Reply] | RedisError]:
+        """What `run` gives or raises for each batch, which is atomic or not, in one round trip for all.
+
+        Raises what keeps all from being answered: ConnectionError, TimeoutError, AuthenticationError.
+        """
+        answers = await self._send(batches)
+        lacking = {
+            number: unknown
+            for number, (batch, _) in enumerate(batches)
+            if (unknown := _unknown_scripts(batch, answers[number]))
+        }
+        if lacking:
+            await self._load(sorted({script for unknown in lacking.values() for script in unknown}))
+            again = await self._send([batches[number] for number in lacking])
+            for number, answer in zip(lacking, again, strict=True):
+                answers[number] = answer
+        return answers
+
+    async def _send(self, batches: Sequence[tuple[Batch, bool]]) -> list[list[Reply] | RedisError]:
+        commands = [self._commands(batch, atomic=atomic) for batch, atomic in batches]
+        packed = b"".join([packed for packed, _ in commands])
+        replies = iter(await self._exchange(packed, sum(count for _, count in commands)))
+        answers: list[list[Reply] | RedisError] = []
+        for (batch, atomic), (_, count) in zip(batches, commands, strict=True):
+            try:
+                answers.append(self._replies(batch, list(islice(replies, count)), atomic=atomic))
+            except RedisError as error:  # a transaction that was refused as a whole
+                answers.append(error)
+        return answers
 
     async def _exchange(self, packed: bytes, count: int) -> list[Reply]:
         pool = self.redis.connection_pool
+        cancels = _cancels()
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
 
         async def once() -> list[Reply]:
             await connection.send_packed_command([packed])
+            if _cancels() > cancels:
+                # redis-py sends in asyncio.wait_for, whose Python 3.11 drops one that comes as the work is done.
+                raise asyncio.CancelledError
             return await _async_replies(connection, count)
 
         try:
@@ -239,6 +270,12 @@ class AsyncPipeline(_Batches):
         except ResponseError as error:
             self._modern = _fall_back(error, self._modern)
             await self._load(scripts)
+
+
+def _cancels() -> int:
+    """How often the running task was cancelled, and not called back."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 async def _async_replies(connection: AsyncConnection, count: int) -> list[Reply]:
