@@ -57,10 +57,11 @@ async def blocked(redis: Redis, number: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def step(writer: Writer, generations: list[AsyncGeneration]) -> None:
+async def step(writer: Writer, generations: list[AsyncGeneration], *, atomic: bool = False) -> None:
     """A token for each, and time to read it."""
     pipeline: Batch = [writer.append_call(generation.request_id, " on") for generation in generations]
-    assert [reply_word(reply) for reply in Pipeline(writer.redis).run(pipeline)] == ["OK"] * len(generations)
+    replies = Pipeline(writer.redis).run(pipeline, atomic=atomic)
+    assert [reply_word(reply) for reply in replies] == ["OK"] * len(generations)
     await asyncio.sleep(0.1)
 
 
@@ -82,6 +83,21 @@ async def test_readers_of_a_worker_wait_on_few_connections(
     for generation in generations:
         writer.finish(generation.request_id)
     assert {answer.text for answer in await asyncio.gather(*tasks)} == {" on" * steps}
+
+
+async def test_a_step_has_each_last_entry_looked_at_once(producer: AsyncProducer, writer: Writer, redis: Redis) -> None:
+    """Its first entry wakes who waits, and isn't the time for looks at the other streams'."""
+    generations = await running(producer, writer, 8)
+    tasks = [asyncio.ensure_future(generation.result()) for generation in generations]
+    await steps_until_blocked(redis, 1, writer, generations)
+    redis.config_resetstat()
+    for _ in range(3):
+        await step(writer, generations, atomic=True)
+    looks = redis.info("commandstats")["cmdstat_xrange"]["calls"]
+    assert 3 * 8 <= looks <= 4 * 8  # once more where a block's time ran out
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_more_streams_than_one_read_takes(producer: AsyncProducer, writer: Writer, redis: Redis) -> None:

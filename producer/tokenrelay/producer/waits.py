@@ -1,7 +1,7 @@
 """Waiting for a stream's next entries; on asyncio together, the readers of many streams on few connections.
 
-A worker's step writes to all of its streams, and would wake a connection for each, one after the other. A reader of all
-of them is woken once, by the step's first entry, and has the others with its next read.
+A worker's step writes to all of its streams, and would wake a connection for each, one after the other. Who waits for
+all of them is woken once, by the step's first entry, and reads that one with the others a round trip later.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class _Waiter(Asker):
 class SharedWaits:
     """Reads together for all that begin to wait in one pass of the event loop.
 
-    A step wakes its readers in one pass, so they find together by themselves. Those that it doesn't wake go on without
-    them: streams that have nothing to do with each other part at their next entry, and are read apart from then on.
+    A step's readers are answered in one pass, so they find together by themselves. Those that it has nothing for go on
+    without them: streams that have nothing to do with each other part at their next entry, and are read apart then.
     """
 
     def __init__(self, pipeline: AsyncPipeline) -> None:
@@ -114,10 +114,17 @@ class SharedWaits:
             self._go_on(_apart(waiters))
 
     async def _served(self, waiters: Sequence[_Waiter]) -> list[_Waiter]:
-        """Read, and answer who has an answer now; the others. Raises redis errors."""
+        """Wait, and answer who has an answer then; the others. Raises redis errors."""
         now = asyncio.get_running_loop().time
-        left_s = min(waiter.until for waiter in waiters) - now()
-        news, *lasts = await self._pipeline.run(_batch([waiter.wait for waiter in waiters], ceil(left_s * 1000)))
+        waits = [waiter.wait for waiter in waiters]
+        block_ms: int | None = ceil((min(waiter.until for waiter in waiters) - now()) * 1000)
+        if len(waits) > 1:
+            # It wakes with the first entry of one stream: looks at all the others' last entries would be for nothing.
+            (woken,) = await self._pipeline.run([_xread(waits, 1, block_ms)])
+            if isinstance(woken, Exception):
+                return _apart(waiters)
+            block_ms = None
+        news, *lasts = await self._pipeline.run(_batch(waits, block_ms))
         refused = isinstance(news, Exception)
         if refused and len(waiters) > 1:
             return _apart(waiters)
@@ -154,13 +161,17 @@ def _reads(waiters: Iterable[_Waiter]) -> list[dict[str, _Waiter]]:
     return reads
 
 
-def _batch(waits: Sequence[Wait], block_ms: int) -> Batch:
+def _batch(waits: Sequence[Wait], block_ms: int | None) -> Batch:
     """In this order all replies come at once and wake the reader once, and the looks are as late as the read."""
-    streams, afters = [wait.stream for wait in waits], [wait.after for wait in waits]
     looks: list[Command] = [("XRANGE", wait.stream, wait.after, wait.after) for wait in waits]
-    # 0 would be for ever.
-    head: Command = ("XREAD", "COUNT", _COUNT // len(waits), "BLOCK", max(block_ms, 1), "STREAMS")
-    return [(*head, *streams, *afters), *looks]
+    return [_xread(waits, _COUNT // len(waits), block_ms), *looks]
+
+
+def _xread(waits: Sequence[Wait], count: int, block_ms: int | None) -> Command:
+    """Up to `count` entries of each stream. `block_ms`: None doesn't wait."""
+    block: Command = () if block_ms is None else ("BLOCK", max(block_ms, 1))  # 0 would be for ever
+    streams, afters = [wait.stream for wait in waits], [wait.after for wait in waits]
+    return ("XREAD", "COUNT", count, *block, "STREAMS", *streams, *afters)
 
 
 def _by_stream(reply: Reply) -> dict[str, list[Any]]:
