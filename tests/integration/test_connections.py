@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ import redis as redis_py
 from redis.exceptions import RedisError
 
 from tests.waiting import wait_until
+from tokenrelay.shared import connections
 from tokenrelay.shared.connections import address, check_fit, connect, explain
 from tokenrelay.shared.errors import RedisUnusable
 
@@ -93,3 +95,17 @@ def test_connections_show_who_they_are_and_read_no_package_files_for_it(
     monkeypatch.setattr("redis.utils.get_lib_version", lambda: pytest.fail("read again"))
     with connect(redis_server.url) as second:
         assert second.ping()
+
+
+@pytest.mark.skipif(not hasattr(redis_py, "DriverInfo"), reason="this redis-py is told no version")
+def test_a_source_folder_has_no_version_to_show(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    connections._driver_info.cache_clear()
+    try:
+        with connect(redis_server.url) as client:
+            assert client.ping()
+    finally:
+        connections._driver_info.cache_clear()

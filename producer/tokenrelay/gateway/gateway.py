@@ -17,8 +17,8 @@ from tokenrelay.gateway.records import Record, recorded
 from tokenrelay.gateway.resuming import START
 from tokenrelay.gateway.tasks import stop
 from tokenrelay.gateway.tenants import Tenants
+from tokenrelay.producer.fitness import AsyncFitness
 from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.producer.submission import fit
 from tokenrelay.shared.connections import connect_async
 from tokenrelay.shared.errors import RequestError, StreamExpired
 
@@ -45,7 +45,7 @@ class Gateway:
         self.hub = Hub(self.driver, self.figures)
         self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
         self.models = Models(self.driver, settings.model)
-        self._fit = False
+        self._fitness = AsyncFitness(self.driver)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -64,9 +64,7 @@ class Gateway:
 
     async def submit(self, submission: Mapping[str, Any], tenant: Tenant, mark: Mark | None = None) -> Record:
         """Queue a request, durably, as the tenant's. Raises RequestError, QueueFull, Problem 429."""
-        if not self._fit:
-            await self.run(fit())
-            self._fit = True
+        await self._fitness.check()
         metadata = submission.get("metadata", {})
         if isinstance(metadata, dict):
             if NAME in metadata:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from tokenrelay.producer import endings
 from tokenrelay.producer.consumer import block_s, settings_of
+from tokenrelay.producer.fitness import AsyncFitness
 from tokenrelay.producer.generation import Reader
 from tokenrelay.producer.idempotency import submitted_once
 from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.producer.submission import fit, planned, planned_many, submitted_many
+from tokenrelay.producer.submission import planned, planned_many, submitted_many
 from tokenrelay.shared.answer import Answer, Assembler
 from tokenrelay.shared.connections import connect_async
 from tokenrelay.shared.entries import Ended, Token
@@ -123,6 +124,7 @@ class AsyncConsumer:
         self._owns_connection = connection is None
         self._driver = AsyncDriver(connection or connect_async(url or self._settings.redis_url.get_secret_value()))
         self._block_s = block_s(self._driver.redis)
+        self._fitness = AsyncFitness(self._driver)
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,9 +161,6 @@ class AsyncProducer(AsyncConsumer):
     It is sunny and warm. -> stop
     """
 
-    _fit = False
-    _look: asyncio.Task[None] | None = None
-
     async def get(self, request_id: str) -> AsyncGeneration:
         """As Producer.get."""
         await self._driver.run(endings.status(endings.checked_id(request_id)))
@@ -170,7 +169,7 @@ class AsyncProducer(AsyncConsumer):
     async def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGeneration:
         """As Producer.submit."""
         plan = planned({"prompt": prompt, **options}, self._settings)
-        await self._check_fit()
+        await self._fitness.check()
         if plan.idempotency_key is not None:
             return self._generation(await self._driver.run(submitted_once(plan, plan.idempotency_key, self._settings)))
         await self._driver.run(submitted_many([plan], self._settings))
@@ -180,7 +179,7 @@ class AsyncProducer(AsyncConsumer):
         """As Producer.submit_many."""
         plans = planned_many(items, options, self._settings)
         if plans:
-            await self._check_fit()
+            await self._fitness.check()
             await self._driver.run(submitted_many(plans, self._settings))
         return [self._generation(plan.request_id) for plan in plans]
 
@@ -195,20 +194,6 @@ class AsyncProducer(AsyncConsumer):
 
     def _generation(self, request_id: str) -> AsyncGeneration:
         return AsyncGeneration(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
-
-    async def _check_fit(self) -> None:
-        """Look at Redis, once for all that begin meanwhile."""
-        if self._fit:
-            return
-        if self._look is None:
-            self._look = asyncio.create_task(self._driver.run(fit()))
-            self._look.add_done_callback(self._looked)
-        await asyncio.shield(self._look)
-
-    def _looked(self, look: asyncio.Task[None]) -> None:
-        """It's made again where it failed."""
-        self._look = None
-        self._fit = not look.cancelled() and look.exception() is None
 
 
 async def _completed(task: asyncio.Future[bool]) -> None:

@@ -35,7 +35,7 @@ _RESENT_AFTER_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round trip. `atomic` wraps it in MULTI/EXEC."""
+    """One round trip, which must bear to be made twice. `atomic` wraps it in MULTI/EXEC."""
 
     batch: Batch
     atomic: bool = False
@@ -133,9 +133,12 @@ class AsyncDriver:
         if isinstance(item, Pause):
             await asyncio.sleep(item.seconds)
             return None
-        if isinstance(item, Wait):
-            return await self._waits.answer(item)
-        return await self._rounds.answer(item.batch, atomic=item.atomic)
+        try:
+            if isinstance(item, Wait):
+                return await self._waits.answer(item)
+            return await self._rounds.answer(item.batch, atomic=item.atomic)
+        except RedisError as error:
+            return error
 
 
 def _resume(steps: Steps[Result], answered: Answered) -> Item:

@@ -1,4 +1,4 @@
-"""What one task fetches for several on asyncio: who asked, who has gone, and the round trips that are made as one."""
+"""What one task does for several on asyncio: who waits for it, who has gone, and what is shared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from tokenrelay.shared.commands import AsyncPipeline, Batch, Reply
 
@@ -19,26 +19,32 @@ _TOGETHER: Final = 128
 
 @dataclass(slots=True, eq=False)
 class Asker:
-    """Waits for replies, errors in place; or for the error for which there are none."""
+    """Waits for replies that a group's task fetches."""
 
-    answer: asyncio.Future[list[Reply] | RedisError]
+    answer: asyncio.Future[list[Reply]]
     group: Group | None = field(default=None, kw_only=True)
 
-    def take(self, replies: list[Reply] | RedisError) -> None:
+    def take(self, replies: list[Reply]) -> None:
         if not self.answer.done():
             self.answer.set_result(replies)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Several may be given one error: a future raises it with the traceback that it had when it came."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    async def answered(self) -> list[Reply] | RedisError:
-        """Raises what isn't Redis's. Who is cancelled here has gone: the last of a group ends what is done for it."""
+    async def answered(self) -> list[Reply]:
+        """Raises what the asker is failed with. The last of a group to be cancelled here ends its task first."""
         try:
             return await self.answer
+        except asyncio.CancelledError:
+            if not self.answer.cancel() and not self.answer.cancelled():
+                self.answer.exception()  # it came too late, and asyncio needn't log it
+            if self.group is not None:
+                await self.group.end_if_left()
+            raise
         finally:
-            if (self.answer.cancel() or self.answer.cancelled()) and self.group is not None:
-                self.group.end_if_left()
+            self.group = None
 
 
 @dataclass(slots=True, eq=False)
@@ -49,17 +55,61 @@ class Group:
     task: asyncio.Task[None]
 
     @classmethod
-    def begun(cls, askers: Sequence[Asker], work: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> None:
+    def begun(cls, askers: Sequence[Asker], work: Coroutine[None, None, None], tasks: set[asyncio.Task[None]]) -> Group:
         """`tasks` holds the task while it runs."""
         group = cls(askers, asyncio.create_task(work))
         tasks.add(group.task)
         group.task.add_done_callback(tasks.discard)
+        group.task.add_done_callback(group._ended)
         for asker in askers:
             asker.group = group
+        return group
 
-    def end_if_left(self) -> None:
-        if all(asker.answer.done() for asker in self.askers):
+    @property
+    def left(self) -> bool:
+        """Whether nobody waits any more."""
+        return all(asker.answer.done() for asker in self.askers)
+
+    async def end_if_left(self) -> None:
+        if self.left and not self.task.done():
             self.task.cancel()
+            await asyncio.wait([self.task])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody waits for a task that was ended from without."""
+        for asker in self.askers if task.cancelled() else ():
+            asker.answer.cancel()
+
+
+class SharedCall:
+    """A call made once for all who ask while it's under way."""
+
+    def __init__(self, call: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._call = call
+        self._askers: list[Asker] = []
+        self._group: Group | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def done(self) -> None:
+        """Return once the call has. Raises what it raises."""
+        asker = Asker(asyncio.get_running_loop().create_future())
+        if self._group is None or self._group.left:
+            self._askers = [asker]
+            self._group = Group.begun(self._askers, self._run(self._askers), self._tasks)
+        else:
+            self._askers.append(asker)
+            asker.group = self._group
+        await asker.answered()
+
+    async def _run(self, askers: Sequence[Asker]) -> None:
+        try:
+            await self._call()
+        except Exception as error:  # noqa: BLE001  it's raised where it is waited for
+            for asker in askers:
+                asker.fail(error)
+        else:
+            for asker in askers:
+                asker.take([])
 
 
 @dataclass(slots=True, eq=False)
@@ -69,23 +119,24 @@ class _Sender(Asker):
 
 
 class SharedRounds:
-    """Makes the round trips that begin in one pass of the event loop as one, on one connection."""
+    """Makes the round trips that begin in one pass of the event loop as one, on one connection.
+
+    Batches must bear a repeat, as where a connection is cut: they're sent again where a neighbour's reply can't be
+    decoded.
+    """
 
     def __init__(self, pipeline: AsyncPipeline) -> None:
         self._pipeline = pipeline
         self._new: list[_Sender] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def answer(self, batch: Batch, *, atomic: bool = False) -> list[Reply] | RedisError:
-        """The batch's replies, errors in place; or the error for which there are none. Raises what else went wrong."""
+    async def answer(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
+        """As AsyncPipeline.run."""
         sender = _Sender(asyncio.get_running_loop().create_future(), batch, atomic)
         self._new.append(sender)
-        if self._new[0] is not sender or not await self._is_alone(sender):
-            return await sender.answered()
-        try:
+        if self._new[0] is sender and await self._is_alone(sender):
             return await self._pipeline.run(batch, atomic=atomic)
-        except RedisError as error:
-            return error
+        return await sender.answered()
 
     async def _is_alone(self, first: _Sender) -> bool:
         """Let a pass of the event loop go by. Who came in it is begun for, and `first` with them."""
@@ -107,21 +158,19 @@ class SharedRounds:
     async def _run(self, senders: Sequence[_Sender]) -> None:
         try:
             answers = await self._pipeline.run_all([(sender.batch, sender.atomic) for sender in senders])
-        except RedisError as error:
-            for sender in senders:
-                sender.take(error)
-        except Exception as error:  # noqa: BLE001  a reply that can't be decoded, …: raised where it's waited for
-            self._fail(senders, error)
-        else:
-            for sender, answer in zip(senders, answers, strict=True):
-                sender.take(answer)
-
-    def _fail(self, senders: Sequence[_Sender], error: Exception) -> None:
-        if len(senders) == 1:
-            senders[0].fail(error)
+        except Exception as error:  # noqa: BLE001  it's raised where it is waited for
+            if len(senders) == 1 or isinstance(error, RedisError):
+                for sender in senders:
+                    sender.fail(error)
+            else:  # a reply that can't be decoded, …: one of them is why
+                for sender in senders:
+                    self._begin([sender])
             return
-        for sender in senders:  # one of them is why: each by itself
-            self._begin([sender])
+        for sender, answer in zip(senders, answers, strict=True):
+            if isinstance(answer, RedisError):
+                sender.fail(answer)
+            else:
+                sender.take(answer)
 
 
 def _groups(senders: Iterable[_Sender]) -> list[list[_Sender]]:

@@ -69,8 +69,8 @@ class SharedWaits:
         self._left: list[_Waiter] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def answer(self, wait: Wait) -> list[Reply] | RedisError:
-        """The wait's replies, errors in place; or the error for which there are none. Raises what else went wrong."""
+    async def answer(self, wait: Wait) -> list[Reply]:
+        """The wait's replies, errors in place. Raises as AsyncPipeline.run."""
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop.create_future(), wait, loop.time() + wait.block_ms / 1000)
         if not self._new:
@@ -100,18 +100,12 @@ class SharedWaits:
     async def _run(self, waiters: Sequence[_Waiter]) -> None:
         try:
             self._go_on(await self._served(waiters))
-        except RedisError as error:
-            for waiter in waiters:
-                waiter.take(error)
         except Exception as error:  # noqa: BLE001  it's raised where it is waited for
-            self._fail(waiters, error)
-
-    def _fail(self, waiters: Sequence[_Waiter], error: Exception) -> None:
-        """What isn't Redis's: a reply that can't be decoded, a caller's own credential provider."""
-        if len(waiters) == 1:
-            waiters[0].fail(error)
-        else:
-            self._go_on(_apart(waiters))
+            if len(waiters) == 1 or isinstance(error, RedisError):
+                for waiter in waiters:
+                    waiter.fail(error)
+            else:  # a reply that can't be decoded, a caller's own credential provider
+                self._go_on(_apart(waiters))
 
     async def _served(self, waiters: Sequence[_Waiter]) -> list[_Waiter]:
         """Wait, and answer who has an answer then; the others. Raises redis errors."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
@@ -190,11 +190,12 @@ class Pipeline(_Batches):
             pool.release(connection)
 
     def _load(self, scripts: list[str]) -> None:
+        modern = self._modern  # another thread may find out meanwhile that it isn't
         try:
             for script in scripts:
-                self.redis.script_load(source(script, modern=self._modern))
+                self.redis.script_load(source(script, modern=modern))
         except ResponseError as error:
-            self._modern = _fall_back(error, self._modern)
+            self._modern = _fall_back(error, modern)
             self._load(scripts)
 
 
@@ -215,25 +216,35 @@ class AsyncPipeline(_Batches):
     async def run_all(self, batches: Sequence[tuple[Batch, bool]]) -> list[list[Reply] | RedisError]:
         """What `run` gives or raises for each batch, which is atomic or not, in one round trip for all.
 
-        Raises what keeps all from being answered: ConnectionError, TimeoutError, AuthenticationError.
+        Raises what keeps all from being answered, as `run`.
         """
-        answers = await self._send(batches)
+        cancels = _cancels()
+        answers = await self._send(batches, cancels)
         lacking = {
             number: unknown
             for number, (batch, _) in enumerate(batches)
             if (unknown := _unknown_scripts(batch, answers[number]))
         }
         if lacking:
-            await self._load(sorted({script for unknown in lacking.values() for script in unknown}))
-            again = await self._send([batches[number] for number in lacking])
+            again = await self._loaded_and_sent([batches[number] for number in lacking], lacking.values(), cancels)
             for number, answer in zip(lacking, again, strict=True):
                 answers[number] = answer
         return answers
 
-    async def _send(self, batches: Sequence[tuple[Batch, bool]]) -> list[list[Reply] | RedisError]:
+    async def _loaded_and_sent(
+        self, batches: Sequence[tuple[Batch, bool]], unknown: Iterable[list[str]], cancels: int
+    ) -> Sequence[list[Reply] | RedisError]:
+        """What goes wrong with it is the answer of these batches; others have theirs."""
+        try:
+            await self._load(sorted({script for scripts in unknown for script in scripts}))
+            return await self._send(batches, cancels)
+        except RedisError as error:
+            return [error] * len(batches)
+
+    async def _send(self, batches: Sequence[tuple[Batch, bool]], cancels: int) -> list[list[Reply] | RedisError]:
         commands = [self._commands(batch, atomic=atomic) for batch, atomic in batches]
         packed = b"".join([packed for packed, _ in commands])
-        replies = iter(await self._exchange(packed, sum(count for _, count in commands)))
+        replies = iter(await self._exchange(packed, sum(count for _, count in commands), cancels))
         answers: list[list[Reply] | RedisError] = []
         for (batch, atomic), (_, count) in zip(batches, commands, strict=True):
             try:
@@ -242,15 +253,15 @@ class AsyncPipeline(_Batches):
                 answers.append(error)
         return answers
 
-    async def _exchange(self, packed: bytes, count: int) -> list[Reply]:
+    async def _exchange(self, packed: bytes, count: int, cancels: int) -> list[Reply]:
+        """`cancels`: how often the task had been cancelled before."""
         pool = self.redis.connection_pool
-        cancels = _cancels()
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
 
         async def once() -> list[Reply]:
             await connection.send_packed_command([packed])
             if _cancels() > cancels:
-                # redis-py sends in asyncio.wait_for, whose Python 3.11 drops one that comes as the work is done.
+                # redis-py uses asyncio.wait_for, and Python 3.11's drops one that comes as its work is done.
                 raise asyncio.CancelledError
             return await _async_replies(connection, count)
 
@@ -264,11 +275,12 @@ class AsyncPipeline(_Batches):
             await asyncio.shield(pool.release(connection))  # a second cancellation mustn't lose it
 
     async def _load(self, scripts: list[str]) -> None:
+        modern = self._modern  # another task may find out meanwhile that it isn't
         try:
             for script in scripts:
-                await self.redis.script_load(source(script, modern=self._modern))
+                await self.redis.script_load(source(script, modern=modern))
         except ResponseError as error:
-            self._modern = _fall_back(error, self._modern)
+            self._modern = _fall_back(error, modern)
             await self._load(scripts)
 
 

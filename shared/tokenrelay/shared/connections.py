@@ -5,6 +5,7 @@ A durable queue needs a Redis that it may write to, that never evicts live strea
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from importlib import metadata
@@ -77,7 +78,10 @@ def _driver_info() -> dict[str, Any]:
     """
     if not hasattr(redis, "DriverInfo"):
         return {}
-    return {"driver_info": redis.DriverInfo().add_upstream_driver("tokenrelay", metadata.version("tokenrelay"))}
+    driver = redis.DriverInfo()
+    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a source folder, or frozen
+        driver.add_upstream_driver("tokenrelay", metadata.version("tokenrelay"))
+    return {"driver_info": driver}
 
 
 def _bad_url(url: str) -> SettingsError:

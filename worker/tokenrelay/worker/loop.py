@@ -186,10 +186,12 @@ class GenerationLoop:
         return bool(found)
 
     def _goes_on(self, found: bool, begun: list[Claimed], until: float) -> bool:
-        """Whether to look again: something was found, or another of a burst was enqueued within the gap for it."""
+        """Whether to look again: something was found, or something was enqueued within the gap of a burst."""
         left_s = until - time.monotonic()
         # What was given back is left to others: another look would take it again.
-        if left_s <= 0 or self._stopping or self.in_flight.free <= 0 or self.intake.refused:
+        if self.intake.refused or self.intake.waiting_to_be_alone or self._stopping:
+            return False
+        if left_s <= 0 or self.in_flight.free <= 0:
             return False
         if found:
             return True
