@@ -210,7 +210,8 @@ class GenerationWorker(BaseWorker):
         """Keep the registration for `timeout` seconds and the state true; register again if Redis lost it."""
         connection = pipeline if pipeline is not None else self.connection.pipeline(transaction=False)
         self.last_heartbeat = datetime.now(UTC)
-        connection.hset(self.key, mapping={**self._load(), "last_heartbeat": iso(self.last_heartbeat)})
+        fields = {**self._load(), "state": self.get_state(), "last_heartbeat": iso(self.last_heartbeat)}
+        connection.hset(self.key, mapping=fields)
         connection.expire(self.key, timeout or WORKER_TTL_S)
         connection.expire(self.executions_key, RQ_LEASE_S + 60)
         if pipeline is not None:
@@ -222,7 +223,9 @@ class GenerationWorker(BaseWorker):
             worker_registration.register(self, connection)
             connection.execute()
         idle = WorkerStatus.SUSPENDED if suspended else WorkerStatus.IDLE
-        self.set_state(WorkerStatus.BUSY if self.loop.in_flight else idle)
+        state = WorkerStatus.BUSY if self.loop.in_flight else idle
+        if state != self.get_state():
+            self.set_state(state)
 
     def subscribe(self) -> None:
         """Listen to RQ's commands, to the wake-up that each enqueueing sends, and to requests that others end."""

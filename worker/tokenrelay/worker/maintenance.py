@@ -19,6 +19,8 @@ from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call,
 from tokenrelay.worker.intake import RQ_LEASE_S
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenrelay.shared.commands import Pipeline, Reply
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.attempts import InFlight
@@ -58,22 +60,25 @@ class Maintenance:
         if now >= self._due:
             self._due = now + EVERY_S
             self._own = {attempt.request_id for attempt in self.in_flight.all()}
-            for queue in self.queues:
-                self._look_at_claimed(queue)
+            self._look_at_claimed()
         if now >= self._registries_due:
             self._registries_due = now + REGISTRIES_EVERY_S
             for queue in self.queues:
                 self._look_at_registries(queue)
             self._forget_dead_workers()
 
-    def _look_at_claimed(self, queue: str) -> None:
-        """Requests that were taken off the queue, and aren't this worker's own."""
-        (claimed,) = self.pipeline.run([("ZRANGE", keys.claimed(queue), 0, -1, "WITHSCORES")])
-        if isinstance(claimed, Exception):
-            raise claimed
-        others = [(job_id.decode(), score) for job_id, score in _pairs(claimed) if job_id.decode() not in self._own]
-        if not others:
-            return
+    def _look_at_claimed(self) -> None:
+        """Requests that were taken off the queues, and aren't this worker's own."""
+        looks: Batch = [("ZRANGE", keys.claimed(queue), 0, -1, "WITHSCORES") for queue in self.queues]
+        for queue, claimed in zip(self.queues, self.pipeline.run(looks), strict=True):
+            if isinstance(claimed, Exception):
+                raise claimed
+            pairs = [(job_id.decode(), score) for job_id, score in _pairs(claimed)]
+            others = [(job_id, score) for job_id, score in pairs if job_id not in self._own]
+            if others:
+                self._repair_claimed(queue, others)
+
+    def _repair_claimed(self, queue: str, others: Sequence[tuple[str, float]]) -> None:
         *found, time_now = self.pipeline.run(
             [*(("HMGET", keys.request(job_id), *_LEASE) for job_id, _ in others), ("TIME",)]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
 
 from tokenrelay.shared.errors import RequestError
@@ -12,7 +13,7 @@ from tokenrelay.worker.engine import admit
 from tokenrelay.worker.text import TokenText, encode_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_TEXTS: Final = 64
 """Longer prompts are kept as token IDs alone: the texts of their tokens are for people, who won't read as many."""
+_TEXTS_KEPT: Final = 32_768
+"""Some 100 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,16 @@ class PromptReader:
     context_tokens: int
     vocabulary: int
     """Token IDs are below this."""
+    token_text: Callable[[int], str]
+    """What a token says by itself. Kept, for a prompt's tokens are mostly others' too, and decoding one takes 5 µs."""
 
     @classmethod
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, served_model: str, fingerprint: str, context: int, vocabulary: int
     ) -> PromptReader:
-        return cls(tokenizer, copy.deepcopy(tokenizer), served_model, fingerprint, context, vocabulary)
+        encoder = copy.deepcopy(tokenizer)
+        token_text = lru_cache(_TEXTS_KEPT)(lambda token_id: cast("str", encoder.decode([token_id])))
+        return cls(tokenizer, encoder, served_model, fingerprint, context, vocabulary, token_text)
 
     def encode(self, options: Submission) -> tuple[int, ...]:
         """The prompt's token IDs. Raises RequestError."""
@@ -50,7 +57,7 @@ class PromptReader:
         """What each token of a short prompt says; nothing of a longer one."""
         if len(prompt_ids) > MAX_PROMPT_TEXTS:
             return ()
-        return tuple(cast("str", self.encoder.decode([token_id])) for token_id in prompt_ids)
+        return tuple(map(self.token_text, prompt_ids))
 
     def known(self, prompt_ids: bytes) -> tuple[int, ...]:
         """The token IDs that the first claim stored. Raises RequestError for what no tokenizer of this model gave:
