@@ -6,6 +6,7 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from redis.exceptions import ConnectionError, NoPermissionError, ResponseError, TimeoutError
 
@@ -195,6 +196,17 @@ async def test_nobody_waits_for_a_task_that_was_ended_from_without(rounds: Share
     async with asyncio.timeout(2):
         answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers)
+
+
+async def test_nothing_is_under_way_once_a_scope_has_left(rounds: SharedRounds, redis: Redis) -> None:
+    """anyio cancels every await in its scope, the one for what is under way too."""
+    known = asyncio.all_tasks()
+    with anyio.move_on_after(0.2):
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(rounds.answer, sleeping(5))
+    assert asyncio.all_tasks() == known
+    await blocked(redis, 0)
 
 
 async def test_nothing_is_under_way_once_the_last_one_has_left(rounds: SharedRounds, redis: Redis) -> None:

@@ -13,6 +13,7 @@ from tokenrelay.producer.fitness import AsyncFitness
 from tokenrelay.producer.generation import Reader
 from tokenrelay.producer.idempotency import submitted_once
 from tokenrelay.producer.rounds import AsyncDriver
+from tokenrelay.producer.sharing import completed
 from tokenrelay.producer.submission import planned, planned_many, submitted_many
 from tokenrelay.shared.answer import Answer, Assembler
 from tokenrelay.shared.connections import connect_async
@@ -190,20 +191,7 @@ class AsyncProducer(AsyncConsumer):
         try:
             yield generation
         finally:
-            await _completed(asyncio.ensure_future(generation.cancel()))
+            await completed(asyncio.ensure_future(generation.cancel()))
 
     def _generation(self, request_id: str) -> AsyncGeneration:
         return AsyncGeneration(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
-
-
-async def _completed(task: asyncio.Future[bool]) -> None:
-    """Wait for the task however often the waiting one is cancelled (anyio's scopes cancel every await in them)."""
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    task.result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
@@ -73,7 +73,7 @@ class Group:
     async def end_if_left(self) -> None:
         if self.left and not self.task.done():
             self.task.cancel()
-            await asyncio.wait([self.task])
+            await completed(self.task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Nobody waits for a task that was ended from without."""
@@ -185,3 +185,16 @@ def _groups(senders: Iterable[_Sender]) -> list[list[_Sender]]:
         groups[-1].append(sender)
         room -= size
     return groups
+
+
+async def completed(task: asyncio.Future[Any]) -> None:
+    """Wait for the task however often the waiting one is cancelled (anyio's scopes cancel every await in them)."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()

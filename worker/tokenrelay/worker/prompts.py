@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_PROMPT_TEXTS: Final = 64
 """Longer prompts are kept as token IDs alone: the texts of their tokens are for people, who won't read as many."""
 _TEXTS_KEPT: Final = 32_768
-"""Some 100 bytes each."""
+"""Some 200 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
