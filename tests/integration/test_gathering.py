@@ -125,7 +125,7 @@ def test_the_next_of_a_burst_is_waited_for(redis_server: RedisServer, redis: Red
         arrange(worker, engine)
         worker.loop.burst_gap_s = 10.0
         replaced(worker, LastComesLate).submit_last = lambda: request_ids.append(submit(pipeline, NOW, seed=2))
-        worker.loop.gather_s = 1.0
+        worker.loop.gather_s = 0.5
         resume(redis)
         wait_until(lambda: len(request_ids) == 3 and ended(redis, request_ids))
     assert engine.seen == [3, 3, 3]

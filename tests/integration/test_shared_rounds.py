@@ -272,7 +272,7 @@ async def test_an_unfit_redis_is_told_to_all_that_begin_and_looked_at_again(
 async def test_a_look_that_nobody_waits_for_ends_with_the_last_of_them(redis_server: RedisServer, redis: Redis) -> None:
     known = asyncio.all_tasks()
     async with AsyncProducer(redis_server.url) as producer:
-        redis.client_pause(2000)
+        redis.client_pause(600)
         for _ in range(2):
             submits = [asyncio.ensure_future(producer.submit("hello")) for _ in range(3)]
             await asyncio.wait(submits, timeout=0.1)
