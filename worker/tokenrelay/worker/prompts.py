@@ -38,7 +38,7 @@ class PromptReader:
     vocabulary: int
     """Token IDs are below this."""
     token_text: Callable[[int], str]
-    """What a token says by itself. Kept, for a prompt's tokens are mostly others' too, and decoding one takes 5 µs."""
+    """What a token says by itself; kept, for prompts share most of theirs, and decoding one takes 2.4 µs."""
 
     @classmethod
     def of(
