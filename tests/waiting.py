@@ -11,11 +11,13 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-def wait_until(condition: Callable[[], Value | None], timeout_s: float = 10.0) -> Value:
+def wait_until(
+    condition: Callable[[], Value | None], timeout_s: float = 10.0, sleep: Callable[[float], object] = time.sleep
+) -> Value:
     """What `condition` gives, as soon as that is true. Fails the test where it isn't within `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"not within {timeout_s} s: {condition.__doc__ or condition.__qualname__}")
-        time.sleep(0.01)
+        sleep(0.01)
     return value

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
+from tests.waiting import wait_until
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from playwright.sync_api import ConsoleMessage, Locator, Page, Request
 
+Value = TypeVar("Value")
 _QUIET = ("log", "info", "debug")
 _REFUSED = "Failed to load resource: the server responded with a status of "
 
@@ -36,6 +39,10 @@ class Tab:
         for label, value in options.items():
             self.page.get_by_label(label.replace("_", " ").capitalize(), exact=True).fill(value)
         self.button("Run").click()
+
+    def wait_until(self, condition: Callable[[], Value | None]) -> Value:
+        """As `waiting.wait_until`. It sleeps in Playwright, which answers what tests route in its own calls only."""
+        return wait_until(condition, sleep=lambda pause_s: self.page.wait_for_timeout(1000 * pause_s))
 
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)

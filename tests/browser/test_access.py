@@ -10,7 +10,6 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tests.gateway.live import WakingWriter
-from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def broken_run(tab: Tab, writer: WakingWriter, redis: Redis, *texts: str) -> None:
     """A run with a migration in its middle."""
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.claim(request_id)
     writer.append(request_id, *texts)
     writer.release(request_id)
@@ -97,7 +96,7 @@ def _expect_accessible(tab: Tab) -> None:
 def test_a_screen_reader_is_told_of_turns_and_not_of_tokens(tab: Tab, writer: WakingWriter) -> None:
     status = tab.page.locator("#announcer")
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     expect(status).to_have_text("Queued.")
     writer.claim(request_id)
     expect(status).to_have_text("A worker has begun.")

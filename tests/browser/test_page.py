@@ -8,7 +8,6 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.gateway.live import WakingWriter
-from tests.waiting import wait_until
 from tokenrelay.producer.consumer import Consumer
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ ANSWER = ("It", " is", " sunny", " and", " warm", ".")
 
 def test_the_four_stages_fill_as_the_request_runs(tab: Tab, writer: WakingWriter, gateway: LiveGateway) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     expect(tab.stage("input")).to_contain_text("What is the weather today?")
     expect(tab.stage("tokenization")).to_contain_text("Waits for a worker")
     assert tab.request_id == request_id
@@ -72,7 +71,7 @@ def milliseconds(told: str) -> float:
 
 def test_a_reload_in_the_middle_goes_on_to_the_same_text(tab: Tab, writer: WakingWriter, redis: Redis) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.claim(request_id)
     writer.append(request_id, *ANSWER[:3])
     expect(tab.tokens).to_have_count(3)
@@ -112,7 +111,7 @@ def test_a_connection_that_fell_silent_is_made_anew(tab: Tab, writer: WakingWrit
     tab.page.clock.install()
     tab.page.reload()
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.claim(request_id)
     writer.append(request_id, *ANSWER[:2])
     expect(tab.tokens).to_have_count(2)
@@ -127,14 +126,14 @@ def test_a_connection_that_fell_silent_is_made_anew(tab: Tab, writer: WakingWrit
 
 def submitted_and_answered(tab: Tab, writer: WakingWriter, prompt: str = "What is the weather today?") -> str:
     tab.run(prompt)
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.answer(request_id, ANSWER)
     return request_id
 
 
 def test_a_migration_stands_between_its_tokens(tab: Tab, writer: WakingWriter, redis: Redis) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.claim(request_id)
     writer.append(request_id, *ANSWER[:3])
     expect(tab.tokens).to_have_count(3)
@@ -153,7 +152,7 @@ def test_a_migration_stands_between_its_tokens(tab: Tab, writer: WakingWriter, r
 
 def test_cancelling_ends_it_where_it_is(tab: Tab, writer: WakingWriter, gateway: LiveGateway) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.claim(request_id)
     writer.append(request_id, *ANSWER[:2])
     expect(tab.tokens).to_have_count(2)
@@ -210,7 +209,7 @@ def test_it_works_behind_a_prefix(make_tab: MakeTab, gateway: LiveGateway, write
 
 def test_what_ended_meanwhile_is_known_after_a_reload(tab: Tab, writer: WakingWriter) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     expect(tab.recent).to_have_count(1)  # Redis has the request before the page knows its ID
     tab.open()
     writer.answer(request_id, ANSWER)
@@ -221,7 +220,7 @@ def test_what_ended_meanwhile_is_known_after_a_reload(tab: Tab, writer: WakingWr
 def test_text_of_a_prompt_or_a_model_is_never_markup(tab: Tab, writer: WakingWriter) -> None:
     hostile = "<img src=x onerror=alert(1)><b>bold</b>"
     tab.run(hostile)
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.answer(request_id, (hostile, "\n", "</ol><script>alert(1)</script>"))
     expect(tab.state).to_have_text("Completed")
     expect(tab.stage("input").locator(".text")).to_have_text(hostile)
@@ -231,7 +230,7 @@ def test_text_of_a_prompt_or_a_model_is_never_markup(tab: Tab, writer: WakingWri
 
 def test_a_long_answer_keeps_its_trace_short(tab: Tab, writer: WakingWriter) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.answer(request_id, tuple(f" w{number}" for number in range(200)))
     expect(tab.tokens).to_have_count(200)
     expect(tab.lines).to_have_count(41)

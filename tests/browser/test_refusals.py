@@ -10,7 +10,6 @@ import pytest
 from playwright.sync_api import expect
 from pydantic import SecretStr
 
-from tests.waiting import wait_until
 from tests.writers import End
 from tokenrelay.shared import keys
 
@@ -61,7 +60,7 @@ def test_too_many_says_when_to_come_back(tab: Tab, writer: WakingWriter) -> None
     again = tab.page.get_by_role("button", name="Try again")
     expect(again).to_be_disabled()
     again.click()  # waits until it can be pressed
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.answer(request_id)
     expect(tab.state).to_have_text("Completed")
     expect(tab.notice).to_be_empty()
@@ -78,7 +77,7 @@ def test_a_gateway_that_cannot_serve_says_so(tab: Tab) -> None:
 
 def test_a_request_that_is_gone_says_so(tab: Tab, writer: WakingWriter, redis: Redis) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.answer(request_id)
     expect(tab.state).to_have_text("Completed")
     redis.delete(*keys.of_request(request_id))
@@ -92,7 +91,7 @@ def test_a_request_that_is_gone_says_so(tab: Tab, writer: WakingWriter, redis: R
 
 def test_a_failure_says_why(tab: Tab, writer: WakingWriter) -> None:
     tab.run()
-    request_id = wait_until(writer.take)
+    request_id = tab.wait_until(writer.take)
     writer.answer(request_id, ("It",), End("failed", "error", code="poison", message="three workers died of it"))
     expect(tab.state).to_have_text("Failed, poison: three workers died of it")
     expect(tab.answer).to_have_text("It")
@@ -109,7 +108,7 @@ def test_a_model_without_a_live_worker(make_tab: MakeTab, gateway: LiveGateway, 
     expect(tab.stage("tokenization")).to_contain_text("Waits for a worker")
     writer = WakingWriter(redis)
     writer.appear()
-    writer.answer(wait_until(writer.take))
+    writer.answer(tab.wait_until(writer.take))
     expect(tab.state).to_have_text("Completed")
     expect(tab.notice).to_be_empty()
     expect(tab.page.get_by_label("Model", exact=True)).to_have_text("weather")
@@ -130,7 +129,7 @@ def test_a_gateway_with_keys_asks_for_one(make_tab: MakeTab, make_gateway: MakeG
     tab.button("Use").click()
     expect(tab.page.get_by_label("Model", exact=True)).to_have_text("weather")
     tab.run()
-    writer.answer(wait_until(writer.take))
+    writer.answer(tab.wait_until(writer.take))
     expect(tab.state).to_have_text("Completed")
     tab.page.reload()
     expect(tab.answer).to_have_text("It is sunny and warm.")
