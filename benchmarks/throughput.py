@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 ALONE, RELAY, STOCK, SERVE = "engine alone", "tokenrelay", "stock RQ worker", "transformers serve"
 VLLM: Final = "vLLM"
 _ALL_SLOTS: Final = 32
+_WARM_UP: Final = (40, 8)
+"""Tokens of each prompt, and of each answer, of the unmeasured wave before every measured one.
+
+It's for all alike: who ran last is faster than who rested while the others ran, and more so with three processes.
+"""
+_WARM_UP_SEED: Final = 500
 _STOCK_REQUESTS: Final = 4
 """Of a wave for the stock worker, which runs one at a time: its rate doesn't depend on how many wait."""
 
@@ -97,22 +103,26 @@ def _measure_shape(
 ) -> Iterator[Figure]:
     names = [name for name in (ALONE, RELAY, STOCK, SERVE, VLLM) if name == RELAY or name in shape.against]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names if name in contenders}
-    for number in range(rounds + 1):
+    for number in range(1, rounds + 1):
         turn = list(outcomes) if number % 2 else list(reversed(outcomes))
         for name in turn:
-            outcome = contenders[name].run(_wave(shape, tokenizer, number, name))
-            if number:  # round 0 warms up
-                outcomes[name].append(outcome)
+            warm_up, wave = _waves(shape, tokenizer, number, name)
+            contenders[name].run(warm_up)
+            outcomes[name].append(contenders[name].run(wave))
     yield from _figures(shape, outcomes)
 
 
-def _wave(shape: Shape, tokenizer: PreTrainedTokenizerBase, number: int, name: str) -> Wave:
+def _waves(shape: Shape, tokenizer: PreTrainedTokenizerBase, number: int, name: str) -> tuple[Wave, Wave]:
+    """The one that warms up, and the measured one. No two prompts of a load are alike, and no cache has any of one."""
     count = min(shape.concurrent, _STOCK_REQUESTS) if name == STOCK else shape.concurrent
-    if number == 0:
-        count = min(count, 2)
     seeds = range(number * 1000, number * 1000 + count)
+    prompt_tokens, new_tokens = _WARM_UP
+    warm_up = tuple(prompt_of(tokenizer, prompt_tokens, seed + _WARM_UP_SEED) for seed in seeds)
     prompts = tuple(prompt_of(tokenizer, shape.prompt_tokens, seed) for seed in seeds)
-    return Wave(prompts, shape.new_tokens, shape.temperature, seed=number)
+    return (
+        Wave(warm_up, new_tokens, shape.temperature, seed=number),
+        Wave(prompts, shape.new_tokens, shape.temperature, seed=number),
+    )
 
 
 def _figures(shape: Shape, outcomes: dict[str, list[Outcome]]) -> Iterator[Figure]:

@@ -85,19 +85,40 @@ async def test_readers_of_a_worker_wait_on_few_connections(
     assert {answer.text for answer in await asyncio.gather(*tasks)} == {" on" * steps}
 
 
-async def test_a_step_has_each_last_entry_looked_at_once(producer: AsyncProducer, writer: Writer, redis: Redis) -> None:
-    """Its first entry wakes who waits, and isn't the time for looks at the other streams'."""
+async def test_a_step_is_read_with_two_commands(producer: AsyncProducer, writer: Writer, redis: Redis) -> None:
+    """Its first entry wakes who waits, and one read has the others' entries and every last one."""
     generations = await running(producer, writer, 8)
     tasks = [asyncio.ensure_future(generation.result()) for generation in generations]
     await steps_until_blocked(redis, 1, writer, generations)
     redis.config_resetstat()
     for _ in range(3):
         await step(writer, generations, atomic=True)
-    looks = redis.info("commandstats")["cmdstat_xrange"]["calls"]
-    assert 3 * 8 <= looks <= 4 * 8  # once more where a block's time ran out
+    stats = redis.info("commandstats")
+    assert 3 * 2 <= stats["cmdstat_xread"]["calls"] <= 4 * 2 + 1  # once more where a block's time ran out
+    assert stats.get("cmdstat_xrange", {"calls": 0})["calls"] <= 8
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_waits_together_sees_the_last_entry_as_it_is_now(waits: SharedWaits, redis: Redis) -> None:
+    streams = {"test:token": "2-0", "test:event": "2-1", "test:lost": "3-0", "test:idle": "2-0"}
+    for stream in streams:
+        for entry_id in ("1-0", "2-0", "2-1")[: 3 if stream == "test:event" else 2]:
+            redis.xadd(stream, {"said": entry_id}, id=entry_id)
+    pending = [asyncio.ensure_future(waits.answer(Wait(stream, after, 500))) for stream, after in streams.items()]
+    await blocked(redis, 1)
+    with redis.pipeline() as step:
+        for stream in ("test:token", "test:event"):
+            step.xadd(stream, {"said": "3-0"}, id="3-0")
+        step.execute()
+    token, event, lost, idle = await asyncio.gather(*pending)
+    redis.delete(*streams)
+    new = (b"3-0", {b"said": b"3-0"})
+    assert token == [[new], [(b"2-0", {b"said": b"2-0"})]]
+    assert event == [[new], [(b"2-1", {b"said": b"2-1"})]]
+    assert lost == [[], []]
+    assert idle == [[], [(b"2-0", {b"said": b"2-0"})]]
 
 
 async def test_more_streams_than_one_read_takes(producer: AsyncProducer, writer: Writer, redis: Redis) -> None:

@@ -7,7 +7,7 @@ all of them is woken once, by the step's first entry, and reads that one with th
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _COUNT: Final = 512
 """Entries in one read, of all its streams."""
+_LAST_EVENT: Final = 2**64 - 1
+"""The largest second part of an ID that Redis takes."""
 _TOGETHER: Final = 32
 """Streams in one read. Redis looks at each of them, whichever has something new."""
 
@@ -40,8 +42,14 @@ class Wait:
     block_ms: int
 
     def batch(self) -> Batch:
-        """What one reader sends; `answer` makes its answer of the replies."""
-        return _batch([self], self.block_ms)
+        """What one reader sends; `answer` makes its answer of the replies.
+
+        In this order both come at once and wake the reader once, and the look is as late as the read.
+        """
+        return [
+            _xread([(self.stream, self.after)], _COUNT, self.block_ms),
+            ("XRANGE", self.stream, self.after, self.after),
+        ]
 
     def answer(self, replies: Sequence[Reply]) -> list[Reply]:
         news, last = replies
@@ -110,23 +118,28 @@ class SharedWaits:
     async def _served(self, waiters: Sequence[_Waiter]) -> list[_Waiter]:
         """Wait, and answer who has an answer then; the others. Raises redis errors."""
         now = asyncio.get_running_loop().time
-        waits = [waiter.wait for waiter in waiters]
-        block_ms: int | None = ceil((min(waiter.until for waiter in waiters) - now()) * 1000)
-        if len(waits) > 1:
-            # It wakes with the first entry of one stream: looks at all the others' last entries would be for nothing.
-            (woken,) = await self._pipeline.run([_xread(waits, 1, block_ms)])
-            if isinstance(woken, Exception):
-                return _apart(waiters)
-            block_ms = None
-        news, *lasts = await self._pipeline.run(_batch(waits, block_ms))
-        refused = isinstance(news, Exception)
-        if refused and len(waiters) > 1:
+        block_ms = ceil((min(waiter.until for waiter in waiters) - now()) * 1000)
+        if len(waiters) == 1:
+            (waiter,) = waiters
+            wait = replace(waiter.wait, block_ms=block_ms)
+            waiter.take(wait.answer(await self._pipeline.run(wait.batch())))
+            return []
+        # It wakes with the first entry of one stream: the others' are read with that stream's, a round trip later.
+        behind = [(waiter.wait.stream, waiter.wait.after) for waiter in waiters]
+        (woken,) = await self._pipeline.run([_xread(behind, 1, block_ms)])
+        if isinstance(woken, Exception):
             return _apart(waiters)
-        found = {} if refused else _by_stream(news)
-        for waiter, last in zip(waiters, lasts, strict=True):
-            entries = news if refused else found.get(waiter.wait.stream, [])
-            if entries or isinstance(last, Exception) or now() >= waiter.until:
-                waiter.take([entries, last])
+        # From just before the last entries on: it's the look at those too, and one command instead of one for each.
+        onward = [(stream, _before(after)) for stream, after in behind]
+        (reply,) = await self._pipeline.run([_xread(onward, _COUNT // len(waiters) + 1)])
+        if isinstance(reply, Exception):
+            return _apart(waiters)
+        found = _by_stream(reply)
+        for waiter in waiters:
+            entries = found.get(waiter.wait.stream, [])
+            seen = 1 if entries and text(entries[0][0]) == waiter.wait.after else 0
+            if len(entries) > seen or now() >= waiter.until:
+                waiter.take([entries[seen:], entries[:seen]])
         return [waiter for waiter in waiters if not waiter.answer.done()]
 
 
@@ -155,17 +168,19 @@ def _reads(waiters: Iterable[_Waiter]) -> list[dict[str, _Waiter]]:
     return reads
 
 
-def _batch(waits: Sequence[Wait], block_ms: int | None) -> Batch:
-    """In this order all replies come at once and wake the reader once, and the looks are as late as the read."""
-    looks: list[Command] = [("XRANGE", wait.stream, wait.after, wait.after) for wait in waits]
-    return [_xread(waits, _COUNT // len(waits), block_ms), *looks]
+def _before(entry_id: str) -> str:
+    """The ID before that entry's: what an XREAD that starts there gives begins with the entry itself, if it's there."""
+    token, event = map(int, entry_id.split("-"))
+    if event:
+        return f"{token}-{event - 1}"
+    return f"{token - 1}-{_LAST_EVENT}" if token else entry_id  # no entry is 0-0
 
 
-def _xread(waits: Sequence[Wait], count: int, block_ms: int | None) -> Command:
-    """Up to `count` entries of each stream. `block_ms`: None doesn't wait."""
+def _xread(streams: Sequence[tuple[str, str]], count: int, block_ms: int | None = None) -> Command:
+    """Up to `count` entries of each stream, behind the ID beside it. `block_ms`: None doesn't wait."""
     block: Command = () if block_ms is None else ("BLOCK", max(block_ms, 1))  # 0 would be for ever
-    streams, afters = [wait.stream for wait in waits], [wait.after for wait in waits]
-    return ("XREAD", "COUNT", count, *block, "STREAMS", *streams, *afters)
+    names, afters = zip(*streams, strict=True)
+    return ("XREAD", "COUNT", count, *block, "STREAMS", *names, *afters)
 
 
 def _by_stream(reply: Reply) -> dict[str, list[Any]]:
