@@ -103,10 +103,9 @@ def _measure_shape(
 ) -> Iterator[Figure]:
     names = [name for name in (ALONE, RELAY, STOCK, SERVE, VLLM) if name == RELAY or name in shape.against]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names if name in contenders}
-    for name, contender in contenders.items():
-        if name in outcomes:  # the first prompts of this length, and answers: what is made once isn't measured
-            _, wave = _waves(shape, tokenizer, 0, name)
-            contender.run(replace(wave, prompts=wave.prompts[:2]))
+    for name in outcomes:  # the first prompts of this length, and answers: what is made once isn't measured
+        _, wave = _waves(shape, tokenizer, 0, name)
+        contenders[name].run(replace(wave, prompts=wave.prompts[:2]))
     for number in range(1, rounds + 1):
         turn = list(outcomes) if number % 2 else list(reversed(outcomes))
         for name in turn:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.commands import AsyncPipeline, Batch, Command, Reply
 
 _COUNT: Final = 512
-"""Entries in one read, of all its streams."""
+"""New entries in one read, of all its streams."""
 _LAST_EVENT: Final = 2**64 - 1
 """The largest second part of an ID that Redis takes."""
 _TOGETHER: Final = 32
@@ -33,8 +33,8 @@ _TOGETHER: Final = 32
 class Wait:
     """For entries of a stream behind `after`, an entry's ID, up to `block_ms`.
 
-    Answered with two replies: the new entries as (ID, fields) pairs, none where the time ran out; and as XRANGE gives
-    it, the entry `after` as it is now.
+    Answered with two replies, lists of (ID, fields) pairs: the new entries, none where the time ran out; and the entry
+    `after` as it is now, none where it isn't there.
     """
 
     stream: str
