@@ -53,6 +53,11 @@ class LiveGateway:
         connections: Any = list(self._server.server_state.connections)
         return sum(each.transport.get_write_buffer_size() for each in connections)
 
+    @property
+    def keep_alive_s(self) -> int:
+        """How long uvicorn keeps an idle connection."""
+        return self._server.config.timeout_keep_alive
+
     def client(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=20, headers=headers)
 

@@ -1,18 +1,24 @@
-"""uvicorn's HTTP protocol with what it lacks: a limit on the bytes and on the time before a request's body, and writing
-to many clients without waking each one's task.
+"""uvicorn's HTTP protocol with what it lacks: a limit on the bytes and on the time before a request's body, writing to
+many clients without waking each one's task, offers of other protocols that are ignored, and HTTP/1.0 as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenrelay.gateway.chunks import EXTENSION
+from tokenrelay.gateway.parsing import RequestParser
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
+    from typing import Any
+
+    from uvicorn._types import ASGISendEvent
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -28,6 +34,10 @@ class LimitedProtocol(HttpToolsProtocol):
     _in_headers = True
     _header_bytes = 0
     _header_timer: TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]
 
     @classmethod
     def with_limits(cls, max_header_bytes: int, header_timeout_s: float) -> type[LimitedProtocol]:
@@ -75,10 +85,17 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def on_headers_complete(self) -> None:
+        if self.parser.offered:
+            return  # they come again
         self._got_headers()
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            del self.scope["extensions"]
+            _speak_http_1_0(self.cycle)
 
     def on_message_complete(self) -> None:
+        if self.parser.offered:
+            return
         super().on_message_complete()
         self._in_headers, self._header_bytes = True, 0
 
@@ -95,3 +112,24 @@ class LimitedProtocol(HttpToolsProtocol):
     def _cut_off(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def _speak_http_1_0(cycle: RequestResponseCycle) -> None:
+    """Have the response's body end with the connection unless its length is known, and never say 100.
+
+    uvicorn frames such bodies in chunks, which HTTP/1.0 doesn't have: clients take the frames for the answer.
+    """
+    send, unframed = cycle.send, False
+    cycle.waiting_for_100_continue = False
+
+    async def sent(message: ASGISendEvent) -> None:
+        nonlocal unframed
+        if message["type"] == "http.response.start":
+            unframed = not any(name.lower() == b"content-length" for name, _ in message["headers"])
+            if unframed:
+                cycle.chunked_encoding, cycle.expected_content_length = False, sys.maxsize
+        elif unframed and message["type"] == "http.response.body" and not message.get("more_body"):
+            cycle.expected_content_length = len(message["body"])
+        await send(message)
+
+    cycle.send = sent  # type: ignore[method-assign]

@@ -47,6 +47,7 @@ class EventStream(EventSourceResponse):
             ping_message_factory=lambda: _COMMENT,
             send_timeout=_STUCK_S,
         )
+        del self.headers["connection"]  # the library's keep-alive: whether it is kept is for the server to say
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._write = writer(scope)

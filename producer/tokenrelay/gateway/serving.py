@@ -80,6 +80,7 @@ def configuration(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         proxy_headers=False,
         limit_concurrency=settings.max_connections,
         backlog=_BACKLOG,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=_DRAIN_S,
         log_config=None,
     )

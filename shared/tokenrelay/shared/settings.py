@@ -129,6 +129,13 @@ class GatewaySettings(ProducerSettings, MeasuredSettings):
     receive_timeout_s: float = Field(
         default=20.0, gt=0, le=600, description="Seconds in which an HTTP request must have come, body included."
     )
+    keep_alive_s: int = Field(
+        default=75,
+        ge=1,
+        le=3600,
+        description="Seconds that an idle HTTP connection is kept open for its client's next request; more than the "
+        "idle timeout of a load balancer in front (AWS: 60).",
+    )
     max_connections: int = Field(default=4000, ge=1, description="HTTP connections at a time; more are told 503.")
     cors_origins: str = Field(
         default="", description="Origins, separated by commas, whose pages may call the gateway; * is all of them."
