@@ -91,7 +91,7 @@ def submit(pipeline: Pipeline, now: datetime, prompt: str = "w1 w2 w3", **chosen
     request = options.validate({"prompt": prompt, "model": MODEL, "seed": 7, "max_new_tokens": 8, **chosen}, LIMITS)
     request_id, queue = keys.new_request_id(), keys.queue(request["model"], request["priority"])
     deadline_ms = int(request["deadline_s"] * 1000)
-    create = (options.body_sha256(request), deadline_ms, 60_000, "", "", queue, options.dump(request))
+    create = (options.body_sha256(request, LIMITS), deadline_ms, 60_000, "", "", queue, options.dump(request))
     job = Enqueue(request_id, queue, deadline_ms // 1000 + 60, deadline_ms // 1000, 60, 1000)
     replies = pipeline.run(
         [Call("create", (keys.request(request_id), keys.stream(request_id)), create), enqueue_call(job, now)]

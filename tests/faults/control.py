@@ -37,6 +37,7 @@ def engine_request(number: int, submission: Submission, prompt: Sequence[int], e
     assert seed is not None
     sampling = SamplingParams(submission["temperature"], submission["top_k"], submission["top_p"], seed)
     budget = submission["max_new_tokens"]
+    assert budget is not None
     return EngineRequest(f"{number}", tuple(prompt), tuple(emitted), budget, sampling, ignore_eos=True)
 
 

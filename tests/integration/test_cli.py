@@ -99,7 +99,7 @@ def test_every_generation_option_is_offered() -> None:
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["ask", "--help"])
     for name in get_type_hints(Options):
         assert f"--{name.replace('_', '-')} " in done.output
-    assert "default: 256" in done.output
+    assert "default: 600.0" in done.output
 
 
 def test_ask_takes_a_chat(redis_server: RedisServer) -> None:

@@ -34,10 +34,18 @@ def tokens(outputs: list[EngineOutput], engine_id: str) -> list[int]:
 
 @pytest.mark.parametrize(
     ("prompt", "emitted", "budget", "context", "admitted"),
-    [(10, 0, 20, 100, 20), (10, 0, 200, 100, 90), (99, 0, 5, 100, 1), (10, 40, 200, 100, 90), (50, 60, 200, 100, 60)],
+    [
+        (10, 0, 20, 100, 20),
+        (10, 0, 200, 100, 90),
+        (99, 0, 5, 100, 1),
+        (10, 40, 200, 100, 90),
+        (50, 60, 200, 100, 60),
+        (10, 0, None, 100, 90),
+        (50, 60, None, 100, 60),
+    ],
 )
 def test_admit_cuts_the_budget_to_what_fits(
-    prompt: int, emitted: int, budget: int, context: int, admitted: int
+    prompt: int, emitted: int, budget: int | None, context: int, admitted: int
 ) -> None:
     assert admit(prompt, emitted, budget, context) == admitted
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenrelay.shared import options as schema
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import (
     DEFAULTS,
@@ -16,7 +17,7 @@ from tokenrelay.shared.options import (
     MAX_SEED,
     Limits,
     Submission,
-    body_sha256,
+    budget,
     dump,
     load,
     validate,
@@ -60,7 +61,6 @@ BAD: list[tuple[dict[str, Any], str, object, str]] = [
     ({"prompt": "\ud800"}, "prompt", None, "lone surrogate at character 0"),
     ({"prompt": 5}, "prompt", None, "valid string"),
     ({"max_new_tokens": 0}, "max_new_tokens", 1, "greater than or equal to 1"),
-    ({"max_new_tokens": 513}, "max_new_tokens", 512, "513 tokens, at most 512"),
     ({"temperature": -0.1}, "temperature", 0, "greater than or equal to 0"),
     ({"temperature": 100.5}, "temperature", 100, "less than or equal to 100"),
     ({"temperature": NAN}, "temperature", 100, "finite"),
@@ -137,8 +137,13 @@ def test_defaults_fill_what_is_not_given() -> None:
     assert request == {**DEFAULTS, "prompt": "hello"}
 
 
-def test_default_budget_is_cut_to_the_operators_limit() -> None:
-    assert validate({"prompt": "hello"}, Limits(200, 64))["max_new_tokens"] == 64
+@pytest.mark.parametrize(
+    ("given", "stored"), [(None, 512), (1, 1), (512, 512), (513, 512), (10**5000, 512)], ids=short_id
+)
+def test_the_operators_limit_bounds_the_budget_and_refuses_none(given: int | None, stored: int) -> None:
+    request = asked(max_new_tokens=given)
+    assert budget(request, LIMITS) == stored
+    assert body_sha256(request)
 
 
 def test_defaults_are_not_shared_between_requests() -> None:
@@ -164,7 +169,7 @@ OPTIONS = st.fixed_dictionaries(
     optional={
         "model": st.sampled_from(["weather", "HuggingFaceTB/SmolLM2-135M", "a.b_c-d"]),
         "priority": st.sampled_from(["high", "default", "low"]),
-        "max_new_tokens": st.integers(1, 512),
+        "max_new_tokens": st.none() | st.integers(1, 600),
         "temperature": st.floats(0, 100) | st.integers(0, 100),
         "top_k": st.integers(0, 2**31 - 1),
         "top_p": st.floats(0, 1, exclude_min=True),
@@ -199,6 +204,10 @@ def asked(**options: Any) -> Submission:
     return validate({"prompt": "hello", **options}, LIMITS)
 
 
+def body_sha256(request: Submission, limits: Limits = LIMITS) -> str:
+    return schema.body_sha256(request, limits)
+
+
 def test_body_hash_leaves_the_idempotency_key_out() -> None:
     assert body_sha256(asked(idempotency_key="a")) == body_sha256(asked(idempotency_key="b")) == body_sha256(asked())
 
@@ -214,6 +223,29 @@ def test_body_hash_is_of_what_was_asked_not_of_what_was_drawn() -> None:
 @pytest.mark.parametrize("other", [{"prompt": "hellp"}, {"seed": 1}, {"temperature": 0.5}, {"metadata": {"a": 1}}])
 def test_body_hash_tells_bodies_apart(other: Mapping[str, Any]) -> None:
     assert body_sha256(asked(**other)) != body_sha256(asked())
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "hashed_before"),
+    [
+        ({}, 8192, "805f9194927c48ec7ef76b6058a980f5e7040c2cbb7736ea847a14fc67077951"),
+        ({}, 131_072, "805f9194927c48ec7ef76b6058a980f5e7040c2cbb7736ea847a14fc67077951"),
+        ({"max_new_tokens": 5}, 8192, "36bb7100116cad070aebcff8bd82cd9e325d6959761e4f04ef634f009ddf6b73"),
+        ({}, 64, "6bac6593da7fd0ac357a9f78b90f7a4eea1b291e8f1d7baacc9fa506721ed71d"),
+    ],
+)
+def test_a_key_attaches_to_what_the_release_before_hashed(
+    given: Mapping[str, Any], limit: int, hashed_before: str
+) -> None:
+    """These are hashes of the release whose default limit was 256 tokens; today's default limit is another one."""
+    limits = Limits(200, limit)
+    assert body_sha256(validate({"prompt": "x", **given}, limits), limits) == hashed_before
+
+
+def test_body_hash_is_of_the_given_limit_not_of_the_operators() -> None:
+    given = asked(max_new_tokens=600)
+    assert body_sha256(given, Limits(200, 512)) == body_sha256(given, Limits(200, 4096))
+    assert body_sha256(given) != body_sha256(asked(max_new_tokens=512))
 
 
 def test_whole_and_fractional_spelling_of_a_number_are_one_body() -> None:

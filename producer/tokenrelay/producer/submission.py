@@ -59,7 +59,9 @@ class Planned:
 def planned(submission: Mapping[str, Any], settings: ProducerSettings) -> Planned:
     """The request with its defaults, ID and seed. Raises RequestError naming field and limit."""
     request = options.validate({"model": settings.model, **submission}, settings.limits)
-    body_sha256 = options.body_sha256(request)  # before the seed is drawn: a repeat must find the same body
+    # Before anything is resolved: a repeat must find the same body.
+    body_sha256 = options.body_sha256(request, settings.limits)
+    request["max_new_tokens"] = options.budget(request, settings.limits)
     if request["seed"] is None:
         request["seed"] = secrets.randbits(_SEED_BITS)
     metadata = request["metadata"]

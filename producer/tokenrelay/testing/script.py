@@ -78,8 +78,8 @@ class Script:
                 break
         return replace(self, tokens=tuple(kept), end=End())
 
-    def _limited(self, most: int) -> Script:
-        if len(self.tokens) <= most:
+    def _limited(self, most: int | None) -> Script:
+        if most is None or len(self.tokens) <= most:
             return self
         return replace(self, tokens=self.tokens[:most], end=End(State.INCOMPLETE, "length"))
 

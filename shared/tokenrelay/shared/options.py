@@ -91,8 +91,8 @@ class Options(TypedDict, total=False):
     """The model to ask, as its workers serve it."""
     priority: Priority
     """Which of the model's queues: high is served first, low last."""
-    max_new_tokens: Annotated[int, Field(ge=1)]
-    """The answer's limit in tokens; ProducerSettings.max_new_tokens_limit bounds it."""
+    max_new_tokens: Annotated[int | None, Field(ge=1)]
+    """The answer's limit in tokens, cut to the operator's limit and to what the model's context leaves."""
     temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
     """0 is greedy; otherwise logits are divided by it before sampling."""
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)]
@@ -104,7 +104,7 @@ class Options(TypedDict, total=False):
     stop: Annotated[list[Annotated[Text, Field(min_length=1, max_length=256)]], Field(max_length=MAX_STOP)]
     """The answer ends before the first of these strings."""
     ignore_eos: bool
-    """Go on past the end-of-sequence token, up to max_new_tokens."""
+    """Go on past the end-of-sequence token, up to the limit."""
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
     """Seconds from submit after which the request ends, finished or not."""
     metadata: Annotated[dict[str, JsonValue], AfterValidator(_small_metadata)]
@@ -125,7 +125,7 @@ DEFAULTS: Final[Submission] = {
     "messages": None,
     "model": "weather",
     "priority": "default",
-    "max_new_tokens": 256,
+    "max_new_tokens": None,
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
@@ -139,6 +139,10 @@ DEFAULTS: Final[Submission] = {
 
 _ADAPTER: Final = TypeAdapter(Submission)
 _NOT_IN_BODY: Final = ("idempotency_key",)
+_HASHED_BUDGET: Final = 256
+"""Stands in the body hash of a request without a limit: its default when idempotency keys began to be stored."""
+_MOST_TOKENS: Final = 2**53
+"""Larger limits mean no more than this one, which every JSON reader holds exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +156,12 @@ class Limits:
 def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
     """The whole request with defaults filled in. Raises RequestError naming the field and the limit."""
     try:
-        budget = min(DEFAULTS["max_new_tokens"], limits.max_new_tokens)
-        request = _ADAPTER.validate_python({**DEFAULTS, "max_new_tokens": budget, **submission})
+        request = _ADAPTER.validate_python({**DEFAULTS, **submission})
     except ValidationError as error:
         raise _request_error(error) from None
     if (request["prompt"] is None) == (request["messages"] is None):
         which = "neither" if request["prompt"] is None else "both"
         raise RequestError(f"prompt, messages: {which} given; give exactly one of them", field="prompt")
-    check_limit("max_new_tokens", request["max_new_tokens"], limits.max_new_tokens, "tokens")
     contents = [message["content"] for message in request["messages"] or []]
     # One blank message among others is fine: chat clients send an empty system message, for one.
     if contents and not any(content.strip() for content in contents):
@@ -193,9 +195,18 @@ def load(raw: str | bytes) -> Submission:
     return request
 
 
-def body_sha256(request: Submission) -> str:
-    """What two requests under one idempotency key must share. Taken before seed and deadline are resolved."""
-    return hashlib.sha256(dump(request).encode()).hexdigest()
+def budget(request: Submission, limits: Limits) -> int:
+    """The `max_new_tokens` to store: the caller's limit or, where that is larger or not given, the operator's."""
+    return min(request["max_new_tokens"] or limits.max_new_tokens, limits.max_new_tokens)
+
+
+def body_sha256(request: Submission, limits: Limits) -> str:
+    """What two requests under one idempotency key must share. Taken before seed, budget and deadline are resolved.
+
+    A key outlives an upgrade: what was hashed for a body in one release is hashed for it in the next.
+    """
+    given = min(request["max_new_tokens"] or min(_HASHED_BUDGET, limits.max_new_tokens), _MOST_TOKENS)
+    return hashlib.sha256(dump({**request, "max_new_tokens": given}).encode()).hexdigest()
 
 
 def _request_error(error: ValidationError) -> RequestError:

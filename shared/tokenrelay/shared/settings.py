@@ -75,7 +75,12 @@ class ProducerSettings(CommonSettings):
     max_prompt_chars: int = Field(
         default=200_000, ge=1, description="Longest prompt, or sum of messages, in characters."
     )
-    max_new_tokens_limit: int = Field(default=8192, ge=1, description="Most tokens that one request may ask for.")
+    max_new_tokens_limit: int = Field(
+        default=131_072,
+        ge=1,
+        description="Longest answer in tokens, of requests that give no limit or a larger one. The model's context may "
+        "leave less.",
+    )
     max_queue_depth: int = Field(
         default=10_000, ge=1, description="Requests that may wait in one queue before QueueFull."
     )

@@ -83,8 +83,8 @@ class Engine(Protocol):
         """
 
 
-def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int, context_tokens: int) -> int:
-    """The request's total token budget, cut to what an empty cache and the model's context hold.
+def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int | None, context_tokens: int) -> int:
+    """The request's total token budget, cut to what an empty cache and the model's context hold; None asks for that.
 
     A request that outgrows the cache would kill the engine and all its neighbours, so it is cut before it gets in.
     Raises RequestError (`prompt_too_long`) when the prompt leaves no room for one token. A request that another
@@ -99,4 +99,5 @@ def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int, context_
             limit=context_tokens - 1,
             code="prompt_too_long",
         )
-    return min(max_new_tokens, max(room, emitted_tokens))
+    fitting = max(room, emitted_tokens)
+    return fitting if max_new_tokens is None else min(max_new_tokens, fitting)
