@@ -76,9 +76,12 @@ def make_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make
 
     yield make
     leaks = []
-    for server in servers:
-        if server.running:
-            with server.client() as client:
-                leaks += leaked_keys(client)
-        server.kill()
+    try:
+        for server in servers:
+            if server.running:
+                with server.client() as client:
+                    leaks += leaked_keys(client)
+    finally:
+        for server in servers:
+            server.kill()
     assert not leaks, "the test left keys in Redis for ever:\n" + "\n".join(leaks)

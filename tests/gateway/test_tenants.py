@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tests.gateway.conftest import MakeGateway
     from tests.gateway.live import LiveGateway, WakingWriter
+    from tests.redis_servers import RedisServer
 
 ALICE, BOB = "tr-alice", "tr-bob"
 KEYS: Final = json.dumps(
@@ -213,3 +214,16 @@ def test_readers_come_and_go(gateway: LiveGateway, alice: httpx.Client, writer: 
     with following(alice, f"/requests/{request_id}/events"):
         wait_until(lambda: gateway.readers == 1)
     wait_until(lambda: not gateway.gateway.hub.feeds)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_limits_hold_whichever_protocol_redis_is_spoken_to_in(
+    redis_server: RedisServer, make_gateway: MakeGateway, protocol: int
+) -> None:
+    """RESP2 gives a sorted set's scores in a flat list, RESP3 in pairs; redis-py 6 and 7 speak RESP2 by themselves."""
+    gateway = make_gateway(redis_url=f"{redis_server.url}?protocol={protocol}", api_keys=SecretStr(KEYS))
+    with gateway.client(Authorization=f"Bearer {ALICE}") as alice:
+        submitted(alice)
+        submitted(alice)
+        refused = alice.post("/requests", json={"prompt": "x"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "concurrency_limit")

@@ -290,6 +290,13 @@ def test_redis_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "secret" not in done.stderr
 
 
+def test_kubernetes_service_links_keep_nobody_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_GATEWAY_PORT", "tcp://10.0.0.7:8000")
+    monkeypatch.setenv("TOKENRELAY_GATEWAY_SERVICE_HOST", "10.0.0.7")
+    monkeypatch.setenv("TOKENRELAY_METRICS_PORT", "tcp://10.0.0.7:9464")
+    assert tokenrelay("submit", QUESTION).returncode == 0
+
+
 def test_an_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENRELAY_REDIS_ULR", "redis://127.0.0.1:1/0")
     done = tokenrelay("status")

@@ -57,6 +57,50 @@ def either(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterato
         pipeline.close()
 
 
+READS: Batch = [
+    ("ZRANGE", "scores", 0, -1, "WITHSCORES"),
+    ("ZRANGE", "scores", 0, -1, "REV", "WITHSCORES"),
+    ("ZRANGE", "scores", 0, -1),
+    ("ZRANGE", "nothing", 0, -1, "WITHSCORES"),
+    ("ZSCORE", "scores", "a"),
+    ("XRANGE", "entries", "-", "+"),
+    ("XREVRANGE", "entries", "+", "-", "COUNT", 1),
+    ("XLEN", "entries"),
+    ("HMGET", "fields", "a", "nothing"),
+    ("HGETALL", "fields"),
+    ("HGETALL", "nothing"),
+    ("SMEMBERS", "members"),
+    ("LRANGE", "list", 0, -1),
+    ("LPOS", "list", "a"),
+    ("LPOS", "list", "nothing"),
+    ("GET", "nothing"),
+    ("PTTL", "scores"),
+    ("EXISTS", "scores"),
+]
+
+
+def test_replies_have_one_shape_in_both_protocols(redis_server: RedisServer, redis: Redis) -> None:
+    """redis-py 6 and 7 speak RESP2 unless told otherwise, redis-py 8 RESP3; a URL may say either."""
+    redis.zadd("scores", {"a": 1, "b": 2.5})
+    redis.xadd("entries", {"a": 1}, "1-0")
+    redis.xadd("entries", {"b": 2}, "2-0")
+    redis.hset("fields", mapping={"a": 1})
+    redis.sadd("members", "a", "b")
+    redis.rpush("list", "a", "b")
+    shapes = []
+    for connecting, protocol in [(Pipeline, 2), (Pipeline, 3), (AwaitedPipeline, 2), (AwaitedPipeline, 3)]:
+        url = f"{redis_server.url}?protocol={protocol}"
+        pipeline = AwaitedPipeline(url) if connecting is AwaitedPipeline else Pipeline(connect(url))
+        *replies, info, time = pipeline.run([*READS, ("INFO",), ("TIME",)])
+        assert info["redis_version"]
+        assert all(isinstance(part, int) for part in time)
+        shapes.append(replies)
+        pipeline.close() if isinstance(pipeline, AwaitedPipeline) else pipeline.redis.close()
+    redis.flushall()
+    assert shapes[0][0] == [(b"a", 1.0), (b"b", 2.5)]
+    assert shapes[1:] == shapes[:1] * 3
+
+
 @given(
     st.lists(
         st.one_of(

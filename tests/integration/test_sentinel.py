@@ -90,6 +90,22 @@ def test_a_url_is_taken_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("hosts", "parsed"),
+    [
+        ("s1:26379,[fd00::1]:26379", (("s1", 26379), ("fd00::1", 26379))),
+        ("[fd00::1],s1", (("fd00::1", 26379), ("s1", 26379))),
+        ("[fd00::1]:1,[fd00::2]:2,[::1]", (("fd00::1", 1), ("fd00::2", 2), ("::1", 26379))),
+    ],
+)
+@pytest.mark.parametrize("userinfo", ["", ":p%40ss@", "user:p%2Fss@"])
+def test_addresses_of_ipv6_stand_anywhere(hosts: str, parsed: tuple[tuple[str, int], ...], userinfo: str) -> None:
+    address = SentinelAddress.parse(f"redis+sentinel://{userinfo}{hosts}/mymaster/0")
+    assert (address.hosts, address.service, address.redis["db"]) == (parsed, "mymaster", 0)
+    with connect(f"redis+sentinel://{userinfo}{hosts}/mymaster/0") as client:
+        assert client.connection_pool is not None
+
+
+@pytest.mark.parametrize(
     "url",
     [
         f"redis+sentinel://:{SECRET}@/tokens/0",
@@ -97,6 +113,9 @@ def test_a_url_is_taken_apart() -> None:
         f"redis+sentinel://:{SECRET}@a:x/tokens/0",
         f"redis+sentinel://:{SECRET}@a,,b/tokens/0",
         f"redis+sentinel://a/?sentinel_password={SECRET}",
+        f"redis+sentinel://:{SECRET}@[::1/tokens/0",
+        f"redis+sentinel://:{SECRET}@a,::1]:1/tokens/0",
+        f"redis+sentinel://:{SECRET}@[nonsense]:1,a/tokens/0",
     ],
 )
 def test_a_malformed_url_is_told_without_a_password(url: str) -> None:

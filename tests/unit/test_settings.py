@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tokenrelay.producer import Consumer, Producer
+from tokenrelay.shared import settings
 from tokenrelay.shared.connections import connect, connect_async, without_password
 from tokenrelay.shared.errors import SettingsError
-from tokenrelay.shared.settings import KNOWN, PREFIX, CommonSettings, ProducerSettings, WorkerSettings
+from tokenrelay.shared.settings import (
+    KNOWN,
+    PREFIX,
+    CommonSettings,
+    GatewaySettings,
+    ProducerSettings,
+    UnknownSettingWarning,
+    WorkerSettings,
+)
 
 SECRET = "s3cr3t"
 
@@ -29,8 +41,62 @@ def test_an_unknown_variable_is_an_error(
     kind: type[CommonSettings], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(SettingsError, match=f"{name}: unknown setting; known ones are .*TOKENRELAY_REDIS_URL"):
+    with pytest.raises(SettingsError, match=f"{name}: unknown setting; .*TOKENRELAY_"):
         kind.from_environment()
+
+
+def test_a_misspelt_variable_is_told_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_REDIS_ULR", "1")
+    with pytest.raises(SettingsError, match=r"did you mean TOKENRELAY_REDIS_URL\?"):
+        ProducerSettings.from_environment()
+
+
+def test_a_library_warns_of_an_unknown_variable_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_RETENTION", "1")
+    monkeypatch.setattr(settings, "_warned", set())
+    with pytest.warns(
+        UnknownSettingWarning, match=r"TOKENRELAY_RETENTION: .*did you mean TOKENRELAY_RETENTION_S\?"
+    ) as told:
+        Producer("redis://127.0.0.1:1/0").close()
+    assert told[0].filename == __file__
+    Consumer("redis://127.0.0.1:1/0").close()  # a second warning would be an error
+
+
+@given(
+    service=st.from_regex(r"([A-Z][A-Z0-9_]{0,8}_)?", fullmatch=True)
+    | st.sampled_from([f"{name.removesuffix('PORT')}" for name in sorted(KNOWN) if name.endswith("_PORT")]).map(
+        lambda name: name.removeprefix(PREFIX)
+    ),
+    host=st.sampled_from(["10.0.0.7", "[fd00::1]"]),
+    protocol=st.sampled_from(["tcp", "udp", "sctp"]),
+)
+def test_kubernetes_service_links_are_nobodys_settings(service: str, host: str, protocol: str) -> None:
+    """What kubelet sets for a service named tokenrelay-SERVICE; also of a name such as tokenrelay-http."""
+    url, upper = f"{protocol}://{host}:8000", protocol.upper()
+    links = {
+        "SERVICE_HOST": host,
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT": url,
+        f"PORT_8000_{upper}": url,
+        f"PORT_8000_{upper}_PROTO": protocol,
+        f"PORT_8000_{upper}_PORT": "8000",
+        f"PORT_8000_{upper}_ADDR": host,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in links.items():
+            patch.setenv(f"{PREFIX}{service}{name}", value)
+        gateway, worker = GatewaySettings.from_environment(), WorkerSettings.from_environment()
+    assert (gateway.http_port, worker.metrics_port) == (8000, None)
+
+
+def test_a_port_given_beside_service_links_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENRELAY_HTTP_SERVICE_HOST", "10.0.0.7")
+    monkeypatch.setenv("TOKENRELAY_HTTP_PORT", "9000")
+    assert GatewaySettings.from_environment().http_port == 9000
+    monkeypatch.setenv("TOKENRELAY_HTTP_PORT", "http://10.0.0.7")
+    with pytest.raises(SettingsError, match="TOKENRELAY_HTTP_PORT"):
+        GatewaySettings.from_environment()
 
 
 def test_a_workers_variable_is_none_of_the_producers_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def _take_place(plan: Planned, tenant: Tenant) -> Steps[None]:
     now_us = server_time_us(time)
     (members, kept_ms) = yield from ask([("ZRANGE", owned, 0, -1, "WITHSCORES"), ("PTTL", owned)])
     yield from ask([("PEXPIRE", owned, max(int(kept_ms), plan.lifetime_s * 1000))])
-    before = _before(_pairs(members), plan.request_id)
+    before = _before([(text(member), score) for member, score in members], plan.request_id)
     states = (yield from ask([("HGET", keys.request(other), "state") for other, _ in before])) if before else []
     ended, open_states = [], []
     for (other, at_us), state in zip(before, states, strict=True):
@@ -98,11 +98,6 @@ def _before(members: list[tuple[str, float]], request_id: str) -> list[tuple[str
     """Those that came before the request."""
     ids = [member for member, _ in members]
     return members[: ids.index(request_id)] if request_id in ids else members
-
-
-def _pairs(reply: Any) -> list[tuple[str, float]]:
-    """ZRANGE … WITHSCORES as redis-py gives it."""
-    return [(text(member), float(score)) for member, score in reply]
 
 
 def _over(open_states: list[str], tenant: Tenant) -> Problem | None:

@@ -26,7 +26,7 @@ def settings_of(url: str | None, connection: object, settings: ProducerSettings 
     """The settings that a client's arguments ask for. Raises SettingsError."""
     if url is not None and connection is not None:
         raise SettingsError("url, connection: both given; give one of them, or neither for TOKENRELAY_REDIS_URL")
-    return settings or ProducerSettings.from_environment(redis_url=url)
+    return settings or ProducerSettings.of_library(redis_url=url)
 
 
 def block_s(client: redis.Redis | redis.asyncio.Redis) -> float:

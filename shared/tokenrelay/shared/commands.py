@@ -144,6 +144,8 @@ class _Batches:
     def _shaped(self, item: Command | Call, reply: Reply) -> Reply:
         if isinstance(item, Call) or isinstance(reply, Exception):
             return reply
+        if "WITHSCORES" in item:
+            return _scored(reply)
         shape = self.redis.response_callbacks.get(cast("str", item[0]))
         return reply if shape is None else shape(reply)
 
@@ -282,6 +284,14 @@ class AsyncPipeline(_Batches):
         except ResponseError as error:
             self._modern = _fall_back(error, modern)
             await self._load(scripts)
+
+
+def _scored(reply: Reply) -> list[tuple[Reply, float]]:
+    """Members with their scores, which RESP2 gives in one flat list and RESP3 in pairs. redis-py's own shape depends on
+    options that its methods set."""
+    if reply and not isinstance(reply[0], list | tuple):
+        reply = zip(reply[::2], reply[1::2], strict=True)
+    return [(member, float(score)) for member, score in reply]
 
 
 def _cancels() -> int:

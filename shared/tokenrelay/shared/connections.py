@@ -21,6 +21,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from tokenrelay.shared import sentinel
+from tokenrelay.shared.advice import CLUSTER, advice
 from tokenrelay.shared.errors import RedisUnusable, SettingsError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _MAX_CONNECTIONS: Final = 1 << 16
 """Each thread that waits has one. redis-py 8 stops at 100, with an error; Redis has its own limit, maxclients."""
 _IN_PIPELINE: Final = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ", re.DOTALL)
 """What redis-py puts before a refused command's error: the command's beginning, which tells the user nothing."""
+_CLUSTER_URL: Final = re.compile(r"rediss?[+-]cluster://")
+_TOLD_CHARS: Final = 200
 _USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
 
@@ -85,6 +88,8 @@ def _driver_info() -> dict[str, Any]:
 
 
 def _bad_url(url: str) -> SettingsError:
+    if _CLUSTER_URL.match(url):
+        return SettingsError(f"TOKENRELAY_REDIS_URL: {CLUSTER}")
     # Without the parser's own words, which may quote a piece of the password.
     return SettingsError(
         f"TOKENRELAY_REDIS_URL: {without_password(url)!r} is no Redis URL; "
@@ -108,12 +113,16 @@ def address(client: redis.Redis | redis.asyncio.Redis) -> str:
 
 def check_fit(info: Mapping[str, Any]) -> None:
     """Check a reply to INFO. Raises RedisUnusable for a version, role or eviction policy that would lose tokens."""
+    if info.get("redis_mode") == "sentinel":
+        raise RedisUnusable("this is a Sentinel; give a URL such as redis+sentinel://host:26379/SERVICE/0")
     version = str(info.get("redis_version", "0"))
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers < MIN_VERSION:
         raise RedisUnusable(f"Redis is version {version}; tokenrelay needs 6.2 or newer: upgrade the server")
     if str(info.get("role", "master")) != "master":
         raise RedisUnusable("this Redis is a read-only replica; give the URL of its primary")
+    if str(info.get("cluster_enabled", 0)) == "1":
+        raise RedisUnusable(f"this Redis is a cluster's node. {CLUSTER}")
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         raise RedisUnusable(
@@ -139,24 +148,7 @@ def is_for_now(error: exceptions.ResponseError) -> bool:
 
 def explain(error: exceptions.RedisError, where: str) -> RedisUnusable:
     """A redis-py error in one line that says what to do. `where`: the server's address."""
-    told = _IN_PIPELINE.sub("", str(error)) or type(error).__name__
-    match error:
-        case exceptions.AuthenticationError() | exceptions.AuthorizationError():
-            advice = "check user and password in TOKENRELAY_REDIS_URL"
-        case exceptions.NoPermissionError():
-            advice = "this Redis user lacks a right; give it the one named, or use another user"
-        case exceptions.ReadOnlyError():
-            advice = "this is a read-only replica; give the URL of its primary"
-        case exceptions.OutOfMemoryError():
-            advice = "Redis is full: raise maxmemory, or wait until retention frees some"
-        case exceptions.BusyLoadingError():
-            advice = "Redis is loading its data: try again in a moment"
-        case exceptions.ConnectionError() | exceptions.TimeoutError():
-            advice = "is it running there? start it, or set TOKENRELAY_REDIS_URL"
-        case _ if "MISCONF" in told:
-            advice = "Redis can't write to its disk: free some space"
-        case _ if "NOAUTH" in told or "WRONGPASS" in told:
-            advice = "check user and password in TOKENRELAY_REDIS_URL"
-        case _:
-            advice = "see Redis's log"
-    return RedisUnusable(f"Redis at {where}: {told.rstrip('.')}; {advice}")
+    told = _IN_PIPELINE.sub("", str(error)).split("\n", 1)[0] or type(error).__name__
+    if len(told) > _TOLD_CHARS:
+        told = told[:_TOLD_CHARS].rsplit(" ", 1)[0] + " …"
+    return RedisUnusable(f"Redis at {where}: {told.rstrip('.')}; {advice(error)}")

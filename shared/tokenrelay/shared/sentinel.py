@@ -8,6 +8,7 @@ they ask for any. Other parameters are redis-py's, such as ssl_ca_certs with red
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 SCHEMES: Final = ("redis+sentinel://", "rediss+sentinel://")
+_END_OF_NETLOC: Final = re.compile("[/?#]")
 _PORT: Final = 26379
 _OWN: Final = "sentinel_"
 _TIMEOUT_S: Final = 1.0
@@ -45,15 +47,17 @@ class SentinelAddress:
     @classmethod
     def parse(cls, url: str) -> SentinelAddress:
         """Raises ValueError, without a word of what stands in the URL."""
-        parts = urlsplit(url)
-        userinfo, at, hosts = parts.netloc.rpartition("@")
+        scheme, _, rest = url.partition("+sentinel://")
+        # Not by urlsplit, which takes one host alone: newer Pythons refuse brackets in the middle of several.
+        netloc = _END_OF_NETLOC.split(rest, maxsplit=1)[0]
+        userinfo, at, hosts = netloc.rpartition("@")
+        parts = urlsplit(rest.removeprefix(netloc))
         service, _, database = parts.path.strip("/").partition("/")
         if not service or not hosts:
             raise ValueError("a Sentinel URL names hosts and a service")
         parameters = parse_qsl(parts.query)
         own = {name.removeprefix(_OWN): value for name, value in parameters if name.startswith(_OWN)}
         others = urlencode([(name, value) for name, value in parameters if not name.startswith(_OWN)])
-        scheme = parts.scheme.removesuffix("+sentinel")
         # The rest is a Redis URL with another host, which redis-py reads better than we could.
         options = dict(parse_url(f"{scheme}://{userinfo}{at}localhost/{database}?{others}"))  # type: ignore[no-untyped-call]
         del options["host"]

@@ -1,12 +1,16 @@
 """The settings of every process: one frozen class each, read from the environment once and passed on.
 
 They stand together because the processes share an environment: a TOKENRELAY_* variable that none of them knows is a
-spelling mistake, and an error at start.
+spelling mistake. A command refuses it at start; a library, which is a guest in another program, warns of it.
+Kubernetes sets variables of this form too, where a service is named tokenrelay-…: these are nobody's settings.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -20,6 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX: Final = "TOKENRELAY_"
+_SERVICE_LINK: Final = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+"""What Kubernetes calls the variables of a service, behind our prefix; beside these there is …PORT, by its value."""
+_SERVICE_URL: Final = re.compile(r"(tcp|udp|sctp)://")
+
+
+class UnknownSettingWarning(UserWarning):
+    """A TOKENRELAY_* variable that no process knows: probably misspelt, and without effect."""
 
 
 class CommonSettings(BaseSettings):
@@ -46,6 +59,12 @@ class CommonSettings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
+    def _drop_service_links(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A service named tokenrelay-http gives TOKENRELAY_HTTP_PORT=tcp://10.0.0.7:8000, which is no port of ours."""
+        return {name: value for name, value in values.items() if not _is_service_link(PREFIX + name.upper(), value)}
+
+    @model_validator(mode="before")
+    @classmethod
     def _read_redis_url(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Raises SettingsError for a file that can't be read."""
         file = values.get("redis_url_file")
@@ -58,8 +77,21 @@ class CommonSettings(BaseSettings):
 
     @classmethod
     def from_environment(cls, **given: Any) -> Self:
-        """The settings: `given` first, then the environment. Raises SettingsError naming the variable."""
-        _refuse_unknown(os.environ)
+        """The settings of a command: `given` first, then the environment. Raises SettingsError naming the variable."""
+        refuse_unknown(os.environ)
+        return cls._read(**given)
+
+    @classmethod
+    def of_library(cls, **given: Any) -> Self:
+        """As `from_environment`; but an unknown variable is only warned of, once."""
+        for name in _unknown(os.environ):
+            if name not in _warned:
+                _warned.add(name)
+                warnings.warn(_told(name), UnknownSettingWarning, stacklevel=4)
+        return cls._read(**given)
+
+    @classmethod
+    def _read(cls, **given: Any) -> Self:
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
@@ -203,7 +235,30 @@ KNOWN: Final = frozenset(
 )
 
 
-def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    for name in sorted(environment):
-        if name.upper().startswith(PREFIX) and name.upper() not in KNOWN:
-            raise SettingsError(f"{name}: unknown setting; known ones are {', '.join(sorted(KNOWN))}")
+_warned: Final[set[str]] = set()
+
+
+def refuse_unknown(environment: Mapping[str, str]) -> None:
+    """Raises SettingsError for a TOKENRELAY_* variable that is nobody's setting."""
+    for name in _unknown(environment):
+        raise SettingsError(_told(name))
+
+
+def _unknown(environment: Mapping[str, str]) -> list[str]:
+    return sorted(
+        name
+        for name, value in environment.items()
+        if name.upper().startswith(PREFIX) and name.upper() not in KNOWN and not _is_service_link(name.upper(), value)
+    )
+
+
+def _told(name: str) -> str:
+    alike = difflib.get_close_matches(name.upper(), KNOWN, n=1, cutoff=0.8)
+    advice = f"did you mean {alike[0]}?" if alike else f"known ones are {', '.join(sorted(KNOWN))}"
+    return f"{name}: unknown setting; {advice}"
+
+
+def _is_service_link(name: str, value: object) -> bool:
+    rest = name.removeprefix(PREFIX)
+    is_port = rest == "PORT" or rest.endswith("_PORT")
+    return bool(_SERVICE_LINK.fullmatch(rest) or (is_port and _SERVICE_URL.match(str(value))))

@@ -73,7 +73,7 @@ class Maintenance:
         for queue, claimed in zip(self.queues, self.pipeline.run(looks), strict=True):
             if isinstance(claimed, Exception):
                 raise claimed
-            pairs = [(job_id.decode(), score) for job_id, score in _pairs(claimed)]
+            pairs = [(job_id.decode(), score) for job_id, score in claimed]
             others = [(job_id, score) for job_id, score in pairs if job_id not in self._own]
             if others:
                 self._repair_claimed(queue, others)
@@ -165,10 +165,3 @@ def _alive(fields: Reply, now_us: int) -> bool:
     state, fence, lease_us, suspect_us = fields
     held = state == b"in_progress" and fence and not suspect_us
     return bool(held and (lease_us or b"").isdigit() and now_us <= int(lease_us))
-
-
-def _pairs(reply: Reply) -> list[tuple[bytes, float]]:
-    """ZRANGE … WITHSCORES, as RESP2 (flat) or RESP3 (pairs) gives it."""
-    if reply and not isinstance(reply[0], bytes):
-        return [(member, float(score)) for member, score in reply]
-    return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]

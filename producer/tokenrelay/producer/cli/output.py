@@ -30,6 +30,7 @@ from tokenrelay.shared.errors import (
     StreamExpired,
     TokenRelayError,
 )
+from tokenrelay.shared.settings import refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,6 +118,7 @@ def reported() -> Iterator[None]:
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_, **__: tell(f"tokenrelay: {message}")
         try:
+            refuse_unknown(os.environ)
             yield
         except TokenRelayError as error:
             tell(f"tokenrelay: {error}")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer.cli.system import pairs
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import Ended, Entry, Migrated, Queued, Started, State, Token, parse_entry, text
@@ -115,7 +114,7 @@ def registered(places: Sequence[tuple[str, Place]], first: int, last: int, *, ne
     for (queue, place), reply in zip(places, replies, strict=True):
         if isinstance(reply, Exception):
             raise reply
-        found += [Found(request_id, queue, place, score) for request_id, score in pairs(reply)]
+        found += [Found(text(member), queue, place, score) for member, score in reply]
     return sorted(found, key=lambda one: one.score, reverse=newest)
 
 

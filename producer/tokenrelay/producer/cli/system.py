@@ -18,7 +18,7 @@ from tokenrelay.shared.entries import text
 from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.commands import Batch, Reply
@@ -279,10 +279,3 @@ def _must(reply: Reply) -> Any:
     if isinstance(reply, Exception):
         raise reply
     return reply
-
-
-def pairs(reply: Reply) -> Iterable[tuple[str, float]]:
-    """Members and scores of a ZRANGE WITHSCORES: RESP2 gives a flat list, RESP3 pairs."""
-    if reply and not isinstance(reply[0], list | tuple):
-        reply = zip(reply[::2], reply[1::2], strict=True)
-    return [(text(member), float(score)) for member, score in reply]
