@@ -276,6 +276,33 @@ def test_engine_cancel_frees_the_slot_two_steps_later_and_drops_late_tokens() ->
         engine.stop()
 
 
+@pytest.mark.parametrize("lost", ["before the manager's addition", "drained without the addition"])
+def test_engine_cancel_while_it_is_added_leaves_nothing_running(
+    start_engine: Callable[..., TransformersEngine], lost: str
+) -> None:
+    """The manager is told again; it would run the request to its budget, unseen, and the slot's next one would wait."""
+    engine = start_engine(slots=1)
+    manager = engine._manager
+    add_request, cancel_request, cancelled = manager.add_request, manager.cancel_request, list[str]()
+
+    def add_late(*arguments: Any, **named: Any) -> object:
+        if not cancelled and lost.startswith("before"):
+            engine.cancel("cancelled")
+        return add_request(*arguments, **named)
+
+    def lose_the_first(request_id: str) -> None:
+        """As the manager does with a cancellation of a request that it doesn't know yet."""
+        cancelled.append(request_id)
+        if len(cancelled) > 1:
+            cancel_request(request_id)
+
+    manager.add_request, manager.cancel_request = add_late, lose_the_first  # type: ignore[method-assign, assignment]
+    engine.add(request("cancelled", n=120))
+    engine.cancel("cancelled")
+    assert run_until_ended(engine, request("next", n=3))["next"][1] == "length"
+    assert len(cancelled) >= 2
+
+
 def test_engine_refuses_an_id_twice_and_what_was_not_admitted(engine: TransformersEngine) -> None:
     engine.add(request("twice", n=100))
     with pytest.raises(ValueError, match="already"):

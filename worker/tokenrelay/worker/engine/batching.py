@@ -168,6 +168,8 @@ class TransformersEngine:
         if accepted is None:
             self._live.pop(request.engine_id, None)
             raise self._die("it takes no more requests")
+        if request.engine_id not in self._live:
+            self._manager.cancel_request(request.engine_id)  # cancelled before the manager knew of it
 
     def cancel(self, engine_id: str) -> None:
         """Free the request's slot. The manager acknowledges nothing and may have a token on its way: it is dropped."""
@@ -214,6 +216,10 @@ class TransformersEngine:
         for result in results:
             live = self._live.get(result.request_id)
             if live is None:
+                if not result.is_finished():
+                    # The manager drains its additions before its cancellations: a cancellation that it drained without
+                    # the addition is lost, and the request would run to its budget with its slot taken.
+                    self._manager.cancel_request(result.request_id)
                 continue
             token_ids = tuple(result.generated_tokens[live.delivered :])
             live.delivered += len(token_ids)
