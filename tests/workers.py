@@ -36,16 +36,21 @@ LIMITS = options.Limits(max_prompt_chars=10_000, max_new_tokens=10_000)
 @cache
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Word N of the vocabulary is `wN`; answers are words with blanks between."""
+    return PreTrainedTokenizerFast(tokenizer_object=words(), unk_token="<unk>")  # type: ignore[no-untyped-call]
+
+
+def words() -> Tokenizer:
     vocabulary = {f"w{index}": index for index in range(VOCABULARY)} | {"<unk>": VOCABULARY}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")  # type: ignore[no-untyped-call]
+    return tokenizer
 
 
-def served(engine: Engine, fingerprint: str = "counting-1") -> Served:
+def served(engine: Engine, fingerprint: str = "counting-1", tokenizer: PreTrainedTokenizerFast | None = None) -> Served:
     engine.start()
-    return Served(engine, PromptReader.of(word_tokenizer(), MODEL, fingerprint, engine.context_tokens, VOCABULARY + 1))
+    tokenizer = tokenizer or word_tokenizer()
+    return Served(engine, PromptReader.of(tokenizer, MODEL, fingerprint, engine.context_tokens, VOCABULARY + 1))
 
 
 class ThreadedWorker(GenerationWorker):
@@ -57,12 +62,17 @@ class ThreadedWorker(GenerationWorker):
 
 @contextmanager
 def running_worker(
-    url: str, engine: Engine | None = None, *, fingerprint: str = "counting-1", **settings: Any
+    url: str,
+    engine: Engine | None = None,
+    *,
+    fingerprint: str = "counting-1",
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **settings: Any,
 ) -> Iterator[ThreadedWorker]:
     """A worker that is registered and claims; stopped at the end, its errors raised."""
     worker = ThreadedWorker(
         settings=WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, "drain_timeout_s": 0.5, **settings}),
-        served=served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint),
+        served=served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer),
         connection=connect(url),
     )
     errors: list[BaseException] = []

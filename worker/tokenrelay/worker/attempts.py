@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tokenrelay.worker.text import TokenText
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a request is to end: what its terminal event will say."""
@@ -31,6 +35,10 @@ class Ending:
     @classmethod
     def failure(cls, code: str, message: str) -> Ending:
         return cls(State.FAILED, "error", code=code, message=message)
+
+    @classmethod
+    def internal_error(cls) -> Ending:
+        return cls.failure("internal_error", "the worker couldn't handle the request; see its log")
 
 
 @dataclass(slots=True)
@@ -102,10 +110,24 @@ class Attempt:
         elif len(emitted) >= budget:
             self._finish("length")
 
+    def fail(self) -> None:
+        """End as `internal_error`, for the exception that is being handled. This is the per-request boundary: whatever
+        one request's handling raises fails that request alone.
+
+        Callers catch BaseException: a tokenizer written in Rust panics with one that is no Exception.
+        """
+        self.ending = Ending.internal_error()
+        context = {"request_id": self.request_id, "attempt": self.number}
+        log.exception("request %s can't be handled: it fails alone", self.request_id, extra=context)
+
     def past_deadline(self) -> None:
         """The deadline cut the request off: it ends with what Redis has, and what that holds back."""
         late = len(self.tokens) > self.acknowledged
-        rest = self.text.flush() if self.text and not late else ""
+        try:
+            rest = self.text.flush() if self.text and not late else ""
+        except BaseException:  # noqa: BLE001  the per-request boundary
+            self.fail()
+            return
         del self.tokens[self.acknowledged :]
         self.ending = Ending(State.INCOMPLETE, "deadline", rest)
 

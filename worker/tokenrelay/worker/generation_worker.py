@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,13 @@ def _exposition(settings: WorkerSettings) -> Exposition | None:
     return Exposition(settings.metrics_host, settings.metrics_port)
 
 
-def _outlast(do: Callable[[], object], connection: Redis) -> None:
+def _outlast(do: Callable[[], object], connection: Redis, stopping: Callable[[], bool]) -> None:
     """Do what can be done again, until Redis takes it: the model is loaded, and what took minutes isn't thrown away.
 
-    Raises RedisUnusable where waiting doesn't help, such as for a wrong password.
+    Returns without it where it's told to stop. Raises RedisUnusable where waiting doesn't help, such as for a wrong
+    password.
     """
-    while True:
+    while not stopping():
         try:
             do()
         except RedisError as error:
@@ -159,7 +160,7 @@ class GenerationWorker(BaseWorker):
                 self._set_ip_address(self.connection)
             start(logging_level, date_format, log_format)
 
-        _outlast(begin, self.connection)
+        _outlast(begin, self.connection, lambda: self.loop.stopping)
 
     def work(
         self,
@@ -183,18 +184,18 @@ class GenerationWorker(BaseWorker):
         with _stopped_on_error(self.loop.engine):
             self.bootstrap(logging_level, date_format, log_format)
         self._install_signal_handlers()  # type: ignore[no-untyped-call]
-        try:
-            self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_time)
-        finally:
-            self.teardown()  # type: ignore[no-untyped-call]
+        with ExitStack() as ending:  # each of them, whatever the others raise
             if self._exposition is not None:
-                self._exposition.close()
+                ending.callback(self._exposition.close)
+            ending.callback(self.teardown)
+            self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_time)
         return self.loop.finished > 0
 
     def _beat(self) -> None:
         self.heartbeat()
-        if self.loop.stopping and self._shutdown_requested_date and not self._stop_requested:
+        if self.loop.stopping and not self._stop_requested:
             self._stop_requested = True
+            self._shutdown_requested_date = datetime.now(UTC)
             self.set_shutdown_requested_date()  # type: ignore[no-untyped-call]
 
     def serialize(self) -> dict[Any, Any]:
@@ -244,10 +245,11 @@ class GenerationWorker(BaseWorker):
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
         """Listen again once Redis is back. RQ's own ends the thread at a timeout, and with it all listening."""
-        if not isinstance(exc, RedisError):
-            raise exc
-        self.loop.figures.redis_errors.add("listen")
-        log.warning("listening for commands: %s; trying again", exc)
+        if isinstance(exc, RedisError):
+            self.loop.figures.redis_errors.add("listen")
+            log.warning("listening for commands: %s; trying again", exc)
+        else:  # of one message
+            log.error("a message couldn't be handled", exc_info=exc)
         time.sleep(LISTEN_AGAIN_S)
 
     def _ended(self, message: Any) -> None:
@@ -287,10 +289,7 @@ class GenerationWorker(BaseWorker):
             log.warning("job %s couldn't be stopped: %s", job_id, error)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """First signal: drain. Second: hand everything back at once."""
-        if not self.loop.stopping:
-            log.info("stopping: no new requests; what runs has %s s to finish", self.settings.drain_timeout_s)
-        self._shutdown_requested_date = datetime.now(UTC)
+        """First signal: drain. Second: hand everything back at once. Runs in the signal handler: it only posts."""
         self.loop.stop()
 
     def run_maintenance_tasks(self) -> None:

@@ -91,6 +91,13 @@ class Heartbeat:
         return Call("renew", request_keys, (attempt.fence, self.lease_ms))
 
     def _renewed(self, attempt: Attempt, reply: Reply) -> None:
+        try:
+            self._act(attempt, reply)
+        except BaseException:  # noqa: BLE001  the per-request boundary; the loop publishes how it ended
+            attempt.fail()
+
+    def _act(self, attempt: Attempt, reply: Reply) -> None:
+        """What a reply about one attempt asks for."""
         if isinstance(reply, RedisError):
             self.publisher.figures.redis_errors.add("heartbeat")
             log.warning("request %s: its lease couldn't be renewed: %s", attempt.request_id, reply)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
@@ -63,7 +63,8 @@ class Job:
     data: bytes
     options: Submission | None = None
     prompt_ids: tuple[int, ...] = ()
-    prompt_texts: tuple[str, ...] = ()
+    encoded: tuple[bytes, ...] = (b"[]",)
+    """The prompt as the claim stores it: token IDs as JSON, and of a short prompt their texts."""
     retention_s: int = 1
     crashes: int = 0
     gone: bool = False
@@ -106,10 +107,18 @@ class Intake:
     waiting_to_be_alone: bool = False
     """Whether a request that took workers down waits in the queue for this one to be idle."""
 
+    exhausted: bool = False
+    """Whether the last look of an idle worker found nothing to take."""
+
     @property
     def unclaimed(self) -> bool:
         """Whether jobs were taken, or may have been, that aren't attempts yet."""
         return bool(self._unread or self._execution_ids)
+
+    @property
+    def taken(self) -> list[Execution]:
+        """The jobs that were taken and aren't attempts yet."""
+        return [job.execution for job in self._unread]
 
     def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
         """Up to `limit` attempts that are now this worker's. Raises redis errors; nothing is lost by them.
@@ -120,11 +129,13 @@ class Intake:
         if self.waiting_to_be_alone and not idle and not self._unread:
             return []
         self.refused = False
+        self.exhausted = False
         if not self._unread:
             self._take(1 if self.waiting_to_be_alone else limit)
         self.waiting_to_be_alone = False
         jobs = list(self._unread)
         if not jobs:
+            self.exhausted = idle
             return []
         self._read(jobs)
         jobs = self._set_apart(jobs, idle=idle)
@@ -183,13 +194,13 @@ class Intake:
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
             job.options = load(request)
             job.prompt_ids = self.reader.known(prompt_ids) if prompt_ids else self.reader.encode(job.options)
-            job.prompt_texts = self.reader.texts(job.prompt_ids)
+            job.encoded = _encoded(job.prompt_ids, self.reader.texts(job.prompt_ids))
             self.reader.budget(len(job.prompt_ids), 0, job.options)
         except RequestError as error:
             job.refusal = Ending.failure(error.code, error.message)
-        except Exception:
-            log.exception("request %s can't be read", job.execution.job_id)
-            job.refusal = Ending.failure("internal_error", "the worker couldn't read the request; see its log")
+        except BaseException:  # the per-request boundary: see Attempt.fail
+            log.exception("request %s can't be read: it fails alone", job.execution.job_id)
+            job.refusal = Ending.internal_error()
 
     def _claim(self, jobs: list[Job]) -> list[Claimed]:
         self._uncounted.clear()
@@ -204,7 +215,7 @@ class Intake:
             elif (word := reply_word(reply)) == "OK":
                 claimed.append(self._grant(job, reply, time_now))
             else:
-                clean_up += self._refused(job, word, reply)
+                clean_up += self._refused_alone(job, word, reply)
         if clean_up:
             self._settle(clean_up)
         for count in self._uncounted:
@@ -227,37 +238,57 @@ class Intake:
                 settings.suspicion_ms,
                 str(seed or 0),
                 len(job.prompt_ids),
-                json.dumps(job.prompt_ids),
-                *([json.dumps(job.prompt_texts, ensure_ascii=False)] if job.prompt_texts else ()),
+                *job.encoded,
             ),
         )
 
     def _grant(self, job: Job, reply: list[Any], time_now: Reply) -> Claimed:
         """The attempt behind a claim; with its ending, where it can't be generated."""
-        _, fence, number, next_index, _, deadline_us, _, _ = reply
+        _, fence, number, *_ = reply
         attempt = Attempt(job.execution, fence.decode(), number, job.retention_s, ending=job.refusal)
+        try:
+            return self._granted(job, attempt, reply, time_now)
+        except BaseException:  # noqa: BLE001  the per-request boundary
+            attempt.fail()
+            return Claimed(attempt, None, (), 0)
+
+    def _granted(self, job: Job, attempt: Attempt, reply: list[Any], time_now: Reply) -> Claimed:
+        *_, next_index, _, deadline_us, prompt_ids, emitted = reply
         waited_s = _waited_s(job, int(deadline_us), time_now)
         attempt.submitted_at = None if waited_s is None else time.monotonic() - waited_s
         count = partial(self.figures.claimed, attempt, len(job.prompt_ids), next_index - 1, waited_s)
         self._uncounted.append(count)
-        return self._granted(job, attempt, reply)
-
-    def _granted(self, job: Job, attempt: Attempt, reply: list[Any]) -> Claimed:
-        *_, prompt_ids, emitted = reply
         if job.options is None or job.refusal is not None:
             return Claimed(attempt, None, (), 0)
         try:
-            stored = self.reader.known(prompt_ids)
-            pairs = [(text.decode(), int(token)) for token, text in zip(emitted[::2], emitted[1::2], strict=True)]
-            if not self.reader.in_vocabulary([token for _, token in pairs]):
-                raise RequestError("the stream holds tokens that aren't this model's", code="continuation_mismatch")
+            stored, pairs = self.reader.known(prompt_ids), self._emitted(emitted)
             budget = self.reader.budget(len(stored), len(pairs), job.options)
             attempt.text = self.reader.text(tuple(job.options["stop"]))
             attempt.resume(pairs, budget)
-        except (RequestError, ValueError) as error:
-            attempt.ending = Ending.failure(getattr(error, "code", "continuation_mismatch"), str(error))
+        except RequestError as error:
+            attempt.ending = Ending.failure(error.code, error.message)
             return Claimed(attempt, None, (), 0)
         return Claimed(attempt, None if attempt.ending else job.options, stored, budget)
+
+    def _emitted(self, emitted: list[bytes]) -> list[tuple[str, int]]:
+        """What earlier attempts emitted, as (text, token ID). Raises RequestError `continuation_mismatch`."""
+        try:
+            pairs = [(text.decode(), int(token)) for token, text in zip(emitted[::2], emitted[1::2], strict=True)]
+        except ValueError as error:
+            raise RequestError(f"the stream can't be read: {error}", code="continuation_mismatch") from error
+        if not self.reader.in_vocabulary([token for _, token in pairs]):
+            raise RequestError("the stream holds tokens that aren't this model's", code="continuation_mismatch")
+        return pairs
+
+    def _refused_alone(self, job: Job, word: str, reply: list[Any]) -> Batch:
+        """What a refused claim does to the job; a reply that can't be read fails the job alone. Raises redis errors."""
+        try:
+            return self._refused(job, word, reply)
+        except RedisError:
+            raise
+        except BaseException:  # the per-request boundary: see Attempt.fail
+            log.exception("the claim of request %s can't be understood", job.execution.job_id)
+            return [self._end(job, State.FAILED, "the claim's reply can't be read")]
 
     def _refused(self, job: Job, word: str, reply: list[Any]) -> Batch:
         """What a refused claim does to the job. BUSY changes nothing: somebody else is at it."""
@@ -310,6 +341,12 @@ class Intake:
         for reply in self.pipeline.run(batch):
             if isinstance(reply, Exception):
                 log.warning("a refused job couldn't be settled: %s", reply)
+
+
+def _encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    ids = json.dumps(prompt_ids).encode()
+    # The texts are for people: what isn't Unicode in them is no reason to fail a request.
+    return (ids, json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace")) if texts else (ids,)
 
 
 def _waited_s(job: Job, deadline_us: int, time_now: Reply) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.commands import Pipeline
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.engine import EngineOutput
     from tokenrelay.worker.intake import Claimed
     from tokenrelay.worker.model import Served
 
@@ -66,10 +68,11 @@ class GenerationLoop:
         """How often the engine gave tokens."""
         self._pipeline = pipeline
         self._on_beat = on_beat
+        self._stops: SimpleQueue[float] = SimpleQueue()
         self._stopping = False
         self._stop_at = float("inf")
         self._closed = threading.Event()
-        self._fatal: Exception | None = None
+        self._fatal: BaseException | None = None
         self._looped_at = time.monotonic()
         self._beat_at = 0.0
         queues = keys.queues(served.reader.served_model)
@@ -83,36 +86,64 @@ class GenerationLoop:
     def run(self, *, burst: bool, max_jobs: int | None, max_idle_s: float | None) -> None:
         """Generate until `stop`, until the queues are empty (`burst`), or for so long or so many jobs.
 
-        Raises EngineError when the engine died: every request was handed over, and the process is to exit.
+        Raises EngineError when the engine died, and whatever else ended the loop: every request was handed over, which
+        counts as a crash of each, and the process is to exit.
         """
         intake = threading.Thread(target=self._repeat, args=(self._take_in, self._wait_for_jobs), name="intake")
         beats = threading.Thread(target=self._repeat, args=(self._beat, self._wait_for_beat), name="heartbeat")
         try:
             intake.start()
             beats.start()
-            idle_since = time.monotonic()
-            while not self._done(burst, max_jobs):
-                self._step()
-                if self.in_flight:
-                    idle_since = time.monotonic()
-                elif max_idle_s is not None and time.monotonic() - idle_since > max_idle_s:
-                    break
-        except EngineError as error:
+            self._generate(burst, max_jobs, max_idle_s)
+        except BaseException as error:  # noqa: BLE001  raised again below
             self._fatal = error
-        finally:
-            self._stopping = True
-            self.wake.set()
-            intake.join()  # before the hand-back: what it has just claimed is handed back too
-            self._hand_back(crashed=self._fatal is not None)
-            self._closed.set()
-            beats.join()
-            self.engine.stop()
+        self._shut_down(intake, beats)
         if self._fatal is not None:
             raise self._fatal
 
+    def _generate(self, burst: bool, max_jobs: int | None, max_idle_s: float | None) -> None:
+        idle_since = time.monotonic()
+        while not self._done(burst, max_jobs):
+            self._step()
+            if self.in_flight:
+                idle_since = time.monotonic()
+            elif max_idle_s is not None and time.monotonic() - idle_since > max_idle_s:
+                return
+
+    def _shut_down(self, intake: threading.Thread, beats: threading.Thread) -> None:
+        """Hand everything back and end all threads: each step is taken, whatever the ones before it raised."""
+        self._stopping = True
+        steps: tuple[Callable[[], object], ...] = (
+            self.wake.set,
+            intake.join,  # before the hand-back: what it has just claimed is handed back too
+            lambda: self.publisher.publish(self.in_flight.all()),
+            self._hand_back,
+            self.publisher.settle,
+            self._closed.set,
+            beats.join,
+            self.engine.stop,
+        )
+        raised: list[BaseException] = []
+        for step in steps:
+            try:
+                step()
+            except BaseException as error:  # noqa: BLE001  logged and raised below
+                raised.append(error)
+                self._fatal = self._fatal or error
+        for each in raised:
+            log.error("stopping: a step failed", exc_info=each)
+
     def stop(self) -> None:
-        """First call: claim no more, and finish within the drain timeout. Second: hand everything back at once."""
-        now = time.monotonic()
+        """First call: claim no more, and finish within the drain timeout. Second: hand everything back at once.
+
+        For any thread and for signal handlers, so it only posts: the thread that a signal interrupts may hold any lock,
+        an Event's too.
+        """
+        self._stops.put(time.monotonic())
+
+    def _drain(self, now: float) -> None:
+        if not self._stopping:
+            log.info("stopping: no new requests; what runs has %s s to finish", self.settings.drain_timeout_s)
         self._stop_at = now if self._stopping else now + self.settings.drain_timeout_s
         self._stopping = True
         self.wake.set()
@@ -129,7 +160,8 @@ class GenerationLoop:
 
     @property
     def stopping(self) -> bool:
-        return self._stopping
+        """Whether it was told to stop."""
+        return self._stop_at < float("inf") or not self._stops.empty()
 
     def _step(self) -> None:
         behind = self.publisher.behind or any(attempt.unpublished for attempt in self.in_flight.all())
@@ -138,30 +170,35 @@ class GenerationLoop:
             self.figures.batch_requests.observe(len(outputs))
         for output in outputs:
             attempt = self.in_flight.get(output.engine_id)
-            if attempt is None:
-                continue
-            self.steps += 1
-            attempt.receive(output)
-            if attempt.ending is not None and output.finish_reason is None:
-                self.engine.cancel(attempt.fence)  # a stop string: no further step for it
+            if attempt is not None:
+                self._receive(attempt, output)
         for attempt in self.in_flight.all():
             if attempt.overdue and attempt.ending is None:
                 attempt.past_deadline()
         self.publisher.publish(self.in_flight.all())
         self._looped_at = time.monotonic()
 
+    def _receive(self, attempt: Attempt, output: EngineOutput) -> None:
+        self.steps += 1
+        try:
+            attempt.receive(output)
+        except BaseException:  # noqa: BLE001  the per-request boundary
+            attempt.fail()
+        if attempt.ending is not None and output.finish_reason is None:
+            self.engine.cancel(attempt.fence)  # a stop string, or it failed: no further step for it
+
     def _done(self, burst: bool, max_jobs: int | None) -> bool:
         if self._fatal is not None:
             return True
+        while not self._stops.empty():
+            self._drain(self._stops.get())
         if max_jobs is not None and self.finished >= max_jobs and not self._stopping:
-            self.stop()
+            self._drain(time.monotonic())
         idle = not self.in_flight and not self.publisher.behind and not self.intake.unclaimed
         if self._stopping:
             return idle or time.monotonic() >= self._stop_at
-        if not (burst and idle):
-            return False
-        queued = self._pipeline.run([("LLEN", keys.rq_queue(name)) for name in self.intake.queues])
-        return not any(queued) and not self.in_flight and not self.intake.unclaimed
+        # Last: what intake finds from here on, it finds behind a queue that was empty.
+        return burst and idle and self.intake.exhausted
 
     def _take_in(self) -> None:
         self.wake.clear()
@@ -206,7 +243,12 @@ class GenerationLoop:
             return
         if self.in_flight.get(claimed.attempt.fence) is None:
             return  # somebody ended it meanwhile
-        self.engine.add(engine_request(claimed.attempt, claimed.options, claimed.prompt_ids, claimed.budget))
+        try:
+            self.engine.add(engine_request(claimed.attempt, claimed.options, claimed.prompt_ids, claimed.budget))
+        except EngineError:
+            raise
+        except BaseException:  # noqa: BLE001  the per-request boundary; the loop publishes how it ended
+            claimed.attempt.fail()
         if self.in_flight.get(claimed.attempt.fence) is None:
             self.engine.cancel(claimed.attempt.fence)  # or before the engine knew of it
         self.wake.set()  # there may be more
@@ -242,7 +284,7 @@ class GenerationLoop:
                     log.warning("%s: %s; trying again", name, error)
                 if pause():
                     return
-        except Exception as error:
+        except BaseException as error:
             log.exception("%s died", name)
             self._fatal = error
 
@@ -250,19 +292,18 @@ class GenerationLoop:
         self.finished += 1
         self.engine.cancel(attempt.fence)
 
-    def _hand_back(self, *, crashed: bool) -> None:
-        """Give what is in flight to other workers, mid-stream: each goes on at its next token."""
-        self.publisher.publish(self.in_flight.all())
+    def _hand_back(self) -> None:
+        """Give what is in flight to other workers, mid-stream: each goes on at its next token. What was taken and not
+        yet claimed goes back to its queue."""
         attempts = self.in_flight.all()
         for attempt in attempts:
-            self.engine.cancel(attempt.fence)
             log.info("request %s is handed back after %s tokens", attempt.request_id, attempt.acknowledged)
+        held = [*(attempt.execution for attempt in attempts), *self.intake.taken]
         try:
-            held = [attempt.execution for attempt in attempts]
+            crashed = self._fatal is not None
             continued = release(self._pipeline, held, crashed=crashed, retention_s=self.settings.retention_s)
         except RedisError as error:
             self.figures.redis_errors.add("release")
             log.warning("requests couldn't be handed back: %s; their leases run out instead", error)
         else:
             self.figures.handed_back.add(amount=continued)
-        self.publisher.settle()

@@ -20,6 +20,7 @@ from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
 from tokenrelay.shared.connections import is_for_now
 from tokenrelay.shared.entries import State
 from tokenrelay.shared.rq_jobs import STATUS_OF, Outcome, close_call, drop_call
+from tokenrelay.worker.attempts import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,7 +100,7 @@ class Publisher:
             self._keep_failed(closing, replies[len(batch) - len(closing) :])
             now = time.monotonic()
             for attempt, reply in zip(due, replies, strict=False):
-                self._acknowledge(attempt, reply, sent_at, now)
+                self._receive(attempt, reply, sent_at, now)
             if self._unsent_since is not None and self._again_at <= now:
                 self.figures.publish_lag_s.observe(now - self._unsent_since)
                 self._unsent_since = None
@@ -140,16 +141,27 @@ class Publisher:
         return calls
 
     def _call(self, attempt: Attempt) -> Call:
+        """The call that sends what is unpublished. What can't be sent, such as text with a lone surrogate, fails its
+        request: the tokens that Redis has stay."""
+        try:
+            return self._built(attempt)
+        except BaseException:  # noqa: BLE001  the per-request boundary
+            del attempt.tokens[attempt.acknowledged :]
+            attempt.fail()
+            return self._built(attempt)
+
+    def _built(self, attempt: Attempt) -> Call:
         request_keys = keys.of_request(attempt.request_id)
         pending = attempt.tokens[attempt.acknowledged : attempt.acknowledged + MAX_TOKENS_A_CALL]
-        tokens: list[Argument] = [item for token in pending for item in token]
+        tokens: list[Argument] = [item for text, token_id in pending for item in (text.encode(), token_id)]
         first = attempt.acknowledged + 1
         ending = attempt.ending
         if ending is None or attempt.acknowledged + len(pending) < len(attempt.tokens):
             return Call("append", request_keys, (attempt.fence, first, self._lease_ms, *tokens))
         if ending.finish_reason == "deadline" and not attempt.tokens:
             return Call("expire", request_keys)
-        end = (ending.state, ending.finish_reason, ending.text, ending.code, ending.message)
+        said = (text.encode() for text in (ending.text, ending.code, ending.message))
+        end: tuple[Argument, ...] = (ending.state, ending.finish_reason, *said)
         return Call("finish", request_keys, (attempt.fence, first, *end, *tokens))
 
     def _keep_failed(self, sent: list[tuple[Call, bool]], replies: Sequence[Reply]) -> None:
@@ -169,8 +181,18 @@ class Publisher:
         log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
         self._again_at = time.monotonic() + RETRY_S
 
+    def _receive(self, attempt: Attempt, reply: Reply, sent_at: float, now: float) -> None:
+        """Take the reply to one attempt's call, which came `now`. One that can't be read fails its request; where that
+        can't be written either, the lease runs out."""
+        failed = attempt.ending == Ending.internal_error()
+        try:
+            self._acknowledge(attempt, reply, sent_at, now)
+        except BaseException:  # noqa: BLE001  the per-request boundary
+            attempt.fail()
+            if failed:
+                self.abandon(attempt, "a reply of Redis can't be read")
+
     def _acknowledge(self, attempt: Attempt, reply: Reply, sent_at: float, now: float) -> None:
-        """Take the reply to one attempt's call, which came `now`."""
         if isinstance(reply, ResponseError) and not is_for_now(reply):
             self.close(attempt, State.FAILED, f"its keys in Redis are unusable: {reply}")
             return

@@ -34,7 +34,7 @@ def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], ret
     reads: Batch = [("HGET", keys.request(job_id), "queue") for job_id, _, _ in pairs]
     found = pipeline.run(reads) if reads else []
     held = [
-        Execution(job_id, queue.decode(), worker, execution_id)
+        Execution(job_id, queue.decode("utf-8", "replace"), worker, execution_id)
         for (job_id, _, execution_id), queue in zip(pairs, found, strict=True)
         if isinstance(queue, bytes)  # else nothing of ours: its keys run out by themselves
     ]
@@ -60,7 +60,11 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
         if isinstance(released, Exception) or isinstance(fence, Exception):
             log.warning("request %s can't be released: %s; its lease runs out", execution.job_id, released)
             continue
-        repair = _repair(execution, released, fence, retention_s)
+        try:
+            repair = _repair(execution, released, fence, retention_s)
+        except Exception:  # the others must go on: this may be all that a dead worker held
+            log.exception("request %s can't be released; its lease runs out", execution.job_id)
+            continue
         continued += repair.script == "requeue"
         repairs.append(repair)
     if repairs:
