@@ -61,8 +61,12 @@ def serve(settings: WorkerSettings) -> Served:
             max_batch_tokens=settings.max_batch_tokens,
         ),
     )
-    engine.start()
-    engine.warm_up()
+    try:
+        engine.start()
+        engine.warm_up()
+    except BaseException:
+        engine.stop()  # its thread would keep the process from ending
+        raise
     share_interpreter()
     log.info("model %s is ready on %s after %.1f s", name, loaded.device, time.monotonic() - began)
     vocabulary = int(loaded.model.config.get_text_config().vocab_size)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
@@ -19,10 +21,12 @@ from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.attention import attend_request_by_request
 from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest, ModelError, SamplingParams
 from tokenrelay.worker.engine.kv_cache import CacheUse, EngineSettings, plan_cache
+from tokenrelay.worker.engine.probing import EngineProbe
 from tokenrelay.worker.engine.sampling_rows import PositionKeyedSampler
+from tokenrelay.worker.engine.self_test import SelfTest, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from transformers.generation.continuous_batching import ContinuousBatchingManager
     from transformers.generation.continuous_batching.cache import PagedAttentionCache
@@ -52,7 +56,10 @@ class TransformersEngine:
     def __init__(self, loaded: LoadedModel, settings: EngineSettings | None = None) -> None:
         self._settings = settings or EngineSettings()
         self._loaded = loaded
-        self._plan = plan_cache(loaded, self._settings)
+        try:
+            self._plan = plan_cache(loaded, self._settings)
+        except (AttributeError, TypeError, ValueError) as error:  # a configuration without attention heads, say
+            raise ModelError(f"{self._named()} doesn't fit continuous batching: {first_line(error)}") from error
         self.slots = self._settings.slots
         self.context_tokens = min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens)
         self._live: dict[str, _Live] = {}
@@ -60,7 +67,12 @@ class TransformersEngine:
         self._death: EngineError | None = None
         if loaded.device.type == "cpu":
             attend_request_by_request()
-        self._manager = self._new_manager()
+        self._own_attention = str(loaded.model.config._attn_implementation)
+        self._sampler = PositionKeyedSampler()
+        try:
+            self._manager = self._new_manager()
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise ModelError(f"{self._named()} doesn't fit continuous batching: {first_line(error)}") from error
 
     def _new_manager(self) -> ContinuousBatchingManager:
         plan = self._plan
@@ -82,7 +94,7 @@ class TransformersEngine:
                 auto_switch_to_flash=self._loaded.device.type == "cuda",
             ),
         )
-        manager.logit_processor = PositionKeyedSampler()
+        manager.logit_processor = self._sampler
         return manager
 
     def start(self) -> None:
@@ -90,7 +102,9 @@ class TransformersEngine:
         try:
             # Makes the cache here and now rather than in the manager's thread, whose errors nobody catches.
             self._manager.warmup()
-        except (MemoryError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a layer without keys and values, say
+            raise ModelError(f"{self._named()} has no KV cache here: {first_line(error)}") from error
+        except (MemoryError, RuntimeError) as error:
             raise ModelError(
                 f"the KV cache doesn't fit on {self._loaded.device}: {error} "
                 f"(kv_cache_tokens={self._settings.kv_cache_tokens}, slots={self.slots}, "
@@ -124,8 +138,18 @@ class TransformersEngine:
     def warm_up(self) -> None:
         """Run prefill and decode alone and with every slot taken: a process's first steps are slow.
 
-        Raises EngineError if the engine dies of it.
+        Then compare it with the model's own forward pass. Raises ModelError where the model isn't fit for this engine.
         """
+        try:
+            with _quiet():
+                self._run_slots()
+                self._self_test()
+        except ModelError:
+            raise
+        except EngineError as error:
+            raise ModelError(f"{self._named()} can't be served: {str(error).splitlines()[0]}") from error
+
+    def _run_slots(self) -> None:
         prompt = tuple(0 for _ in range(max(min(8, self.context_tokens - 4), 1)))
         budget = min(3, self.context_tokens - len(prompt))
         sampled = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, seed=0)
@@ -138,6 +162,27 @@ class TransformersEngine:
                 if time.monotonic() > deadline:
                     raise EngineError(f"the warm-up didn't finish in {_WARM_UP_TIMEOUT_S:.0f} s")
                 waiting -= {output.engine_id for output in self.outputs(1.0) if output.finish_reason}
+
+    def _self_test(self) -> None:
+        probe = EngineProbe(self, self._sampler)
+        SelfTest(self._loaded.model, probe, self._own_scores, self.context_tokens, self._plan.batch_tokens).run()
+
+    def _own_scores(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """The model's scores after each token of a sequence, as it computes them by itself: (tokens, vocab). Only while
+        the engine has nothing to do."""
+        model = self._loaded.model
+        batched = model.config._attn_implementation
+        model.set_attn_implementation(self._own_attention)
+        try:
+            with torch.no_grad():
+                input_ids = torch.tensor([token_ids], device=self._loaded.device)
+                scores: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits[0]
+        finally:
+            model.set_attn_implementation(batched)
+        return scores
+
+    def _named(self) -> str:
+        return type(self._loaded.model).__name__
 
     def add(self, request: EngineRequest) -> None:
         """Begin a request that `admit` let in. Raises EngineError if the engine is dying.
@@ -235,6 +280,18 @@ class TransformersEngine:
     def _die(self, reason: str) -> EngineError:
         self._death = EngineError(f"the engine died: {reason}")
         return self._death
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The manager logs the traceback of what its thread dies of; the error that is raised says it in one line."""
+    logger = logging.getLogger("ContinuousBatchingLogger")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _largest_request(cache: PagedAttentionCache, context_tokens: int) -> int:

@@ -98,7 +98,7 @@ def sample_scores(logits: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     params = params[:, : scores.shape[0]]
     temperature = params[2].view(torch.float32)
     sampled = temperature > 0
-    if _is_capturing(scores):
+    if is_capturing(scores):
         # A graph replays whatever rows it was captured with, so there every row takes every path.
         return torch.where(
             sampled.unsqueeze(1), _draw_scores(_filter(_tempered(scores, temperature), params), params), scores
@@ -113,7 +113,8 @@ def sample_scores(logits: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return scores.index_copy(0, rows, drawn)
 
 
-def _is_capturing(scores: torch.Tensor) -> bool:
+def is_capturing(scores: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being captured: nothing may be read from the device then."""
     return scores.is_cuda and torch.cuda.is_current_stream_capturing()
 
 

@@ -13,11 +13,16 @@ from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from tokenrelay.worker.engine.contract import SamplingParams
-from tokenrelay.worker.engine.sampler import PARAMETER_ROWS, encode_params, sample_scores
+from tokenrelay.worker.engine.sampler import PARAMETER_ROWS, encode_params, is_capturing, sample_scores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
+
+    Observer = Callable[[str, int, torch.Tensor], None]
+    """Called with the request's ID, the index of its token, from 1, and the scores, (vocab,)."""
 
 
 class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
@@ -32,6 +37,9 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         self.tensors_required = PARAMETER_ROWS
         self.supported_keys = {"sampling": SamplingParams, "prompt_tokens": int}
         self.do_processing = True
+        self.observer: Observer | None = None
+        """Gets the scores that each new token is drawn from. Costs a copy a row: for tests of the model."""
+        self._observed: list[tuple[str, int]] = []
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Padding rows are greedy: all bits 0 is temperature 0."""
@@ -44,7 +52,10 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
 
         A split prefill has a score row and no new token: those rows come last and their draw is dropped.
         """
-        rows = [_row(request.state) for request in requests_in_batch if request.has_new_token]
+        drawing = [request.state for request in requests_in_batch if request.has_new_token]
+        rows = [_row(state) for state in drawing]
+        if self.observer is not None:
+            self._observed = [(state.request_id, row[1]) for state, row in zip(drawing, rows, strict=True)]
         if rows:
             arg_storage[:PARAMETER_ROWS, : len(rows)] = encode_params(rows).to(arg_storage.device)
         return arg_storage
@@ -53,6 +64,9 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         self, input_ids: torch.LongTensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
     ) -> torch.Tensor:
         """(rows, vocab) scores whose argmax is the draw; the manager runs with do_sample off and takes the argmax."""
+        if self.observer is not None and not is_capturing(scores):
+            for (request_id, position), row in zip(self._observed, scores, strict=False):
+                self.observer(request_id, position, row)
         return sample_scores(scores, logits_processor_args)
 
 
