@@ -12,7 +12,7 @@ Answer AsyncConsumer AsyncGeneration AsyncProducer AsyncReadOnlyGeneration Consu
 GenerationCancelled GenerationError GenerationExpired GenerationFailed IdempotencyConflict Message Migrated
 NoWorkerWarning Options Producer ProducerSettings ProtocolError QueueFull Queued ReadOnlyGeneration RedisUnusable
 RequestError RequestNotFound SettingsError Started State Status StreamChanged StreamError StreamExpired StreamGap
-StreamTimeout Submission Timings Token TokenRelayError Usage
+StreamTimeout Submission Timings Token TokenRelayError Usage WrongEventLoop
 """.split()
 
 

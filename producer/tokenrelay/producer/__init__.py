@@ -26,6 +26,7 @@ from tokenrelay.shared.errors import (
     StreamGap,
     StreamTimeout,
     TokenRelayError,
+    WrongEventLoop,
 )
 from tokenrelay.shared.options import Message, Options, Submission
 from tokenrelay.shared.settings import ProducerSettings
@@ -74,4 +75,5 @@ __all__ = [
     "Token",
     "TokenRelayError",
     "Usage",
+    "WrongEventLoop",
 ]

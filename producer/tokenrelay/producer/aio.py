@@ -104,6 +104,9 @@ class AsyncGeneration(AsyncReadOnlyGeneration):
 class AsyncConsumer:
     """As Consumer, for asyncio. Readers that are woken at the same time share a connection, up to 32 of them.
 
+    It belongs to the event loop that it's first used on. On another one (a second thread's, the next asyncio.run's) all
+    that it and its handles do raises WrongEventLoop at once: make a client for each.
+
     >>> import asyncio
     >>> from tokenrelay.producer import AsyncConsumer
     >>> async def read_again():
@@ -136,7 +139,8 @@ class AsyncConsumer:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """As Consumer.close."""
+        """As Consumer.close. Raises WrongEventLoop."""
+        self._driver.check_loop()
         if self._owns_connection:
             await self._driver.redis.aclose()
 

@@ -20,7 +20,8 @@ class AsyncFitness:
         self._is_fit = False
 
     async def check(self) -> None:
-        """Raises RedisUnusable; then the next one looks again."""
+        """Raises RedisUnusable; then the next one looks again. Raises WrongEventLoop."""
+        self._driver.check_loop()
         if not self._is_fit:
             await self._look.done()
 

@@ -8,6 +8,7 @@ the driver as RedisUnusable, with what to do about it.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tokenrelay.producer.sharing import SharedRounds
 from tokenrelay.producer.waits import SharedWaits, Wait
 from tokenrelay.shared.commands import AsyncPipeline, Batch, Pipeline, Reply
 from tokenrelay.shared.connections import address, explain
+from tokenrelay.shared.errors import WrongEventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,16 +112,33 @@ class Driver:
 
 class AsyncDriver:
     """`Driver` on a redis.asyncio client: for the event loop that it was first used on. What begins in one pass of it
-    shares a connection."""
+    shares a connection.
+
+    Its connections, futures and tasks are that loop's: on another one, nobody would ever wake who waits for them.
+    """
 
     def __init__(self, redis: redis.asyncio.Redis) -> None:
         self.redis = redis
         pipeline = AsyncPipeline(redis)
         self._rounds = SharedRounds(pipeline)
         self._waits = SharedWaits(pipeline)
+        self._loop: list[asyncio.AbstractEventLoop] = []
+        self._first_use = threading.Lock()
+
+    def check_loop(self) -> None:
+        """Raises WrongEventLoop on any loop but the first that this was called on."""
+        running = asyncio.get_running_loop()
+        with self._first_use:
+            self._loop = self._loop or [running]
+        if self._loop[0] is not running:
+            raise WrongEventLoop(
+                "this client is used on a second event loop: make one for each loop, "
+                "which is one for each thread that runs a loop, and for each asyncio.run"
+            )
 
     async def run(self, steps: Steps[Result]) -> Result:
-        """As Driver.run."""
+        """As Driver.run. Raises WrongEventLoop."""
+        self.check_loop()
         answered: Answered = None
         try:
             while True:

@@ -8,6 +8,7 @@ TrainingError, which stand beside what raises them.
     ├── QueueFull               the queue's depth limit is reached: try again after `retry_after_s`
     ├── RedisUnusable           Redis can't be reached or isn't fit: says what to change
     ├── SettingsError           a setting is unknown or out of bounds: names it
+    ├── WrongEventLoop          an asyncio client is used on a second event loop
     ├── StreamError             reading a request's stream
     │   ├── StreamGap           a token index is missing
     │   ├── StreamExpired       the stream is gone: its retention is over
@@ -83,6 +84,10 @@ class RedisUnusable(TokenRelayError):
 
 class SettingsError(TokenRelayError):
     """A setting is unknown or out of its bounds; the message names it."""
+
+
+class WrongEventLoop(TokenRelayError):
+    """An asyncio client is used on another event loop than the one it was first used on."""
 
 
 class StreamError(TokenRelayError):

@@ -116,6 +116,7 @@ def reported() -> Iterator[None]:
     """Turns the errors of a command into a line on stderr and an exit code; warnings become a line too."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries: nothing that a command's user could do
         warnings.showwarning = lambda message, *_, **__: tell(f"tokenrelay: {message}")
         try:
             refuse_unknown(os.environ)
