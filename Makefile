@@ -16,9 +16,11 @@ SECONDS ?= 120
 RUNS ?= 20
 FAULTS_ARGS ?=
 BENCH_ARGS ?=
+CLIENTS ?=
+CLIENTS_ARGS ?=
 export PYTHON TORCH_INDEX_URL VENV
 
-.PHONY: help demo serve test slow compose faults chaos bench check train format clean
+.PHONY: help demo serve test slow compose faults chaos clients bench check train format clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +46,9 @@ faults: $(INSTALLED)  ## break real workers and real Redis servers, RUNS=20 time
 chaos: $(INSTALLED)  ## break everything at once for SECONDS=120
 	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(FAULTS_ARGS)
 
+clients: $(INSTALLED)  ## call a gateway with unmodified packages; CLIENTS="openai curl" takes some (docs/clients.md)
+	@$(BIN)/python -m tests.clients $(CLIENTS_ARGS) $(CLIENTS)
+
 bench: $(INSTALLED)  ## measure; BENCH_ARGS="--model FOLDER --rounds 5": docs/performance.md says how
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
@@ -62,8 +67,8 @@ format: $(INSTALLED)  ## fix what ruff can fix, and rewrite the generated docs
 	@$(BIN)/python scripts/settings_docs.py
 	@$(BIN)/python scripts/metrics_docs.py
 
-clean:  ## remove .venv and everything that tools have cached
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .clients and everything that tools have cached
+	rm -rf $(VENV) .clients build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/install.sh

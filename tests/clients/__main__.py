@@ -1,0 +1,133 @@
+"""`python -m tests.clients`: unmodified clients, each a process of its own, against a real gateway; prints the table.
+
+Exit code 1 where a row is red, or, with CI set, where one is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import httpx
+from rich.console import Console
+
+from tests.clients.catalogue import CLIENTS, Client
+from tests.clients.environments import Environments, Unavailable
+from tests.clients.proxies import before
+from tests.clients.report import as_json, table, write_page
+from tests.clients.session import QUESTIONS, ProcessFailed, Session, told
+from tests.clients.system import KEY, MODEL, System, running_system
+from tests.clients.tap import Tap
+from tests.clients.verdict import Row, fault_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FREED_S: Final = 10.0
+"""Until a request that was left must have ended: the gateway's default is 2 s, and this machine may be busy."""
+
+
+def main() -> int:
+    """Run the clients that are asked for; 1 where one is red."""
+    chosen = arguments()
+    console = Console(width=180 if not sys.stdout.isatty() else None)
+    environments = Environments(newest=chosen.newest)
+    rows = []
+    with running_system(chosen.templated) as system:
+        expected = expected_answers(system)
+        for client in [client for client in CLIENTS if not chosen.names or client.name in chosen.names]:
+            rows.append(row_of(client, environments, system, expected))
+            say(rows[-1], console)
+    console.print(table(rows))
+    if chosen.json:
+        chosen.json.write_text(as_json(rows), "utf-8")
+    if chosen.page:
+        write_page(chosen.page, rows)
+    skipped = [row for row in rows if row.skipped]
+    return int(any(row.red for row in rows) or (bool(skipped) and "CI" in os.environ))
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for. An unknown client is an error."""
+    names = [client.name for client in CLIENTS]
+    parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="CLIENT", help=f"all if none is given: {', '.join(names)}")
+    parser.add_argument("--newest", action="store_true", help="install the newest versions, not those that are pinned")
+    parser.add_argument("--templated", type=Path, help="a chat model's folder, for what needs a real chat template")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--page", type=Path, help="page whose table is replaced by the results (docs/clients.md)")
+    chosen = parser.parse_args()
+    unknown = sorted(set(chosen.names) - set(names))
+    if unknown:
+        parser.error(f"no such client: {', '.join(unknown)}")
+    return chosen
+
+
+def row_of(client: Client, environments: Environments, system: System, expected: Sequence[str]) -> Row:
+    """Install the client, run all of its scenarios, judge them."""
+    row = Row(client.name)
+    try:
+        command = environments.command(client)
+    except Unavailable as reason:
+        row.skipped = str(reason)
+        return row
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenrelay-client-")))
+        tap = stack.enter_context(Tap(system.url))
+        try:
+            own = environments.folder(client)
+            url, between = stack.enter_context(before(client, tap.url, folder, own / "bin"))
+            session = stack.enter_context(Session(command, tap, told(url, own, folder, between)))
+            row.versions = session.versions
+            for scenario in session.scenarios:
+                row.results[scenario] = result_of(client, scenario, session, system, expected)
+        except ProcessFailed as reason:
+            row.failed = str(reason)
+        row.calls = len(tap.calls)
+    return row
+
+
+def result_of(client: Client, scenario: str, session: Session, system: System, expected: Sequence[str]) -> str:
+    """What's wrong with the scenario; empty if nothing is."""
+    before = system.states()
+    fault = fault_of(client, session.run(scenario), expected)
+    if fault or not scenario.startswith("leave"):
+        return fault
+    end = time.monotonic() + _FREED_S
+    while time.monotonic() < end:
+        states = {state for key, state in system.states().items() if key not in before}
+        if states == {"cancelled"}:
+            return ""
+        time.sleep(0.05)
+    return f"{_FREED_S:.0f} s after the client left, its request is {', '.join(sorted(states)) or 'unknown'}"
+
+
+def expected_answers(system: System) -> list[str]:
+    """What the model answers over the turns, asked without any client package."""
+    messages: list[dict[str, str]] = []
+    for question in QUESTIONS:
+        messages.append({"role": "user", "content": question})
+        asked = {"model": MODEL, "messages": messages, "temperature": 0}
+        answer = httpx.post(
+            f"{system.url}/v1/chat/completions", json=asked, headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+        )
+        messages.append({"role": "assistant", "content": answer.json()["choices"][0]["message"]["content"]})
+    return [message["content"] for message in messages if message["role"] == "assistant"]
+
+
+def say(row: Row, console: Console) -> None:
+    """One client's faults, as soon as they are known."""
+    console.print(f"{row.name}: {'RED' if row.red else 'skipped' if row.skipped else 'ok'} {row.skipped}{row.failed}")
+    for scenario, fault in row.results.items():
+        if fault:
+            console.print(f"    {scenario}: {fault}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What the clients talk to while a `with` block lasts: a Redis, workers and a gateway with API keys, as processes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.observe.system import environment
+from tests.waiting import wait_until
+from tokenrelay.producer.local import LocalRedis, LocalWorker
+from tokenrelay.shared.connections import connect
+from tokenrelay.worker.models import weather_model_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODEL: Final = "weather"
+ENDLESS: Final = "endless"
+TEMPLATED: Final = "templated"
+KEY: Final = "sk-clients-0123456789abcdef"
+_CONTEXT: Final = 32_768
+_START_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A running one. `models`: what its workers serve."""
+
+    url: str
+    redis_url: str
+    models: tuple[str, ...]
+
+    def states(self) -> dict[str, str]:
+        """The state of every request so far, by its ID."""
+        with connect(self.redis_url) as redis:
+            found = [key.decode() for key in redis.scan_iter("tokenrelay:{*}:request", count=1000)]
+            return {key: (redis.hget(key, "state") or b"").decode() for key in found}
+
+
+@contextmanager
+def running_system(templated: Path | None = None) -> Iterator[System]:
+    """Serves the bundled model, the endless one, and the model folder `templated` where one is given."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenrelay-clients-")))
+        redis_url = stack.enter_context(LocalRedis()).url
+        folders = {MODEL: Path(weather_model_path()), ENDLESS: endless_model(folder / ENDLESS)}
+        if templated:
+            folders[TEMPLATED] = templated
+        for name, model in folders.items():
+            options = ("--model", str(model), "--served-model", name, "--slots", "4")
+            stack.enter_context(LocalWorker(redis_url, model=name, options=options))
+        url = stack.enter_context(_gateway(redis_url, folder / "gateway.log"))
+        yield System(url, redis_url, tuple(folders))
+
+
+def endless_model(folder: Path) -> Path:
+    """The bundled model, made to go on: a long context, and an end of sequence that it never draws."""
+    shutil.copytree(weather_model_path(), folder)
+    _edit(folder / "config.json", max_position_embeddings=_CONTEXT, eos_token_id=1)
+    _edit(folder / "generation_config.json", eos_token_id=1, max_new_tokens=None)
+    _edit(folder / "tokenizer_config.json", eos_token="<unk>", model_max_length=_CONTEXT)
+    return folder
+
+
+def _edit(file: Path, **changes: object) -> None:
+    content = {**json.loads(file.read_text("utf-8")), **changes}
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}), "utf-8")
+
+
+@contextmanager
+def _gateway(redis_url: str, log: Path) -> Iterator[str]:
+    """A `tokenrelay serve` that knows one API key; its address."""
+    known = json.dumps([{"name": "clients", "sha256": sha256(KEY.encode()).hexdigest()}])
+    command = [sys.executable, "-m", "tokenrelay.producer.cli", "serve", "--port", "0"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment(redis_url, API_KEYS=known), stdout=out, stderr=out)
+    try:
+        found = wait_until(lambda: re.search(r"^http://\S+", log.read_text("utf-8"), re.MULTILINE), _START_S)
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -1,0 +1,155 @@
+"""The driver of `make clients`: its relay forwards every byte and notes every call, and no row is green for nothing."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.clients.catalogue import CLIENTS, Client
+from tests.clients.environments import RECIPES
+from tests.clients.report import BEGIN, END, write_page
+from tests.clients.session import QUESTIONS, Outcome
+from tests.clients.tap import Call, Tap
+from tests.clients.verdict import Row, fault_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CLIENT = Client("some", "some.py", r"^some/")
+ANSWERS = ["one", "two", "three"]
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers with the body it was sent, on connections that are kept."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        del format, args
+
+
+@contextmanager
+def echo() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def request(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "User-Agent: some/1", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def exchanged(url: str, *pieces: bytes) -> bytes:
+    """Send the pieces over one connection, each after the answer to the one before; the last answer's body."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        answer = b""
+        for piece in pieces:
+            connection.sendall(piece)
+            answer = connection.recv(65_536)
+            while not answer.partition(b"\r\n\r\n")[2]:
+                answer += connection.recv(65_536)
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+class TestTap:
+    def test_it_notes_every_call_of_a_kept_connection(self) -> None:
+        with echo() as upstream, Tap(upstream) as tap:
+            assert exchanged(tap.url, request("/a", b'{"n": 1}'), request("/missing", b"[2]")) == b"[2]"
+            calls = [(call.method, call.path, call.agent, call.asked, call.status) for call in tap.calls]
+        assert calls == [("POST", "/a", "some/1", {"n": 1}, 200), ("POST", "/missing", "some/1", {}, 404)]
+
+    def test_an_offered_upgrade_passes_and_hides_nothing(self) -> None:
+        offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAA")
+        with echo() as upstream, Tap(upstream) as tap:
+            sent = request("/a", b"{}", *offer)
+            assert exchanged(tap.url, sent, request("/b", b"{}")) == b"{}"
+            assert [(call.path, call.status) for call in tap.calls] == [("/a", 200), ("/b", 200)]
+
+    def test_leaving_is_passed_on(self) -> None:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            Tap(f"http://127.0.0.1:{server.getsockname()[1]}") as tap,
+        ):
+            host, _, port = tap.url.removeprefix("http://").partition(":")
+            left = socket.create_connection((host, int(port)), timeout=10)
+            accepted, _ = server.accept()
+            accepted.settimeout(10)
+            left.close()
+            assert accepted.recv(1) == b""
+            accepted.close()
+
+
+def turns(scenario: str = "whole", agent: str = "some/1", status: int = 200, history: bool = True) -> Outcome:
+    """An outcome in which everything is right unless it's told otherwise."""
+    said = " ".join([*QUESTIONS, *ANSWERS]) if history else QUESTIONS[-1]
+    stream = "true" if scenario.endswith("streamed") else "false"
+    body = f'{{"messages": "{said}", "stream": {stream}}}'.encode()
+    calls = tuple(Call("POST", "/v1/x", "1.1", {"user-agent": agent}, body, status) for _ in QUESTIONS)
+    return Outcome(scenario, ANSWERS, None, calls)
+
+
+class TestVerdict:
+    @pytest.mark.parametrize("scenario", ["whole", "responses_streamed"])
+    def test_nothing_is_wrong(self, scenario: str) -> None:
+        assert fault_of(CLIENT, turns(scenario), ANSWERS) == ""
+
+    @pytest.mark.parametrize(
+        ("outcome", "fault"),
+        [
+            (Outcome("whole", ANSWERS, None, ()), "saw no call"),
+            (turns(agent="another/1"), "called as 'another/1'"),
+            (turns(status=400), "was answered 400"),
+            (turns(history=False), "lacks earlier ones"),
+            (Outcome("whole", ["one", "two", "else"], None, turns().calls), "other answers"),
+            (Outcome("whole", ["one"], None, turns().calls), "no answer per turn"),
+            (Outcome("streamed", ANSWERS, None, turns("whole").calls), "not asked as a stream"),
+            (Outcome("whole", None, "SomeError: x", turns().calls), "SomeError: x"),
+            (Outcome("too_long", "text", None, turns().calls), "no error"),
+            (Outcome("too_long", None, "BadRequestError: too large", turns().calls), "another error"),
+            (Outcome("wrong_key", None, "NotFoundError", turns().calls), "another error"),
+        ],
+    )
+    def test_what_is_wrong(self, outcome: Outcome, fault: str) -> None:
+        assert fault in fault_of(CLIENT, outcome, ANSWERS)
+
+    def test_a_row_without_results_is_red(self) -> None:
+        assert Row("some").red
+        assert Row("some", results={"whole": "fault"}).red
+        assert Row("some", results={"whole": ""}, failed="its process ended").red
+        assert not Row("some", results={"whole": ""}).red
+        assert not Row("some", skipped="there is no java on PATH").red
+
+
+def test_every_client_has_a_recipe_and_a_name_of_its_own() -> None:
+    assert [client.recipe for client in CLIENTS if not (RECIPES / client.recipe).exists()] == []
+    assert len({client.name for client in CLIENTS}) == len(CLIENTS)
+
+
+def test_the_page_gets_the_results(tmp_path: Path) -> None:
+    page = tmp_path / "clients.md"
+    page.write_text(f"# Clients\n{BEGIN}\nold\n{END}\nmore\n", "utf-8")
+    write_page(page, [Row("some", {"some": "1.2"}, 7, {"whole": ""})])
+    text = page.read_text("utf-8")
+    assert "| some | some 1.2 | 7 | whole | ok |" in text
+    assert "old" not in text
+    assert text.endswith(f"{END}\nmore\n")
