@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from contextlib import contextmanager
@@ -72,10 +71,8 @@ def nginx(upstream: str, folder: Path) -> Iterator[str]:
     """The address of an nginx before `upstream`."""
     port = free_port()
     configuration = folder / "nginx.conf"
-    configuration.write_text(
-        NGINX.format(user="user root;" if os.geteuid() == 0 else "", folder=folder, port=port, upstream=upstream),
-        "utf-8",
-    )
+    user = "user root;" if os.geteuid() == 0 else ""  # else its worker is nobody, who may not write into the folder
+    configuration.write_text(NGINX.format(user=user, folder=folder, port=port, upstream=upstream), "utf-8")
     command = ["nginx", "-c", str(configuration), "-p", str(folder), "-e", str(folder / "error.log")]
     with _running(command, f"http://127.0.0.1:{port}", "/health", folder) as url:
         yield url

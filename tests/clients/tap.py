@@ -105,7 +105,7 @@ class _Answers:
             self._calls[self._answered].status = self._parser.get_status_code()
 
     def on_message_complete(self) -> None:
-        self._answered += self._parser.get_status_code() >= 200  # noqa: PLR2004
+        self._answered += self._parser.get_status_code() >= 200
 
 
 class Tap:
