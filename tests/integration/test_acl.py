@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 from typer.testing import CliRunner
 
 from tests.engines import CountingEngine
-from tests.redis_servers import RedisServer
+from tests.redis_servers import RedisServer, skip_before_redis_7
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.producer import Consumer, Producer
@@ -60,8 +60,7 @@ def server(make_redis_server: MakeRedisServer, folder: Path) -> RedisServer:
     """A server with these users. Its default user stays on: the check for leaked keys is made as it."""
     server = make_redis_server()
     with server.client() as client:
-        if int(client.info("server")["redis_version"].split(".")[0]) < 7:
-            pytest.skip("selectors such as %R~ need Redis 7")
+        skip_before_redis_7(client, "a user has no selectors such as %R~")
         for line in (folder / "acl" / "users.acl").read_text("utf-8").splitlines():
             _, name, *rules = line.split()
             if name != "default":
@@ -328,8 +327,10 @@ def test_nobody_gets_in_without_a_user_and_the_health_check_only_pings(
 
 
 @pytest.fixture
-def durable_server(folder: Path, tmp_path: Path) -> Iterator[RedisServer]:
+def durable_server(make_redis_server: MakeRedisServer, folder: Path, tmp_path: Path) -> Iterator[RedisServer]:
     """A server as docker compose runs it: this ACL file, the default user off, an append-only file."""
+    with make_redis_server().client() as client:
+        skip_before_redis_7(client, "an ACL file has no selectors such as %R~")
     server = RedisServer(tmp_path, "--aclfile", str(folder / "acl" / "users.acl"), "--appendonly", "yes")
     yield server
     server.kill()
