@@ -86,7 +86,9 @@ class Attempt:
             if release.stopped:
                 self.ending = Ending(State.COMPLETED, "stop")
                 return
-        if output.finish_reason is not None:
+        if output.error is not None:
+            self.ending = Ending.failure(output.error.code, output.error.message)
+        elif output.finish_reason is not None:
             self._finish(output.finish_reason)
 
     def _finish(self, finish_reason: str) -> None:

@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from tokenrelay.worker.engine.contract import (
+    INVALID_LOGITS,
     Engine,
     EngineOutput,
     EngineRequest,
     FinishReason,
     ModelError,
+    RequestFailure,
     SamplingParams,
     admit,
 )
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tokenrelay.worker.engine.models import LoadedModel, load_model
 
 __all__ = [
+    "INVALID_LOGITS",
     "CacheUse",
     "Engine",
     "EngineOutput",
@@ -32,6 +35,7 @@ __all__ = [
     "FinishReason",
     "LoadedModel",
     "ModelError",
+    "RequestFailure",
     "SamplingParams",
     "TransformersEngine",
     "admit",

@@ -17,7 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators import FullAttentionCacheAllocator
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from tokenrelay.worker.engine.packed_attention import attend_packed, contain_packed_attention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +74,7 @@ _latest: WeakKeyDictionary[PagedAttentionCache, _LatestPlans] = WeakKeyDictionar
 
 def attend_request_by_request() -> None:
     """Put this attention in the place of `sdpa` for the process; calls without a paged cache go where they did."""
+    contain_packed_attention()
     AttentionInterface.register("sdpa", _attend)
 
 
@@ -83,12 +85,12 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """transformers' attention function: (1, heads, queries, width) in, (1, queries, heads, width) out."""
     cache = kwargs.get("cache")
     biased = kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
     if not isinstance(cache, PagedAttentionCache) or attention_mask is None or biased:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return attend_packed(module, query, key, value, attention_mask, **kwargs)
     layer: Any = module.layer_idx
     plan = _plan_of(cache, layer, attention_mask, kwargs)
     if plan.read_index is not None:
@@ -142,7 +144,9 @@ def _plan(
     counts = torch.tensor([_length(keys) for _, keys in decoding]).unsqueeze(1)
     place = torch.arange(longest).unsqueeze(0)
     padding = place >= counts
-    index = (begins + place).masked_fill_(padding, 0)  # what is read for the padding is masked
+    # Padding is masked, but a mask is added to the scores and weights of 0 multiply the values, so that NaN gets
+    # through both: a request's padding reads its own last key again, never another request's.
+    index = begins + place.minimum(counts - 1)
     allowed = mask[0, 0, rows.unsqueeze(1), index]
     if allowed.dtype == torch.bool:
         allowed = allowed & ~padding

@@ -7,6 +7,7 @@ alive. Knows nothing of Redis, RQ or text.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -19,15 +20,23 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.attention import attend_request_by_request
-from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest, ModelError, SamplingParams
+from tokenrelay.worker.engine.contract import (
+    INVALID_LOGITS,
+    EngineOutput,
+    EngineRequest,
+    ModelError,
+    SamplingParams,
+)
 from tokenrelay.worker.engine.kv_cache import CacheUse, EngineSettings, plan_cache
+from tokenrelay.worker.engine.packed_attention import contain_packed_attention
 from tokenrelay.worker.engine.probing import EngineProbe
-from tokenrelay.worker.engine.sampling_rows import PositionKeyedSampler
+from tokenrelay.worker.engine.sampling_rows import PositionKeyedSampler, draw_without_softmax
 from tokenrelay.worker.engine.self_test import SelfTest, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from transformers import PreTrainedModel
     from transformers.generation.continuous_batching import ContinuousBatchingManager
     from transformers.generation.continuous_batching.cache import PagedAttentionCache
     from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
@@ -67,12 +76,24 @@ class TransformersEngine:
         self._death: EngineError | None = None
         if loaded.device.type == "cpu":
             attend_request_by_request()
+        else:
+            contain_packed_attention()
         self._own_attention = str(loaded.model.config._attn_implementation)
         self._sampler = PositionKeyedSampler()
         try:
             self._manager = self._new_manager()
         except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
             raise ModelError(f"{self._named()} doesn't fit continuous batching: {first_line(error)}") from error
+        self._progress = 0
+        self._hooks = [layer.register_forward_pre_hook(self._move) for layer in _layers(loaded.model)]
+
+    @property
+    def progress(self) -> int:
+        """Layers begun: a step of many tokens on a slow device takes minutes, a layer of it seconds."""
+        return self._progress
+
+    def _move(self, *_: object) -> None:
+        self._progress += 1
 
     def _new_manager(self) -> ContinuousBatchingManager:
         plan = self._plan
@@ -92,6 +113,8 @@ class TransformersEngine:
                 max_memory_percent=0.8 if self._loaded.device.type == "cuda" else None,
                 safety_margin=0.0 if roomy else None,
                 auto_switch_to_flash=self._loaded.device.type == "cuda",
+                # Not for their values: they are how a row without a valid score is told (see `_valid`).
+                return_logprobs=True,
             ),
         )
         manager.logit_processor = self._sampler
@@ -113,6 +136,8 @@ class TransformersEngine:
         processor = self._manager.batch_processor
         if processor is None:
             raise ModelError("the batch processor wasn't made")
+        if self._loaded.device.type == "cpu":
+            draw_without_softmax(processor.model_runner)
         self.context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
         self._manager.start()
         log.info("engine on %s: %s slots, %s tokens a request", self._loaded.device, self.slots, self.context_tokens)
@@ -122,6 +147,8 @@ class TransformersEngine:
         self._death = self._death or EngineError("the engine was stopped")
         self._live.clear()
         self._manager.stop(block=True, timeout=_STOP_TIMEOUT_S, hard_stop=True)
+        for hook in self._hooks:
+            hook.remove()
 
     def cache_use(self) -> CacheUse | None:
         """How full the KV cache is now, for any thread; None before `start`, after death and `stop`."""
@@ -153,15 +180,17 @@ class TransformersEngine:
         prompt = tuple(0 for _ in range(max(min(8, self.context_tokens - 4), 1)))
         budget = min(3, self.context_tokens - len(prompt))
         sampled = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, seed=0)
-        deadline = time.monotonic() + _WARM_UP_TIMEOUT_S
         for batch in sorted({1, self.slots}):
             waiting = {f"warm-up-{batch}-{index}" for index in range(batch)}
             for engine_id in waiting:
                 self.add(EngineRequest(engine_id, prompt, (), budget, sampled, ignore_eos=True))
+            moved_at, progress = time.monotonic(), self.progress
             while waiting:
-                if time.monotonic() > deadline:
-                    raise EngineError(f"the warm-up didn't finish in {_WARM_UP_TIMEOUT_S:.0f} s")
-                waiting -= {output.engine_id for output in self.outputs(1.0) if output.finish_reason}
+                if progress != self.progress:
+                    moved_at, progress = time.monotonic(), self.progress
+                if time.monotonic() - moved_at > _WARM_UP_TIMEOUT_S:
+                    raise EngineError(f"the warm-up made no progress for {_WARM_UP_TIMEOUT_S:.0f} s")
+                waiting -= {output.engine_id for output in self.outputs(1.0) if output.is_last}
 
     def _self_test(self) -> None:
         probe = EngineProbe(self, self._sampler)
@@ -267,6 +296,11 @@ class TransformersEngine:
                     self._manager.cancel_request(result.request_id)
                 continue
             token_ids = tuple(result.generated_tokens[live.delivered :])
+            valid = _valid(result.logprobs[live.delivered :])
+            if valid < len(token_ids):
+                self.cancel(result.request_id)
+                yield EngineOutput(result.request_id, token_ids[:valid], None, INVALID_LOGITS)
+                continue
             live.delivered += len(token_ids)
             if not result.is_finished():
                 yield EngineOutput(result.request_id, token_ids, None)
@@ -292,6 +326,22 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _valid(logprobs: Sequence[float]) -> int:
+    """How many of the tokens come before the first one that was drawn from NaN, or where no score was finite.
+
+    The way that works in CUDA graphs and asynchronous batching, too: the token of such a row must be one of the
+    vocabulary, since it may be the next step's input already, and its log-probability isn't a finite number.
+    """
+    return next((index for index, logprob in enumerate(logprobs) if not math.isfinite(logprob)), len(logprobs))
+
+
+def _layers(model: PreTrainedModel) -> Iterable[torch.nn.Module]:
+    """The model's layers, or the model itself where it keeps them in another way than a list."""
+    number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return next((layers for layers in lists if len(layers) == number), [model])
 
 
 def _largest_request(cache: PagedAttentionCache, context_tokens: int) -> int:

@@ -44,15 +44,35 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """Why the engine gave one request up. Its neighbours go on."""
+
+    code: str
+    message: str
+
+
+INVALID_LOGITS = RequestFailure(
+    "invalid_logits", "the model's scores for the next token hold NaN or infinity, so there is none to draw"
+)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOutput:
     """The tokens of one request since its last output, and how it ended if it did.
 
-    The end-of-sequence token that ends a request isn't among them: it is the finish reason `stop`.
+    The end-of-sequence token that ends a request isn't among them: it is the finish reason `stop`. A request with an
+    `error` has left the engine; the tokens before the error are valid.
     """
 
     engine_id: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    error: RequestFailure | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the request has left the engine."""
+        return self.finish_reason is not None or self.error is not None
 
 
 class Engine(Protocol):
@@ -60,6 +80,10 @@ class Engine(Protocol):
 
     slots: int  # requests that generate at the same time; more of them wait inside
     context_tokens: int  # prompt and output of one request together; final after `start`
+
+    @property
+    def progress(self) -> int:
+        """Grows while the engine computes, prefill included; what stops growing with requests inside is hung."""
 
     def start(self) -> None:
         """Take the memory and begin. Raises ModelError where it doesn't fit."""

@@ -57,6 +57,6 @@ class EngineProbe:
                 raise EngineError(f"the self-test didn't finish in {TIMEOUT_S:.0f} s")
             for output in self._engine.outputs(1.0):
                 drawn[output.engine_id] += output.token_ids
-                if output.finish_reason:
+                if output.is_last:
                     waiting.discard(output.engine_id)
         return drawn

@@ -1,0 +1,63 @@
+"""A request that the engine gives up, among others in a worker: it ends alone, and says why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tests.engines import CountingEngine
+from tests.integration.test_worker import NOW, job_failed, result, words
+from tests.waiting import wait_until
+from tests.workers import VOCABULARY, running_worker, submit
+from tokenrelay.shared.entries import State
+from tokenrelay.worker.engine import INVALID_LOGITS, EngineOutput
+
+if TYPE_CHECKING:
+    import pytest
+    from redis import Redis
+
+    from tests.redis_servers import RedisServer
+    from tokenrelay.shared.commands import Pipeline
+
+SICK_SEED = 13
+TOKENS_BEFORE = 3
+
+
+class SickeningEngine(CountingEngine):
+    """Gives up a request of SICK_SEED after some tokens, as the real engine does one whose logits are NaN."""
+
+    def outputs(self, timeout_s: float) -> list[EngineOutput]:
+        given = super().outputs(timeout_s)
+        return [self._given_up(output) if self._is_sick(output.engine_id) else output for output in given]
+
+    def _is_sick(self, engine_id: str) -> bool:
+        counting = self._requests.get(engine_id)
+        return (
+            counting is not None
+            and counting.request.sampling.seed == SICK_SEED
+            and counting.next_position == TOKENS_BEFORE + 2
+        )
+
+    def _given_up(self, output: EngineOutput) -> EngineOutput:
+        self.cancel(output.engine_id)
+        return replace(output, token_ids=(), error=INVALID_LOGITS)
+
+
+def test_a_request_with_invalid_logits_fails_alone_with_one_log_line(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine = SickeningEngine(vocabulary=VOCABULARY, step_delay_s=0.01)
+    with running_worker(redis_server.url, engine) as worker:
+        neighbours = {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=30) for seed in range(5)}
+        sick = submit(pipeline, NOW, seed=SICK_SEED, max_new_tokens=30)
+        for seed, request_id in neighbours.items():
+            assert result(redis, request_id).text == words(seed, 30)
+        failed = result(redis, sick)
+        assert (failed.state, failed.code, failed.text) == (State.FAILED, "invalid_logits", words(SICK_SEED, 3))
+        assert failed.message == INVALID_LOGITS.message
+        wait_until(lambda: job_failed(redis, sick) and not worker.loop.in_flight)
+    lines = [record.getMessage() for record in caplog.records if sick in record.getMessage()]
+    assert len(lines) == 1
+    assert "invalid_logits" in lines[0]

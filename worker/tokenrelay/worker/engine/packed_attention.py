@@ -1,0 +1,90 @@
+"""transformers' attention over a packed batch, with what isn't finite kept to the request that it came from.
+
+All requests of a step are one sequence there, told apart by a mask. A mask is added to scores, and weights of 0
+multiply values, so that NaN and infinity get through both and one request's would be everybody's. Flash attention's
+kernels read each request by itself and need none of this. Knows the paged cache's calling convention, and no device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.integrations.eager_paged import eager_paged_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadCache:
+    """In the cache's place for an attention function: the keys and values that were read already."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+    def update(self, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.key, self.value
+
+
+def contain_packed_attention() -> None:
+    """Put these in the place of transformers' own for the process; calls without a paged cache are unchanged."""
+    AttentionInterface.register("sdpa", attend_packed)
+    AttentionInterface.register("paged|eager", _attend_eagerly)
+
+
+def attend_packed(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`sdpa`: (1, heads, queries, width) in, (1, queries, heads, width) out."""
+    return _contained(sdpa_attention_forward, module, (query, key, value), attention_mask, kwargs)
+
+
+def _attend_eagerly(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`paged|eager`, of models that transformers has no other attention for."""
+    return _contained(eager_paged_attention_forward, module, (query, key, value), attention_mask, kwargs)
+
+
+def _contained(
+    attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    module: torch.nn.Module,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    query, key, value = states
+    cache = kwargs.get("cache")
+    if not isinstance(cache, PagedAttentionCache) or mask is None:
+        return attention(module, query, key, value, mask, **kwargs)
+    layer: Any = module.layer_idx
+    key, value = cache.update(key_states=key, value_states=value, layer_idx=layer, kwargs=kwargs)
+    bad = ~(_finite(key) & _finite(value))
+    hidden = bad[:, None, :, None]
+    key, value = key.masked_fill(hidden, 0.0), value.masked_fill(hidden, 0.0)
+    output, weights = attention(module, query, key, value, mask, **{**kwargs, "cache": _ReadCache(key, value)})
+    # What a query may read of its own request makes it NaN, as it would have: the request is to fail, not to go on
+    # without the keys that were hidden.
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    sick = (allowed[:, 0] & bad[:, None, :]).any(-1)  # (1, queries)
+    return output.masked_fill(sick[:, :, None, None], torch.nan), weights
+
+
+def _finite(states: torch.Tensor) -> torch.Tensor:
+    """(1, heads, keys, width) in, (1, keys) out."""
+    return states.isfinite().all(-1).all(1)
