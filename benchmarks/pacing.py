@@ -72,6 +72,10 @@ class PacedEngine:
     def __post_init__(self) -> None:
         self.slots = self.pace.streams
 
+    @property
+    def progress(self) -> int:
+        return len(self.stepped_at)
+
     def start(self) -> None:
         threading.Thread(target=self._steps, name="engine", daemon=True).start()
 

@@ -1,6 +1,7 @@
 """An engine child for supervisor tests: the real worker over a counting engine, in a process that can be killed.
 
-A prompt that holds the word `w666` takes the process down, as a request that crashes its engine does.
+A prompt that holds the word `w666` takes the process down, as a request that crashes its engine does. One that holds
+`w777` is prefilled for PREFILL_S before anybody gets a token; at `w778` the engine hangs for ever.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import logging
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from tests.engines import CountingEngine
@@ -19,18 +21,36 @@ from tokenrelay.worker.metrics import Restarts
 from tokenrelay.worker.reports import on_supervisor_death, report_regularly
 
 if TYPE_CHECKING:
-    from tokenrelay.worker.engine import EngineRequest
+    from tokenrelay.worker.engine import EngineOutput, EngineRequest
 
 POISON = 666
+SLOW, HANGING = 777, 778
+PREFILL_S = 8.0
+CHUNK_S = 0.1
 
 
 class PoisonableEngine(CountingEngine):
     """Dies of a poisoned prompt the way a segfault does: without a word."""
 
+    _chunks: int | None = 0  # left of a prefill; None of one that never ends
+
     def add(self, request: EngineRequest) -> None:
         if POISON in request.prompt_ids:
             os.kill(os.getpid(), signal.SIGKILL)
+        if HANGING in request.prompt_ids:
+            self._chunks = None
+        elif SLOW in request.prompt_ids and self._chunks is not None:
+            self._chunks += int(PREFILL_S / CHUNK_S)
         super().add(request)
+
+    def outputs(self, timeout_s: float) -> list[EngineOutput]:
+        if self._chunks == 0:
+            return super().outputs(timeout_s)
+        time.sleep(CHUNK_S)
+        if self._chunks is not None:
+            self._chunks -= 1
+            self.progress += 1
+        return []
 
 
 def main() -> None:

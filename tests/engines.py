@@ -48,6 +48,7 @@ class CountingEngine:
         self._requests: dict[str, _Counting] = {}
         self._changed = threading.Condition()
         self._running = False
+        self.progress = 0
 
     def start(self) -> None:
         """Let requests in."""
@@ -85,6 +86,7 @@ class CountingEngine:
                 return []
         time.sleep(self._step_delay_s)
         with self._changed:
+            self.progress += 1
             outputs: list[EngineOutput] = []
             for engine_id in list(self._requests)[: self.slots]:
                 if self._tokens_left == 0:

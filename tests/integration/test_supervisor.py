@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.counting_child import PREFILL_S
 from tests.integration.test_worker import entries, result, state, words
 from tests.redis_servers import free_port
 from tests.scrapes import Scrape
@@ -95,6 +96,28 @@ def test_a_hanging_child_is_killed(redis_server: RedisServer, redis: Redis, pipe
         assert result(redis, request_id).text == words(5, 100)
         scrape = Scrape(port)
         assert scrape.value(metrics.RESTARTS) == scrape.value(metrics.STALLS) == 1
+
+
+@pytest.mark.slow
+def test_a_prefill_longer_than_the_stall_timeout_is_no_hang(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    settings = {"STALL_TIMEOUT_S": str(PREFILL_S * 0.6), "LEASE_MS": "2000"}
+    with supervised(redis_server.url, **settings):
+        wait_until(lambda: ready(redis), 30)
+        slow = submit(pipeline, NOW, prompt="w1 w777", seed=5, max_new_tokens=20)
+        wait_until(lambda: state(redis, slow) == "incomplete", 60)
+        assert (result(redis, slow).text, result(redis, slow).attempts) == (words(5, 20), 1), "its lease was renewed"
+
+
+@pytest.mark.slow
+def test_an_engine_that_never_returns_is_killed(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    with supervised(redis_server.url, STALL_TIMEOUT_S="2") as supervisor:
+        wait_until(lambda: ready(redis), 30)
+        child = child_of(supervisor)
+        hanging = submit(pipeline, NOW, prompt="w1 w778")
+        wait_until(lambda: not child.is_running(), 30)
+        wait_until(lambda: redis.hget(keys.request(hanging), "crashes") == b"1")
 
 
 @pytest.mark.slow

@@ -219,7 +219,10 @@ class WorkerSettings(MeasuredSettings):
         default=3, ge=1, description="Worker deaths in a row after which a request is failed as poison."
     )
     stall_timeout_s: float = Field(
-        default=60.0, ge=1, description="Seconds without a token, with work in flight, after which an engine is killed."
+        default=60.0,
+        ge=1,
+        description="Seconds without progress, with work in flight, after which an engine is killed as hung. Prefill "
+        "counts, layer by layer.",
     )
     drain_timeout_s: float = Field(
         default=20.0, ge=0, description="Seconds after SIGTERM in which running requests may finish."

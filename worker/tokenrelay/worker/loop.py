@@ -64,8 +64,8 @@ class GenerationLoop:
         self.engine = served.engine
         self.settings = settings
         self.finished = 0
-        self.steps = 0
-        """How often the engine gave tokens."""
+        self._progress = 0
+        """The engine's, as the last turn of the loop saw it: it stands still where either of them hangs."""
         self._pipeline = pipeline
         self._on_beat = on_beat
         self._stops: SimpleQueue[float] = SimpleQueue()
@@ -151,7 +151,7 @@ class GenerationLoop:
     def progress(self) -> Progress:
         """For the supervisor. While Redis is away nobody can tell whether the engine moves: that isn't its fault."""
         waiting = 0 if self.publisher.waits_for_redis else len(self.in_flight)
-        return Progress(waiting, self.steps)
+        return Progress(waiting, self._progress)
 
     def hand_back_now(self) -> None:
         """Stop without a drain: nobody is left to restart what hangs."""
@@ -176,15 +176,15 @@ class GenerationLoop:
             if attempt.overdue and attempt.ending is None:
                 attempt.past_deadline()
         self.publisher.publish(self.in_flight.all())
+        self._progress = self.engine.progress
         self._looped_at = time.monotonic()
 
     def _receive(self, attempt: Attempt, output: EngineOutput) -> None:
-        self.steps += 1
         try:
             attempt.receive(output)
         except BaseException:  # noqa: BLE001  the per-request boundary
             attempt.fail()
-        if attempt.ending is not None and output.finish_reason is None:
+        if attempt.ending is not None and not output.is_last:
             self.engine.cancel(attempt.fence)  # a stop string, or it failed: no further step for it
 
     def _done(self, burst: bool, max_jobs: int | None) -> bool:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Requests that the engine is to give tokens for, and how often it has given any since it started."""
+    """Requests that the engine is to give tokens for, and a number that grows while it computes, prefill included."""
 
     in_flight: int
-    steps: int
+    progress: int
 
     def line(self) -> bytes:
-        return f"{self.in_flight} {self.steps}\n".encode()
+        return f"{self.in_flight} {self.progress}\n".encode()
 
 
 class ReportReader:

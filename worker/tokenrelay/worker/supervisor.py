@@ -155,7 +155,7 @@ class Supervisor:
 
     def _watch(self, child: Child) -> int:
         """Wait for the child's end, and bring it about where the child makes no progress. Its exit code."""
-        moved_at, steps, stalled = time.monotonic(), -1, False
+        moved_at, progress, stalled = time.monotonic(), -1, False
         stop_by = float("inf")
         while (reports := child.reports.read(0.5)) is not None:
             now = time.monotonic()
@@ -165,8 +165,8 @@ class Supervisor:
                 self._settings.ready_file.touch()
             for report in reports:
                 child.ready = True
-                if report.steps != steps or report.in_flight == 0:
-                    moved_at, steps = now, report.steps
+                if report.progress != progress or report.in_flight == 0:
+                    moved_at, progress = now, report.progress
             if self._stop.is_set():
                 stop_by = min(stop_by, now + self._settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
             if now > stop_by or (child.ready and now - moved_at > self._settings.stall_timeout_s):
