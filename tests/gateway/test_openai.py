@@ -98,7 +98,7 @@ class TestChat:
             "max_new_tokens": 5,
             "top_k": 4,
         }
-        assert request["messages"] == [{"role": "user", "content": "ab"}]
+        assert request["messages"] == [{"role": "user", "content": "a\nb"}]
         assert request["metadata"]["a"] == "b"
 
 
@@ -230,8 +230,8 @@ UNDONE: Final = [
     ("frequency_penalty", 0.5),
     ("functions", [{"name": "f"}]),
     ("modalities", ["audio"]),
-    ("reasoning_effort", "high"),
-    ("no_such_field", 1),
+    ("repetition_penalty", 1.2),
+    ("continue_final_message", True),
 ]
 
 
@@ -253,9 +253,11 @@ def test_what_we_do_not_do_is_refused_by_name(client: openai.OpenAI, redis: Redi
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"max_tokens": 0}, "max_new_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
         ({"stop": [""]}, "stop.0"),
+        ({"stop": ""}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"seed": -1}, "seed"),
         ({"metadata": {"tokenrelay.gateway": {"fleeting": True}}}, "metadata"),

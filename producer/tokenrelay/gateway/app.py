@@ -12,7 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from tokenrelay.gateway import routes_completions, routes_models, routes_page, routes_requests, routes_responses
+from tokenrelay.gateway import (
+    ignored,
+    routes_completions,
+    routes_models,
+    routes_page,
+    routes_requests,
+    routes_responses,
+)
 from tokenrelay.gateway.counting import RequestCount
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.guards import OriginGuard, SizeGuard
@@ -74,7 +81,7 @@ def _middleware(settings: GatewaySettings) -> list[Middleware]:
         Middleware(SizeGuard, settings.max_header_bytes, settings.max_body_bytes, settings.receive_timeout_s),
     ]
     if origins:
-        exposed = ["X-Request-Id", "Location", "Retry-After"]
+        exposed = ["X-Request-Id", "Location", "Retry-After", ignored.HEADER]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(origins),
@@ -99,8 +106,9 @@ async def _answer_problem(request: Request, error: Exception) -> Response:
     return problem_response(problem)
 
 
-async def _answer_invalid(_: Request, error: Exception) -> Response:
-    return problem_response(invalid(cast("RequestValidationError", error).errors()))
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    refused = cast("RequestValidationError", error)
+    return problem_response(invalid(refused.errors(), refused.body, request.headers.get("content-type")))
 
 
 async def _answer_http(_: Request, error: Exception) -> Response:

@@ -1,229 +1,252 @@
 """The bodies of OpenAI's endpoints, as far as we do them, and how each becomes a request of ours.
 
-A field that we don't do is refused by its name, unless it says what is the case anyhow: `n: 1` asks for nothing. Beside
-OpenAI's fields stand a few of ours, which its clients send with `extra_body`.
+A field that we don't do is ignored and named where it changes nothing (fields.py), and refused by its name otherwise.
+Beside OpenAI's fields stand a few of ours, which its clients send with `extra_body`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-_EMPTY: Final[tuple[Any, ...]] = (None, [], {})
-_OFF: Final = (None, False)
-_ZERO: Final = (None, 0, 0.0)
-UNDONE: Final[dict[str, tuple[Any, ...]]] = {
-    "audio": _EMPTY,
-    "best_of": (None, 1),
-    "context_management": _EMPTY,
-    "conversation": _EMPTY,
-    "echo": _OFF,
-    "frequency_penalty": _ZERO,
-    "function_call": (None, "none"),
-    "functions": _EMPTY,
-    "include": _EMPTY,
-    "logit_bias": _EMPTY,
-    "logprobs": _OFF,
-    "max_tool_calls": (None,),
-    "modalities": (None, ["text"]),
-    "moderation": _EMPTY,
-    "n": (None, 1),
-    "parallel_tool_calls": (None, True, False),
-    "prediction": _EMPTY,
-    "presence_penalty": _ZERO,
-    "previous_response_id": (None,),
-    "prompt": _EMPTY,
-    "prompt_cache_options": _EMPTY,
-    "prompt_cache_retention": _EMPTY,
-    "reasoning": _EMPTY,
-    "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "service_tier": (None, "auto", "default"),
-    "suffix": (None, ""),
-    "text": (None, {}, {"format": {"type": "text"}}),
-    "tool_choice": (None, "none", "auto"),
-    "tools": _EMPTY,
-    "top_logprobs": _ZERO,
-    "truncation": (None, "disabled"),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-"""What we don't do → the values that ask for nothing."""
-_IGNORED: Final = ("user", "safety_identifier", "prompt_cache_key")
-"""They say something of the caller and change no answer."""
+from tokenrelay.gateway.coercion import Flag, Real, Whole, flag, number, whole
+from tokenrelay.gateway.contents import Conversation, read_input, read_messages, refuse
+from tokenrelay.gateway.fields import HINTS, NOTES, PROMPT_UNDONE, UNDONE, is_usual
+from tokenrelay.shared.options import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.shared.errors import RequestError
+
+LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens")
+"""The names of the answer's limit, OpenAI's three and ours: taken at each endpoint, for all mean the same."""
+_UNSUPPORTED: Final = ("isn't supported here; leave it out", "unsupported_parameter")
+_MESSAGES_SCHEMA: Final = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}}
 
 
-class TextPart(BaseModel):
-    """A piece of a message."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text", "input_text", "output_text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-
-    def plain(self) -> dict[str, str]:
-        """As our own schema has it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": content}
+def _stop(value: Any) -> Any:
+    if isinstance(value, list):
+        for number_, text in enumerate(value):
+            if not isinstance(text, str):
+                refuse(f"stop.{number_}", "must be text")
+    elif value is not None and not isinstance(value, str):
+        refuse("stop", "must be text or a list of texts")
+    return value
 
 
-class InputMessage(ChatMessage):
-    """The Responses API's."""
+def _queue(value: Any) -> Any:
+    """vLLM's numbers: 0 is its default."""
+    return "default" if not isinstance(value, bool) and number(value) == 0 else value
 
-    type: Literal["message"] = "message"
+
+def _one_prompt(value: Any) -> Any:
+    one = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(one, int | list):
+        tokens = isinstance(one, int) or (bool(one) and all(isinstance(item, int | list) for item in one))
+        why = "token IDs aren't supported; give text" if tokens else "give one prompt a request"
+        refuse("prompt", why, "unsupported_parameter")
+    return one
+
+
+class StreamOptions(BaseModel):
+    """How an answer is streamed."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    include_usage: Flag | None = None
+    include_obfuscation: Flag | None = Field(default=None, description="Changes nothing: answers aren't padded.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_undone(cls, given: Any) -> Any:
+        if isinstance(given, dict) and flag(given.get("continuous_usage_stats")) not in (None, False):
+            refuse("stream_options.continuous_usage_stats", *_UNSUPPORTED)
+        return given
 
 
 class Common(BaseModel):
     """What the endpoints share. Bounds are ours to check at submit, in the same words for everybody."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True)
     asks: ClassVar[tuple[str, ...]] = (
         "model",
         "temperature",
         "top_p",
         "top_k",
         "seed",
+        "stop",
         "ignore_eos",
         "priority",
         "deadline_s",
     )
+    undone: ClassVar = UNDONE
 
     model: str
-    temperature: float | None = None
-    top_p: float | None = None
-    stream: bool | None = None
-    store: bool | None = None
-    metadata: dict[str, JsonValue] | None = None
-    seed: int | None = None
-    top_k: int | None = Field(default=None, description="Ours: sample among the k likeliest tokens.")
-    ignore_eos: bool | None = Field(default=None, description="Ours: go on past the end-of-sequence token.")
-    priority: Literal["high", "default", "low"] | None = Field(default=None, description="Ours: which queue.")
-    deadline_s: float | None = Field(default=None, description="Ours: seconds after which the request ends.")
+    temperature: Real | None = None
+    top_p: Real | None = None
+    stop: Annotated[Any, PlainValidator(_stop, str | list[str] | None)] = None
+    stream: Flag | None = None
+    stream_options: StreamOptions | None = None
+    store: Flag | None = None
+    metadata: dict[str, Any] | None = None
+    seed: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    max_output_tokens: Whole | None = None
+    max_tokens: Whole | None = None
+    max_new_tokens: Whole | None = None
+    top_k: Whole | None = Field(default=None, description="Ours: sample among the k likeliest tokens; 0 or -1: all.")
+    ignore_eos: Flag | None = Field(default=None, description="Ours: go on past the end-of-sequence token.")
+    priority: Annotated[Literal["high", "default", "low"] | None, BeforeValidator(_queue)] = Field(
+        default=None, description="Ours: which queue."
+    )
+    deadline_s: Real | None = Field(default=None, description="Ours: seconds after which the request ends.")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_undone(cls, given: Any) -> Any:
+    def _leave_out(cls, given: Any) -> Any:
+        """Without what asks for nothing. Raises Problem 400 for what isn't done."""
         if not isinstance(given, dict):
             return given
-        kept = {name: value for name, value in given.items() if name not in _IGNORED}
-        for name, neutral in UNDONE.items():
-            if name in kept and name not in cls.model_fields:
-                if not any(kept[name] == value and type(kept[name]) is type(value) for value in neutral):
-                    raise PydanticCustomError(
-                        "unsupported",
-                        "isn't supported here; leave it out",
-                        {"field": name, "code": "unsupported_parameter"},
-                    )
-                del kept[name]
-        return kept
+        others = {name: value for name, value in given.items() if name not in cls.model_fields}
+        for name, value in others.items():
+            if name in cls.undone and not cls.undone[name](value):
+                refuse(name, *_UNSUPPORTED)
+        quiet = {
+            name
+            for name, value in others.items()
+            if value is None or name in cls.undone or name in NOTES or (name in HINTS and is_usual(name, value))
+        }
+        return {name: value for name, value in given.items() if name not in quiet}
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        given = self._limits()
+        if len(set(given.values())) > 1:
+            first, second = list(given)[:2]
+            raise PydanticCustomError(
+                "two_limits", "differs from {other}; give one of them", {"field": second, "other": first}
+            )
+        return self
+
+    def _limits(self) -> dict[str, int]:
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+
+    @property
+    def unknown(self) -> list[str]:
+        """The fields that nobody knows."""
+        return [name for name in self.model_extra or {} if name not in HINTS]
+
+    @property
+    def ignored(self) -> list[str]:
+        """The paths of all that was given and changes nothing."""
+        nested = self.stream_options.model_extra if self.stream_options else None
+        inner = [f"stream_options.{name}" for name, value in (nested or {}).items() if value]
+        return [*(self.model_extra or {}), *inner]
 
     def options(self) -> dict[str, Any]:
         """Those of our options that were given."""
         given = {name: getattr(self, name) for name in self.asks}
-        return {**{name: value for name, value in given.items() if value is not None}, "metadata": self.metadata or {}}
+        options = {name: value for name, value in given.items() if value is not None}
+        if options.get("top_k") == -1:
+            options["top_k"] = 0
+        if isinstance(self.stop, str):
+            options["stop"] = [self.stop]
+        for limit in self._limits().values():
+            options["max_new_tokens"] = limit
+        return {**options, "metadata": self.metadata or {}}
 
+    def in_callers_words(self, error: RequestError) -> RequestError:
+        """The error with the field as the caller sent it."""
+        ours, _, rest = (error.field or "").partition(".")
+        names = {"max_new_tokens": next(iter(self._limits()), "max_new_tokens"), **self._names()}
+        theirs = names.get(ours, ours)
+        path = f"{theirs}.{rest}" if ours == "stop" and isinstance(self.stop, list) and rest else theirs
+        told = error.message.removeprefix(error.field or "").removeprefix(ours)
+        return type(error)(f"{path}{told}", field=path, limit=error.limit, code=error.code, request_id=error.request_id)
 
-class StreamOptions(BaseModel):
-    """How an answer is streamed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    def _names(self) -> dict[str, str]:
+        return {}
 
 
 class Streamed(Common):
     """What chat and plain completions share."""
 
-    stop: str | list[str] | None = None
-    max_tokens: int | None = None
-    stream_options: StreamOptions | None = None
-
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
-
-    def options(self) -> dict[str, Any]:
-        options = super().options()
-        if self.stop is not None:
-            options["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
-        if self.max_tokens is not None:
-            options["max_new_tokens"] = self.max_tokens
-        return options
 
 
 class ChatBody(Streamed):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: int | None = None
+    messages: Annotated[Conversation, PlainValidator(read_messages), WithJsonSchema(_MESSAGES_SCHEMA)]
 
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise PydanticCustomError(
-                "two_limits", "differs from max_completion_tokens; give one of them", {"field": "max_tokens"}
-            )
-        return self
+    @property
+    def ignored(self) -> list[str]:
+        return [*super().ignored, *self.messages.ignored]
 
     def options(self) -> dict[str, Any]:
-        options = super().options()
-        if self.max_completion_tokens is not None:
-            options["max_new_tokens"] = self.max_completion_tokens
-        return {**options, "messages": [message.plain() for message in self.messages]}
+        return {**super().options(), "messages": list(self.messages.messages)}
 
 
 class CompletionBody(Streamed):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    undone: ClassVar = PROMPT_UNDONE
+
+    prompt: Annotated[str, BeforeValidator(_one_prompt, str | Annotated[list[str], Field(min_length=1, max_length=1)])]
 
     def options(self) -> dict[str, Any]:
-        return {**super().options(), "prompt": self.prompt if isinstance(self.prompt, str) else self.prompt[0]}
-
-
-class ResponsesStreamOptions(BaseModel):
-    """How a response is streamed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    include_obfuscation: Literal[False] | None = None
+        return {**super().options(), "prompt": self.prompt}
 
 
 class ResponseBody(Common):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    background: bool | None = None
-    stop: str | list[str] | None = Field(default=None, description="Ours: as in chat completions.")
-    stream_options: ResponsesStreamOptions | None = None
+    input: Annotated[
+        Conversation, PlainValidator(read_input), WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES_SCHEMA]})
+    ]
+    instructions: Text | None = None
+    background: Flag | None = None
 
     @property
     def stored(self) -> bool:
         return self.store is not False
 
+    @property
+    def ignored(self) -> list[str]:
+        return [*super().ignored, *self.input.ignored]
+
     def options(self) -> dict[str, Any]:
-        options = super().options()
-        if self.stop is not None:
-            options["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
-        if self.max_output_tokens is not None:
-            options["max_new_tokens"] = self.max_output_tokens
         messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        if isinstance(self.input, str):
-            messages.append({"role": "user", "content": self.input})
-        else:
-            messages += [message.plain() for message in self.input]
-        return {**options, "messages": messages}
+        return {**super().options(), "messages": [*messages, *self.input.messages]}
+
+    def _names(self) -> dict[str, str]:
+        return {"messages": "input"}
+
+
+_SCALARS: Final = {
+    "max_new_tokens": whole,
+    "top_k": whole,
+    "seed": whole,
+    "temperature": number,
+    "top_p": number,
+    "deadline_s": number,
+    "ignore_eos": flag,
+}
+
+
+def read_submission(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A body of `POST /requests` as `submit` takes it, and what of its messages was ignored. Raises Problem 400.
+
+    Its fields are our own, so that one we don't know is a misspelt one, and stays for `submit` to refuse.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    read = {name: _SCALARS[name](value) if name in _SCALARS else value for name, value in given.items()}
+    if "messages" not in read:
+        return read, ()
+    conversation = read_messages(read["messages"])
+    return {**read, "messages": list(conversation.messages)}, conversation.ignored

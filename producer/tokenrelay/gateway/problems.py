@@ -83,16 +83,44 @@ def unauthorized(message: str) -> Problem:
     return Problem(401, message, "invalid_api_key", kind="authentication_error", headers=headers)
 
 
-def invalid(errors: Sequence[Any]) -> Problem:
-    """The first of pydantic's errors, with the field's path as OpenAI names it: messages.0.content."""
+def invalid(errors: Sequence[Any], body: object = None, content_type: str | None = None) -> Problem:
+    """The first of pydantic's errors, with the field's path as the caller sent it."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("body", "query", "header")]
     context = first.get("ctx", {})
-    field = ".".join(path) or context.get("field") or None
     if first["type"] == "json_invalid":
         return Problem(400, f"the body isn't JSON: {context.get('error', first['msg'])}", "invalid_json")
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    code = context.get("code", "invalid_request")
-    if first["type"] == "extra_forbidden":
-        reason, code = "unknown field", "unknown_parameter"
-    return Problem(400, f"{field or 'the body'}: {reason}", code, field)
+    if isinstance(body, bytes):  # JSON that wasn't announced as such
+        told = f"is {ascii(content_type)[:80]}" if content_type else "is missing"
+        return Problem(400, f"Content-Type: {told}; send application/json", "invalid_request", "Content-Type")
+    field = ".".join(_path(first["loc"], body)) or context.get("field") or None
+    reason = _REASONS.get(first["type"]) or str(first["msg"]).removeprefix("Value error, ")
+    return Problem(400, f"{field or 'the body'}: {reason}", "invalid_request", field)
+
+
+_REASONS: Final = {
+    "dict_type": "must be a JSON object",
+    "missing": "is missing",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+}
+
+
+def _path(place: Sequence[str | int], body: object) -> list[str]:
+    """Of pydantic's path what stands in the body: pydantic also names the types that it tried."""
+    kind, *rest = place
+    if kind != "body":
+        return [str(part) for part in rest]
+    path: list[str] = []
+    value = body
+    for part in rest:
+        if isinstance(value, dict) and part not in value and path:
+            continue
+        path.append(str(part))
+        value = _inside(value, part)
+    return path
+
+
+def _inside(value: object, part: str | int) -> object:
+    if isinstance(value, dict):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None

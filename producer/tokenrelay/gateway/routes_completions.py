@@ -5,6 +5,8 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from tokenrelay.gateway.asked import headers as answer_headers
+from tokenrelay.gateway.asked import submit_body
 from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
 from tokenrelay.gateway.bodies import ChatBody, CompletionBody, Streamed
 from tokenrelay.gateway.gateway import Gateway
@@ -55,11 +57,9 @@ async def completions(
 
 
 async def _submitted(gateway: Gateway, tenant: Tenant, body: Streamed, api: Api, key: str | None) -> Record:
-    await gateway.check_model(body.model)
     store = bool(body.store)
     mark = Mark(api=api, fleeting=key is None and not store, store=store)
-    options = body.options()
-    return await gateway.submit({**options, **({"idempotency_key": key} if key else {})}, tenant, mark)
+    return await submit_body(gateway, tenant, body, mark, key)
 
 
 async def _answer(
@@ -67,7 +67,7 @@ async def _answer(
 ) -> Response:
     attachment = await gateway.attach(record, after)
     try:
-        headers = {"X-Request-Id": record.request_id}
+        headers = answer_headers(record, body)
         if body.stream:
             usage = body.include_usage
             view = attachment.feed.view(f"{api} {usage}", lambda: ChatEncoder(record, api, include_usage=usage))

@@ -6,7 +6,9 @@ from fastapi import APIRouter, Body
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
+from tokenrelay.gateway import ignored
 from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
+from tokenrelay.gateway.bodies import read_submission
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.records import Record
 from tokenrelay.gateway.responses import EventStream, json_response
@@ -33,10 +35,12 @@ async def submit(
 ) -> Response:
     """Queue a request. It is durable: once this answers, it ends in an answer or an error, whatever dies."""
     key = idempotency(idempotency_key, body.get("idempotency_key"))
-    record = await gateway.submit({**body, **({"idempotency_key": key} if key else {})}, tenant)
+    given, unused = read_submission(body)
+    record = await gateway.submit({**given, **({"idempotency_key": key} if key else {})}, tenant)
+    ignored.report(record.request_id, unused)
     path = f"/requests/{record.request_id}"
     accepted = {"request_id": record.request_id, "model": record.model, "events": f"{path}/events"}
-    return json_response(accepted, 202, {"Location": path})
+    return json_response(accepted, 202, {"Location": path, **ignored.header(unused)})
 
 
 @router.get("/{request_id}", response_model=Status, responses=ERRORS)

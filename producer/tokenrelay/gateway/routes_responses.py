@@ -1,10 +1,13 @@
 """OpenAI's Responses API: streamed, in the background, and read again later from any event."""
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from tokenrelay.gateway.asked import headers as answer_headers
+from tokenrelay.gateway.asked import submit_body
 from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
 from tokenrelay.gateway.bodies import ResponseBody
 from tokenrelay.gateway.gateway import Gateway
@@ -31,7 +34,6 @@ async def create(
 ) -> Response:
     """Ask; the response comes streamed, in one piece, or in the background."""
     key, background = idempotency(idempotency_key), bool(body.background)
-    await gateway.check_model(body.model)
     mark = Mark(
         api="responses",
         fleeting=not (key or background or body.stored),
@@ -39,18 +41,19 @@ async def create(
         store=body.stored,
         instructions=bool(body.instructions),
     )
-    record = await gateway.submit({**body.options(), **({"idempotency_key": key} if key else {})}, tenant, mark)
+    record = await submit_body(gateway, tenant, body, mark, key)
+    headers = answer_headers(record, body)
     if body.stream:
-        return await _streamed(gateway, record, -1, START)
+        return await _streamed(gateway, record, -1, START, headers)
     if background:
-        return json_response(snapshot(record, record.state), headers=_headers(record))
+        return json_response(snapshot(record, record.state), headers=headers)
     attachment = await gateway.attach(record)
     try:
         if await ended(attachment, request) is None:
             return Response(status_code=499)
     finally:
         attachment.leave()
-    return await _whole(gateway, await gateway.record(record.request_id, tenant))
+    return await _whole(gateway, await gateway.record(record.request_id, tenant), headers)
 
 
 @router.get("/{response_id}", responses={**_ANSWERS, 204: EVENTS[204]})
@@ -67,8 +70,8 @@ async def retrieve(
     entry = entry_after(None, last_event_id) if starting_after is None else START
     record = await _found(gateway, tenant, response_id)
     if stream:
-        return await _streamed(gateway, record, after, entry)
-    return await _whole(gateway, record)
+        return await _streamed(gateway, record, after, entry, _headers(record))
+    return await _whole(gateway, record, _headers(record))
 
 
 @router.post("/{response_id}/cancel", responses=ERRORS)
@@ -76,7 +79,7 @@ async def cancel_response(gateway: Here, tenant: Asking, response_id: str) -> Re
     """End a response, wherever it is. One that has ended stays as it is."""
     record = await _found(gateway, tenant, response_id)
     await gateway.run(cancel(record.request_id, "gateway"))
-    return await _whole(gateway, await gateway.record(record.request_id, tenant))
+    return await _whole(gateway, await gateway.record(record.request_id, tenant), _headers(record))
 
 
 async def _found(gateway: Gateway, tenant: Tenant, response_id: str) -> Record:
@@ -85,7 +88,9 @@ async def _found(gateway: Gateway, tenant: Tenant, response_id: str) -> Record:
     return await gateway.record(response_id.removeprefix(PREFIX), tenant)
 
 
-async def _streamed(gateway: Gateway, record: Record, sequence: int, entry: EntryId) -> Response:
+async def _streamed(
+    gateway: Gateway, record: Record, sequence: int, entry: EntryId, headers: Mapping[str, str]
+) -> Response:
     """The events behind `sequence`, or behind an entry where that is given."""
     attachment = await gateway.attach(record, entry)
     try:
@@ -106,13 +111,13 @@ async def _streamed(gateway: Gateway, record: Record, sequence: int, entry: Entr
             attachment.leave()
             return Response(status_code=204)
         comment_s = gateway.settings.comment_s
-        return EventStream(attachment, view, position, comment_s=comment_s, headers=_headers(record))
+        return EventStream(attachment, view, position, comment_s=comment_s, headers=headers)
     except BaseException:
         attachment.leave()
         raise
 
 
-async def _whole(gateway: Gateway, record: Record) -> Response:
+async def _whole(gateway: Gateway, record: Record, headers: Mapping[str, str]) -> Response:
     """The response as it is now, with as much of the answer as there is."""
     attachment = await gateway.attach(record)
     try:
@@ -121,7 +126,7 @@ async def _whole(gateway: Gateway, record: Record) -> Response:
         for entry in feed.entries:
             assembler.receive(entry)
         state = feed.ended.state if feed.ended else record.state
-        return json_response(snapshot(record, state, feed.ended, assembler.text), headers=_headers(record))
+        return json_response(snapshot(record, state, feed.ended, assembler.text), headers=headers)
     finally:
         attachment.leave()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
@@ -29,7 +30,8 @@ MAX_TOP_K: Final = 2**31 - 1
 MAX_METADATA_BYTES: Final = 16_384
 
 
-def _encodable(value: str) -> str:
+def encodable(value: str) -> str:
+    """The text. Raises ValueError where it can't be stored: it holds half of a surrogate pair."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -67,7 +69,7 @@ def _small_metadata(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
+Text = Annotated[str, AfterValidator(encodable)]
 Priority = Literal["high", "default", "low"]
 
 
@@ -221,7 +223,9 @@ def _request_error(error: ValidationError) -> RequestError:
         reason += f", at most {limit:g}" if limit is not None else ""
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(DEFAULTS))
-        return RequestError(f"{field}: unknown field; known ones are {known}", field=field)
+        close = get_close_matches(field, DEFAULTS, 1)
+        meant = f"; did you mean {close[0]}?" if close else ";"
+        return RequestError(f"{field}: unknown field{meant} known ones are {known}", field=field)
     shown = "" if isinstance(first["input"], dict | list) or field == "prompt" else f" (got {_short(first['input'])})"
     return RequestError(f"{field}: {reason}{shown}", field=field, limit=cast("object", limit))
 

@@ -161,6 +161,10 @@ class GatewaySettings(ProducerSettings, MeasuredSettings):
     comment_s: float = Field(
         default=15.0, gt=0, le=300, description="Seconds between the comments that keep a silent event stream open."
     )
+    unknown_fields: Literal["ignore", "refuse"] = Field(
+        default="ignore",
+        description="What is done with a field that nobody knows: it is named in the answer's header, or a 400.",
+    )
     max_body_bytes: int = Field(default=2_000_000, ge=1024, description="Largest body of an HTTP request.")
     max_header_bytes: int = Field(default=65_536, ge=1024, description="Most bytes before an HTTP request's body.")
     receive_timeout_s: float = Field(

@@ -153,7 +153,7 @@ def _usage(ended: Ended) -> dict[str, Any]:
     used = ended.usage
     return {
         "input_tokens": used.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": used.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": used.prompt_tokens + used.completion_tokens,

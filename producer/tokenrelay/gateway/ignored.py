@@ -1,0 +1,36 @@
+"""Names of fields that a request held and nothing was done with: for its answer's header, and for the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+log = logging.getLogger(__name__)
+
+HEADER: Final = "X-Tokenrelay-Ignored"
+_MOST: Final = 20
+_MOST_CHARS: Final = 80
+_STRANGE: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names in one line that a header and a log can hold, whatever they are: they are the caller's."""
+    clean = list(dict.fromkeys(_STRANGE.sub("?", name)[:_MOST_CHARS] for name in names))
+    more = [f"and-{len(clean) - _MOST}-more"] if len(clean) > _MOST else []
+    return ", ".join([*clean[:_MOST], *more])
+
+
+def header(names: Iterable[str]) -> dict[str, str]:
+    """Tells the caller; nothing where nothing was ignored."""
+    told = listed(names)
+    return {HEADER: told} if told else {}
+
+
+def report(request_id: str, names: Iterable[str]) -> None:
+    """Tells the operator, in one line."""
+    if told := listed(names):
+        log.info("request %s: ignored the fields %s", request_id, told)

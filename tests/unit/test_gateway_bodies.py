@@ -1,0 +1,472 @@
+"""What a body may say: harmless values are taken, what would change the answer and isn't done is refused by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+from pydantic import ValidationError
+
+from tokenrelay.gateway.bodies import ChatBody, CompletionBody, ResponseBody, read_submission
+from tokenrelay.gateway.fields import HINTS, NOTES
+from tokenrelay.gateway.ignored import header
+from tokenrelay.gateway.problems import Problem, invalid
+
+if TYPE_CHECKING:
+    from tokenrelay.gateway.bodies import Common
+
+ASKED: Final = [{"role": "user", "content": "hi"}]
+LEAST: Final[dict[type[Common], dict[str, Any]]] = {
+    ChatBody: {"model": "weather", "messages": ASKED},
+    CompletionBody: {"model": "weather", "prompt": "hi"},
+    ResponseBody: {"model": "weather", "input": "hi"},
+}
+
+
+def read(kind: type[Common], **fields: Any) -> Common:
+    return kind.model_validate({**LEAST[kind], **fields})
+
+
+def refused(kind: type[Common], **fields: Any) -> Problem:
+    """How the gateway answers the body."""
+    body = {**LEAST[kind], **fields}
+    try:
+        kind.model_validate(body)
+    except Problem as problem:
+        return problem
+    except ValidationError as error:
+        errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        return invalid(errors, body)
+    raise AssertionError(f"{fields} was taken")
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        (ChatBody, chat_create_params.CompletionCreateParamsBase),
+        (CompletionBody, completion_create_params.CompletionCreateParamsBase),
+        (ResponseBody, response_create_params.ResponseCreateParamsBase),
+    ],
+)
+def test_every_field_of_the_openai_package_is_known(kind: type[Common], params: type) -> None:
+    """A field that a new release of the package brings must be looked at: does it change the answer?"""
+    known = {*kind.model_fields, *kind.undone, *HINTS, *NOTES}
+    assert set(get_type_hints(params)) - known == set()
+
+
+EVERYWHERE: Final[list[tuple[str, Any]]] = [
+    *((name, None) for name in sorted({*ChatBody.undone, *HINTS, *NOTES} - {"input", "prompt", "messages"})),
+    ("best_of", 1),
+    ("frequency_penalty", 0),
+    ("presence_penalty", 0.0),
+    ("presence_penalty", "0"),
+    ("function_call", "none"),
+    ("functions", []),
+    ("logit_bias", {}),
+    ("logit_bias", {"50256": 0, "11": "0"}),
+    ("modalities", ["text"]),
+    ("n", 1),
+    ("n", 1.0),
+    ("n", "1"),
+    ("parallel_tool_calls", True),
+    ("parallel_tool_calls", False),
+    ("response_format", {"type": "text"}),
+    ("service_tier", "auto"),
+    ("service_tier", "flex"),
+    ("seed", None),
+    ("stop", []),
+    ("stream_options", {}),
+    ("stream_options", {"include_usage": None, "include_obfuscation": True, "continuous_usage_stats": False}),
+    ("suffix", ""),
+    ("temperature", None),
+    ("text", {"format": {"type": "text"}, "verbosity": "low"}),
+    ("tool_choice", "auto"),
+    ("tool_choice", "none"),
+    ("tools", []),
+    ("top_logprobs", 0),
+    ("truncation", "auto"),
+    ("truncation", "disabled"),
+    ("verbosity", "high"),
+    ("web_search_options", None),
+    ("include", ["reasoning.encrypted_content", "file_search_call.results", "something.new"]),
+    ("max_tool_calls", 3),
+    ("reasoning", {"effort": None, "summary": None}),
+    ("reasoning", {"effort": "high", "summary": "auto"}),
+    ("reasoning_effort", "low"),
+    ("prompt_cache_options", {"mode": "explicit"}),
+    ("prompt_cache_retention", "24h"),
+    ("user", "somebody"),
+    ("client_metadata", {"originator": "codex"}),
+    ("add_generation_prompt", True),
+    ("continue_final_message", False),
+    ("chat_template_kwargs", {}),
+    ("detokenize", True),
+    ("guided_decoding_backend", "xgrammar"),
+    ("include_stop_str_in_output", False),
+    ("length_penalty", 1.0),
+    ("min_p", 0),
+    ("min_tokens", 0),
+    ("priority", 0),
+    ("repetition_penalty", 1),
+    ("request_id", "mine"),
+    ("skip_special_tokens", True),
+    ("spaces_between_special_tokens", False),
+    ("stop_token_ids", []),
+    ("top_k", -1),
+    ("use_beam_search", False),
+]
+
+
+@pytest.mark.parametrize("kind", LEAST)
+@pytest.mark.parametrize(("name", "value"), EVERYWHERE)
+def test_what_changes_nothing_is_taken(kind: type[Common], name: str, value: Any) -> None:
+    plain: dict[str, Any] = {"top_k": {"top_k": 0}, "priority": {"priority": "default"}, "stop": {"stop": []}}
+    same = plain.get(name, {}) if value is not None else {}
+    assert read(kind, **{name: value}).options() == {**read(kind).options(), **same}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (ChatBody, "logprobs", False),
+        (ChatBody, "add_special_tokens", False),
+        (CompletionBody, "add_special_tokens", True),
+        (CompletionBody, "echo", False),
+    ],
+)
+def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, value: Any) -> None:
+    assert read(kind, **{name: value}).options() == read(kind).options()
+
+
+@pytest.mark.parametrize("kind", LEAST)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 2),
+        ("n", "2"),
+        ("n", True),
+        ("best_of", 2),
+        ("logprobs", True),
+        ("logprobs", 5),
+        ("top_logprobs", 2),
+        ("logit_bias", {"1": 5}),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", "0.5"),
+        ("repetition_penalty", 1.1),
+        ("response_format", {"type": "json_object"}),
+        ("text", {"format": {"type": "json_schema"}}),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("functions", [{"name": "f"}]),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "ash", "format": "wav"}),
+        ("web_search_options", {}),
+        ("moderation", {"model": "omni"}),
+        ("include", ["message.output_text.logprobs"]),
+        ("previous_response_id", "resp_1"),
+        ("conversation", "conv_1"),
+        ("context_management", [{"type": "compaction"}]),
+        ("suffix", "end"),
+        ("echo", True),
+        ("add_generation_prompt", False),
+        ("continue_final_message", True),
+        ("chat_template", "{{ messages }}"),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("guided_json", {"type": "object"}),
+        ("structured_outputs", {"choice": ["a"]}),
+        ("min_p", 0.1),
+        ("min_tokens", 1),
+        ("stop_token_ids", [2]),
+        ("bad_words", ["x"]),
+        ("use_beam_search", True),
+        ("skip_special_tokens", False),
+        ("include_stop_str_in_output", True),
+        ("truncate_prompt_tokens", 5),
+        ("return_token_ids", True),
+        ("prompt_logprobs", 0),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_name(kind: type[Common], name: str, value: Any) -> None:
+    problem = refused(kind, **{name: value})
+    assert (problem.status, problem.param, problem.code) == (400, name, "unsupported_parameter")
+    assert problem.message == f"{name}: isn't supported here; leave it out"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(ChatBody, "input"), (ChatBody, "prompt"), (ChatBody, "instructions"), (CompletionBody, "messages")],
+)
+def test_another_endpoints_question_is_refused_by_name(kind: type[Common], name: str) -> None:
+    assert refused(kind, **{name: "something else"}).param == name
+
+
+COERCED: Final[list[tuple[str, Any, Any]]] = [
+    ("temperature", "0.7", 0.7),
+    ("temperature", "1e-1", 0.1),
+    ("temperature", 1, 1.0),
+    ("top_p", "1", 1.0),
+    ("deadline_s", "5", 5.0),
+    ("seed", 6.0, 6),
+    ("seed", "6", 6),
+    ("seed", "6.0", 6),
+    ("seed", 2**62, 2**62),
+    ("top_k", "4", 4),
+    ("max_tokens", 6.0, 6),
+    ("max_tokens", 1e3, 1000),
+    ("max_completion_tokens", "6", 6),
+    ("max_output_tokens", " 6 ", 6),
+    ("max_new_tokens", 6.0, 6),
+    ("ignore_eos", 1, True),
+    ("ignore_eos", 0.0, False),
+    ("ignore_eos", "True", True),
+    ("ignore_eos", "false", False),
+]
+LOSSY: Final[list[tuple[str, Any]]] = [
+    ("temperature", "hot"),
+    ("temperature", ""),
+    ("temperature", True),
+    ("temperature", [0.7]),
+    ("seed", 6.5),
+    ("seed", "6.5"),
+    ("seed", "0x6"),
+    ("seed", "1_000"),
+    ("seed", True),
+    ("seed", 1e300),
+    ("seed", float("nan")),
+    ("top_k", "many"),
+    ("max_tokens", 6.5),
+    ("max_tokens", float("inf")),
+    ("stream", "yes"),
+    ("stream", 2),
+    ("stream", 0.5),
+    ("store", []),
+    ("ignore_eos", "on"),
+]
+
+
+@pytest.mark.parametrize("kind", LEAST)
+@pytest.mark.parametrize(("name", "given", "taken"), COERCED)
+def test_scalars_are_taken_where_nothing_is_lost(kind: type[Common], name: str, given: Any, taken: Any) -> None:
+    ours = "max_new_tokens" if name.startswith("max_") else name
+    option = read(kind, **{name: given}).options()[ours]
+    assert (option, type(option)) == (taken, type(taken))
+
+
+@pytest.mark.parametrize("kind", LEAST)
+@pytest.mark.parametrize(("name", "given"), LOSSY)
+def test_scalars_that_would_lose_something_are_refused_by_name(kind: type[Common], name: str, given: Any) -> None:
+    problem = refused(kind, **{name: given})
+    assert problem.param == name
+    assert problem.message.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(("given", "taken"), [(1, True), (0, False), ("true", True), (1.0, True), (None, None)])
+def test_flags_of_how_to_answer_are_coerced_too(given: Any, taken: bool | None) -> None:
+    options = {"include_usage": given}
+    body = ChatBody.model_validate({**LEAST[ChatBody], "stream": given, "store": given, "stream_options": options})
+    assert (body.stream, body.store, body.include_usage) == (taken, taken, bool(taken))
+    assert ResponseBody.model_validate({**LEAST[ResponseBody], "background": given}).background is taken
+
+
+@settings(deadline=None)
+@given(st.integers(-(2**70), 2**70))
+def test_no_integer_is_changed_by_being_a_string(number: int) -> None:
+    assert read(ChatBody, seed=str(number)).options()["seed"] == number
+
+
+@pytest.mark.parametrize("kind", LEAST)
+def test_any_name_of_the_limit_is_taken_and_two_that_differ_are_not(kind: type[Common]) -> None:
+    assert read(kind, max_tokens=5, max_output_tokens=5.0).options()["max_new_tokens"] == 5
+    problem = refused(kind, max_tokens=5, max_completion_tokens=6)
+    assert (problem.param, problem.message) == (
+        "max_tokens",
+        "max_tokens: differs from max_completion_tokens; give one of them",
+    )
+
+
+TEXTS: Final[list[tuple[Any, str]]] = [
+    (["Say", "hello"], "Say\nhello"),
+    ([{"type": "text", "text": "Say"}, {"type": "text", "text": "hello"}], "Say\nhello"),
+    ([{"type": "input_text", "text": "Say"}, "hello"], "Say\nhello"),
+    ([{"text": "Say"}], "Say"),
+    ([{"type": "text", "text": "Say", "cache_control": {"type": "ephemeral"}}], "Say"),
+    ([], ""),
+]
+
+
+@pytest.mark.parametrize(("content", "text"), TEXTS)
+def test_text_parts_are_joined_by_a_line_end(content: Any, text: str) -> None:
+    message = {"role": "user", "content": content}
+    assert read(ChatBody, messages=[message]).options()["messages"] == [{"role": "user", "content": text}]
+    assert read(ResponseBody, input=[message]).options()["messages"] == [{"role": "user", "content": text}]
+    assert read_submission({"messages": [message]})[0]["messages"] == [{"role": "user", "content": text}]
+
+
+ANSWERS: Final[list[tuple[dict[str, Any], str]]] = [
+    (
+        {"content": "a", "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
+        "a",
+    ),
+    ({"content": "a", "tool_calls": [], "reasoning": None, "reasoning_content": "hm", "name": "bot"}, "a"),
+    ({"content": "a", "provider_specific_fields": {"x": 1}, "thinking_blocks": [{}], "prefix": False}, "a"),
+    ({"content": None}, ""),
+    ({}, ""),
+    ({"content": None, "refusal": "No."}, "No."),
+    ({"content": "", "refusal": "No."}, "No."),
+    ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
+    ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}, "a"),
+]
+
+
+@pytest.mark.parametrize(("answer", "text"), ANSWERS)
+def test_any_servers_answer_is_taken_back(answer: dict[str, Any], text: str) -> None:
+    messages = [*ASKED, {"role": "assistant", **answer}, *ASKED]
+    for body in (read(ChatBody, messages=messages), read(ResponseBody, input=messages)):
+        assert body.options()["messages"] == [*ASKED, {"role": "assistant", "content": text}, *ASKED]
+
+
+def test_what_was_ignored_is_named_by_its_path() -> None:
+    body = read(
+        ChatBody,
+        foo=1,
+        nothing=None,
+        reasoning_effort="low",
+        user="me",
+        stream_options={"bar": 2},
+        messages=[
+            *ASKED,
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "a", "odd": 1}],
+                "reasoning": "hm",
+                "refusal": None,
+            },
+        ],
+    )
+    assert body.unknown == ["foo"]
+    assert body.ignored == [
+        "foo",
+        "reasoning_effort",
+        "stream_options.bar",
+        "messages.1.content.0.odd",
+        "messages.1.reasoning",
+    ]
+    items = [*ASKED, {"type": "reasoning", "id": "rs_1", "summary": []}, *ASKED]
+    assert read(ResponseBody, input=items).ignored == ["input.1"]
+    assert read_submission({"messages": [{"role": "user", "content": "x", "odd": 1}]})[1] == ("messages.0.odd",)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(), max_size=60))
+def test_whatever_the_names_are_the_header_is_one_short_line(names: list[str]) -> None:
+    """Names come from the caller: nothing in them ends the header's line, or makes it a long one."""
+    for value in header(names).values():
+        assert value.isascii()
+        assert value.isprintable()
+        assert len(value) < 2000
+
+
+REFUSED_CONTENTS: Final[list[tuple[Any, str, str]]] = [
+    ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, "content.1", "images aren't"),
+    ({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}, "content.0", "images aren't supported"),
+    ({"role": "user", "content": [{"type": "input_audio"}]}, "content.0", "audio isn't supported"),
+    ({"role": "user", "content": [{"type": "file", "file": {}}]}, "content.0", "files aren't supported"),
+    ({"role": "user", "content": [{"type": "input_file"}]}, "content.0", "files aren't supported"),
+    ({"role": "user", "content": [{"type": "video_url"}]}, "content.0", "videos aren't supported"),
+    ({"role": "user", "content": [{"type": "hologram"}]}, "content.0", "'hologram' aren't supported"),
+    ({"role": "user", "content": [{"type": "text", "text": None}]}, "content.0.text", "must be text"),
+    ({"role": "user", "content": [{"type": "text"}]}, "content.0.text", "must be text"),
+    ({"role": "user", "content": [{"type": 5}]}, "content.0.type", "must be text"),
+    ({"role": "user", "content": [{}]}, "content.0.type", "is missing"),
+    ({"role": "user", "content": [5]}, "content.0", "must be a text part"),
+    ({"role": "user", "content": 5}, "content", "must be text or a list of text parts"),
+    ({"role": "user", "content": {"type": "text", "text": "x"}}, "content", "must be text or a list"),
+    ({"role": "user", "content": None}, "content", "is null"),
+    ({"role": "user"}, "content", "is missing"),
+    ({"role": "user", "content": "\ud800"}, "content", "lone surrogate"),
+    ({"role": "user", "content": ["x", "\ud800"]}, "content.1", "lone surrogate"),
+    ({"role": "tool", "content": "x", "tool_call_id": "1"}, "role", "tool calls aren't supported"),
+    ({"role": "narrator", "content": "x"}, "role", "must be one of"),
+    ({"content": "x"}, "role", "must be one of"),
+    ({"role": ["user"], "content": "x"}, "role", "must be one of"),
+    ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "tool_calls", "tool calls aren't"),
+    ({"role": "assistant", "content": None, "function_call": {"name": "f"}}, "function_call", "tool calls aren't"),
+    ({"role": "assistant", "content": None, "audio": {"id": "1"}}, "audio", "audio isn't supported"),
+    ({"role": "assistant", "content": "x", "prefix": True}, "prefix", "continuing a message isn't supported"),
+    ({"role": "user", "content": "x", "images": ["..."]}, "images", "images aren't supported"),
+]
+
+
+@pytest.mark.parametrize(("message", "param", "why"), REFUSED_CONTENTS)
+def test_a_content_that_cannot_be_taken_is_named_by_the_callers_path(message: Any, param: str, why: str) -> None:
+    for kind, field in ((ChatBody, "messages"), (ResponseBody, "input")):
+        problem = refused(kind, **{field: [*ASKED, message]})
+        assert problem.param == f"{field}.1.{param}"
+        assert problem.message.startswith(f"{problem.param}: ")
+        assert why in problem.message
+
+
+@pytest.mark.parametrize(
+    ("value", "param", "why"),
+    [
+        (5, "input", "must be text or a list of messages"),
+        ([], "input", "is empty"),
+        (["hi"], "input.0", "must be an object"),
+        ([{"type": "function_call_output", "call_id": "1", "output": "x"}], "input.0", "tool calls aren't supported"),
+        ([{"type": "item_reference", "id": "msg_1"}], "input.0", "references to stored items aren't supported"),
+        ([{"type": "compaction"}], "input.0", "items of type 'compaction' aren't supported"),
+    ],
+)
+def test_an_input_that_cannot_be_taken_is_named(value: Any, param: str, why: str) -> None:
+    problem = refused(ResponseBody, input=value)
+    assert problem.param == param
+    assert why in problem.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "param", "why"),
+    [
+        (CompletionBody, {"prompt": [1, 2]}, "prompt", "token IDs aren't supported"),
+        (CompletionBody, {"prompt": [5]}, "prompt", "token IDs aren't supported"),
+        (CompletionBody, {"prompt": [[1, 2]]}, "prompt", "token IDs aren't supported"),
+        (CompletionBody, {"prompt": ["a", "b"]}, "prompt", "one prompt a request"),
+        (ChatBody, {"stop": 5}, "stop", "must be text or a list of texts"),
+        (ChatBody, {"stop": ["a", 5]}, "stop.1", "must be text"),
+        (ChatBody, {"stream_options": 5}, "stream_options", "must be a JSON object"),
+        (ChatBody, {"stream_options": {"include_usage": "maybe"}}, "stream_options.include_usage", "valid boolean"),
+        (
+            ChatBody,
+            {"stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+            "isn't",
+        ),
+        (ChatBody, {"metadata": 5}, "metadata", "must be a JSON object"),
+        (ChatBody, {"model": None}, "model", "valid string"),
+        (ChatBody, {"messages": "hi"}, "messages", "must be a list of messages"),
+        (ChatBody, {"messages": [5]}, "messages.0", "must be an object"),
+        (ResponseBody, {"instructions": "\ud800"}, "instructions", "lone surrogate"),
+    ],
+)
+def test_other_fields_that_cannot_be_taken_are_named(
+    kind: type[Common], fields: dict[str, Any], param: str, why: str
+) -> None:
+    problem = refused(kind, **fields)
+    assert (problem.param, problem.message.partition(": ")[0]) == (param, param)
+    assert why in problem.message
+
+
+def test_a_submission_of_ours_drops_nulls_and_keeps_unknown_names() -> None:
+    given = {"prompt": "x", "seed": None, "temperature": "0.5", "max_new_tokens": 6.0, "ignore_eos": 1, "top_kk": 1}
+    assert read_submission(given)[0] == {
+        "prompt": "x",
+        "temperature": 0.5,
+        "max_new_tokens": 6,
+        "ignore_eos": True,
+        "top_kk": 1,
+    }
