@@ -6,6 +6,10 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
+# What packages say of each other's other versions is nothing that we could mend.
+OTHER_VERSIONS := -W ignore::DeprecationWarning --ignore tests/docs
 MODEL := worker/tokenrelay/worker/models/weather
 SOURCES := producer worker shared tests benchmarks
 
@@ -16,11 +20,12 @@ SECONDS ?= 120
 RUNS ?= 20
 FAULTS_ARGS ?=
 BENCH_ARGS ?=
+STEPS ?=
 CLIENTS ?=
 CLIENTS_ARGS ?=
 export PYTHON TORCH_INDEX_URL VENV
 
-.PHONY: help demo serve test slow compose faults chaos clients bench check train format clean
+.PHONY: help demo serve test slow compose faults chaos clients lowest newest loaded nightly bench check train format clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +54,18 @@ chaos: $(INSTALLED)  ## break everything at once for SECONDS=120
 clients: $(INSTALLED)  ## call a gateway with unmodified packages; CLIENTS="openai curl" takes some (docs/clients.md)
 	@$(BIN)/python -m tests.clients $(CLIENTS_ARGS) $(CLIENTS)
 
+lowest: $(LOWEST)/.installed  ## run the tests with the lowest version of every dependency
+	@$(LOWEST)/bin/python -m pytest -m "not slow" $(OTHER_VERSIONS) $(PYTEST_ARGS)
+
+newest: $(NEWEST)/.installed  ## run the tests on the newest Python of this machine
+	@$(NEWEST)/bin/python -m pytest -m "not slow" $(OTHER_VERSIONS) $(PYTEST_ARGS)
+
+loaded: $(INSTALLED)  ## run the tests three times beside busy loops on all cores
+	@for run in 1 2 3; do bash scripts/loaded.sh $(MAKE) test || exit 1; done
+
+nightly: $(INSTALLED)  ## run what takes too long for CI and write docs/nightly.md; STEPS="lowest loaded" takes some
+	@$(BIN)/python scripts/nightly.py $(STEPS)
+
 bench: $(INSTALLED)  ## measure; BENCH_ARGS="--model FOLDER --rounds 5": docs/performance.md says how
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
@@ -68,8 +85,15 @@ format: $(INSTALLED)  ## fix what ruff can fix, and rewrite the generated docs
 	@$(BIN)/python scripts/metrics_docs.py
 
 clean:  ## remove .venv, .clients and everything that tools have cached
-	rm -rf $(VENV) .clients build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt $(NEWEST) .clients build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+$(LOWEST)/.installed: pyproject.toml constraints.txt scripts/install.sh scripts/lowest.py $(INSTALLED)
+	@$(BIN)/python scripts/lowest.py >$(LOWEST).txt
+	@VENV=$(LOWEST) CONSTRAINTS=$(LOWEST).txt bash scripts/install.sh
+
+$(NEWEST)/.installed: pyproject.toml constraints.txt scripts/install.sh scripts/newest.sh
+	@PYTHON=$$(bash scripts/newest.sh) && VENV=$(NEWEST) PYTHON=$$PYTHON bash scripts/install.sh
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/install.sh
 	@bash scripts/install.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes $VENV (.venv) and installs tokenrelay into it, editable, at the versions of constraints.txt.
+# Makes $VENV (.venv) and installs tokenrelay into it, editable, at the versions of $CONSTRAINTS (constraints.txt).
 #
 # Environment: PYTHON           the interpreter; found where not given
 #              TORCH_INDEX_URL  the package index that torch comes from; chosen where not given:
@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 venv=${VENV:-.venv}
-torch=$(sed -n 's/^torch==//p' constraints.txt)
+constraints=${CONSTRAINTS:-constraints.txt}
+torch=$(sed -n 's/^torch==//p' "$constraints")
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 say() { printf '%s\n' "$*" >&2; }
@@ -62,5 +63,5 @@ if [ -n "$index" ]; then
 fi
 say "Installing tokenrelay and what it needs, a few minutes the first time"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${index:+--extra-index-url "$index"} \
-  --constraint constraints.txt --editable '.[worker,local,gateway,dev]'
+  --constraint "$constraints" --editable '.[worker,local,gateway,dev]'
 touch "$venv/.installed"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs a command beside a busy loop on every core, as on a laptop that has other things to do:
+#   bash scripts/loaded.sh make test
+set -euo pipefail
+
+hogs=()
+trap 'kill "${hogs[@]}" 2>/dev/null' EXIT
+for ((core = $(getconf _NPROCESSORS_ONLN); core; core--)); do
+  (while :; do :; done) &
+  hogs+=("$!")
+done
+
+"$@"
