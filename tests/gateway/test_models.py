@@ -6,10 +6,11 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
 from pydantic import SecretStr
 
 from tests.engines import CountingEngine
-from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served
+from tests.workers import MODEL, VOCABULARY, ThreadedWorker, running_worker, served
 from tokenrelay.shared import keys
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
@@ -44,6 +45,30 @@ def test_a_worker_registers_its_model_s_training_trace(redis_server: RedisServer
         finally:
             worker.register_death()
     assert http.get(f"/models/{MODEL}/training").status_code == 404
+
+
+CONTEXT_FIELDS = ("max_model_len", "context_length", "context_window", "max_context_length")
+
+
+def test_a_model_s_context_is_told_under_every_name(redis_server: RedisServer, http: httpx.Client) -> None:
+    with (
+        running_worker(redis_server.url, CountingEngine(vocabulary=VOCABULARY, context_tokens=777)),
+        running_worker(redis_server.url, CountingEngine(vocabulary=VOCABULARY, context_tokens=999)),
+    ):
+        model = http.get(f"/v1/models/{MODEL}").json()
+        assert [model[name] for name in CONTEXT_FIELDS] == [777] * 4, "any of the two may take a request"
+        assert http.get("/v1/models").json()["data"] == [model]
+
+
+@pytest.mark.parametrize("registered", [None, "", "many", "-5", b"\xff"])
+def test_a_worker_that_registers_no_context(
+    http: httpx.Client, redis: Redis, writer: WakingWriter, registered: str | bytes | None
+) -> None:
+    """One of the release before, or bytes that nobody wrote."""
+    if registered is not None:
+        redis.hset(keys.rq_worker(writer.name), "context_tokens", registered)
+    model = http.get("/v1/models/weather").json()
+    assert [model[name] for name in CONTEXT_FIELDS] == [None] * 4
 
 
 def test_a_model_without_a_trace(http: httpx.Client, writer: WakingWriter) -> None:

@@ -29,6 +29,8 @@ class Served:
     training: str | None = field(repr=False)
     """The training trace as JSON."""
     pids: tuple[int, ...] = ()
+    context_tokens: int | None = None
+    """What prompt and answer together may have with any of its workers; None where none of them says so."""
 
 
 class Models:
@@ -56,10 +58,10 @@ def served() -> Steps[dict[str, Served]]:
         return {}
     batch: Batch = []
     for worker in workers:
-        batch += [("HMGET", worker, "queues", "birth", "training", "pid"), ("PTTL", worker)]
+        batch += [("HMGET", worker, "queues", "birth", "training", "pid", "context_tokens"), ("PTTL", worker)]
     replies = yield from ask(batch)
     found: dict[str, Served] = {}
-    for (queues, birth, training, pid), left_ms in zip(replies[::2], replies[1::2], strict=True):
+    for (queues, birth, training, pid, context), left_ms in zip(replies[::2], replies[1::2], strict=True):
         if queues is None or left_ms <= _LIVE_MS:
             continue
         for name in _names(text(queues)):
@@ -69,6 +71,7 @@ def served() -> Steps[dict[str, Served]]:
                 since=min(_seconds(birth), before.since if before else _seconds(birth)),
                 training=text(training) if training else (before.training if before else None),
                 pids=(*(before.pids if before else ()), *([int(pid)] if pid else [])),
+                context_tokens=_least(before and before.context_tokens, _count(context)),
             )
     return dict(sorted(found.items()))
 
@@ -83,6 +86,19 @@ def training(model: Served) -> Any:
 
 def _names(queues: str) -> set[str]:
     return {name for name in map(keys.model_of, queues.split(",")) if name}
+
+
+def _count(value: object) -> int | None:
+    """None where it isn't a positive whole number: workers of an earlier release register none."""
+    try:
+        return int(text(value)) if value and int(text(value)) > 0 else None
+    except ValueError:
+        return None
+
+
+def _least(*known: int | None) -> int | None:
+    """Any of a model's workers may take a request: the smallest context is what certainly fits."""
+    return min((each for each in known if each is not None), default=None)
 
 
 def _seconds(birth: object) -> int:

@@ -11,11 +11,16 @@ from tokenrelay.gateway.problems import Problem
 from tokenrelay.gateway.responses import json_response
 from tokenrelay.gateway.schemas import ERRORS, Model, ModelList
 
+CONTEXT_FIELDS: Final = ("max_model_len", "context_length", "context_window", "max_context_length")
+"""vLLM's name, OpenRouter's, Groq's and Mistral's."""
 router: Final = APIRouter(tags=["models"])
 
 
 def described(model: Served) -> dict[str, object]:
-    """The model in OpenAI's shape; `training`: whether its training trace is known."""
+    """The model in OpenAI's shape, with its context under each name that clients look for.
+
+    `training`: whether its training trace is known.
+    """
     has_trace = training(model) is not None
     return {
         "id": model.name,
@@ -23,6 +28,7 @@ def described(model: Served) -> dict[str, object]:
         "created": model.since,
         "owned_by": "tokenrelay",
         "training": has_trace,
+        **dict.fromkeys(CONTEXT_FIELDS, model.context_tokens),
     }
 
 

@@ -49,13 +49,20 @@ class Status(BaseModel):
 
 
 class Model(BaseModel):
-    """A served model. `training`: whether /models/{model}/training has its trace."""
+    """A served model. `training`: whether /models/{model}/training has its trace.
+
+    `max_model_len`, under four names: the tokens that prompt and answer may have together.
+    """
 
     id: str
     object: str
     created: int
     owned_by: str
     training: bool
+    max_model_len: int | None
+    context_length: int | None
+    context_window: int | None
+    max_context_length: int | None
 
 
 class ModelList(BaseModel):

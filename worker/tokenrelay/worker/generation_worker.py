@@ -199,8 +199,12 @@ class GenerationWorker(BaseWorker):
             self.set_shutdown_requested_date()  # type: ignore[no-untyped-call]
 
     def serialize(self) -> dict[Any, Any]:
-        """What is registered: RQ's fields, how full it is, and how the model was trained, for gateways to show."""
-        fields: dict[Any, Any] = {**super().serialize(), **self._load()}
+        """What is registered: RQ's fields, how full it is, its model's context and training, for gateways to show."""
+        fields: dict[Any, Any] = {
+            **super().serialize(),
+            **self._load(),
+            "context_tokens": self.loop.engine.context_tokens,
+        }
         return fields if self._training is None else {**fields, "training": self._training}
 
     def _load(self) -> dict[Any, Any]:
