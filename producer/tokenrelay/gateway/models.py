@@ -71,7 +71,7 @@ def served() -> Steps[dict[str, Served]]:
                 since=min(_seconds(birth), before.since if before else _seconds(birth)),
                 training=text(training) if training else (before.training if before else None),
                 pids=(*(before.pids if before else ()), *([int(pid)] if pid else [])),
-                context_tokens=_least(before and before.context_tokens, _count(context)),
+                context_tokens=_least(before.context_tokens if before else None, _count(context)),
             )
     return dict(sorted(found.items()))
 
