@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.leaks import leaked_keys
 from tests.redis_servers import RedisServer
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from redis import Redis
+
+# A busy machine takes its time over an example; a test that hangs is ended by its timeout.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,7 +17,7 @@ from tokenrelay.shared.connections import connect
 if TYPE_CHECKING:
     import redis
 
-_START_TIMEOUT_S: Final = 15.0
+_START_TIMEOUT_S: Final = 60.0
 _LAST_PORT: Final = 65_535
 _LAST_CLUSTER_PORT: Final = 55_535
 """A cluster's nodes talk to each other 10,000 ports above it."""
@@ -97,14 +97,14 @@ class RedisServer:
         """End it in good order (SIGTERM); it writes what its configuration asks for."""
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
 
     def kill(self) -> None:
         """End it at once (SIGKILL), suspended or not."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def _launch(self) -> subprocess.Popen[bytes]:
         command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]

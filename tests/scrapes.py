@@ -21,7 +21,7 @@ class Scrape:
     """One answer of /metrics."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=60) as response:
             self.text = response.read().decode()
         self._families = list(text_string_to_metric_families(self.text))
 

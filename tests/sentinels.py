@@ -96,6 +96,6 @@ class Sentinels:
     def close(self) -> None:
         for process in self.processes:
             process.kill()
-            process.wait(10)
+            process.wait(60)
         self.primary.kill()
         self.replica.kill()

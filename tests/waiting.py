@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 def wait_until(
-    condition: Callable[[], Value | None], timeout_s: float = 10.0, sleep: Callable[[float], object] = time.sleep
+    condition: Callable[[], Value | None], timeout_s: float = 30.0, sleep: Callable[[float], object] = time.sleep
 ) -> Value:
     """What `condition` gives, as soon as that is true. Fails the test where it isn't within `timeout_s`."""
     end = time.monotonic() + timeout_s

@@ -190,7 +190,7 @@ def serving(url: str, respond: Callable[[Writer, str], None] = Writer.answer, mo
         yield
     finally:
         stopped.set()
-        thread.join(10)
+        thread.join(60)
     assert not failures, failures
 
 

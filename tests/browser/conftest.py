@@ -30,7 +30,7 @@ _ARGUMENTS: Final = (
     "--disable-component-update",
     "--disable-sync",
 )
-_PATIENCE_MS: Final = 15_000
+_PATIENCE_MS: Final = 30_000
 """How long tests look for what should come at once: machines may be busy."""
 
 

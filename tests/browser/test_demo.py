@@ -40,7 +40,7 @@ def demo() -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
         reader.join()
         process.stdout.close()
 
@@ -100,7 +100,7 @@ def test_the_training_of_the_model(tab: Tab) -> None:
 def all_slots_taken(demo: str) -> Iterator[None]:
     """Other requests in every slot but one: alone, an answer is over before a busy browser has clicked."""
     body = {"prompt": "x", "max_new_tokens": 2000, "ignore_eos": True}
-    with httpx.Client(base_url=demo, timeout=30) as http:
+    with httpx.Client(base_url=demo, timeout=60) as http:
         others = [http.post("/requests", json=body).json()["request_id"] for _ in range(15)]
         yield
         for request_id in others:

@@ -82,7 +82,7 @@ def test_a_reload_in_the_middle_goes_on_to_the_same_text(tab: Tab, writer: Wakin
     expect(tab.tokens).to_have_text(list(ANSWER))
     writer.finish(request_id)
     expect(tab.state).to_have_text("Completed")
-    assert tab.answer.inner_text() == Consumer(connection=redis).get(request_id).result(5).text
+    assert tab.answer.inner_text() == Consumer(connection=redis).get(request_id).result(60).text
 
 
 @pytest.mark.parametrize("again", ["what is missing", "all of it"])

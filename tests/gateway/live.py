@@ -59,11 +59,11 @@ class LiveGateway:
         return self._server.config.timeout_keep_alive
 
     def client(self, **headers: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20, headers=headers)
+        return httpx.Client(base_url=self.url, timeout=60, headers=headers)
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
         self._listener.close()
         assert not self._thread.is_alive()
 

@@ -37,7 +37,7 @@ def worker(redis_server: RedisServer, writer: WakingWriter) -> Iterator[None]:
 
 @pytest.fixture
 def client(gateway: LiveGateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client
 
 

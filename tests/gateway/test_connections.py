@@ -105,7 +105,7 @@ class TestUpgrades:
     @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on PATH")
     def test_curl(self, gateway: LiveGateway) -> None:
         command = ["curl", "-sS", "--http2", "--json", BODY.decode(), "-w", " %{http_code}", f"{gateway.url}/requests"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
         assert done.stdout.endswith(" 202")
 
 
@@ -146,7 +146,7 @@ def test_a_stream_to_a_client_that_closes_says_so_once(
     gateway: LiveGateway, redis_server: RedisServer, writer: WakingWriter
 ) -> None:
     content = json.dumps({"model": "weather", "messages": ASKED, "stream": True})
-    connection = http.client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=60)
     with serving(redis_server.url):
         headers = {"Content-Type": "application/json", "Connection": "close"}
         connection.request("POST", "/v1/chat/completions", content, headers)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def connected(gateway: LiveGateway) -> socket.socket:
     host, port = gateway.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def answered(connection: socket.socket) -> bytes:

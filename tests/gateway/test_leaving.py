@@ -47,7 +47,7 @@ def _leave_somewhere(gateway: LiveGateway, draw: random.Random) -> None:
     host, port = gateway.url.removeprefix("http://").split(":")
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     asked = f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(asked[: draw.choice((len(asked), len(asked), len(asked) - 1, 20))])
         if draw.random() < 0.5:
             connection.settimeout(0.2)

@@ -50,7 +50,7 @@ def _check(operation: Any, mode: GenerationMode, session: requests.Session) -> N
     def answers_as_described(case: Case[Any]) -> None:
         if isinstance(case.body, dict) and case.body.get("model") == "weather":
             return  # it would wait for an answer, and nobody is there to give one
-        case.call_and_validate(session=session, checks=CHECKS, timeout=20)
+        case.call_and_validate(session=session, checks=CHECKS, timeout=60)
 
     with suppress(Unsatisfiable):  # nothing can be wrong with what takes no parameters
         answers_as_described()

@@ -208,7 +208,7 @@ def test_a_sentinel_is_no_redis(redis_server: RedisServer, tmp_path: Path) -> No
         assert "check the service's name" in told(connect(f"redis+sentinel://127.0.0.1:{port}/nobody/0", retries=0))
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def _answers(client: Redis) -> bool:

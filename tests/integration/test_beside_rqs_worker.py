@@ -91,7 +91,7 @@ def rqs_worker(redis: Redis, url: str, kind: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def reached(redis: Redis, name: str, job_id: str, moment: str) -> bool:

@@ -31,7 +31,7 @@ def test_a_rewritten_past_is_a_change(running: Generation, background: Backgroun
     reader = background.start(lambda: list(running))
     rewrite(redis, running.request_id, 3, text=b"That")  # the last token is as it was
     with pytest.raises(StreamChanged, match="tokens 1 to 3 .* came out differently"):
-        reader.result(5)
+        reader.result(60)
 
 
 def test_a_past_that_changed_while_a_token_was_waited_for_is_a_change(
@@ -41,7 +41,7 @@ def test_a_past_that_changed_while_a_token_was_waited_for_is_a_change(
     reader = background.start(lambda: list(running))
     rewrite(redis, running.request_id, 3, text=b"That", more=True)
     with pytest.raises(StreamChanged, match="tokens 1 to 3 .* came out differently"):
-        reader.result(5)
+        reader.result(60)
 
 
 def test_a_past_that_came_out_the_same_is_no_change(
@@ -51,7 +51,7 @@ def test_a_past_that_came_out_the_same_is_no_change(
     rewrite(redis, running.request_id, 3)
     writer.append(running.request_id, " and")
     writer.finish(running.request_id)
-    assert texts(reader.result(5)) == ["It", " is", " sunny", " and"]
+    assert texts(reader.result(60)) == ["It", " is", " sunny", " and"]
 
 
 def test_a_shorter_past_is_waited_for_and_then_a_change(
@@ -61,7 +61,7 @@ def test_a_shorter_past_is_waited_for_and_then_a_change(
     rewrite(redis, running.request_id, 2)
     redis.xadd(keys.stream(running.request_id), {"text": " rainy", "token": 203, "at_us": 1}, id="3-0")
     with pytest.raises(StreamChanged):
-        reader.result(5)
+        reader.result(60)
 
 
 def test_an_end_before_what_was_read_is_a_change(running: Generation, background: Background, redis: Redis) -> None:
@@ -69,7 +69,7 @@ def test_an_end_before_what_was_read_is_a_change(running: Generation, background
     rewrite(redis, running.request_id, 2)
     redis.hset(keys.request(running.request_id), "state", "completed")
     with pytest.raises(StreamChanged, match="ended before 3-0"):
-        reader.result(5)
+        reader.result(60)
     with pytest.raises(RequestError, match="after: 9; .* has ended with 3 tokens"):
         list(running.tokens(after=9))  # nothing was read here: this may as well be a typing error
 
@@ -84,7 +84,7 @@ def test_killed_connections_cost_no_token(
         writer.append(running.request_id, text)
         wait_until(lambda text=text: handle.text.endswith(text))  # type: ignore[misc]
     writer.finish(running.request_id)
-    assert texts(reader.result(10)) == list(WEATHER)
+    assert texts(reader.result(60)) == list(WEATHER)
 
 
 def test_a_reader_outlasts_a_restart_of_redis(make_redis_server: MakeRedisServer) -> None:
@@ -104,7 +104,7 @@ def test_a_reader_outlasts_a_restart_of_redis(make_redis_server: MakeRedisServer
         server.start()
         writer.append(generation.request_id, " is")
         writer.finish(generation.request_id)
-        assert texts(reader.result(20)) == ["It", " is"]
+        assert texts(reader.result(60)) == ["It", " is"]
 
 
 def test_a_caller_with_little_time_waits_for_no_restart(make_redis_server: MakeRedisServer) -> None:
@@ -117,11 +117,11 @@ def test_a_caller_with_little_time_waits_for_no_restart(make_redis_server: MakeR
         began = time.monotonic()
         with pytest.raises(RedisUnusable, match="is it running there"):
             generation.result(timeout_s=0.5)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_a_redis_that_never_answers_is_said_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(RedisUnusable, match="start it, or set TOKENRELAY_REDIS_URL"):
         Consumer("redis://127.0.0.1:1/0").get(keys.new_request_id())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20

@@ -69,7 +69,7 @@ def test_the_demo_answers_both_questions_with_the_network_cut() -> None:
         env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=100,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -106,7 +106,7 @@ def test_the_commands_of_the_readme(redis_server: RedisServer) -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=100,
         check=False,
     )
     assert done.stdout.splitlines() == printed, done.stderr[-2000:]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
 
-_ENOUGH_S = 10.0
+_ENOUGH_S = 30.0
 
 USES: dict[str, Callable[[AsyncProducer, AsyncGeneration], Coroutine[Any, Any, Any]]] = {
     "submit": lambda producer, _: producer.submit("x"),

@@ -71,7 +71,7 @@ def test_arrivals_dont_wait_for_answers(redis_server: RedisServer, redis: Redis)
     all_are_there = threading.Event()
 
     def respond(writer: Writer, request_id: str) -> None:
-        assert all_are_there.wait(10)
+        assert all_are_there.wait(60)
         writer.answer(request_id)
 
     def look() -> None:
@@ -124,7 +124,7 @@ def test_ctrl_c_cancels_what_is_open_and_prints(redis_server: RedisServer, redis
         process = subprocess.Popen([*COMMAND, "--rate", "20", "--duration", "60", "--json"], stdout=subprocess.PIPE)
         wait_until(lambda: redis.zcard(keys.claimed(QUEUE)) >= 5, 20)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     found = json.loads(out)
     assert (process.returncode, found["stopped"]) == (130, True)
     assert found["states"] == {"cancelled": found["requests"]}

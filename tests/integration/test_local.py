@@ -64,7 +64,7 @@ def test_a_local_redis_ends_with_its_owner(how: signal.Signals | None) -> None:
             owner.stdin.close()
         else:
             owner.send_signal(how)
-        owner.wait(15)
+        owner.wait(60)
     wait_until(lambda: not alive(int(pid)) and not folder_of(url).exists(), 15)
 
 
@@ -116,7 +116,7 @@ with LocalRedis() as redis, LocalWorker(redis.url):
         assert owner.stdout
         pids = [int(pid) for pid in owner.stdout.readline().split()]
         owner.kill()
-        owner.wait(15)
+        owner.wait(60)
     assert len(pids) >= 4  # two tethers, Redis, the worker
     wait_until(lambda: not any(map(alive, pids)), 25)
 

@@ -69,7 +69,7 @@ def test_a_request_whose_job_was_deleted_through_rq_is_cancelled(producer: Produ
     generation = producer.submit("x")
     Queue("tokenrelay.weather.default", connection=redis, serializer=JSONSerializer).empty()  # type: ignore[no-untyped-call]
     with pytest.raises(GenerationCancelled) as cancelled:
-        generation.result(timeout_s=5)
+        generation.result(timeout_s=60)
     assert cancelled.value.answer.cancelled_by == "rq"
 
 
@@ -109,7 +109,7 @@ def test_a_connection_of_the_callers_is_used_and_left_open(redis_server: RedisSe
                     request_id = writer.take()
                     assert request_id == generation.request_id
                     writer.answer(request_id)
-                assert generation.result(timeout_s=5).text == "It is sunny and warm."
+                assert generation.result(timeout_s=60).text == "It is sunny and warm."
                 assert [token.index for token in generation.tokens(after=4)] == [5, 6]
             assert connection.ping()
 
@@ -202,7 +202,7 @@ def test_many_at_once_under_one_idempotency_key_are_one_request(redis_server: Re
 
     def submit(_: int) -> str:
         with Producer(redis_server.url) as producer:
-            barrier.wait(10)
+            barrier.wait(60)
             return producer.submit("x", idempotency_key="k").request_id
 
     with ThreadPoolExecutor(8) as pool:

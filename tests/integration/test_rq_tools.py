@@ -29,7 +29,7 @@ QUEUE = keys.queue(MODEL, "default")
 
 def rq(server: RedisServer, *arguments: str) -> str:
     command = [sys.executable, "-m", "rq.cli", *arguments, "--url", server.url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -54,13 +54,13 @@ def test_it_works_on_any_client(redis_server: RedisServer, query: str) -> None:
         producer = Producer(connection=client)
         with ScriptedWorker(client) as worker:
             worker.then(answers("It is sunny.").paced(0.01).migrating(after=1, crashed=True), stalls(after="It"))
-            answer = producer.submit("x").result(timeout_s=10)
+            answer = producer.submit("x").result(timeout_s=60)
             assert (answer.text, answer.attempts) == ("It is sunny.", 2)
             stalled = producer.submit("y")
             assert next(iter(stalled)).text == "It"
             stalled.cancel()
             with pytest.raises(GenerationCancelled):
-                stalled.result(timeout_s=10)
+                stalled.result(timeout_s=60)
 
 
 def test_a_client_that_decodes_is_refused(redis_server: RedisServer) -> None:

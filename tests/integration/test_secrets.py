@@ -71,11 +71,11 @@ def test_a_password_is_on_no_command_line_and_in_no_log(make_redis_server: MakeR
         # What goes wrong is logged with where, and that must not be the URL.
         server.kill()
         wait_until(lambda: b"Error" in log.read_bytes() or b"Redis" in log.read_bytes(), 20)
-        refused = subprocess.run(ask, cwd=ROOT, env=environment, capture_output=True, timeout=30, check=False)
+        refused = subprocess.run(ask, cwd=ROOT, env=environment, capture_output=True, timeout=100, check=False)
         assert refused.returncode
     finally:
         worker.send_signal(signal.SIGTERM)
-        worker.wait(40)
+        worker.wait(60)
     assert any("tokenrelay.worker" in line for line in seen)
     assert not [line for line in seen if SECRET in line]
     for told in (log.read_bytes(), stdout, stderr, refused.stdout, refused.stderr):

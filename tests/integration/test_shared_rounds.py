@@ -182,7 +182,7 @@ async def test_who_leaves_later_keeps_nobody_and_the_last_leaves_no_connection(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(4):
         await blocked(redis, 0)
 
 
@@ -193,7 +193,7 @@ async def test_nobody_waits_for_a_task_that_was_ended_from_without(rounds: Share
     await blocked(redis, 1)
     for task in asyncio.all_tasks() - known - set(asked):
         task.cancel()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(4):
         answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers)
 

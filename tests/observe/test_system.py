@@ -182,7 +182,7 @@ def test_a_port_that_is_taken_ends_the_process_at_once(redis_server: RedisServer
         port = taken.getsockname()[1]
         settings = environment(redis_server.url, METRICS_PORT=port)
         arguments = [sys.executable, "-m", *command]
-        done = subprocess.run(arguments, env=settings, capture_output=True, text=True, timeout=50, check=False)
+        done = subprocess.run(arguments, env=settings, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2, done.stderr
     assert f"TOKENRELAY_METRICS_PORT: can't listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr

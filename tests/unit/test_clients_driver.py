@@ -61,7 +61,7 @@ def request(path: str, body: bytes, *headers: str) -> bytes:
 def exchanged(url: str, *pieces: bytes) -> bytes:
     """Send the pieces over one connection, each after the answer to the one before; the last answer's body."""
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         answer = b""
         for piece in pieces:
             connection.sendall(piece)
@@ -91,7 +91,7 @@ class TestTap:
             Tap(f"http://127.0.0.1:{server.getsockname()[1]}") as tap,
         ):
             host, _, port = tap.url.removeprefix("http://").partition(":")
-            left = socket.create_connection((host, int(port)), timeout=10)
+            left = socket.create_connection((host, int(port)), timeout=60)
             accepted, _ = server.accept()
             accepted.settimeout(10)
             left.close()

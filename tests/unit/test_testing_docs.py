@@ -21,7 +21,7 @@ def test_the_examples_pass(tmp_path: Path) -> None:
         (tmp_path / f"test_example_{number}.py").write_text(block, "utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n", "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert re.search(r"^4 passed", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 

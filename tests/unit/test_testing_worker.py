@@ -184,7 +184,7 @@ def test_asyncio_readers_wake(tokenrelay_async_redis: FakeAsyncRedis, tokenrelay
         tokenrelay_worker.default = script
         producer = AsyncProducer(connection=tokenrelay_async_redis)
         generations = await producer.submit_many(["x"] * count)
-        answers = await asyncio.gather(*(generation.result(timeout_s=20) for generation in generations))
+        answers = await asyncio.gather(*(generation.result(timeout_s=60) for generation in generations))
         await tokenrelay_async_redis.aclose()
         return [answer.text for answer in answers]
 
@@ -202,7 +202,7 @@ def test_what_goes_wrong_in_the_worker_is_raised(tokenrelay_redis: FakeRedis) ->
     def use() -> None:
         with Broken(tokenrelay_redis):
             Producer(connection=tokenrelay_redis).submit("x")
-            assert seen.wait(10)
+            assert seen.wait(60)
 
     with pytest.raises(RuntimeError, match="no script"):
         use()

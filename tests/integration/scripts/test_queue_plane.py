@@ -57,9 +57,9 @@ def test_enqueue_answers(pipeline: Pipeline, redis: Redis) -> None:
 def test_enqueue_tells_idle_workers(pipeline: Pipeline, redis: Redis) -> None:
     with redis.pubsub() as channel:  # type: ignore[no-untyped-call]
         channel.subscribe(keys.QUEUED)
-        assert channel.get_message(timeout=5)
+        assert channel.get_message(timeout=30)
         enqueue(pipeline)
-        message = channel.get_message(timeout=5)
+        message = channel.get_message(timeout=30)
     assert message
     assert message["data"].decode() == keys.rq_queue(DEFAULT)
 

@@ -253,10 +253,10 @@ def test_cancel_needs_no_owner(plane: TokenPlane, redis: Redis) -> None:
 def test_an_end_by_somebody_else_is_announced(plane: TokenPlane, redis: Redis) -> None:
     with redis.pubsub() as channel:  # type: ignore[no-untyped-call]
         channel.subscribe(keys.ENDED)
-        assert channel.get_message(timeout=5)
+        assert channel.get_message(timeout=30)
         plane.create()
         plane.cancel()
-        message = channel.get_message(timeout=5)
+        message = channel.get_message(timeout=30)
     assert message
     assert message["data"].decode() == REQUEST_ID
 
