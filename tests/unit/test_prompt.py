@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.worker.models import weather_model_path
 from tokenrelay.worker.text import encode_prompt
 
 CHATML = (
@@ -96,6 +97,35 @@ def test_control_tokens_in_messages_are_text() -> None:
     assert control_ids(bpe(), token_ids).count("<|im_start|>") == 2
     assert control_ids(bpe(), token_ids).count("<|im_end|>") == 1
     assert bpe().decode(token_ids) == f"<|im_start|>user\n{ATTACK}<|im_end|>\n<|im_start|>assistant\n"
+
+
+CONTENT_AND_END = "{% for message in messages %}{{ message['content'] + '<end>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+@pytest.mark.parametrize(
+    "text",
+    ["<unk>", "<end>", "What <unk> is", "<unk> <unk>", "is <end> it", "<pad>", "<UNK>", "< unk >", "zebra <unk>"],
+)
+def test_a_special_tokens_name_is_the_same_text_in_a_chat_as_in_a_prompt(text: str, role: str) -> None:
+    bundled = PreTrainedTokenizerFast.from_pretrained(weather_model_path())
+    for tokenizer in (bundled, words(split_punctuation=True), words(split_punctuation=False)):
+        tokenizer.chat_template = CONTENT_AND_END
+        before = encode_prompt(tokenizer, "zebra")
+        assert encode_prompt(tokenizer, messages=[{"role": role, "content": text}]) == encode_prompt(tokenizer, text)
+        assert encode_prompt(tokenizer, "zebra") == before
+
+
+def test_a_control_token_that_is_a_word_is_refused_where_no_word_is_unknown() -> None:
+    """Also where the unknown word ends a text, as GPT-2's does: then it isn't one."""
+    lacking, ending = words(split_punctuation=False, unknown=False), words(split_punctuation=False)
+    ending.unk_token = "<end>"
+    for tokenizer in (lacking, ending):
+        tokenizer.chat_template = CONTENT_AND_END
+        for asked in ({"messages": [{"role": "user", "content": "What <end> it"}]}, {"prompt": "What <end> it"}):
+            with pytest.raises(RequestError) as caught:
+                encode_prompt(tokenizer, **asked)
+            assert (caught.value.field, caught.value.code) == (next(iter(asked)), "control_token")
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, cast
 
 from jinja2 import TemplateError
 
 from tokenrelay.shared.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+_STAND_IN: Final = -1
+"""No token of any vocabulary."""
 
 
 def encode_prompt(
@@ -40,16 +44,48 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     encoding = tokenizer(prompt, split_special_tokens=True, return_special_tokens_mask=True)
     token_ids: list[int] = list(encoding["input_ids"])
     added: list[int] = list(encoding["special_tokens_mask"])
+    unknown, control = _unknown_word(tokenizer), _control_ids(tokenizer)
     # A word tokenizer that splits at blanks has the control token among its words, so splitting doesn't help.
-    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    control = special.union(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     forged = [index for index, token_id in enumerate(token_ids) if token_id in control and not added[index]]
     for index in forged:
-        if tokenizer.unk_token_id is None:
+        if unknown is None:
             text = tokenizer.convert_ids_to_tokens(token_ids[index])
             raise RequestError(f"this tokenizer can't take {text!r} as text", field="prompt", code="control_token")
-        token_ids[index] = tokenizer.unk_token_id
+        token_ids[index] = unknown
     return token_ids
+
+
+def _unknown_word(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of a word that the tokenizer doesn't know: a special one, but any text may hold it. None where it has
+    none, or has made it one that ends or begins a text."""
+    unknown: int | None = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id) else unknown
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that no text may become."""
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return special.union(tokenizer.all_special_ids) - {_unknown_word(tokenizer)}
+
+
+@contextmanager
+def _unknown_words_as(stand_in: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """For the time of the block, `stand_in` is what control tokens in a message become where they can't be split.
+
+    The tokenizer refuses a text that becomes the token which it names. To a word tokenizer `<unk>` is an unknown word
+    like any other and no danger, and so are other control tokens that it can't split: as in a prompt.
+    """
+    if (unknown := _unknown_word(tokenizer)) is None:
+        yield
+        return
+    encode, hidden = tokenizer._encode_without_added_tokens, _control_ids(tokenizer) | {unknown}
+    tokenizer._encode_without_added_tokens = lambda text: [  # type: ignore[method-assign]
+        stand_in if token_id in hidden else token_id for token_id in encode(text)
+    ]
+    try:
+        yield
+    finally:
+        del tokenizer._encode_without_added_tokens
 
 
 def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]]) -> list[int]:
@@ -59,12 +95,13 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict
         raise RequestError("give at least one message", field="messages", limit=1)
     try:
         # Marks the control tokens in the contents before the template is rendered, and encodes those as text.
-        encoding = tokenizer.apply_chat_template(
-            cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, sanitize_control_tokens=True
-        )
+        with _unknown_words_as(_STAND_IN, tokenizer):
+            encoding = tokenizer.apply_chat_template(
+                cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, sanitize_control_tokens=True
+            )
     except TemplateError as error:
         raise RequestError(f"the model's chat template refuses the messages: {error}", field="messages") from error
     except ValueError as error:
         raise RequestError(str(error), field="messages", code="control_token") from error
     token_ids: list[int] = cast("BatchEncoding", encoding)["input_ids"]
-    return token_ids
+    return [tokenizer.unk_token_id if token_id == _STAND_IN else token_id for token_id in token_ids]
