@@ -18,7 +18,7 @@ from tests.workers import VOCABULARY, served
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.generation_worker import GenerationWorker
 from tokenrelay.worker.metrics import Restarts
-from tokenrelay.worker.reports import on_supervisor_death, report_regularly
+from tokenrelay.worker.reports import Tether, report_regularly
 
 if TYPE_CHECKING:
     from tokenrelay.worker.engine import EngineOutput, EngineRequest
@@ -66,7 +66,7 @@ def main() -> None:
     restarts = Restarts(arguments.restarts, arguments.stalls)
     worker = GenerationWorker(settings=settings, served=served(engine), restarts=restarts)
     report_regularly(arguments.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
-    on_supervisor_death(arguments.tether_fd, worker.loop.hand_back_now)
+    Tether(arguments.tether_fd).hand_over(worker.loop.hand_back_now)
     worker.work()
 
 

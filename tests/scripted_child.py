@@ -1,7 +1,8 @@
 """A child for supervisor tests that does nothing but what it's told: standard library only, so it starts at once.
 
 SCRIPTED_LOG: a file that each start adds a line to: when, process ID, worker name, device.
-SCRIPTED_END: an exit code; `never`, which also ignores SIGTERM; `unready CODE` ends before its first report.
+SCRIPTED_END: an exit code; `never`, which also ignores SIGTERM; `unready CODE` ends before its first report; `odd`
+sends a report that can't be read, and stays.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ def main() -> int:
     if end.startswith("unready "):
         return int(end.split()[1])
     steps = 0
+    if end == "odd":
+        os.write(report_fd, b"1 2\n\xff what?\n")
+        time.sleep(300)
     while True:
         os.write(report_fd, f"1 {steps}\n".encode())  # in flight, and the engine moves: not a hang
         if end != "never":

@@ -188,7 +188,7 @@ def host_of(redis: Redis, generation: Generation) -> str:
 def child_pid(container: str) -> int:
     """The process ID, on this machine, of a container's engine process."""
     listed = subprocess.run(["docker", "top", container, "-eo", "pid,args"], capture_output=True, text=True, check=True)
-    return next(int(line.split()[0]) for line in listed.stdout.splitlines() if "tokenrelay.worker child" in line)
+    return next(int(line.split()[0]) for line in listed.stdout.splitlines() if "tokenrelay.worker.child" in line)
 
 
 def test_a_killed_process_loses_no_token(compose: Compose, producer: Producer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
@@ -45,11 +44,10 @@ def run_child(report_fd: int, tether_fd: int) -> int:
 
 def _weather(arguments: list[str]) -> None:
     """The product's own child. SIGUSR1 makes the model's next step raise; a poisoned prompt is a segfault."""
-    from tokenrelay.worker import __main__ as worker_main
+    from tokenrelay.worker import child
 
     _arm()
-    sys.argv = ["tokenrelay-worker", "child", *arguments]
-    worker_main.main()
+    child.main(arguments)
 
 
 def _arm() -> None:
@@ -86,7 +84,7 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.engine import EngineOutput
     from tokenrelay.worker.generation_worker import GenerationWorker
-    from tokenrelay.worker.reports import on_supervisor_death, report_regularly
+    from tokenrelay.worker.reports import Tether, report_regularly
 
     class Marked(CountingEngine):
         """Steps by the clock, as an engine with a thread of its own: after a freeze it's ahead of who took over."""
@@ -109,7 +107,7 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     settings = WorkerSettings.from_environment()
     worker = GenerationWorker(settings=settings, served=served(engine))
     report_regularly(report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
-    on_supervisor_death(tether_fd, worker.loop.hand_back_now)
+    Tether(tether_fd).hand_over(worker.loop.hand_back_now)
     worker.work()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from datetime import UTC, datetime
@@ -25,7 +24,6 @@ from tokenrelay.shared.rq_jobs import Execution, Take, keep_call, take_call
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.publisher import CONFIRM_S, RETRY_S
 from tokenrelay.worker.recovery import release, release_worker
-from tokenrelay.worker.reports import on_supervisor_death
 from tokenrelay.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -233,19 +231,6 @@ def test_a_child_that_cannot_be_started_is_no_silent_success(redis_server: Redis
     supervisor = Supervisor(settings, command=("/nowhere/python",))
     supervisor._keep("cpu", 0)
     assert supervisor._exit_codes == [1]
-
-
-def test_a_child_that_hangs_without_its_supervisor_ends() -> None:
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(write)
-        on_supervisor_death(read, lambda: None, grace_s=0.2)
-        time.sleep(60)
-        os._exit(0)
-    os.close(read)
-    os.close(write)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 def test_keeping_a_job_starts_none_that_has_ended(redis: Redis, pipeline: Pipeline) -> None:

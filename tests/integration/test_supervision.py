@@ -137,6 +137,20 @@ def test_a_child_that_hangs_in_its_drain_is_killed(redis_server: RedisServer, tm
         assert len(supervisor.starts) == 1
 
 
+def test_a_child_whose_reports_cant_be_read_is_killed(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Nobody would watch it any more; the process has ended once its supervisor has."""
+    with scripted(redis_server.url, tmp_path, "odd") as supervisor:
+        assert supervisor.process.wait(30) == signal.SIGKILL
+        (start,) = supervisor.starts
+        assert not psutil.pid_exists(start.pid)
+
+
+def test_a_ready_file_that_cant_be_touched_stops_no_child(redis_server: RedisServer, tmp_path: Path) -> None:
+    with scripted(redis_server.url, tmp_path, "0", READY_FILE=str(tmp_path / "nowhere" / "ready")) as supervisor:
+        assert supervisor.process.wait(30) == 0
+        assert len(supervisor.starts) == 1
+
+
 def test_each_device_has_a_child_of_its_own(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tokenrelay.shared.connections import address, check_fit, connect, explain
-from tokenrelay.shared.errors import EngineError, RedisUnusable, TokenRelayError
+from tokenrelay.shared.errors import TokenRelayError
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.metrics import Restarts
-from tokenrelay.worker.reports import on_supervisor_death, report_regularly
+from tokenrelay.worker.exits import hard_exit, log_to_stderr, report
 from tokenrelay.worker.supervisor import Supervisor
 from tokenrelay.worker.training.command import train_command
-
-if TYPE_CHECKING:
-    from tokenrelay.worker.generation_worker import GenerationWorker
 
 app = typer.Typer(
     help="tokenrelay's worker.",
@@ -60,38 +54,19 @@ def run(
     )
     _check_redis(settings.redis_url.get_secret_value())
     if burst:
-        _worker(settings).work(burst=True, logging_level=None)
+        _burst(settings)
     else:
         sys.exit(Supervisor(settings).run())
-
-
-@app.command(hidden=True)
-def child(
-    report_fd: Annotated[int, typer.Option()],
-    tether_fd: Annotated[int, typer.Option()],
-    restarts: Annotated[int, typer.Option()] = 0,
-    stalls: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """The engine's process, started by `run`."""
-    try:
-        worker = _worker(WorkerSettings.from_environment(), Restarts(restarts, stalls))
-        report_regularly(report_fd, worker.loop.progress, worker.settings.heartbeat_ms / 1000)
-        on_supervisor_death(tether_fd, worker.loop.hand_back_now)
-        worker.work(logging_level=None)
-    except EngineError as error:
-        sys.stderr.write(f"tokenrelay-worker: {error}\n")
-        logging.shutdown()
-        os._exit(_exit_code(error))  # a dead engine may have left a thread that never ends
 
 
 app.command(name="train")(train_command)
 
 
-def _worker(settings: WorkerSettings, restarts: Restarts | None = None) -> GenerationWorker:
-    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
+def _burst(settings: WorkerSettings) -> None:
     from tokenrelay.worker.generation_worker import GenerationWorker
 
-    return GenerationWorker(settings=settings, restarts=restarts)
+    with hard_exit():
+        GenerationWorker(settings=settings).work(burst=True, logging_level=None)
 
 
 def _check_redis(url: str) -> None:
@@ -112,18 +87,11 @@ def main() -> None:
 
     Exit codes: 0 stopped as told, 1 the engine or the model failed, 2 bad settings, 3 Redis unusable.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         app()
     except TokenRelayError as error:
-        sys.stderr.write(f"tokenrelay-worker: {error}\n")
-        sys.exit(_exit_code(error))
-
-
-def _exit_code(error: TokenRelayError) -> int:
-    if isinstance(error, RedisUnusable):
-        return 3
-    return 1 if isinstance(error, EngineError) else 2
+        sys.exit(report(error))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from redis.exceptions import (
 from rq import worker_registration
 from rq.command import parse_payload
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
 from rq.worker import BaseWorker, WorkerStatus
@@ -70,10 +71,12 @@ def _exposition(settings: WorkerSettings) -> Exposition | None:
 def _outlast(do: Callable[[], object], connection: Redis, stopping: Callable[[], bool]) -> None:
     """Do what can be done again, until Redis takes it: the model is loaded, and what took minutes isn't thrown away.
 
-    Returns without it where it's told to stop. Raises RedisUnusable where waiting doesn't help, such as for a wrong
+    Raises StopRequested where it's told to stop before, RedisUnusable where waiting doesn't help, such as for a wrong
     password.
     """
-    while not stopping():
+    while True:
+        if stopping():
+            raise StopRequested
         try:
             do()
         except RedisError as error:
@@ -152,7 +155,8 @@ class GenerationWorker(BaseWorker):
         date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
         log_format: str = DEFAULT_LOGGING_FORMAT,
     ) -> None:
-        """Register and listen, however long Redis is away. Raises SettingsError as `register_birth`, RedisUnusable."""
+        """Register and listen, however long Redis is away. Raises SettingsError as `register_birth`, RedisUnusable, and
+        StopRequested where it's told to stop before."""
         start = super().bootstrap
 
         def begin() -> None:
@@ -181,12 +185,15 @@ class GenerationWorker(BaseWorker):
         """
         if with_scheduler or dequeue_strategy != DequeueStrategy.DEFAULT:
             log.warning("a generation worker has no scheduler and serves its queues in order of priority")
-        with _stopped_on_error(self.loop.engine):
-            self.bootstrap(logging_level, date_format, log_format)
-        self._install_signal_handlers()  # type: ignore[no-untyped-call]
         with ExitStack() as ending:  # each of them, whatever the others raise
             if self._exposition is not None:
                 ending.callback(self._exposition.close)
+            try:
+                with _stopped_on_error(self.loop.engine):
+                    self.bootstrap(logging_level, date_format, log_format)
+            except StopRequested:
+                return False
+            self._install_signal_handlers()  # type: ignore[no-untyped-call]
             ending.callback(self.teardown)
             self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_time)
         return self.loop.finished > 0

@@ -6,6 +6,7 @@ sees the other's death at once, as an end of file: no signal, no polling, no pro
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import threading
@@ -79,15 +80,41 @@ ORPHAN_GRACE_S: Final = 10.0
 """How long a child may take to hand back once its supervisor is gone. One that hangs has nobody left to kill it."""
 
 
-def on_supervisor_death(descriptor: int, act: Callable[[], None], grace_s: float = ORPHAN_GRACE_S) -> None:
-    """Call `act` from a thread of its own once the other end of the pipe `descriptor` is closed, and end the process
-    where it hasn't ended by itself `grace_s` later."""
+class Tether:
+    """The child's end of the pipe `descriptor`, which its supervisor holds open and writes nothing into.
 
-    def wait() -> None:
-        while os.read(descriptor, 1):
+    From the start on, the process ends as soon as the other end is closed: it holds nothing yet. After `hand_over` it
+    hands back first.
+    """
+
+    def __init__(self, descriptor: int, grace_s: float = ORPHAN_GRACE_S) -> None:
+        self._descriptor = descriptor
+        self._grace_s = grace_s
+        self._act: Callable[[], None] | None = None
+        self._signal(on=True)
+        if select.select([descriptor], [], [], 0)[0]:
+            os._exit(1)  # the supervisor died before this process could look
+        threading.Thread(target=self._wait, name="tether", daemon=True).start()
+
+    def hand_over(self, act: Callable[[], None]) -> None:
+        """Call `act` from now on, from a thread of its own, and end the process where it hasn't ended by itself within
+        the grace."""
+        self._act = act
+        self._signal(on=False)
+
+    def _signal(self, *, on: bool) -> None:
+        """Have the kernel end the process by SIGIO: loading a large library or a GPU's driver may hold Python's lock
+        for seconds, in which no thread runs. macOS ignores SIGIO; there the thread alone ends the process."""
+        fcntl.fcntl(self._descriptor, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+
+    def _wait(self) -> None:
+        while os.read(self._descriptor, 1):
             pass
-        act()
-        time.sleep(grace_s)
-        os._exit(1)
-
-    threading.Thread(target=wait, name="tether", daemon=True).start()
+        try:
+            if self._act is not None:
+                self._act()
+                time.sleep(self._grace_s)
+        finally:
+            os._exit(1)

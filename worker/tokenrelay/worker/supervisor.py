@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from tokenrelay.shared.commands import Pipeline
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import PREFIX
+from tokenrelay.worker.exits import BAD_SETTINGS, FAILED, REDIS_UNUSABLE
 from tokenrelay.worker.recovery import release_worker
 from tokenrelay.worker.reports import ReportReader
 from tokenrelay.worker.served_name import served_name
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FINAL_CODES: Final = (0, 2, 3)
+FINAL_CODES: Final = (0, BAD_SETTINGS, REDIS_UNUSABLE)
 """Exit codes after which a child isn't started again: it stopped as told, or another start would say the same."""
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 30.0
@@ -47,6 +49,7 @@ KILL_AFTER_DRAIN_S: Final = 10.0
 RELEASE_TRIES: Final = 5
 RELEASE_PAUSE_S: Final = 0.3
 _MAX_PORT: Final = 65_535
+_STOP: Final = ""
 
 
 @dataclass(slots=True)
@@ -70,11 +73,14 @@ class Supervisor:
 
     def __init__(self, settings: WorkerSettings, command: tuple[str, ...] | None = None) -> None:
         self._settings = settings
-        self._command = command or (sys.executable, "-m", "tokenrelay.worker", "child")
+        self._command = command or (sys.executable, "-m", "tokenrelay.worker.child")
         self._name = settings.worker_name or uuid4().hex[:12]
         self._queues = keys.queues(served_name(settings))
         self._pipeline = Pipeline(connect(settings.redis_url.get_secret_value()))
         self._stop = threading.Event()
+        self._posted: SimpleQueue[str] = SimpleQueue()
+        """What the main thread is to hear: signals, and the ends of the threads that keep the children."""
+        self._unready = False
         self._children: dict[str, Child] = {}
         self._exit_codes: list[int] = []
         self._starts: Counter[str] = Counter()
@@ -86,24 +92,48 @@ class Supervisor:
         check_ports(self._settings, len(found))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
-        threads = [
-            threading.Thread(target=self._keep, args=(device, index), name=device) for index, device in enumerate(found)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(timeout=1.0)  # so that signals get through
-        return max(self._exit_codes, default=0 if self._stop.is_set() else 1)
+        kept = sum(self._kept(device, index) for index, device in enumerate(found))
+        while kept:
+            if self._posted.get() == _STOP:
+                self._pass_on()
+            else:
+                kept -= 1
+        return max(self._exit_codes, default=0 if self._stop.is_set() else FAILED)
 
     def stop(self, signum: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        """Pass a signal on: the first drains the children, the second makes them hand back at once."""
+        """Pass a signal on: the first drains the children, the second makes them hand back at once.
+
+        As a signal's handler it only posts: the thread that is interrupted may hold any lock, an Event's too.
+        """
+        self._posted.put(_STOP)
+
+    def _pass_on(self) -> None:
         self._stop.set()
         for child in list(self._children.values()):
             child.process.send_signal(signal.SIGTERM)
 
+    def _kept(self, device: str, index: int) -> bool:
+        """Whether the thread that keeps a device's child could be started."""
+        try:
+            threading.Thread(target=self._keep, args=(device, index), name=device).start()
+        except RuntimeError as error:  # out of threads
+            log.error("the child for %s can't be kept: %s", device, error)
+            self._exit_codes.append(FAILED)
+            return False
+        return True
+
     def _keep(self, device: str, index: int) -> None:
-        """Start a device's child again and again, until it's told to stop or says that there is no point."""
+        """Keep a device's child. Whatever goes wrong with it, the others are kept and the process ends with them."""
+        try:
+            self._start_again_and_again(device, index)
+        except BaseException:
+            log.exception("the child for %s isn't kept any more", device)
+            self._exit_codes.append(FAILED)
+        finally:
+            self._posted.put(device)
+
+    def _start_again_and_again(self, device: str, index: int) -> None:
+        """Until it's told to stop or the child says that there is no point."""
         pause_s, was_ready = FIRST_PAUSE_S, False
         while not self._stop.is_set():
             began = time.monotonic()
@@ -111,9 +141,9 @@ class Supervisor:
                 child = self._start(device, index)
             except OSError as error:  # no process, no memory: what a death is, a moment earlier
                 log.error("a child for %s can't be started: %s", device, error)
-                code = 1
+                code = FAILED
             else:
-                code = self._watch(child)
+                code = self._outlived(child)
                 self._release(child)
                 was_ready = was_ready or child.ready
             # A first start that fails says what to change; later ones may have met a machine short of memory.
@@ -153,16 +183,33 @@ class Supervisor:
             process.send_signal(signal.SIGTERM)
         return child
 
-    def _watch(self, child: Child) -> int:
-        """Wait for the child's end, and bring it about where the child makes no progress. Its exit code."""
+    def _outlived(self, child: Child) -> int:
+        """The exit code of a child, once it has ended; it is killed where it makes no progress or can't be watched."""
+        try:
+            self._stalls[child.name] += self._watch(child)
+        except Exception:  # such as a report that can't be read
+            log.exception("child %s can't be watched: it is killed", child.name)
+            child.process.kill()
+        self._children.pop(child.name, None)
+        # The pipe ends with the process, or a moment before it.
+        try:
+            code = child.process.wait(timeout=KILL_AFTER_DRAIN_S)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            code = child.process.wait()
+        child.close()
+        return code
+
+    def _watch(self, child: Child) -> bool:
+        """Returns once the child ends, or was killed: whether because it made no progress."""
         moved_at, progress, stalled = time.monotonic(), -1, False
         stop_by = float("inf")
         while (reports := child.reports.read(0.5)) is not None:
             now = time.monotonic()
             if not reports and child.process.poll() is not None:
                 break  # somebody it started holds the pipe open
-            if reports and self._settings.ready_file is not None:
-                self._settings.ready_file.touch()
+            if reports:
+                self._say_ready()
             for report in reports:
                 child.ready = True
                 if report.progress != progress or report.in_flight == 0:
@@ -173,16 +220,18 @@ class Supervisor:
                 log.error("child %s makes no progress: it is killed", child.name)
                 child.process.kill()
                 stalled = True
-        self._children.pop(child.name, None)
-        self._stalls[child.name] += stalled
-        # The pipe ends with the process, or a moment before it.
+        return stalled
+
+    def _say_ready(self) -> None:
         try:
-            code = child.process.wait(timeout=KILL_AFTER_DRAIN_S)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            code = child.process.wait()
-        child.close()
-        return code
+            if self._settings.ready_file is not None:
+                self._settings.ready_file.touch()
+        except OSError as error:  # a health check that fails is no reason to stop a child that works
+            if not self._unready:
+                log.error("ready_file: %s can't be touched: %s", self._settings.ready_file, error)
+            self._unready = True
+        else:
+            self._unready = False
 
     def _release(self, child: Child) -> None:
         """Give the child's requests to the living. Where Redis stays away, its leases run out by themselves."""
@@ -192,6 +241,9 @@ class Supervisor:
             except RedisError as error:
                 log.warning("child %s: its requests couldn't be released: %s", child.name, error)
                 self._stop.wait(RELEASE_PAUSE_S)
+            except Exception:
+                log.exception("child %s: its requests can't be released; their leases run out", child.name)
+                return
             else:
                 if continued:
                     log.warning("child %s died: %s requests go on elsewhere", child.name, continued)

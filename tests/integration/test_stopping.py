@@ -1,0 +1,142 @@
+"""How workers are told to stop, and when they stop by themselves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+from rq.suspension import suspend
+
+from tests.engines import CountingEngine
+from tests.integration.test_worker import result, words
+from tests.waiting import wait_until
+from tests.workers import VOCABULARY, ThreadedWorker, served, submit
+from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+
+    from tests.conftest import MakeRedisServer
+    from tests.redis_servers import RedisServer
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """SIGTERM is handled as before, afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def worker_at(url: str, kind: type[ThreadedWorker] = ThreadedWorker, **settings: Any) -> ThreadedWorker:
+    chosen = WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, **settings})
+    return kind(settings=chosen, served=served(CountingEngine(vocabulary=VOCABULARY)), connection=connect(url))
+
+
+def test_a_signal_that_catches_a_worker_with_its_locks_held_is_heard(redis_server: RedisServer) -> None:
+    """Handlers run between two instructions of the main thread, which may be within Event.set()."""
+    worker = worker_at(redis_server.url)
+    signal.signal(signal.SIGTERM, worker.request_stop)
+    held = [worker.loop.wake._cond, worker.loop._closed._cond, worker.loop.in_flight._lock]  # type: ignore[attr-defined]
+    for lock in held:
+        lock.acquire()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    for lock in held:
+        lock.release()
+    assert worker.loop.stopping
+    assert worker.work() is False
+    worker.connection.close()
+
+
+def test_a_signal_that_catches_a_supervisor_with_its_locks_held_is_heard(redis_server: RedisServer) -> None:
+    supervisor = Supervisor(WorkerSettings(redis_url=SecretStr(redis_server.url), device="cpu"), ("sleep", "60"))
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    with supervisor._stop._cond:  # type: ignore[attr-defined]
+        signal.raise_signal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGINT)
+    assert supervisor.run() == 0
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_burst_outlasts_an_outage_of_redis(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server("--appendonly", "yes", "--appendfsync", "always")
+    with connect(server.url) as client:
+        request_id = submit(Pipeline(client), NOW, seed=5, max_new_tokens=20)
+
+    class Outage(ThreadedWorker):
+        """Redis goes away as soon as it is registered."""
+
+        def bootstrap(self, *arguments: Any, **named: Any) -> None:
+            super().bootstrap(*arguments, **named)
+            server.kill()
+
+    worker = worker_at(server.url, Outage)
+    with in_background(lambda: worker.work(burst=True)) as ended:
+        errors = worker.loop.figures.redis_errors
+        wait_until(lambda: any(labels == ("intake",) and number for labels, number in errors.items()), 30)
+        assert not ended.is_set()
+        server.start()
+        assert ended.wait(30)
+    with connect(server.url) as client:
+        assert result(client, request_id).text == words(5, 20)
+    worker.connection.close()
+
+
+def test_a_worker_that_waits_for_redis_can_be_told_to_stop(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server()
+    worker = worker_at(server.url)
+    server.kill()
+    with in_background(worker.work) as ended:
+        assert not ended.is_set()
+        worker.loop.stop()
+        assert ended.wait(30)
+    worker.connection.close()
+
+
+class in_background:
+    """Runs `do` in a thread while the block lasts; gives an event that is set at its end. Raises what it raised."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self._do()
+        except BaseException as error:  # noqa: BLE001  raised again in the test's own thread
+            self._error = error
+        finally:
+            self._ended.set()
+
+    def __enter__(self) -> threading.Event:
+        self._thread.start()
+        return self._ended
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def test_a_burst_of_a_suspended_queue_ends(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    """As RQ's own worker's does."""
+    submit(pipeline, NOW)
+    suspend(redis, ttl=60)
+    worker = worker_at(redis_server.url)
+    with in_background(lambda: worker.work(burst=True)) as ended:
+        assert ended.wait(30)
+    worker.connection.close()
