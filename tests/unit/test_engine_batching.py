@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import replace
@@ -174,6 +175,32 @@ def test_engine_soft_reset_keeps_the_tokens(start_engine: Callable[..., Transfor
     for seed in (1, 2):
         alone = run_until_ended(engine, request(f"roomy{seed}", SamplingParams(1.0, 0, 1.0, seed), n=97))
         assert alone[f"roomy{seed}"] == crowded[f"crowded{seed}"]
+
+
+def test_engine_without_limits_on_a_small_cache_keeps_every_token(
+    start_engine: Callable[..., TransformersEngine],
+) -> None:
+    """Every budget is the whole context and the cache holds two of them: most answers end long before, some don't."""
+    requests = [
+        request(f"{seed}", SamplingParams(1.0, 0, 1.0, seed), prompt := range(3 + seed * 5 % 40), CONTEXT - len(prompt))
+        for seed in range(32)
+    ]
+    eos = frozenset({5, 17})
+    roomy = run_until_ended(start_engine(eos, slots=32), *requests)
+    crowded = run_until_ended(start_engine(eos, slots=32, kv_cache_tokens=2 * CONTEXT), *requests)
+    assert crowded == roomy
+    assert {end for _, end in roomy.values()} == {"stop", "length"}
+
+
+def test_engine_says_how_large_its_cache_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    engine = TransformersEngine(loaded(), EngineSettings(slots=4, kv_cache_tokens=256))
+    engine.start()
+    engine.stop()
+    assert (
+        "KV cache on cpu: 256 tokens of the 512 that all slots would fill at full context, 0 MiB; "
+        "TOKENRELAY_KV_CACHE_TOKENS changes it"
+    ) in caplog.messages
 
 
 def test_engine_tells_how_full_its_cache_is() -> None:

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tokenrelay.worker.engine import EngineSettings, ModelError, load_model
 from tokenrelay.worker.engine.fingerprint import fingerprint_folder
+from tokenrelay.worker.engine.host_memory import free_host_bytes
 from tokenrelay.worker.engine.kv_cache import bytes_per_token, plan_cache
 from tokenrelay.worker.engine.linear import PackedLinear
 
@@ -165,13 +166,64 @@ def test_cache_is_sized_from_slots_memory_or_settings(folder: Path) -> None:
     assert plan_cache(loaded, EngineSettings(slots=4), free_bytes=1 << 30).tokens == 4 * 64
     assert plan_cache(loaded, EngineSettings(slots=4, kv_cache_tokens=100), free_bytes=1 << 30).tokens == 128
     long = replace(loaded, context_tokens=100_000)
-    assert plan_cache(long, EngineSettings(slots=4), free_bytes=1 << 40).tokens == 100_000
-    assert plan_cache(long, EngineSettings(slots=64), free_bytes=1 << 40).tokens == 64 * 4096
+    assert plan_cache(long, EngineSettings(slots=4), free_bytes=1 << 40).tokens == 4 * 100_000
     per_token = bytes_per_token(loaded, batch_tokens=512)
     assert per_token == (2 * 2 * 4 * 2 + 512 + 2 * 16) * 4
-    # 60 % of the memory, less the manager's own two pages of 32 tokens.
-    some = plan_cache(loaded, EngineSettings(slots=400), free_bytes=per_token * (320 + 64) * 10 // 6 + 1)
-    assert some.tokens == 320
+    # A quarter of the memory, less the manager's own two pages of 32 tokens; 60 % where the operator says how much.
+    free_bytes = per_token * (320 + 64) * 4
+    assert plan_cache(loaded, EngineSettings(slots=400), free_bytes=free_bytes).tokens == 320
+    assert plan_cache(loaded, EngineSettings(slots=400, kv_cache_tokens=800), free_bytes=free_bytes).tokens == 800
+    wide = replace(loaded, dtype=torch.float64)
+    assert plan_cache(wide, EngineSettings(slots=400), free_bytes=free_bytes).tokens == 128
+
+
+GIB = 1 << 30
+
+
+def kernel(folder: Path, cgroup: str, available_kib: int, **files: str) -> tuple[Path, Path]:
+    """What a kernel shows: /sys/fs/cgroup and /proc. `files` are named by their paths, with `__` for a slash."""
+    proc, groups = folder / "proc", folder / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text(cgroup)
+    (proc / "meminfo").write_text(f"MemTotal: {available_kib * 2} kB\nMemAvailable: {available_kib} kB\n")
+    for name, content in files.items():
+        file = groups / name.replace("__", "/").replace("_dot_", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return groups, proc
+
+
+def group(at: str, limit: str, used: int, *, v1: bool = False) -> dict[str, str]:
+    names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file") if v1 else ("max", "current", "inactive_file")
+    return {
+        f"{at}memory_dot_{names[0]}": limit,
+        f"{at}memory_dot_{names[1]}": str(used),
+        f"{at}memory_dot_stat": f"anon 5\n{names[2]} {GIB}\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        pytest.param("0::/\n", {}, 20 * GIB, id="no limits"),
+        pytest.param("0::/\n", group("", str(6 * GIB), 3 * GIB), 4 * GIB, id="a container's own root"),
+        pytest.param("0::/\n", group("", "max", 3 * GIB), 20 * GIB, id="a container without a limit"),
+        pytest.param("0::/a/b\n", group("a__b__", str(5 * GIB), 2 * GIB), 4 * GIB, id="a service's group"),
+        pytest.param(
+            "0::/a/b\n", group("a__b__", "max", 0) | group("a__", str(3 * GIB), 2 * GIB), 2 * GIB, id="the group above"
+        ),
+        pytest.param("0::/host/path\n", group("", str(2 * GIB), GIB), 2 * GIB, id="the host's path in a container"),
+        pytest.param("0::/\n", group("", str(GIB), 3 * GIB), 0, id="over its limit"),
+        pytest.param(
+            "4:cpu,memory:/job\n0::/\n", group("memory__job__", str(4 * GIB), GIB, v1=True), 4 * GIB, id="version 1"
+        ),
+        pytest.param(
+            "4:memory:/job\n", group("memory__job__", str(2**63 - 4096), GIB, v1=True), 20 * GIB, id="version 1, none"
+        ),
+    ],
+)
+def test_free_memory_respects_control_groups(tmp_path: Path, cgroup: str, files: dict[str, str], expected: int) -> None:
+    assert free_host_bytes(*kernel(tmp_path, cgroup, 20 * GIB // 1024, **files)) == expected
 
 
 def test_cache_that_does_not_fit_names_the_numbers(folder: Path) -> None:

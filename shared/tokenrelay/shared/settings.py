@@ -203,7 +203,8 @@ class WorkerSettings(MeasuredSettings):
     kv_cache_tokens: int | None = Field(
         default=None,
         ge=16,
-        description="Tokens that the KV cache holds; sized from the device's memory where not given.",
+        description="Tokens that the KV cache holds. Where not given: on a CPU what all slots need at full context, in "
+        "a quarter of the free memory at most; on a GPU what is free there.",
     )
     max_batch_tokens: int | None = Field(
         default=None, ge=1, description="Tokens computed in one step, prefill included."

@@ -27,7 +27,7 @@ from tokenrelay.worker.engine.contract import (
     ModelError,
     SamplingParams,
 )
-from tokenrelay.worker.engine.kv_cache import CacheUse, EngineSettings, plan_cache
+from tokenrelay.worker.engine.kv_cache import CacheHolds, CacheUse, EngineSettings, plan_cache
 from tokenrelay.worker.engine.packed_attention import contain_packed_attention
 from tokenrelay.worker.engine.probing import EngineProbe
 from tokenrelay.worker.engine.sampling_rows import PositionKeyedSampler, draw_without_softmax
@@ -141,6 +141,12 @@ class TransformersEngine:
         self.context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
         self._manager.start()
         log.info("engine on %s: %s slots, %s tokens a request", self._loaded.device, self.slots, self.context_tokens)
+        holds = CacheHolds(
+            tokens=processor.cache.num_blocks * self._plan.page_tokens,
+            size_bytes=processor.cache.cache_tensor.nbytes,
+            all_slots_tokens=self.slots * self._loaded.context_tokens,
+        )
+        log.info("KV cache on %s: %s", self._loaded.device, holds)
 
     def stop(self) -> None:
         """End the engine's thread, whatever it is doing."""

@@ -6,20 +6,19 @@ Knows the model's shape and the machine's memory; nothing of requests.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenrelay.worker.engine.contract import ModelError
+from tokenrelay.worker.engine.host_memory import free_host_bytes
 
 if TYPE_CHECKING:
     from tokenrelay.worker.engine.models import LoadedModel
 
-_HOST_SHARE = 0.6  # of the free host memory; the rest is for activations and for everybody else
+_OWN_SHARE = 0.25  # of the free host memory, where nobody says how much: the machine has other uses for it
+_HOST_SHARE = 0.6  # of the free host memory, at most; the rest is for activations and for everybody else
 _HOST_PAGE_TOKENS = 32
 _DEVICE_PAGE_TOKENS = 256  # what flash attention's paged kernels take
-_USUAL_REQUEST_TOKENS = 4096  # what each slot gets of a model whose context is longer
 _HOST_BATCH_TOKENS = 512  # a longer prompt is prefilled over several steps, so that its neighbours go on
 
 
@@ -41,6 +40,20 @@ class CacheUse:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheHolds:
+    """What a KV cache has room for, as it's said at start."""
+
+    tokens: int
+    size_bytes: int
+    all_slots_tokens: int  # of all slots at the model's full context
+
+    def __str__(self) -> str:
+        short = self.tokens < self.all_slots_tokens
+        all_slots = f" of the {self.all_slots_tokens} that all slots would fill at full context" if short else ""
+        return f"{self.tokens} tokens{all_slots}, {_mib(self.size_bytes)} MiB; TOKENRELAY_KV_CACHE_TOKENS changes it"
+
+
+@dataclass(frozen=True, slots=True)
 class CachePlan:
     """The manager's numbers; None leaves the choice to the manager, which knows the device's memory."""
 
@@ -56,10 +69,9 @@ class CachePlan:
 def plan_cache(loaded: LoadedModel, settings: EngineSettings, free_bytes: int | None = None) -> CachePlan:
     """Size the KV cache.
 
-    On CUDA it takes what the manager finds free unless the settings say how much. On a host, every slot's
-    full length (4096 tokens each where that is more, and one full length at least), or what 60 % of the free memory
-    holds (`free_bytes`, measured when not given).
-    Raises ModelError, with the numbers, when that isn't enough.
+    On CUDA it takes what the manager finds free unless the settings say how much. On a host it holds every slot's full
+    length, in a quarter of the free memory at most (`free_bytes`, measured when not given), or what the settings say,
+    in 60 % of it at most. Raises ModelError, with the numbers, when that isn't enough.
     """
     if loaded.device.type == "cuda":
         pages = settings.kv_cache_tokens and math.ceil(settings.kv_cache_tokens / _DEVICE_PAGE_TOKENS)
@@ -67,9 +79,8 @@ def plan_cache(loaded: LoadedModel, settings: EngineSettings, free_bytes: int | 
     batch_tokens = max(settings.max_batch_tokens or _HOST_BATCH_TOKENS, settings.slots)
     free = free_host_bytes() if free_bytes is None else free_bytes
     per_token = bytes_per_token(loaded, batch_tokens)
-    usable = int(free * _HOST_SHARE)
-    context = loaded.context_tokens
-    wanted = settings.kv_cache_tokens or max(settings.slots * min(context, _USUAL_REQUEST_TOKENS), context)
+    usable = int(free * (_HOST_SHARE if settings.kv_cache_tokens else _OWN_SHARE))
+    wanted = settings.kv_cache_tokens or settings.slots * loaded.context_tokens
     # The manager keeps two pages of its own for padding.
     holds = max(usable // per_token - 2 * _HOST_PAGE_TOKENS, 0)
     required = wanted if settings.kv_cache_tokens else _HOST_PAGE_TOKENS
@@ -84,38 +95,15 @@ def plan_cache(loaded: LoadedModel, settings: EngineSettings, free_bytes: int | 
 
 
 def bytes_per_token(loaded: LoadedModel, batch_tokens: int) -> int:
-    """What one cached token costs on a host: keys and values of every layer, its column in the attention mask that
-    sdpa needs, and its copy while a layer attends."""
+    """What one cached token costs on a host: keys and values of every layer, its column in the attention masks that
+    sdpa needs, one a kind of layer, and its copy while a layer attends."""
     config = loaded.model.config.get_text_config()
     heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * heads * head_width * config.num_hidden_layers
     attending = 2 * config.num_attention_heads * head_width
-    return int((cached + batch_tokens + attending) * loaded.dtype.itemsize)
-
-
-def free_host_bytes() -> int:
-    """Memory that this process may still take: the machine's, or its container's where that is less."""
-    free = _free_machine_bytes()
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used -= int(statistics.get("inactive_file", 0))  # the weights' file pages: given back when memory is needed
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, max(int(limit) - used, 0))
-
-
-def _free_machine_bytes() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        # No Linux: half of what there is.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    sizes = {name: size for name, _, size in (line.partition(":") for line in lines)}
-    return int(sizes["MemAvailable"].split()[0]) * 1024
+    masks = batch_tokens * len(set(getattr(config, "layer_types", None) or [""]))
+    return int((cached + masks + attending) * loaded.dtype.itemsize)
 
 
 def _mib(size: int) -> int:
