@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.producer.rounds import ask
+from redis.exceptions import ResponseError
+
+from tokenrelay.producer.rounds import Round, ask, refused
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import text
+from tokenrelay.shared.entries import text, whole
 from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
 
 if TYPE_CHECKING:
@@ -59,10 +61,13 @@ def served() -> Steps[dict[str, Served]]:
     batch: Batch = []
     for worker in workers:
         batch += [("HMGET", worker, "queues", "birth", "training", "pid", "context_tokens"), ("PTTL", worker)]
-    replies = yield from ask(batch)
+    replies = yield Round(batch)
     found: dict[str, Served] = {}
-    for (queues, birth, training, pid, context), left_ms in zip(replies[::2], replies[1::2], strict=True):
-        if queues is None or left_ms <= _LIVE_MS:
+    for registered, left_ms in zip(replies[::2], replies[1::2], strict=True):
+        if isinstance(registered, ResponseError) and "WRONGTYPE" in str(registered):
+            continue  # no registration
+        queues, birth, training, pid, context = refused([registered])[0]
+        if queues is None or refused([left_ms])[0] <= _LIVE_MS:
             continue
         for name in _names(text(queues)):
             before = found.get(name)
@@ -70,8 +75,8 @@ def served() -> Steps[dict[str, Served]]:
                 name=name,
                 since=min(_seconds(birth), before.since if before else _seconds(birth)),
                 training=text(training) if training else (before.training if before else None),
-                pids=(*(before.pids if before else ()), *([int(pid)] if pid else [])),
-                context_tokens=_least(before.context_tokens if before else None, _count(context)),
+                pids=(*(before.pids if before else ()), *([known] if (known := whole(pid)) else [])),
+                context_tokens=_least(before.context_tokens if before else None, whole(context) or None),
             )
     return dict(sorted(found.items()))
 
@@ -80,20 +85,12 @@ def training(model: Served) -> Any:
     """The model's training trace, None where it has none or one that isn't JSON."""
     try:
         return json.loads(model.training) if model.training else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _names(queues: str) -> set[str]:
     return {name for name in map(keys.model_of, queues.split(",")) if name}
-
-
-def _count(value: object) -> int | None:
-    """None where it isn't a positive whole number: workers of an earlier release register none."""
-    try:
-        return int(text(value)) if value and int(text(value)) > 0 else None
-    except ValueError:
-        return None
 
 
 def _least(*known: int | None) -> int | None:
@@ -105,5 +102,5 @@ def _seconds(birth: object) -> int:
     """RQ's birth date; 0 where it can't be read."""
     try:
         return int(datetime.fromisoformat(text(birth)).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return 0

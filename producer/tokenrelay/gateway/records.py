@@ -10,8 +10,8 @@ from tokenrelay.gateway.marks import Mark, unmarked
 from tokenrelay.producer.endings import GRACE_S, checked_id, overdue_state, server_time_us
 from tokenrelay.producer.rounds import ask
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Ended, Entry, State, parse_entry, text
-from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound
+from tokenrelay.shared.entries import Ended, Entry, State, number, parse_entry, parse_state, text
+from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.options import load
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def recorded(request_id: str, owner: str | None) -> Steps[Record]:
         raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
     try:
         return _record(request_id, values, _entry(first), _entry(last), server_time_us(time))
-    except (ValueError, TypeError, RequestError) as error:
-        raise ProtocolError(f"the hash of request {request_id} can't be read: {error}", request_id=request_id) from None
+    except (ProtocolError, RequestError) as error:
+        raise unreadable(request_id, ProtocolError(error.message)) from None
 
 
 def _entry(raw: list[Any]) -> Entry | None:
@@ -104,7 +104,7 @@ def _entry(raw: list[Any]) -> Entry | None:
 
 def _record(request_id: str, values: list[str | None], first: Entry | None, last: Entry | None, now_us: int) -> Record:
     state, next_index, attempt, queue, owner, deadline_us, cancelled_by, body = values
-    known, tokens, deadline = State(state or ""), int(next_index or 1) - 1, int(deadline_us or 0)
+    known, tokens, deadline = parse_state(state), number("next", next_index) - 1, number("deadline_us", deadline_us)
     if not known.terminal and now_us > deadline + GRACE_S * 1e6:
         known = overdue_state(tokens)
     options = load(body or "")
@@ -113,7 +113,7 @@ def _record(request_id: str, values: list[str | None], first: Entry | None, last
         request_id=request_id,
         state=known,
         tokens=tokens,
-        attempts=int(attempt or 0),
+        attempts=number("attempt", attempt),
         queue=queue or "",
         owner=owner or "",
         deadline_us=deadline,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,7 @@ from tokenrelay.producer.rounds import ask
 from tokenrelay.shared import keys
 from tokenrelay.shared.answer import Answer, Assembler
 from tokenrelay.shared.commands import Call, reply_word
-from tokenrelay.shared.entries import Ended, State, parse_entry, text
+from tokenrelay.shared.entries import Ended, State, number, parse_entry, parse_object, parse_state, text, whole
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationExpired,
@@ -20,6 +19,7 @@ from tokenrelay.shared.errors import (
     RequestError,
     RequestNotFound,
     StreamExpired,
+    unreadable,
 )
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call
 
@@ -73,10 +73,10 @@ def status(request_id: str) -> Steps[Status]:
         raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
     now_us = server_time_us(time)
     try:
-        known, tokens, deadline = State(text(state)), int(next_index) - 1, int(deadline_us)
-        attempt, given = int(attempts), json.loads(metadata) if metadata else {}
-    except (ValueError, TypeError) as error:
-        raise ProtocolError(f"the hash of request {request_id} can't be read: {error}", request_id=request_id) from None
+        known, tokens, deadline = parse_state(state), number("next", next_index) - 1, number("deadline_us", deadline_us)
+        attempt, given = number("attempt", attempts), parse_object("metadata", metadata) if metadata else {}
+    except ProtocolError as error:
+        raise unreadable(request_id, error) from None
     if not known.terminal and now_us > deadline + GRACE_S * 1e6:
         known = overdue_state(tokens)
     return Status(
@@ -121,7 +121,8 @@ def _end(request_id: str, ending: Call) -> Steps[bool]:
         return False
     if not fence:
         # Nobody owns it, so nobody else tells RQ. A worker that does own it hears DONE and closes its own job.
-        outcome = Outcome(STATUS_OF[State(text(state))], int(retention_ms) // 1000, "the deadline passed")
+        retention_s = max((whole(retention_ms) or 0) // 1000, 1)
+        outcome = Outcome(STATUS_OF[State(text(state))], retention_s, "the deadline passed")
         yield from ask([close_call(Execution(request_id, text(queue)), outcome, datetime.now(UTC))])
     return True
 

@@ -17,8 +17,27 @@ from tokenrelay.producer.endings import GRACE_S, cancel, expire, overdue_state, 
 from tokenrelay.producer.rounds import LOST, Pause, Round, ask, refused
 from tokenrelay.producer.waits import Wait
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Ended, Entry, EntryId, Started, State, Token, Usage, parse_entry, text
-from tokenrelay.shared.errors import ProtocolError, RequestError, StreamChanged, StreamExpired, StreamTimeout
+from tokenrelay.shared.entries import (
+    Ended,
+    Entry,
+    EntryId,
+    Started,
+    State,
+    Token,
+    Usage,
+    number,
+    parse_entry,
+    parse_state,
+    text,
+)
+from tokenrelay.shared.errors import (
+    ProtocolError,
+    RequestError,
+    StreamChanged,
+    StreamExpired,
+    StreamTimeout,
+    unreadable,
+)
 from tokenrelay.shared.protocol import StreamMachine
 from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
 
@@ -148,11 +167,11 @@ class Follower:
                 request_id=self.request_id,
             )
         try:
-            request = _Request(
-                State(text(state)), int(deadline_us), int(next_index) - 1, text(queue), bool(fence), server_time_us(now)
-            )
-        except (ValueError, TypeError) as error:
-            raise ProtocolError(f"the hash of request {self.request_id} can't be read: {error}") from None
+            known = parse_state(state)
+            deadline, following = number("deadline_us", deadline_us), number("next", next_index)
+        except ProtocolError as error:
+            raise unreadable(self.request_id, error) from None
+        request = _Request(known, deadline, following - 1, text(queue), bool(fence), server_time_us(now))
         self._overdue_at = self._now() + (request.deadline_us - request.now_us) / 1e6 + self._grace(request)
         return request, raw
 

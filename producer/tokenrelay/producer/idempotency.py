@@ -26,7 +26,9 @@ def submitted_once(plan: Planned, idempotency_key: str, settings: ProducerSettin
     key, limit = keys.idempotency(idempotency_key), settings.max_queue_depth
     bound, left_ms = yield from ask([("GET", key), ("PTTL", key)])
     gone = ""
-    if bound is not None:
+    if bound is not None and not keys.is_request_id(text(bound)):
+        gone = text(bound)  # none of ours: a request under such an ID could be neither served nor found
+    elif bound is not None:
         holder = replace(plan, request_id=text(bound))
         if (yield from _attached(holder, limit)):
             return holder.request_id

@@ -20,7 +20,7 @@ from tokenrelay.producer.sharing import SharedRounds
 from tokenrelay.producer.waits import SharedWaits, Wait
 from tokenrelay.shared.commands import AsyncPipeline, Batch, Pipeline, Reply
 from tokenrelay.shared.connections import address, explain
-from tokenrelay.shared.errors import WrongEventLoop
+from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,8 @@ class Driver:
         self._pipeline = Pipeline(redis)
 
     def run(self, steps: Steps[Result]) -> Result:
-        """What the steps end with. Raises RedisUnusable for what Redis refused, and whatever the steps raise."""
+        """What the steps end with. Raises RedisUnusable for what Redis refused, ProtocolError for a key that is of
+        another type, and whatever the steps raise."""
         answered: Answered = None
         try:
             while True:
@@ -96,7 +97,7 @@ class Driver:
         except StopIteration as stop:
             return cast("Result", stop.value)
         except RedisError as error:
-            raise explain(error, address(self.redis)) from error
+            raise _translated(error, address(self.redis)) from error
 
     def _answer(self, item: Item) -> Answered:
         if isinstance(item, Pause):
@@ -146,7 +147,7 @@ class AsyncDriver:
         except StopIteration as stop:
             return cast("Result", stop.value)
         except RedisError as error:
-            raise explain(error, address(self.redis)) from error
+            raise _translated(error, address(self.redis)) from error
 
     async def _answer(self, item: Item) -> Answered:
         if isinstance(item, Pause):
@@ -158,6 +159,13 @@ class AsyncDriver:
             return await self._rounds.answer(item.batch, atomic=item.atomic)
         except RedisError as error:
             return error
+
+
+def _translated(error: RedisError, where: str) -> TokenRelayError:
+    """RedisUnusable for a server that can't be used now, ProtocolError for a key that isn't of our type."""
+    if "WRONGTYPE" in str(error):
+        return ProtocolError("a key of the request, or of its queue, is of another type: somebody else wrote it")
+    return explain(error, where)
 
 
 def _resume(steps: Steps[Result], answered: Answered) -> Item:

@@ -17,8 +17,19 @@ from tokenrelay.producer.endings import checked_id, server_time_us
 from tokenrelay.producer.rounds import Round, refused
 from tokenrelay.shared import keys
 from tokenrelay.shared.answer import Assembler
-from tokenrelay.shared.entries import Ended, Entry, Migrated, Queued, Started, State, Token, parse_entry, text
-from tokenrelay.shared.errors import RequestNotFound, StreamExpired
+from tokenrelay.shared.entries import (
+    Ended,
+    Entry,
+    Migrated,
+    Queued,
+    Started,
+    State,
+    Token,
+    parse_entry,
+    parse_state,
+    text,
+)
+from tokenrelay.shared.errors import ProtocolError, RequestNotFound, StreamExpired, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,7 +142,11 @@ def traced(request_id: str) -> Steps[Trace]:
     if not raw:
         raise StreamExpired(f"the stream of request {request_id} is gone", request_id=request_id)
     stored = {name: text(value) for name, value in zip(FIELDS, fields, strict=True) if value is not None}
-    return trace_of(request_id, stored, [parse_entry(*item) for item in raw], server_time_us(time))
+    entries = [parse_entry(*item) for item in raw]
+    try:
+        return trace_of(request_id, stored, entries, server_time_us(time))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise unreadable(request_id, ProtocolError(repr(error))) from None
 
 
 def trace_of(request_id: str, stored: Mapping[str, str], entries: Iterable[Entry], now_us: int) -> Trace:
@@ -142,7 +157,7 @@ def trace_of(request_id: str, stored: Mapping[str, str], entries: Iterable[Entry
     ended = assembler.ended
     return Trace(
         request_id=request_id,
-        state=State(stored["state"]),
+        state=parse_state(stored["state"]),
         model=next((event.model for event in claims if isinstance(event, Started)), None),
         workers=tuple(event.worker for event in claims),
         stages=_stages(stored, assembler),

@@ -33,11 +33,11 @@ Command = tuple[Argument, ...]
 Reply = Any
 
 SCRIPTS: Final = {
-    "token": ("create", "claim", "append", "finish", "cancel", "expire", "renew", "release", "suspect"),
+    "token": ("create", "claim", "append", "finish", "cancel", "expire", "fail", "renew", "release", "suspect"),
     "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "bind", "place"),
 }
 _SHORT_OF_MEMORY: Final = frozenset(
-    {"claim", "renew", "release", "finish", "cancel", "expire", "suspect", "close", "requeue", "drop", "keep"}
+    {"claim", "renew", "release", "finish", "cancel", "expire", "fail", "suspect", "close", "requeue", "drop", "keep"}
 )
 """Scripts that must work when Redis is full: they end requests, which is what frees memory."""
 _PARTS: Final = {
@@ -47,6 +47,7 @@ _PARTS: Final = {
     "finish": ("prelude", "ending", "appending"),
     "cancel": ("prelude", "ending"),
     "expire": ("prelude", "ending"),
+    "fail": ("prelude", "ending"),
     "enqueue": (),
     "take": (),
     "bind": (),
@@ -101,7 +102,8 @@ def _head(script: str, keys: tuple[str, ...], arguments: int, *, modern: bool) -
 def _packed_arguments(arguments: Sequence[Argument]) -> bytes:
     parts = []
     for argument in arguments:
-        data = argument if isinstance(argument, bytes) else str(argument).encode()
+        # As `entries.text` reads it: a name that isn't UTF-8 goes back as the bytes that it came as.
+        data = argument if isinstance(argument, bytes) else str(argument).encode("utf-8", "surrogateescape")
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
 

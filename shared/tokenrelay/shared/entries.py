@@ -33,6 +33,9 @@ class State(StrEnum):
         return self not in (State.QUEUED, State.IN_PROGRESS)
 
 
+_MOST_DIGITS: Final = 16
+_MOST: Final = 2**63
+
 TERMINAL: Final = frozenset(state for state in State if state.terminal)
 
 
@@ -141,6 +144,41 @@ def text(value: object) -> str:
     return str(value)
 
 
+def whole(value: object) -> int | None:
+    """The number that a field of Redis's holds: 0 to 16 digits, as the scripts read it; None for anything else."""
+    digits = text(value) if value is not None else ""
+    return int(digits) if len(digits) <= _MOST_DIGITS and digits.isascii() and digits.isdecimal() else None
+
+
+def number(name: str, value: object) -> int:
+    """The number that the hash's field `name` holds. Raises ProtocolError."""
+    found = whole(value)
+    if found is None:
+        raise ProtocolError(f"its field {name!r} holds {text(value)!a:.80}, not a number")
+    return found
+
+
+def parse_object(name: str, value: object) -> dict[str, Any]:
+    """The JSON object that field `name` holds. Raises ProtocolError."""
+    try:
+        found = json.loads(text(value))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ProtocolError(f"field {name!r} is no JSON object")
+    return found
+
+
+def parse_state(value: object) -> State:
+    """The state that a hash holds. Raises ProtocolError for a word that this version doesn't know."""
+    try:
+        return State(text(value))
+    except ValueError:
+        raise ProtocolError(
+            f"the state {text(value)!a:.80} is unknown here: a newer version may have written it"
+        ) from None
+
+
 class Fields:
     """An entry's fields, read with errors that name the entry and the field."""
 
@@ -163,19 +201,19 @@ class Fields:
     def number(self, name: str) -> int:
         value = self.text(name)
         try:
-            return int(value)
+            found = int(value)
         except ValueError:
-            raise ProtocolError(f"entry {self._id}: field {name!r} is {value!r}, not a whole number") from None
+            found = _MOST
+        if not -_MOST < found < _MOST:
+            raise ProtocolError(f"entry {self._id}: field {name!r} is {value!a:.80}, not a whole number")
+        return found
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         """The JSON object of a field; empty where the field isn't there."""
         try:
-            value = json.loads(self.optional(name) or "{}")
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            raise ProtocolError(f"entry {self._id}: field {name!r} is no JSON object")
-        return value
+            return parse_object(name, self.optional(name) or "{}")
+        except ProtocolError as error:
+            raise ProtocolError(f"entry {self._id}: {error.message}") from None
 
 
 def parse_entry_id(value: object) -> EntryId:

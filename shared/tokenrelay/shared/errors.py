@@ -144,4 +144,9 @@ class EngineError(TokenRelayError):
 
 
 class ProtocolError(TokenRelayError):
-    """An entry can't be read, or may not follow the entries before it."""
+    """An entry or a request's hash can't be read, or an entry may not follow the entries before it."""
+
+
+def unreadable(request_id: str, why: ProtocolError) -> ProtocolError:
+    """The error for a request whose hash can't be read."""
+    return ProtocolError(f"the hash of request {request_id} can't be read: {why.message}", request_id=request_id)

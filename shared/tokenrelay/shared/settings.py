@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX: Final = "TOKENRELAY_"
+MAX_RETENTION_S: Final = 30 * 86_400
 _SERVICE_LINK: Final = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -53,7 +54,7 @@ class CommonSettings(BaseSettings):
     retention_s: int = Field(
         default=3600,
         ge=1,
-        le=30 * 86_400,
+        le=MAX_RETENTION_S,
         description="Seconds that a request and its stream are kept after their end.",
     )
 

@@ -18,7 +18,7 @@ FENCE_CHECK = "if m[2] == '' or m[2] ~= ARGV[1] then return { 'FENCED' } end"
 DONE_CHECK = "if terminal(m[1]) then return { 'DONE', m[1] } end"
 TOKEN_XADD = "'NOMKSTREAM', index .. '-0'"
 EVENT_XADD = "'NOMKSTREAM', id"
-SUSPECT_MARK = """if not m[4] then
+SUSPECT_MARK = """if not suspect then
   redis.call('HSET', request, 'suspect_us', us(now))
   return { 'SUSPECT' }
 end"""
@@ -36,7 +36,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "an empty fence finishes": ("-- Append the last tokens", "m[2] == '' or ", ""),
     "a fence is compared by its end": (
         "-- Clear the fence",
-        "m[2] ~= m[3] .. ':' .. ARGV[1]",
+        "m[2] ~= tostring(m[3]) .. ':' .. ARGV[1]",
         "m[2] == '' or string.sub(m[2], #m[2] - #ARGV[1] + 1) ~= ARGV[1]",
     ),
     "a claim takes another's fence for its own": (
@@ -57,7 +57,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "renew goes on behind the end": ("-- Keep the lease", DONE_CHECK, ""),
     "release goes on behind the end": ("-- Clear the fence", DONE_CHECK, ""),
     "next is off by one": ("", "next_index = next_index + 1", "next_index = next_index + 2"),
-    "events are not counted anew behind a token": ("", "'events', 0, ", ""),
+    "an event's number forgets those before it": ("", "local number = events + 1", "local number = 1"),
+    "an end counts no tokens": ("", "'completion_tokens', (position())", "'completion_tokens', 0"),
     "tokens do not clear the crashes": ("", ", 'crashes', 0)", ")"),
     "a finish is not remembered": ("", "fields.finished_by or ''", "''"),
     "poison is remembered as the dead one's finish": (
@@ -70,8 +71,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         ", 'fence', '')\n  redis.call('HDEL', request, 'lease_us'",
         ")\n  redis.call('HDEL', request, 'lease_us'",
     ),
-    "one look is enough to take over": ("", "not m[7] or now - tonumber(m[7]) < tonumber(ARGV[7]) * 1000", "false"),
-    "one look is enough to release": ("", SUSPECT_MARK, "m[4] = m[4] or 1"),
+    "one look is enough to take over": ("", "not suspect or now - suspect < tonumber(ARGV[7]) * 1000", "false"),
+    "one look is enough to release": ("", SUSPECT_MARK, "suspect = suspect or 1"),
     "a renewed lease stays suspected": ("-- Keep the lease", "redis.call('HDEL', request, 'suspect_us')", ""),
     "an append leaves the lease suspected": (
         "-- Append one or several",
@@ -79,24 +80,24 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "a released request keeps its writer": ("-- Clear the fence", "redis.call('HSET', request, 'fence', '')", ""),
-    "a lost lease is no crash": ("-- Look at a lease", "redis.call('HINCRBY', request, 'crashes', 1)", ""),
+    "a lost lease is no crash": ("-- Look at a lease", "(whole(m[5]) or 0) + 1", "whole(m[5]) or 0"),
     "a takeover is no crash": ("", "crashes = crashes + 1", ""),
     "poison is never told": ("", "if crashes >= tonumber(ARGV[6]) then", "if false then"),
     "another model goes on": ("", "m[5] and m[5] ~= ARGV[5]", "false"),
     "append goes on past the deadline": (
         "-- Append one or several",
-        "if now > tonumber(m[3]) then return { 'PAST' } end",
+        "if now > deadline then return { 'PAST' } end",
         "",
     ),
     "claim goes on past the deadline": (
         "-- Make this execution",
-        "if now > tonumber(m[4]) then return { 'PAST' } end",
+        "if now > deadline then return { 'PAST' } end",
         "",
     ),
-    "expire comes early": ("", "if now <= tonumber(m[2]) then", "if false then"),
-    "expired is said behind a token": ("", "tonumber(m[3]) > 1 and 'incomplete' or 'expired'", "'expired'"),
+    "expire comes early": ("", "if now <= deadline then", "if false then"),
+    "expired is said behind a token": ("", "position() ~= '0' and 'incomplete' or 'expired'", "'expired'"),
     "times lose their digits": ("", "return string.format('%.0f', number)", "return tostring(number)"),
-    "a hand-over recomputes nothing": ("", "prompt_tokens + next_index - 1)", "0)"),
+    "a hand-over recomputes nothing": ("", "(whole(counted[1]) or 0) + next_index - 1", "0"),
     "a repeated create starts over": ("", "return { 'ATTACHED', state }", ""),
     "another body attaches": ("", "if body ~= ARGV[1] then return { 'CONFLICT' } end", ""),
     "the end forgets a key's lifetime": ("", "redis.call('PEXPIREAT', stream, us(at_ms))", ""),

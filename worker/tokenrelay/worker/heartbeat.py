@@ -17,9 +17,10 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.rq_jobs import keep_call
 from tokenrelay.worker.intake import RQ_LEASE_S
+from tokenrelay.worker.unreadable import is_unusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,6 +99,9 @@ class Heartbeat:
 
     def _act(self, attempt: Attempt, reply: Reply) -> None:
         """What a reply about one attempt asks for."""
+        if is_unusable(reply):
+            self.publisher.fail(attempt, reply)
+            return
         if isinstance(reply, RedisError):
             self.publisher.figures.redis_errors.add("heartbeat")
             log.warning("request %s: its lease couldn't be renewed: %s", attempt.request_id, reply)
@@ -108,7 +112,7 @@ class Heartbeat:
             case "OK":
                 pass
             case "DONE":
-                state = State(reply[1].decode())
+                state = State(text(reply[1]))
                 # Ended by this worker itself a moment ago: the publisher has the reply, or is about to.
                 if attempt.ending is None or state is State.CANCELLED:
                     self.publisher.close(attempt, state, f"{state} by somebody else")
@@ -116,6 +120,8 @@ class Heartbeat:
                 attempt.overdue = True
             case "LOST":
                 self.publisher.close(attempt, State.FAILED, "its request is gone from Redis")
+            case "UNREADABLE":
+                self.publisher.fail(attempt, reply)
             case word:
                 self.publisher.abandon(attempt, word)
 

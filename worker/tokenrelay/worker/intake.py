@@ -15,12 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
-from tokenrelay.shared.connections import is_for_now
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.entries import State, text, whole
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import load
 from tokenrelay.shared.rq_jobs import (
@@ -34,8 +33,10 @@ from tokenrelay.shared.rq_jobs import (
     requeue_call,
     take_call,
 )
+from tokenrelay.shared.settings import MAX_RETENTION_S
 from tokenrelay.worker.attempts import Attempt, Ending
 from tokenrelay.worker.figures import reason_of
+from tokenrelay.worker.unreadable import fail_call, is_unusable, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +167,7 @@ class Intake:
         started_us = int(now.timestamp() * 1e6)
         for number, job_id, execution_id, data in reply:
             queue = self.queues[number - 1]
-            execution = Execution(job_id.decode(), queue, self.worker, execution_id.decode(), started_us)
+            execution = Execution(text(job_id), queue, self.worker, text(execution_id), started_us)
             self._unread.append(Job(execution, data))
 
     def _read(self, jobs: list[Job]) -> None:
@@ -174,7 +175,7 @@ class Intake:
         fields = ("request", "prompt_ids", "retention_ms", "crashes")
         replies = self.pipeline.run([("HMGET", job.request_keys[0], *fields) for job in jobs])
         for job, reply in zip(jobs, replies, strict=True):
-            if isinstance(reply, ResponseError) and not is_for_now(reply):
+            if is_unusable(reply):
                 job.refusal = Ending.failure("invalid_request", "its key doesn't hold a request")
                 continue
             if isinstance(reply, Exception):
@@ -188,8 +189,8 @@ class Intake:
             job.gone = True
             return
         try:
-            job.retention_s = max(int(retention_ms or 0) // 1000, 1)
-            job.crashes = int(crashes or 0)
+            job.retention_s = max(min(whole(retention_ms) or 0, MAX_RETENTION_S * 1000) // 1000, 1)
+            job.crashes = whole(crashes) or 0
             if not is_our_call(job.data, job.execution.job_id):
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
             job.options = load(request)
@@ -209,9 +210,8 @@ class Intake:
         jobs = [job for job in jobs if not job.gone]
         *replies, time_now = self.pipeline.run([*map(self._claim_call, jobs), ("TIME",)]) if jobs else [None]
         for job, reply in zip(jobs, replies, strict=True):
-            if isinstance(reply, ResponseError) and not is_for_now(reply):
-                log.warning("request %s: its keys are unusable: %s", job.execution.job_id, reply)
-                clean_up.append(self._end(job, State.FAILED, "its keys in Redis are unusable"))
+            if is_unusable(reply):
+                clean_up += self._fail(job, reply)
             elif (word := reply_word(reply)) == "OK":
                 claimed.append(self._grant(job, reply, time_now))
             else:
@@ -245,7 +245,7 @@ class Intake:
     def _grant(self, job: Job, reply: list[Any], time_now: Reply) -> Claimed:
         """The attempt behind a claim; with its ending, where it can't be generated."""
         _, fence, number, *_ = reply
-        attempt = Attempt(job.execution, fence.decode(), number, job.retention_s, ending=job.refusal)
+        attempt = Attempt(job.execution, text(fence), number, job.retention_s, ending=job.refusal)
         try:
             return self._granted(job, attempt, reply, time_now)
         except BaseException:  # noqa: BLE001  the per-request boundary
@@ -273,7 +273,7 @@ class Intake:
     def _emitted(self, emitted: list[bytes]) -> list[tuple[str, int]]:
         """What earlier attempts emitted, as (text, token ID). Raises RequestError `continuation_mismatch`."""
         try:
-            pairs = [(text.decode(), int(token)) for token, text in zip(emitted[::2], emitted[1::2], strict=True)]
+            pairs = [(piece.decode(), int(token)) for token, piece in zip(emitted[::2], emitted[1::2], strict=True)]
         except ValueError as error:
             raise RequestError(f"the stream can't be read: {error}", code="continuation_mismatch") from error
         if not self.reader.in_vocabulary([token for _, token in pairs]):
@@ -299,25 +299,33 @@ class Intake:
                 return [drop_call(execution, now)]
             case "NOT_MINE":
                 self.refused = True
-                log.warning("request %s needs another worker: %s", execution.job_id, reply[1].decode())
+                log.warning("request %s needs another worker: %s", execution.job_id, text(reply[1]))
                 return [requeue_call(execution, "back", now)]
             case "PAST":
                 return [self._expire(job)]
             case "DONE":
-                return [self._ended(job, State(reply[1].decode()))]
+                return [self._ended(job, State(text(reply[1])))]
+            case "UNREADABLE" | "LOST":
+                return self._fail(job, reply)
             case "POISON":
                 return [self._end(job, State.FAILED, "poison_request: it took its worker down", "poison_request")]
             case _:
-                return [self._end(job, State.FAILED, "its request is gone from Redis")]
+                raise AssertionError(f"claim answered {word}")
+
+    def _fail(self, job: Job, reply: Reply) -> Batch:
+        """End a request whose keys nobody can go on with. Where they're gone, there's only RQ to tell."""
+        detail = told(reply)
+        log.warning("request %s: %s", job.execution.job_id, detail)
+        return [fail_call(job.execution.job_id, detail), self._end(job, State.FAILED, detail)]
 
     def _expire(self, job: Job) -> Call:
         """End the request; the call that tells RQ how: a handed-over one may have tokens. Raises redis errors."""
         (reply,) = self.pipeline.run([Call("expire", job.request_keys)])
         match reply_word(reply):
             case "OK":
-                return self._end(job, State(reply[1].decode()), "deadline passed", "deadline")
+                return self._end(job, State(text(reply[1])), "deadline passed", "deadline")
             case "DONE":
-                return self._ended(job, State(reply[1].decode()))
+                return self._ended(job, State(text(reply[1])))
             case "EARLY":  # Redis's clock went back
                 return requeue_call(job.execution, "front", datetime.now(UTC))
             case _:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, requeue_call
 from tokenrelay.worker.intake import RQ_LEASE_S
+from tokenrelay.worker.unreadable import fail_call, is_unusable, told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +74,7 @@ class Maintenance:
         for queue, claimed in zip(self.queues, self.pipeline.run(looks), strict=True):
             if isinstance(claimed, Exception):
                 raise claimed
-            pairs = [(job_id.decode(), score) for job_id, score in claimed]
+            pairs = [(text(job_id), score) for job_id, score in claimed]
             others = [(job_id, score) for job_id, score in pairs if job_id not in self._own]
             if others:
                 self._repair_claimed(queue, others)
@@ -96,12 +97,15 @@ class Maintenance:
             self.pipeline.run(repairs)
 
     def _repair(self, execution: Execution, reply: Reply, age_ms: float) -> Batch:
+        if is_unusable(reply):
+            log.warning("request %s is given up: %s", execution.job_id, reply)
+            return [fail_call(execution.job_id, told(reply)), self._close(execution, State.FAILED)]
         if isinstance(reply, Exception):
             log.warning("request %s can't be looked at: %s", execution.job_id, reply)
             return []
         match reply_word(reply):
             case "DONE":
-                return [self._close(execution, State(reply[1].decode()))]
+                return [self._close(execution, State(text(reply[1])))]
             case "LOST":
                 return [self._close(execution, State.FAILED)]
             case "RELEASED":
@@ -148,7 +152,7 @@ class Maintenance:
         found, *_ = self.pipeline.run([("ZRANGE", canceled, "-inf", now.timestamp(), "BYSCORE"), *over])
         if isinstance(found, Exception):
             raise found
-        for job_id in (member.decode() for member in found):
+        for job_id in map(text, found):
             cancel = Call("cancel", keys.of_request(job_id), ("rq",))
             drop = ("ZREM", canceled, job_id)
             close = self._close(Execution(job_id, queue), State.CANCELLED)

@@ -59,12 +59,12 @@ class PromptReader:
             return ()
         return tuple(map(self.token_text, prompt_ids))
 
-    def known(self, prompt_ids: bytes) -> tuple[int, ...]:
+    def known(self, prompt_ids: bytes | None) -> tuple[int, ...]:
         """The token IDs that the first claim stored. Raises RequestError for what no tokenizer of this model gave:
         an ID beyond the vocabulary would take the engine down, and every request in it."""
         try:
-            ids = json.loads(prompt_ids)
-        except (ValueError, RecursionError):
+            ids = json.loads(prompt_ids or b"")
+        except (ValueError, TypeError, RecursionError):
             ids = None
         if not isinstance(ids, list) or not ids or not self.in_vocabulary(ids):
             raise RequestError("the stored prompt_ids aren't token IDs of this model", field="prompt_ids")

@@ -13,14 +13,14 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
-from tokenrelay.shared.connections import is_for_now
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Outcome, close_call, drop_call
 from tokenrelay.worker.attempts import Ending
+from tokenrelay.worker.unreadable import fail_call, is_unusable, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,6 +124,13 @@ class Publisher:
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
 
+    def fail(self, attempt: Attempt, reply: Reply) -> None:
+        """End an attempt whose keys it can't go on with; `reply` says why."""
+        detail = told(reply)
+        log.warning("request %s: %s", attempt.request_id, detail)
+        self._closing.append((fail_call(attempt.request_id, detail), False))
+        self.close(attempt, State.FAILED, detail)
+
     def abandon(self, attempt: Attempt, why: str) -> None:
         """Forget an attempt that is no longer ours; what RQ says of the job is its new owner's."""
         if not self._in_flight.drop(attempt):
@@ -193,8 +200,9 @@ class Publisher:
                 self.abandon(attempt, "a reply of Redis can't be read")
 
     def _acknowledge(self, attempt: Attempt, reply: Reply, sent_at: float, now: float) -> None:
-        if isinstance(reply, ResponseError) and not is_for_now(reply):
-            self.close(attempt, State.FAILED, f"its keys in Redis are unusable: {reply}")
+        """Take the reply to one attempt's call, which came `now`."""
+        if is_unusable(reply):
+            self.fail(attempt, reply)
             return
         try:
             word = reply_word(reply)
@@ -207,7 +215,7 @@ class Publisher:
                 self.figures.appended(attempt, len(attempt.tokens) - attempt.acknowledged, now)
                 self.close(attempt, attempt.ending.state, _summary(attempt))
             case "OK" if isinstance(reply[1], bytes):  # of expire
-                self.close(attempt, State(reply[1].decode()), "deadline passed")
+                self.close(attempt, State(text(reply[1])), "deadline passed")
             case "OK" | "GAP":
                 self.figures.appended(attempt, reply[1] - 1 - attempt.acknowledged, now)
                 attempt.acknowledged = reply[1] - 1
@@ -215,10 +223,12 @@ class Publisher:
             case "PAST":
                 attempt.past_deadline()
             case "DONE":
-                state = State(reply[1].decode())
+                state = State(text(reply[1]))
                 self.close(attempt, state, f"{state} by somebody else")
             case "LOST":
                 self.close(attempt, State.FAILED, "its stream is gone from Redis")
+            case "UNREADABLE":
+                self.fail(attempt, reply)
             case _:
                 self.abandon(attempt, word)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, iso, requeue_call
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], ret
     (members,) = pipeline.run([("SMEMBERS", keys.rq_worker_executions(worker))])
     if isinstance(members, Exception):
         raise members
-    pairs = [member.decode("utf-8", "replace").partition(":") for member in members]
+    pairs = [text(member).partition(":") for member in members]
     reads: Batch = [("HGET", keys.request(job_id), "queue") for job_id, _, _ in pairs]
     found = pipeline.run(reads) if reads else []
     held = [
-        Execution(job_id, queue.decode("utf-8", "replace"), worker, execution_id)
+        Execution(job_id, text(queue), worker, execution_id)
         for (job_id, _, execution_id), queue in zip(pairs, found, strict=True)
         if isinstance(queue, bytes)  # else nothing of ours: its keys run out by themselves
     ]
@@ -78,7 +78,7 @@ def _repair(execution: Execution, released: Reply, fence: bytes | None, retentio
         # Without a fence it was taken and not yet claimed.
         return requeue_call(execution, "front", now)
     if word in ("DONE", "LOST"):
-        state = State(released[1].decode()) if word == "DONE" else State.FAILED
+        state = State(text(released[1])) if word == "DONE" else State.FAILED
         return close_call(execution, Outcome(STATUS_OF[state], retention_s, str(state)), now)
     return drop_call(execution, now)
 

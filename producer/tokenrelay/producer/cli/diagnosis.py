@@ -145,6 +145,9 @@ def _unseen(now: System) -> Iterator[Finding]:
     if now.denied:
         remedy = "give TOKENRELAY_REDIS_URL a user that may, such as `operator` of deploy/users.acl"
         yield Finding("cannot_look", f"this Redis user may not see {'; nor '.join(now.denied)}", remedy)
+    for name in now.broken:
+        remedy = "see with TYPE who wrote rq:queue:…, tokenrelay:claimed:… and rq:workers:…, and DEL what isn't theirs"
+        yield Finding("wrong_type", f"a key of the queue {name!r} is of another type: nothing can be queued", remedy)
     if now.left_out:
         yield Finding(
             "left_out", f"{counted(now.left_out, 'queue or worker')} beyond the first weren't looked at", "none"

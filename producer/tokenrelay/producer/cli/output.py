@@ -101,7 +101,7 @@ def print_rich(draw: Callable[[Console], None]) -> None:
     written = io.StringIO()
     draw(Console(file=written, force_terminal=sys.stdout.isatty(), highlight=False, emoji=False, markup=False))
     lines = written.getvalue().splitlines()
-    sys.stdout.buffer.write("".join(f"{line.rstrip()}\n" for line in lines).encode())
+    sys.stdout.buffer.write("".join(f"{line.rstrip()}\n" for line in lines).encode("utf-8", "backslashreplace"))
     sys.stdout.buffer.flush()
 
 

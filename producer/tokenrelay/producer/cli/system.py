@@ -14,7 +14,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from tokenrelay.producer.endings import server_time_us
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import text
+from tokenrelay.shared.entries import text, whole
 from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class System:
     """Workers of these queues whose registration ran out without a sign-off."""
     left_out: int = 0
     """Queues and workers beyond those that are looked at."""
+    broken: tuple[str, ...] = ()
+    """Queues one of whose keys isn't what RQ or a worker made of it."""
 
     def serving(self, model: str) -> tuple[Worker, ...]:
         """The live workers of a model."""
@@ -169,6 +171,7 @@ def system() -> Steps[System]:
         denied=tuple(denied),
         gone=tuple(name for name in map(_worker_name, sorted(serving)[:MOST_WORKERS]) if name not in names_seen),
         left_out=max(0, len(ours) - MOST_QUEUES) + max(0, len(worker_keys) - MOST_WORKERS),
+        broken=tuple(found.name for found in lists if found.broken),
     )
 
 
@@ -180,6 +183,7 @@ class _Lists:
     running: int
     head: str | None
     workers: frozenset[str]
+    broken: bool
 
 
 def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
@@ -196,11 +200,12 @@ def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
     for name, waiting, running, head, workers in zip(
         names, replies[::4], replies[1::4], replies[2::4], replies[3::4], strict=True
     ):
-        first = None if _denied(head) else next(iter(_must(head)), None)
-        serving = frozenset() if _denied(workers) else frozenset(map(text, _must(workers)))
+        first = None if _denied(head) else next(iter(_held(head, ())), None)
+        serving = frozenset() if _denied(workers) else frozenset(map(text, _held(workers, ())))
         model = keys.model_of(name) or ""
         head_id = text(first) if first is not None else None
-        found.append(_Lists(name, model, int(_must(waiting)), int(_must(running)), head_id, serving))
+        broken = any(map(_wrong_type, (waiting, running, workers)))
+        found.append(_Lists(name, model, _held(waiting, 0), _held(running, 0), head_id, serving, broken))
     return found
 
 
@@ -226,8 +231,9 @@ def _details(
 def _wait_s(reply: Reply, now_us: int) -> float | None:
     if isinstance(reply, ResponseError) or not reply:
         return None
-    fields = {text(name): text(value) for name, value in dict(reply[0][1]).items()}
-    return max(0.0, (now_us - int(fields["at_us"])) / 1e6)
+    fields = {text(name): value for name, value in dict(reply[0][1]).items()}
+    queued_us = whole(fields.get("at_us"))
+    return None if queued_us is None else max(0.0, (now_us - queued_us) / 1e6)
 
 
 def _worker(key: str, models: set[str], fields: Reply, left_ms: Reply) -> Worker | None:
@@ -241,12 +247,12 @@ def _worker(key: str, models: set[str], fields: Reply, left_ms: Reply) -> Worker
         name=_worker_name(key),
         models=tuple(sorted(models)),
         state=state or "?",
-        slots=_number(slots),
-        in_flight=_number(in_flight),
+        slots=whole(slots),
+        in_flight=whole(in_flight),
         silent_s=round(max(0.0, WORKER_TTL_S - int(left_ms) / 1000), 3),
         host=host or "",
-        finished=_number(finished) or 0,
-        failed=_number(failed) or 0,
+        finished=whole(finished) or 0,
+        failed=whole(failed) or 0,
     )
 
 
@@ -266,12 +272,17 @@ def _server(info: Mapping[str, Any]) -> Server:
     )
 
 
-def _number(value: str | None) -> int | None:
-    return int(value) if value is not None and value.isdecimal() else None
-
-
 def _denied(reply: Reply) -> bool:
     return isinstance(reply, NoPermissionError)
+
+
+def _wrong_type(reply: Reply) -> bool:
+    return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
+
+
+def _held(reply: Reply, empty: Any) -> Any:
+    """What the key holds; `empty` for a key of another type. Raises any other error that stands in its place."""
+    return empty if _wrong_type(reply) else _must(reply)
 
 
 def _must(reply: Reply) -> Any:

@@ -11,6 +11,12 @@ local now = t[1] .. '.' .. string.format('%06d', tonumber(t[2]))
 local now_ms = t[1] .. string.format('%03d', math.floor(tonumber(t[2]) / 1000))
 local taken = {}
 
+-- A key of another type than RQ's or ours is somebody's mistake. It may not cost a popped job, or the other queues'.
+local function is(key, kind)
+  local found = redis.call('TYPE', key)['ok']
+  return found == kind or found == 'none'
+end
+
 local function give(number, job_id, execution_id)
   local key = P .. ':job:' .. job_id
   local data = ''
@@ -19,6 +25,7 @@ local function give(number, job_id, execution_id)
 end
 
 local wanted, known = {}, {}
+if not is(index, 'set') then redis.call('DEL', index) end
 for _, member in ipairs(redis.call('SMEMBERS', index)) do
   local job_id, execution_id = string.match(member, '^([^:]+):(.+)$')
   if execution_id then known[execution_id] = job_id end
@@ -33,7 +40,8 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return taken end
 local used = 0
 for number = 1, (#KEYS - 3) / 3 do
   local queue, wip, claimed = KEYS[number * 3 + 1], KEYS[number * 3 + 2], KEYS[number * 3 + 3]
-  while used < #wanted do
+  local usable = is(queue, 'list') and is(wip, 'zset') and is(claimed, 'zset')
+  while usable and used < #wanted do
     local job_id = redis.call('LPOP', queue)
     if not job_id then break end
     local job = P .. ':job:' .. job_id
@@ -47,6 +55,7 @@ for number = 1, (#KEYS - 3) / 3 do
       local execution_id = wanted[used]
       local composite = job_id .. ':' .. execution_id
       local execution, executions = P .. ':execution:' .. composite, P .. ':executions:' .. job_id
+      if not is(executions, 'zset') then redis.call('DEL', executions) end
       redis.call('HSET', execution, 'id', execution_id, 'job_id', job_id, 'created_at', now,
         'last_heartbeat', now, 'worker_name', name, 'queue', number)
       redis.call('EXPIRE', execution, lease)
@@ -64,6 +73,6 @@ for number = 1, (#KEYS - 3) / 3 do
 end
 if used > 0 then
   redis.call('EXPIRE', index, lease + 60)
-  if redis.call('EXISTS', worker) == 1 then redis.call('HSET', worker, 'state', 'busy') end
+  if redis.call('TYPE', worker)['ok'] == 'hash' then redis.call('HSET', worker, 'state', 'busy') end
 end
 return taken

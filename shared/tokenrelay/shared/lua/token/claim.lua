@@ -2,17 +2,23 @@
 -- ARGV: execution_id, lease_ms, worker, model, fingerprint, max_crashes, suspicion_ms, seed, prompt_tokens, prompt_ids (JSON),
 --       and for a short prompt the texts of its tokens (JSON)
 -- Replies: OK fence attempt next crashes deadline_us prompt_ids {token, text, token, text, …}
---        | BUSY | DONE state | PAST | POISON | NOT_MINE why | LOST
+--        | BUSY | DONE state | PAST | POISON | NOT_MINE why | UNREADABLE field | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'wire', 'deadline_us', 'fingerprint', 'lease_us',
   'suspect_us', 'crashes', 'attempt', 'next', 'prompt_ids')
 local state, fence = m[1], m[2]
 if not state or redis.call('EXISTS', stream) == 0 then return { 'LOST' } end
 if m[3] ~= '1' then return { 'NOT_MINE', 'wire ' .. tostring(m[3]) } end
 if terminal(state) then return { 'DONE', state } end
+-- A newer version's word, perhaps: its workers may know it.
+if state ~= 'queued' and state ~= 'in_progress' then return { 'NOT_MINE', 'state ' .. state } end
+local deadline, attempt, next_index = whole(m[4]), whole(m[9]), whole(m[10])
+if not deadline then return { 'UNREADABLE', 'deadline_us' } end
+if not attempt then return { 'UNREADABLE', 'attempt' } end
+if not next_index then return { 'UNREADABLE', 'next' } end
 
 -- What earlier attempts emitted. A stream that was trimmed can't be continued: its prefix would be missing.
 local emitted = {}
-if tonumber(m[10]) > 1 then
+if next_index > 1 then
   for _, entry in ipairs(redis.call('XRANGE', stream, '1-0', '+')) do
     local fields = entry[2]
     if fields[1] == 'text' and fields[3] == 'token' then
@@ -21,17 +27,19 @@ if tonumber(m[10]) > 1 then
     end
   end
 end
-if #emitted ~= 2 * (tonumber(m[10]) - 1) then return { 'LOST' } end
+if #emitted ~= 2 * (next_index - 1) then return { 'LOST' } end
 
 local now = now_us()
-local attempt, next_index, crashes = tonumber(m[9]), tonumber(m[10]), tonumber(m[8]) or 0
+local crashes = whole(m[8]) or 0
 local repeated = fence == attempt .. ':' .. ARGV[1]
 if not repeated then
-  if now > tonumber(m[4]) then return { 'PAST' } end
+  if now > deadline then return { 'PAST' } end
   if m[5] and m[5] ~= ARGV[5] then return { 'NOT_MINE', 'fingerprint' } end
   if fence ~= '' then
     -- Redis may have stalled, not the worker: a lease that ran out is taken only after a second look (suspect.lua).
-    if now <= tonumber(m[6]) or not m[7] or now - tonumber(m[7]) < tonumber(ARGV[7]) * 1000 then return { 'BUSY' } end
+    -- A time that can't be read is one that has passed.
+    local lease, suspect = whole(m[6]) or 0, whole(m[7])
+    if now <= lease or not suspect or now - suspect < tonumber(ARGV[7]) * 1000 then return { 'BUSY' } end
     crashes = crashes + 1
   end
   if crashes >= tonumber(ARGV[6]) then
@@ -56,8 +64,9 @@ if not repeated then
     written = write_event('started', now, { 'worker', ARGV[3], 'attempt', attempt, 'model', ARGV[4],
       'prompt_tokens', ARGV[9], 'seed', ARGV[8] })
   else
-    local prompt_tokens = tonumber(redis.call('HGET', request, 'prompt_tokens'))
-    redis.call('HINCRBY', request, 'recomputed_tokens', prompt_tokens + next_index - 1)
+    local counted = redis.call('HMGET', request, 'prompt_tokens', 'recomputed_tokens')
+    local recomputed = (whole(counted[2]) or 0) + (whole(counted[1]) or 0) + next_index - 1
+    redis.call('HSET', request, 'recomputed_tokens', recomputed)
     written = write_event('migrated', now, { 'worker', ARGV[3], 'attempt', attempt, 'resumed_at', next_index })
   end
   if not written then return { 'LOST' } end

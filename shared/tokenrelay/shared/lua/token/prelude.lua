@@ -1,11 +1,19 @@
 -- What every script of the token plane begins with. KEYS: [1] request hash, [2] stream.
 -- Replies are arrays whose first element is a word: OK, FENCED, DONE, LOST, … (design: one word per refusal).
+-- UNREADABLE field: the hash holds no number there, so nobody can go on with the request.
 -- Each function is made anew in each call, so a script is given only what it needs: see commands.py.
 
 local request, stream = KEYS[1], KEYS[2]
 
 local function terminal(state)
-  return string.find(' completed incomplete failed cancelled expired ', ' ' .. state .. ' ', 1, true)
+  local ends = ' completed incomplete failed cancelled expired '
+  return not string.find(state, ' ', 1, true) and string.find(ends, ' ' .. state .. ' ', 1, true)
+end
+
+-- The number that a field holds; nil for anything else: whoever may write to Redis may have written any bytes there.
+-- Sixteen digits are microseconds until the year 2286, and exact in a double.
+local function whole(value)
+  return value and #value <= 16 and string.find(value, '^%d+$') and tonumber(value) or nil
 end
 
 -- One clock for every host. 1.7e15 fits a double exactly; tostring() would print it as 1.7e+15.
