@@ -1,9 +1,12 @@
 -- End a request that nobody can go on with, because of what its keys hold. Not fenced: no worker owns it any more, or
 -- the one that does has found it out.
 -- ARGV: code, message. Replies: OK | DONE state | LOST
-local state = redis.call('HGET', request, 'state')
-if not state then return { 'LOST' } end
-if terminal(state) then return { 'DONE', state } end
-if not terminate('failed', 'error', now_us(), { code = ARGV[1], message = ARGV[2] }) then return { 'LOST' } end
+local m = redis.call('HMGET', request, 'state', 'deadline_us', 'next', 'attempt')
+if not m[1] then return { 'LOST' } end
+if terminal(m[1]) then return { 'DONE', m[1] } end
+local now = now_us()
+-- Readers look at the hash before the stream: what they couldn't read would keep the end from them.
+redis.call('HSET', request, 'deadline_us', us(whole(m[2]) or now), 'next', us(position() + 1), 'attempt', whole(m[4]) or 0)
+if not terminate('failed', 'error', now, { code = ARGV[1], message = ARGV[2] }) then return { 'LOST' } end
 announce_end()
 return { 'OK' }
