@@ -52,7 +52,7 @@ def url(admin: Redis, tmp_path: Path) -> str:
 def test_it_can_do_all_that_it_does(admin: Redis, url: str) -> None:
     writer = WakingWriter(admin)
     writer.appear()
-    gateway = LiveGateway(url, api_keys=SecretStr(KEYS), disconnect_grace_s=0.1)
+    gateway = LiveGateway(url, api_keys=SecretStr(KEYS), disconnect_grace_s=0.1, first_word_s=0)
     try:
         with gateway.client(Authorization=f"Bearer {ALICE}") as client:
             assert client.get("/health").status_code == 200

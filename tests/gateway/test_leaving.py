@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import random
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
 
 from tests.gateway.events import following
+from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.waiting import wait_until
+from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis import Redis
 
+    from tests.conftest import MakeRedisServer
     from tests.gateway.conftest import MakeGateway
-    from tests.gateway.live import LiveGateway, WakingWriter
 
 CLIENTS = 60
 BODY = b'{"model": "weather", "messages": [{"role": "user", "content": "x"}], "stream": true}'
@@ -58,7 +61,7 @@ def _leave_somewhere(gateway: LiveGateway, draw: random.Random) -> None:
 
 
 class TestLeaving:
-    """A plain chat is cancelled once its last reader has been gone for the grace; anything durable isn't."""
+    """A request that isn't durable is cancelled once its last reader has been gone for the grace."""
 
     BODY: Final = {"model": "weather", "messages": ASKED, "stream": True}
 
@@ -77,8 +80,11 @@ class TestLeaving:
         with gateway.client() as client:
             return str(client.get(f"/requests/{request_id}").json()["state"])
 
+    def test_the_grace_is_short_by_default(self) -> None:
+        assert GatewaySettings().disconnect_grace_s <= 1
+
     def test_it_is_cancelled(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
-        gateway = make_gateway(disconnect_grace_s=1.5)
+        gateway = make_gateway(disconnect_grace_s=1.5, first_word_s=0)
         request_id = self.leave(
             gateway, writer, lambda client: client.stream("POST", "/v1/chat/completions", json=self.BODY)
         )
@@ -86,48 +92,124 @@ class TestLeaving:
         wait_until(lambda: self.state(gateway, request_id) == "cancelled")
         wait_until(lambda: gateway.gateway.attachments.leaving == 0)
 
+    @pytest.mark.parametrize(
+        ("path", "more"),
+        [
+            ("/v1/chat/completions", {"messages": ASKED, "store": True}),
+            ("/v1/completions", {"prompt": "x"}),
+            ("/v1/responses", {"input": "x"}),
+            ("/v1/responses", {"input": "x", "store": False}),
+        ],
+    )
+    def test_so_is_every_other_that_is_not_durable(
+        self, make_gateway: MakeGateway, writer: WakingWriter, path: str, more: dict[str, Any]
+    ) -> None:
+        """What there is of it is kept."""
+        gateway = make_gateway(disconnect_grace_s=0.0, first_word_s=0)
+        body = {"model": "weather", "stream": True, **more}
+        request_id = self.leave(gateway, writer, lambda client: client.stream("POST", path, json=body))
+        wait_until(lambda: self.state(gateway, request_id) == "cancelled")
+        with gateway.client() as client:
+            response = client.get(f"/v1/responses/resp_{request_id}").json()
+        assert (response["status"], response["output"][0]["content"][0]["text"]) == ("cancelled", "It")
+        assert writer.append(request_id, " is") == "DONE"
+
     @pytest.mark.slow
     def test_not_while_somebody_reads_at_another_gateway(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
-        gateway, other = make_gateway(disconnect_grace_s=2.0), make_gateway(disconnect_grace_s=2.0)
+        gateway, other = make_gateway(disconnect_grace_s=1.0, first_word_s=0), make_gateway(disconnect_grace_s=1.0)
         request_id = self.leave(
             gateway, writer, lambda client: client.stream("POST", "/v1/chat/completions", json=self.BODY)
         )
         with other.client() as client, following(client, f"/requests/{request_id}/events") as events:
             began = next(events).json["at_us"]
             # Longer than the grace, by Redis's clock.
-            wait_until(lambda: _redis_us(writer.redis) - began > 6_000_000)
+            wait_until(lambda: _redis_us(writer.redis) - began > 3_000_000)
             assert self.state(gateway, request_id) == "in_progress"
         wait_until(lambda: self.state(gateway, request_id) == "cancelled")
+
+    def test_not_while_it_is_not_known(self, make_redis_server: MakeRedisServer) -> None:
+        """The first gateway's look at the readers fails while the request is read at the second."""
+        server = make_redis_server()
+        gateway = LiveGateway(server.url, disconnect_grace_s=0.5, first_word_s=0)
+        other = LiveGateway(server.url, disconnect_grace_s=0.5)
+        try:
+            with server.client() as redis, other.client() as client:
+                writer = WakingWriter(redis)
+                writer.appear()
+                with ExitStack() as first:
+                    asking = first.enter_context(gateway.client())
+                    first.enter_context(asking.stream("POST", "/v1/chat/completions", json=self.BODY))
+                    request_id = wait_until(writer.take)
+                    writer.claim(request_id)
+                    reading = first.enter_context(following(client, f"/requests/{request_id}/events"))
+                    assert next(reading).kind == "queued"
+                    redis.execute_command("ACL", "SETUSER", "default", "-hgetall", "-get")
+                    moved = first.pop_all()
+                with moved:
+                    asking.close()
+                    failed = gateway.gateway.figures.redis_errors
+                    wait_until(lambda: dict(failed.items())[("readers",)] >= 2)
+                    redis.execute_command("ACL", "SETUSER", "default", "+hgetall", "+get")
+                    wait_until(lambda: dict(failed.items())[("readers",)] >= 2 and writer.append(request_id, "It"))
+                    assert [next(reading).kind for _ in range(2)] == ["started", "token"]
+                    assert writer.finish(request_id) == "OK"
+        finally:
+            gateway.stop()
+            other.stop()
 
     @pytest.mark.parametrize(
         ("path", "more", "headers"),
         [
-            ("/v1/chat/completions", {"store": True}, {}),
             ("/v1/chat/completions", {}, {"Idempotency-Key": "k"}),
-            ("/v1/responses", {}, {}),
+            ("/v1/chat/completions", {}, {"X-Tokenrelay-Durable": "true"}),
+            ("/v1/completions", {}, {"X-Tokenrelay-Durable": "1"}),
+            ("/v1/responses", {}, {"X-Tokenrelay-Durable": "1"}),
+            ("/v1/responses", {}, {"Idempotency-Key": "k"}),
             ("/v1/responses", {"background": True, "store": False}, {}),
         ],
     )
     def test_what_is_durable_goes_on(
         self, make_gateway: MakeGateway, writer: WakingWriter, path: str, more: dict[str, Any], headers: dict[str, str]
     ) -> None:
-        gateway = make_gateway(disconnect_grace_s=0.0)
-        asked = {"input": "x"} if path.endswith("responses") else {"messages": ASKED}
+        gateway = make_gateway(disconnect_grace_s=0.0, first_word_s=0)
+        asked = {"/v1/responses": {"input": "x"}, "/v1/completions": {"prompt": "x"}}.get(path, {"messages": ASKED})
         body = {"model": "weather", "stream": True, **asked, **more}
         request_id = self.leave(gateway, writer, lambda client: client.stream("POST", path, json=body, headers=headers))
         assert gateway.gateway.attachments.leaving == 0
         writer.append(request_id, " is")
         assert writer.finish(request_id) == "OK"
 
-    def test_a_client_that_waits_for_the_whole_may_leave_too(
-        self, make_gateway: MakeGateway, writer: WakingWriter
+    def test_durable_is_yes_or_no(self, http: httpx.Client, writer: WakingWriter) -> None:
+        answer = http.post("/v1/chat/completions", json=self.BODY, headers={"X-Tokenrelay-Durable": "maybe"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-tokenrelay-durable")
+
+    @pytest.mark.parametrize("stream", [True, False])
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+    def test_a_client_that_waits_may_leave_too(
+        self, make_gateway: MakeGateway, writer: WakingWriter, path: str, stream: bool
     ) -> None:
-        gateway = make_gateway(disconnect_grace_s=0.1)
+        """For a whole answer, or for a stream's first word."""
+        gateway = make_gateway(disconnect_grace_s=0.1, first_word_s=60)
+        asked = {"/v1/responses": {"input": "x"}, "/v1/completions": {"prompt": "x"}}.get(path, {"messages": ASKED})
         with gateway.client() as client, pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/chat/completions", json={**self.BODY, "stream": False}, timeout=0.5)
-        request_id = writer.take() or ""
+            client.post(path, json={"model": "weather", "stream": stream, **asked}, timeout=0.5)
+        request_id = wait_until(writer.take)
         wait_until(lambda: self.state(gateway, request_id) == "cancelled")
-        writer.claim(request_id)
+        assert writer.claim(request_id) == 0
+
+    def test_who_only_looks_is_no_reader(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
+        """A request whose gateway died is looked at elsewhere, and goes on."""
+        gateway, other = make_gateway(first_word_s=0), make_gateway(disconnect_grace_s=0.0)
+        with gateway.client() as client, client.stream("POST", "/v1/chat/completions", json=self.BODY):
+            request_id = wait_until(writer.take)
+            writer.claim(request_id)
+            with other.client() as looking:
+                for path in (f"/v1/responses/resp_{request_id}", f"/requests/{request_id}"):
+                    assert looking.get(path).status_code == 200
+                gone = looking.get(f"/requests/{request_id}/events?starting_after=99")
+                assert gone.status_code == 410
+            assert other.gateway.attachments.leaving == 0
+            assert writer.append(request_id, "It") == "OK"
 
 
 def _redis_us(redis: Redis) -> int:

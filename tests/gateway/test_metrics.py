@@ -33,7 +33,7 @@ def port() -> int:
 
 @pytest.fixture
 def measured(make_gateway: MakeGateway, port: int) -> Iterator[LiveGateway]:
-    gateway = make_gateway(disconnect_grace_s=0.1)
+    gateway = make_gateway(disconnect_grace_s=0.1, first_word_s=0)
     exposition = Exposition("127.0.0.1", port)
     exposition.add(GatewayMetrics(gateway.gateway).families)
     yield gateway

@@ -12,7 +12,7 @@ import pytest
 from tests.gateway.events import following, parse
 from tests.gateway.live import WakingWriter
 from tests.waiting import wait_until
-from tests.writers import WEATHER, End, serving
+from tests.writers import serving
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import text
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.gateway.conftest import MakeGateway
     from tests.gateway.live import LiveGateway
     from tests.redis_servers import RedisServer
-    from tests.writers import Writer
 
 ANSWER: Final = "It is sunny and warm."
 ASKED: Final[list[Any]] = [{"role": "user", "content": "What is the weather today?"}]
@@ -279,39 +278,12 @@ def test_a_model_that_nobody_serves(client: openai.OpenAI, writer: WakingWriter)
     assert refused.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize(
-    ("end", "status", "code"),
-    [
-        (End("failed", "error", code="prompt_too_long", message="too long"), 400, "prompt_too_long"),
-        (End("failed", "error", code="engine", message="broken"), 500, "engine"),
-    ],
-)
-def test_how_a_failure_is_told(
-    gateway: LiveGateway, redis_server: RedisServer, writer: WakingWriter, end: End, status: int, code: str
-) -> None:
-    def fail(worker: Writer, request_id: str) -> None:
-        worker.answer(request_id, WEATHER[:2], end)
-
-    # With its usual retries: a request that had its turn isn't sent again.
-    with serving(redis_server.url, fail), openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
-        with pytest.raises(openai.APIStatusError) as failed:
-            client.chat.completions.create(model="weather", messages=ASKED)
-        assert (failed.value.status_code, failed.value.code) == (status, code)
-        with (
-            client.chat.completions.create(model="weather", messages=ASKED, stream=True) as stream,
-            pytest.raises(openai.APIError, match=end.message),
-        ):
-            list(stream)
-    assert len(writer.redis.keys("tokenrelay:{*}:request")) == 2
-
-
-def test_an_idempotency_key_attaches_to_the_running_stream(
-    http: httpx.Client, writer: WakingWriter, make_gateway: MakeGateway
-) -> None:
+def test_an_idempotency_key_attaches_to_the_running_stream(writer: WakingWriter, make_gateway: MakeGateway) -> None:
     """A chat whose connection broke is asked again, at any gateway, and goes on behind what its client has."""
+    http = make_gateway(first_word_s=0).client()
     body = {"model": "weather", "messages": ASKED, "stream": True}
     headers = {"Idempotency-Key": "chat-1"}
-    with http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+    with http, http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
         assert response.status_code == 200
         request_id = writer.take() or ""
         writer.claim(request_id)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -72,12 +73,18 @@ def test_a_stream_goes_on_when_its_gateway_is_killed(
 
 
 def test_sigterm_lets_readers_go_at_once_and_cancels_nothing(
-    serve: Callable[[], tuple[subprocess.Popen[str], str]], writer: WakingWriter
+    serve: Callable[[], tuple[subprocess.Popen[str], str]], writer: WakingWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where another client, who waits for a whole answer, keeps the process up for longer than the grace."""
+    monkeypatch.setenv("TOKENRELAY_DISCONNECT_GRACE_S", "0.1")
+    monkeypatch.setenv("TOKENRELAY_FIRST_WORD_S", "0")
     process, address = serve()
-    body = {"model": "weather", "messages": [{"role": "user", "content": "x"}], "stream": True}
-    with httpx.Client(timeout=60) as client:
-        with client.stream("POST", f"{address}/v1/chat/completions", json=body) as response:
+    body = {"model": "weather", "messages": [{"role": "user", "content": "x"}]}
+    with httpx.Client(timeout=60) as client, ThreadPoolExecutor(1) as threads:
+        whole = threads.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60)
+        waiting = wait_until(writer.take)
+        writer.claim(waiting)
+        with client.stream("POST", f"{address}/v1/chat/completions", json={**body, "stream": True}) as response:
             assert response.status_code == 200
             request_id = wait_until(writer.take)
             writer.claim(request_id)
@@ -85,9 +92,12 @@ def test_sigterm_lets_readers_go_at_once_and_cancels_nothing(
             # Cut short, and not ended in good order: its client knows that there is more to come.
             with pytest.raises(httpx.RemoteProtocolError):
                 response.read()
-    assert process.wait(60) in (0, -signal.SIGTERM)
-    assert writer.append(request_id, "It") == "OK"
-    assert writer.finish(request_id) == "OK"
+        assert process.wait(60) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx.HTTPError):
+            whole.result().raise_for_status()
+    for each in (request_id, waiting):
+        assert writer.append(each, "It") == "OK"
+        assert writer.finish(each) == "OK"
 
 
 def refused(*arguments: str, **environment: str) -> tuple[int, str]:

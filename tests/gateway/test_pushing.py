@@ -19,7 +19,7 @@ from tokenrelay.gateway.attachments import Attachments
 from tokenrelay.gateway.chunks import EXTENSION, framed
 from tokenrelay.gateway.figures import Figures
 from tokenrelay.gateway.hub import Hub
-from tokenrelay.gateway.responses import EventStream
+from tokenrelay.gateway.responses import Delivery, EventStream
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.shared.connections import connect_async
@@ -111,7 +111,7 @@ async def _read_all(cuts: list[int], drawn: list[tuple[int, int, list[bool] | No
         for comes, behind, refusals in drawn:
             if min(comes, len(cuts) - 2) == batch:
                 client, position = Client(refusals), min(behind, len(view.events))
-                response = EventStream(attachments.attach(RECORD), view, position, comment_s=60, headers={})
+                response = EventStream(attachments.attach(RECORD), view, position, Delivery({}, 60))
                 task = asyncio.create_task(response(client.scope, client.receive, client.send))
                 joined.append((client, position, task))
         for _ in range(turns[batch]):

@@ -175,6 +175,6 @@ def test_a_completions_text_is_the_next_prompt(entries: list[Entry]) -> None:
 def test_what_came_of_an_answer_that_failed_is_taken_back_too(entries: list[Entry]) -> None:
     ended = entries[-1]
     assert isinstance(ended, Ended)
-    assert ending(ended)["code"]
+    assert ending(RECORD, ended)["code"]
     for items in response_items(entries):
         ResponseBody.model_validate({"model": "weather", "input": [FIRST, *items, NEXT]})

@@ -51,7 +51,7 @@ def test_admit_cuts_the_budget_to_what_fits(
 
 
 def test_admit_refuses_a_prompt_without_room_for_a_token() -> None:
-    with pytest.raises(RequestError, match="the prompt has 100 tokens") as caught:
+    with pytest.raises(RequestError, match="maximum context length is 100 tokens, and the prompt has 100") as caught:
         admit(100, 0, 5, 100)
     assert (caught.value.code, caught.value.field, caught.value.limit) == ("prompt_too_long", "prompt", 99)
 

@@ -35,6 +35,14 @@ IdempotencyHeader = Annotated[
     Header(alias="Idempotency-Key", description="The same key and body attach to the request that is there."),
 ]
 
+Durable = Annotated[
+    bool,
+    Header(
+        alias="x-tokenrelay-durable",
+        description="Ours: go on when the client leaves, so that it can read the answer later.",
+    ),
+]
+
 
 def idempotency(given: str | None, in_body: object = None) -> str | None:
     """The idempotency key of header or body. Raises Problem 400 where they differ, or for one that can't be one."""

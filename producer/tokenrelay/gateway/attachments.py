@@ -1,26 +1,24 @@
 """One client that reads one request: attached while it's here, and what becomes of the request when the last has left.
 
-A plain completion, which nobody can be expected to come back for, is cancelled once no gateway has had a reader of it
-for `disconnect_grace_s`. When one was last here stands in Redis, so that a client may come back at any gateway. A
-gateway that dies leaves nobody to cancel: the request then goes on to its end or its deadline.
+A request that isn't durable, which nobody can be expected to come back for, is cancelled once no gateway has had a
+reader of it for `disconnect_grace_s`. Which gateways have readers stands in Redis, so that a client may come back at
+any of them. What isn't known (Redis away) is asked again, and never taken for nobody. Only a client's leaving counts:
+a gateway that is stopped or dies cancels nothing, and its requests go on to their end or their deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from tokenrelay.gateway.presence import RENEW_S, Presence
 from tokenrelay.gateway.tasks import stop
-from tokenrelay.producer.endings import cancel, server_time_us
-from tokenrelay.producer.rounds import ask
-from tokenrelay.shared import keys
+from tokenrelay.producer.endings import cancel
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tokenrelay.gateway.feed import Feed
     from tokenrelay.gateway.hub import Hub
     from tokenrelay.gateway.records import Record
@@ -30,8 +28,12 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 CANCELLED_BY: Final = "disconnect"
-_REFRESH_SHARE: Final = 4
+_MARK_SHARE: Final = 4
 _SHORTEST_S: Final = 0.05
+_LONGEST_S: Final = 5.0
+_BACK_OFF_S: Final = 0.5
+_MOST_BACK_OFF_S: Final = 30.0
+_SETTLED_S: Final = 2 * RENEW_S
 
 
 class Attachments:
@@ -41,6 +43,10 @@ class Attachments:
         self.hub = hub
         self._driver = driver
         self._grace_s = grace_s
+        self._presence = Presence()
+        self._followers: dict[str, int] = {}
+        self._marked_at: dict[str, float] = {}
+        """Requests with followers here whose leaving would cancel them → when Redis was told last."""
         self._leaving: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -49,45 +55,84 @@ class Attachments:
         return len(self._leaving)
 
     def attach(self, record: Record) -> Attachment:
-        """A reader more, until its `leave`."""
-        if leaving := self._leaving.pop(record.request_id, None):
-            leaving.cancel()
+        """A hold on the request's feed, until its `leave`. It counts as a reader's from its `follow` on."""
         return Attachment(self, self.hub.attach(record))
 
-    def left(self, feed: Feed) -> None:
-        """Begin the grace of a request whose last reader here has left."""
+    def followed(self, feed: Feed) -> None:
+        """Count a reader more."""
+        self._followers[feed.request_id] = self._followers.get(feed.request_id, 0) + 1
+        if feed.record.mark.fleeting:
+            self._marked_at.setdefault(feed.request_id, float("-inf"))
+
+    def left(self, feed: Feed, *, followed: bool, departed: bool) -> None:
+        """Count a reader less; the last one's departure begins the grace, and its end without one calls it off."""
+        request_id = feed.request_id
         self.hub.detach(feed)
-        if feed.readers or feed.over or not feed.record.mark.fleeting:
+        if followed:
+            self._followers[request_id] -= 1
+        if self._followers.get(request_id) or not (followed or departed):
             return
-        task = asyncio.get_running_loop().create_task(self._outwait(feed.request_id))
-        self._leaving[feed.request_id] = task
-        task.add_done_callback(lambda done: self._forget(feed.request_id, done))
+        self._followers.pop(request_id, None)
+        self._marked_at.pop(request_id, None)
+        self._call_off(request_id)
+        if departed and feed.record.mark.fleeting and not feed.over:
+            task = asyncio.get_running_loop().create_task(self._outwait(request_id))
+            self._leaving[request_id] = task
+            task.add_done_callback(lambda done: self._forget(request_id, done))
+
+    def _call_off(self, request_id: str) -> None:
+        if leaving := self._leaving.pop(request_id, None):
+            leaving.cancel()
 
     def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
         if self._leaving.get(request_id) is task:
             del self._leaving[request_id]
 
     async def run(self) -> None:
-        """Say in Redis, often enough, which fleeting requests have readers here."""
+        """Say in Redis, soon enough, which fleeting requests have readers here."""
         while True:
-            await asyncio.sleep(max(self._grace_s / _REFRESH_SHARE, _SHORTEST_S))
-            read = [feed.request_id for feed in self.hub.feeds.values() if feed.record.mark.fleeting and not feed.over]
-            if read:
-                await self._quietly(self._seen(read))
+            await asyncio.sleep(min(max(self._grace_s / _MARK_SHARE, _SHORTEST_S), _LONGEST_S))
+            now = time.monotonic()
+            due = [request_id for request_id, at in self._marked_at.items() if now - at >= RENEW_S]
+            for request_id in (await self._quietly(self._presence.mark(due)) or ()) if due else ():
+                if request_id in self._marked_at:
+                    self._marked_at[request_id] = now
 
     async def close(self) -> None:
         """Forget the graces: another gateway's readers may be on their way."""
         await stop(list(self._leaving.values()))
 
     async def _outwait(self, request_id: str) -> None:
-        await self._quietly(self._seen([request_id]))
-        left_s = self._grace_s
-        while left_s > 0:
-            await asyncio.sleep(left_s)
-            left_s = await self._quietly(self._unseen_left_s(request_id)) or 0
-        if await self._quietly(cancel(request_id, CANCELLED_BY)):
+        """Cancel the request once nobody has read it for the grace."""
+        await asyncio.sleep(self._grace_s)
+        while await self._is_read(request_id):
+            if self._followers.get(request_id):
+                return
+            await asyncio.sleep(max(self._grace_s, _SHORTEST_S))
+        await self._cancel(request_id)
+
+    async def _cancel(self, request_id: str) -> None:
+        while True:
+            cancelled = await self._quietly(cancel(request_id, CANCELLED_BY))
+            if cancelled is not None:
+                break
+            await asyncio.sleep(_BACK_OFF_S)
+        if cancelled:
             self.hub.figures.disconnect_cancels.add()
             log.info("request %s cancelled: its readers left", request_id, extra={"request_id": request_id})
+
+    async def _is_read(self, request_id: str) -> bool:
+        """Whether any gateway has readers of it. Where that can't be told now it's asked again until it can, and once
+        more after a while: the other gateways couldn't say so either."""
+        back_off_s, doubted = _BACK_OFF_S, False
+        while not self._followers.get(request_id):
+            elsewhere = await self._quietly(self._presence.elsewhere(request_id))
+            if elsewhere is not None and (elsewhere or not doubted):
+                return elsewhere
+            doubted = elsewhere is None
+            await asyncio.sleep(back_off_s if doubted else _SETTLED_S)
+            back_off_s = min(back_off_s * 2, _MOST_BACK_OFF_S)
+        return True
 
     async def _quietly(self, steps: Steps[Result]) -> Result | None:
         try:
@@ -98,19 +143,6 @@ class Attachments:
             log.warning("readers of a request: %s", error)
             return None
 
-    def _seen(self, request_ids: list[str]) -> Steps[None]:
-        (time,) = yield from ask([("TIME",)])
-        kept_ms = int((self._grace_s * 2 + 60) * 1000)
-        at_us = server_time_us(time)
-        yield from ask([("SET", keys.attached(request_id), at_us, "PX", kept_ms) for request_id in request_ids])
-
-    def _unseen_left_s(self, request_id: str) -> Steps[float]:
-        """How much of the grace is left since any gateway last had a reader."""
-        seen_us, time = yield from ask([("GET", keys.attached(request_id)), ("TIME",)])
-        if seen_us is None:
-            return 0.0
-        return self._grace_s - (server_time_us(time) - int(seen_us)) / 1e6
-
 
 class Attachment:
     """One client's hold on a feed."""
@@ -118,20 +150,16 @@ class Attachment:
     def __init__(self, attachments: Attachments, feed: Feed) -> None:
         self.feed = feed
         self._attachments: Attachments | None = attachments
+        self._followed = False
 
-    def leave(self) -> None:
-        """Give it back; only the first call counts."""
+    def follow(self) -> None:
+        """Count as a reader, whose departure may cancel the request."""
+        if self._attachments is not None and not self._followed:
+            self._followed = True
+            self._attachments.followed(self.feed)
+
+    def leave(self, *, departed: bool = False) -> None:
+        """Give it back; only the first call counts. `departed`: the client left before it had everything."""
         if self._attachments is not None:
-            self._attachments.left(self.feed)
+            self._attachments.left(self.feed, followed=self._followed, departed=departed)
             self._attachments = None
-
-
-@asynccontextmanager
-async def attached(attachments: Attachments, record: Record) -> AsyncIterator[Feed]:
-    """The request's feed, loaded, for as long as the block lasts."""
-    attachment = attachments.attach(record)
-    try:
-        await attachment.feed.loaded.wait()
-        yield attachment.feed
-    finally:
-        attachment.leave()

@@ -47,6 +47,8 @@ class Feed:
         self._level: dict[View, dict[asyncio.Future[int], Write]] = {}
         self.loaded = asyncio.Event()
         """Set once all that was there when the first reader came has been read."""
+        self.spoken = asyncio.Event()
+        """Set with the first token, or with what is there without one: the terminal entry, or an error."""
         self.over_at = asyncio.Event()
         """Set with the terminal entry, or with an error."""
 
@@ -110,6 +112,8 @@ class Feed:
 
     def _take(self, new: list[Entry]) -> None:
         self.entries += new
+        if new[-1].entry_id.token:
+            self.spoken.set()
         for view in self._views.values():
             position = len(view.events)
             for entry in new:
@@ -136,6 +140,7 @@ class Feed:
 
     def _close(self) -> None:
         self.over_at.set()
+        self.spoken.set()
         for view, level in self._level.items():
             for reader in level:
                 _let_go(reader, len(view.events))

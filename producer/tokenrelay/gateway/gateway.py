@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.attachments import Attachment, Attachments
 from tokenrelay.gateway.figures import Figures
@@ -20,16 +20,20 @@ from tokenrelay.gateway.tenants import Tenants
 from tokenrelay.producer.fitness import AsyncFitness
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.shared.connections import connect_async
-from tokenrelay.shared.errors import RequestError, StreamExpired
+from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from tokenrelay.gateway.demo import Demo
+    from tokenrelay.gateway.feed import Feed
     from tokenrelay.gateway.tenants import Tenant
     from tokenrelay.producer.rounds import Result, Steps
     from tokenrelay.shared.entries import EntryId
     from tokenrelay.shared.settings import GatewaySettings
+
+_LOAD_S: Final = 10.0
+"""How long a client waits for what Redis has of its request before it's told to come back."""
 
 
 class Gateway:
@@ -86,23 +90,40 @@ class Gateway:
         """One of the tenant's requests. Raises RequestNotFound."""
         return await self.run(recorded(request_id, tenant.owner))
 
-    async def attach(self, record: Record, after: EntryId = START) -> Attachment:
-        """The request's feed, read up to now at least; the caller must `leave` it. `after`: where a client goes on.
+    async def attach(self, record: Record, after: EntryId = START, *, fresh: bool = False) -> Attachment:
+        """A reader of the request's feed, which has all up to now at least; the caller must have it `leave`.
 
-        Raises StreamExpired, RangeGone for a place that isn't in the stream, ProtocolError.
+        `after`: where the client goes on. `fresh`: the request was submitted for this client, so that nobody reads it
+        where this fails. Raises StreamExpired, RangeGone for a place that isn't in the stream, ProtocolError,
+        RedisUnusable.
         """
+        attachment = await self.look(record, after, fresh=fresh)
+        attachment.follow()
+        return attachment
+
+    async def look(self, record: Record, after: EntryId = START, *, fresh: bool = False) -> Attachment:
+        """As `attach`, for who doesn't stay to read: what becomes of the request doesn't depend on it."""
         if not record.has_stream:
             raise StreamExpired(f"the stream of request {record.request_id} is gone", request_id=record.request_id)
         attachment = self.attachments.attach(record)
-        feed = attachment.feed
         try:
-            await feed.loaded.wait()
-            if feed.last_id is not None and feed.last_id < after:
-                await self.hub.catch_up(feed)  # the client may have seen more at another gateway
-            if feed.error is not None:
-                raise feed.error
-            feed.check_position(after)
+            await self._load(attachment.feed, after, ended=record.ended is not None)
+        except Exception:
+            attachment.leave(departed=fresh)
+            raise
         except BaseException:
             attachment.leave()
             raise
         return attachment
+
+    async def _load(self, feed: Feed, after: EntryId, *, ended: bool) -> None:
+        try:
+            async with asyncio.timeout(_LOAD_S):
+                await feed.loaded.wait()
+                if feed.last_id is not None and (feed.last_id < after or (ended and not feed.over)):
+                    await self.hub.catch_up(feed)  # the client may have seen more at another gateway
+        except TimeoutError:
+            raise RedisUnusable(f"Redis doesn't answer; request {feed.request_id} is as it was") from None
+        if feed.error is not None:
+            raise feed.error
+        feed.check_position(after)

@@ -17,6 +17,7 @@ from tokenrelay.gateway.feed import Feed
 from tokenrelay.producer.endings import expire, server_time_us
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import AsyncPipeline
+from tokenrelay.shared.connections import address, explain
 from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamExpired, TokenRelayError
 
@@ -71,8 +72,11 @@ class Hub:
             del self.feeds[feed.request_id]
 
     async def catch_up(self, feed: Feed) -> None:
-        """Read one feed now: a client may have seen more elsewhere. Raises redis errors."""
-        await self._read([feed.request_id])
+        """Read one feed now: a client may have seen more elsewhere. Raises RedisUnusable."""
+        try:
+            await self._read([feed.request_id])
+        except RedisError as error:
+            raise explain(error, address(self._redis)) from error
 
     def start(self) -> list[asyncio.Task[None]]:
         """Read, in tasks that go on over any outage of Redis until they are cancelled."""

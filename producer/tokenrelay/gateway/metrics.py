@@ -37,7 +37,7 @@ FOLLOWED: Final = Metric("tokenrelay_gateway_followed_requests", "gauge", "Reque
 LEAVING: Final = Metric(
     "tokenrelay_gateway_abandoned_requests",
     "gauge",
-    "Plain completions whose last reader has left, and which will be cancelled when the grace is over.",
+    "Requests that aren't durable whose last reader has left, and which will be cancelled when the grace is over.",
 )
 DISCONNECT_CANCELS: Final = Metric(
     "tokenrelay_gateway_disconnect_cancels_total", "counter", "Requests cancelled because their readers had left."

@@ -7,17 +7,25 @@ from starlette.responses import Response
 
 from tokenrelay.gateway.asked import headers as answer_headers
 from tokenrelay.gateway.asked import submit_body
-from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
+from tokenrelay.gateway.asking import (
+    Asking,
+    Durable,
+    Here,
+    IdempotencyHeader,
+    LastEventId,
+    StartingAfter,
+    idempotency,
+)
+from tokenrelay.gateway.attachments import Attachment
 from tokenrelay.gateway.bodies import ChatBody, CompletionBody, Streamed
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.marks import Mark
 from tokenrelay.gateway.records import Record
-from tokenrelay.gateway.responses import EventStream, json_response
+from tokenrelay.gateway.responses import CLIENT_LEFT, Delivery, EventStream, json_response
 from tokenrelay.gateway.resuming import entry_after
 from tokenrelay.gateway.schemas import ERRORS, EVENTS
-from tokenrelay.gateway.tenants import Tenant
 from tokenrelay.gateway.views.chat import Api, ChatEncoder, whole
-from tokenrelay.gateway.waiting import answered, ended
+from tokenrelay.gateway.waiting import answered, waited
 from tokenrelay.shared.entries import EntryId
 
 router: Final = APIRouter(prefix="/v1", tags=["openai"])
@@ -31,12 +39,15 @@ async def chat_completions(
     tenant: Asking,
     body: ChatBody,
     idempotency_key: IdempotencyHeader = None,
+    durable: Durable = False,
     last_event_id: LastEventId = None,
     starting_after: StartingAfter = None,
 ) -> Response:
     """An answer to a conversation, streamed or in one piece."""
     after = entry_after(starting_after, last_event_id)
-    record = await _submitted(gateway, tenant, body, "chat", idempotency(idempotency_key))
+    key = idempotency(idempotency_key)
+    mark = Mark(api="chat", fleeting=not (key or durable), store=bool(body.store))
+    record = await submit_body(gateway, tenant, body, mark, key)
     return await _answer(request, gateway, record, body, "chat", after)
 
 
@@ -47,38 +58,41 @@ async def completions(
     tenant: Asking,
     body: CompletionBody,
     idempotency_key: IdempotencyHeader = None,
+    durable: Durable = False,
     last_event_id: LastEventId = None,
     starting_after: StartingAfter = None,
 ) -> Response:
     """A text's continuation, streamed or in one piece."""
     after = entry_after(starting_after, last_event_id)
-    record = await _submitted(gateway, tenant, body, "completion", idempotency(idempotency_key))
+    key = idempotency(idempotency_key)
+    mark = Mark(api="completion", fleeting=not (key or durable), store=bool(body.store))
+    record = await submit_body(gateway, tenant, body, mark, key)
     return await _answer(request, gateway, record, body, "completion", after)
-
-
-async def _submitted(gateway: Gateway, tenant: Tenant, body: Streamed, api: Api, key: str | None) -> Record:
-    store = bool(body.store)
-    mark = Mark(api=api, fleeting=key is None and not store, store=store)
-    return await submit_body(gateway, tenant, body, mark, key)
 
 
 async def _answer(
     request: Request, gateway: Gateway, record: Record, body: Streamed, api: Api, after: EntryId
 ) -> Response:
-    attachment = await gateway.attach(record, after)
+    attachment = await gateway.attach(record, after, fresh=True)
+    headers, settings = answer_headers(record, body), gateway.settings
+    if body.stream:
+        delivery = Delivery(headers, settings.comment_s, settings.first_word_s)
+        return _streamed(attachment, api, after, delivery, include_usage=body.include_usage)
+    departed = False
     try:
-        headers = answer_headers(record, body)
-        if body.stream:
-            usage = body.include_usage
-            view = attachment.feed.view(f"{api} {usage}", lambda: ChatEncoder(record, api, include_usage=usage))
-            comment_s = gateway.settings.comment_s
-            return EventStream(attachment, view, view.behind(after), comment_s=comment_s, headers=headers)
-        try:
-            if await ended(attachment, request) is None:
-                return Response(status_code=499)  # nobody reads it
-            return json_response(whole(record, api, answered(attachment)), headers=headers)
-        finally:
-            attachment.leave()
+        departed = not await waited(attachment.feed.over_at, request.receive)
+        if departed:
+            return Response(status_code=CLIENT_LEFT)
+        return json_response(whole(record, api, answered(attachment.feed)), headers=headers)
+    finally:
+        attachment.leave(departed=departed)
+
+
+def _streamed(attachment: Attachment, api: Api, after: EntryId, delivery: Delivery, *, include_usage: bool) -> Response:
+    feed = attachment.feed
+    try:
+        view = feed.view(f"{api} {include_usage}", lambda: ChatEncoder(feed.record, api, include_usage=include_usage))
+        return EventStream(attachment, view, view.behind(after), delivery)
     except BaseException:
         attachment.leave()
         raise

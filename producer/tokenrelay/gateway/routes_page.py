@@ -84,7 +84,7 @@ async def kill_worker(
 
 async def _reached(gateway: Gateway, record: Record, token: int) -> None:
     """Return once the request's stream has that token, or is over."""
-    attachment = await gateway.attach(record)
+    attachment = await gateway.look(record)
     feed = attachment.feed
     view = feed.view("raw", RawEncoder)
     try:

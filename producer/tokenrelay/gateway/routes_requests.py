@@ -11,7 +11,7 @@ from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEvent
 from tokenrelay.gateway.bodies import read_submission
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.records import Record
-from tokenrelay.gateway.responses import EventStream, json_response
+from tokenrelay.gateway.responses import Delivery, EventStream, json_response
 from tokenrelay.gateway.resuming import START, entry_after
 from tokenrelay.gateway.schemas import ERRORS, EVENTS, Accepted, Status, inlined
 from tokenrelay.gateway.views.raw import RawEncoder
@@ -80,8 +80,7 @@ async def raw_stream(gateway: Gateway, record: Record, after: EntryId = START) -
             return Response(status_code=204)
         view = feed.view("raw", RawEncoder)
         headers = {"X-Request-Id": record.request_id}
-        comment_s = gateway.settings.comment_s
-        return EventStream(attachment, view, view.behind(after), comment_s=comment_s, headers=headers)
+        return EventStream(attachment, view, view.behind(after), Delivery(headers, gateway.settings.comment_s))
     except BaseException:
         attachment.leave()
         raise

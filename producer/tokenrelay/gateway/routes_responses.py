@@ -1,28 +1,38 @@
 """OpenAI's Responses API: streamed, in the background, and read again later from any event."""
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from tokenrelay.gateway.asked import headers as answer_headers
 from tokenrelay.gateway.asked import submit_body
-from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
+from tokenrelay.gateway.asking import (
+    Asking,
+    Durable,
+    Here,
+    IdempotencyHeader,
+    LastEventId,
+    StartingAfter,
+    idempotency,
+)
+from tokenrelay.gateway.attachments import Attachment
 from tokenrelay.gateway.bodies import ResponseBody
+from tokenrelay.gateway.feed import Feed
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.marks import Mark
 from tokenrelay.gateway.problems import Problem, RangeGone
 from tokenrelay.gateway.records import Record
-from tokenrelay.gateway.responses import EventStream, json_response
+from tokenrelay.gateway.responses import CLIENT_LEFT, Delivery, EventStream, json_response
 from tokenrelay.gateway.resuming import START, entry_after, sequence_after
 from tokenrelay.gateway.schemas import ERRORS, EVENTS
 from tokenrelay.gateway.tenants import Tenant
 from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
-from tokenrelay.gateway.waiting import ended
+from tokenrelay.gateway.waiting import check_answered, waited
 from tokenrelay.producer.endings import cancel
 from tokenrelay.shared.answer import Assembler
-from tokenrelay.shared.entries import EntryId
+from tokenrelay.shared.entries import EntryId, State
 
 router: Final = APIRouter(prefix="/v1/responses", tags=["openai"])
 _ANSWERS: Final = {**ERRORS, 200: {**EVENTS[200], "description": "The response, or server-sent events of it."}}
@@ -30,30 +40,40 @@ _ANSWERS: Final = {**ERRORS, 200: {**EVENTS[200], "description": "The response, 
 
 @router.post("", responses=_ANSWERS)
 async def create(
-    request: Request, gateway: Here, tenant: Asking, body: ResponseBody, idempotency_key: IdempotencyHeader = None
+    request: Request,
+    gateway: Here,
+    tenant: Asking,
+    body: ResponseBody,
+    idempotency_key: IdempotencyHeader = None,
+    durable: Durable = False,
 ) -> Response:
     """Ask; the response comes streamed, in one piece, or in the background."""
     key, background = idempotency(idempotency_key), bool(body.background)
     mark = Mark(
         api="responses",
-        fleeting=not (key or background or body.stored),
+        fleeting=not (key or background or durable),
         background=background,
         store=body.stored,
         instructions=bool(body.instructions),
     )
     record = await submit_body(gateway, tenant, body, mark, key)
     headers = answer_headers(record, body)
-    if body.stream:
-        return await _streamed(gateway, record, -1, START, headers)
-    if background:
+    if background and not body.stream:
         return json_response(snapshot(record, record.state), headers=headers)
-    attachment = await gateway.attach(record)
+    attachment = await gateway.attach(record, fresh=True)
+    if body.stream:
+        settings = gateway.settings
+        delivery = Delivery(headers, settings.comment_s, 0.0 if background else settings.first_word_s)
+        return await _streamed(gateway, attachment, -1, START, delivery)
+    departed = False
     try:
-        if await ended(attachment, request) is None:
-            return Response(status_code=499)
+        departed = not await waited(attachment.feed.over_at, request.receive)
+        if departed:
+            return Response(status_code=CLIENT_LEFT)
+        check_answered(attachment.feed)
+        return json_response(_as_it_is(record, attachment.feed), headers=headers)
     finally:
-        attachment.leave()
-    return await _whole(gateway, await gateway.record(record.request_id, tenant), headers)
+        attachment.leave(departed=departed)
 
 
 @router.get("/{response_id}", responses={**_ANSWERS, 204: EVENTS[204]})
@@ -70,7 +90,8 @@ async def retrieve(
     entry = entry_after(None, last_event_id) if starting_after is None else START
     record = await _found(gateway, tenant, response_id)
     if stream:
-        return await _streamed(gateway, record, after, entry, _headers(record))
+        delivery = Delivery(_headers(record), gateway.settings.comment_s)
+        return await _streamed(gateway, await gateway.attach(record, entry), after, entry, delivery)
     return await _whole(gateway, record, _headers(record))
 
 
@@ -89,12 +110,11 @@ async def _found(gateway: Gateway, tenant: Tenant, response_id: str) -> Record:
 
 
 async def _streamed(
-    gateway: Gateway, record: Record, sequence: int, entry: EntryId, headers: Mapping[str, str]
+    gateway: Gateway, attachment: Attachment, sequence: int, entry: EntryId, delivery: Delivery
 ) -> Response:
     """The events behind `sequence`, or behind an entry where that is given."""
-    attachment = await gateway.attach(record, entry)
     try:
-        feed = attachment.feed
+        feed, record = attachment.feed, attachment.feed.record
         if not feed.whole:
             first, last = (str(each.entry_id) for each in (feed.entries[0], feed.entries[-1]))
             told = f"response {record.request_id}: its beginning is gone; entries {first} to {last} are left"
@@ -110,8 +130,7 @@ async def _streamed(
         if feed.over and position >= len(view.events):
             attachment.leave()
             return Response(status_code=204)
-        comment_s = gateway.settings.comment_s
-        return EventStream(attachment, view, position, comment_s=comment_s, headers=headers)
+        return EventStream(attachment, view, position, delivery)
     except BaseException:
         attachment.leave()
         raise
@@ -119,16 +138,21 @@ async def _streamed(
 
 async def _whole(gateway: Gateway, record: Record, headers: Mapping[str, str]) -> Response:
     """The response as it is now, with as much of the answer as there is."""
-    attachment = await gateway.attach(record)
+    attachment = await gateway.look(record)
     try:
-        feed = attachment.feed
-        assembler = Assembler(record.request_id)
-        for entry in feed.entries:
-            assembler.receive(entry)
-        state = feed.ended.state if feed.ended else record.state
-        return json_response(snapshot(record, state, feed.ended, assembler.text), headers=headers)
+        return json_response(_as_it_is(record, attachment.feed), headers=headers)
     finally:
         attachment.leave()
+
+
+def _as_it_is(record: Record, feed: Feed) -> dict[str, Any]:
+    assembler = Assembler(record.request_id)
+    for entry in feed.entries:
+        assembler.receive(entry)
+    # The stream was read after the record, which alone knows of a deadline that nobody wrote down yet.
+    unended = record.state if record.state.terminal else State(assembler.machine.state)
+    state = feed.ended.state if feed.ended else unended
+    return snapshot(record, state, feed.ended, assembler.text)
 
 
 def _headers(record: Record) -> dict[str, str]:

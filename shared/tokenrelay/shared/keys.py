@@ -67,7 +67,8 @@ def stream(request_id: str) -> str:
 
 
 def attached(request_id: str) -> str:
-    """When a gateway last had a reader of the request; only where its readers' leaving would cancel it."""
+    """The hash of gateways that have readers of the request, each until when that is good (Redis time, microseconds);
+    only where its readers' leaving would cancel it."""
     return f"tokenrelay:{{{request_id}}}:attached"
 
 

@@ -154,10 +154,17 @@ class GatewaySettings(ProducerSettings, MeasuredSettings):
     )
     key_max_queued: int = Field(default=32, ge=1, le=10_000, description="Of those, how many may wait for a worker.")
     disconnect_grace_s: float = Field(
-        default=30.0,
+        default=1.0,
         ge=0,
         le=3600,
-        description="Seconds after its last reader left in which a plain completion isn't cancelled yet.",
+        description="Seconds after its last reader left in which a request that isn't durable isn't cancelled yet.",
+    )
+    first_word_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=60,
+        description="Seconds that a streamed answer's HTTP status waits for its first token, so that a request which "
+        "fails before it gets an error's status; after them the stream begins. 0 begins every stream at once.",
     )
     comment_s: float = Field(
         default=15.0, gt=0, le=300, description="Seconds between the comments that keep a silent event stream open."

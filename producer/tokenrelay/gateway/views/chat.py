@@ -25,6 +25,7 @@ class ChatEncoder:
     def __init__(self, record: Record, api: Api, *, include_usage: bool) -> None:
         self._api = api
         self._include_usage = include_usage
+        self._record = record
         self._base = base(record, api, _CHUNKS[api])
 
     def encode(self, entry: Entry) -> list[bytes]:
@@ -44,7 +45,7 @@ class ChatEncoder:
             if self._include_usage:
                 events.append(encode({**self._base, "choices": [], "usage": usage(ended.usage)}))
         else:
-            events.append(encode({"error": ending(ended)}))
+            events.append(encode({"error": ending(self._record, ended)}))
         return [*events, encode(DONE, entry_id=ended.entry_id)]
 
     def _piece(self, text: str) -> dict[str, str]:
@@ -98,7 +99,7 @@ def usage(used: Usage) -> dict[str, int]:
     }
 
 
-def ending(ended: Ended) -> dict[str, Any]:
+def ending(record: Record, ended: Ended) -> dict[str, Any]:
     """Why there is no answer, as an error of OpenAI's."""
     match ended.state:
         case State.CANCELLED:
@@ -107,9 +108,21 @@ def ending(ended: Ended) -> dict[str, Any]:
             code, message = "expired", "no token came before the request's deadline"
         case _:
             code, message = ended.code or "failed", ended.message or "the request failed"
-    kind = "invalid_request_error" if code in CALLERS_FAULTS else "server_error"
-    return {"message": message, "type": kind, "param": CALLERS_FAULTS.get(code), "code": code}
+    if not is_callers_fault(ended):
+        return {"message": message, "type": "server_error", "param": None, "code": code}
+    param = _PARAMS.get(record.mark.api, "messages") if CALLERS_FAULTS[code] else None
+    return {"message": message, "type": "invalid_request_error", "param": param, "code": CALLERS_FAULTS[code] or code}
 
 
-CALLERS_FAULTS: Final = {"prompt_too_long": "messages", "control_token": "messages", "invalid_request": None}
-"""Codes of failures that only the worker can find, which a new try won't change → the field."""
+def is_callers_fault(ended: Ended) -> bool:
+    """Whether the request failed for what it asks: one that only the worker can see, and a new try won't change."""
+    return ended.state is State.FAILED and ended.code in CALLERS_FAULTS
+
+
+CALLERS_FAULTS: Final = {
+    "prompt_too_long": "context_length_exceeded",
+    "control_token": "control_token",
+    "invalid_request": None,
+}
+"""Codes of such failures → OpenAI's code, where it's the prompt that is at fault."""
+_PARAMS: Final = {"chat": "messages", "completion": "prompt", "responses": "input"}

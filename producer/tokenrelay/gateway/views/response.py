@@ -20,7 +20,11 @@ PREFIX: Final = "resp_"
 _FINAL_EVENTS: Final = {
     State.COMPLETED: "response.completed",
     State.INCOMPLETE: "response.incomplete",
+    State.CANCELLED: "response.incomplete",  # no client has an event for it; the response's status says `cancelled`
 }
+_CUT: Final = {"reason": "max_output_tokens"}
+"""A deadline cuts an answer short as a budget does, and clients know no other word for it."""
+_ITEM_STATUSES: Final = {State.COMPLETED: "completed", State.IN_PROGRESS: "in_progress", State.QUEUED: "in_progress"}
 
 
 class ResponseEncoder:
@@ -74,7 +78,7 @@ class ResponseEncoder:
         told += [self._delta(ended.text)] if ended.text else []
         text = "".join(self._texts)
         if self._opened:
-            status = "completed" if ended.state is State.COMPLETED else "incomplete"
+            status = _ITEM_STATUSES.get(ended.state, "incomplete")
             told += [
                 ("response.output_text.done", {**self._place(), "text": text, "logprobs": []}),
                 ("response.content_part.done", {**self._place(), "part": part(text)}),
@@ -110,15 +114,15 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
     """The response object as it is in `state`; `text` is what there is of the answer."""
     options, mark = record.options, record.mark
     messages = options["messages"] or []
-    output = [message(record, text, "completed" if state is State.COMPLETED else "incomplete")] if text else []
+    output = [message(record, text, _ITEM_STATUSES.get(state, "incomplete"))] if text else []
     return {
         "id": PREFIX + record.request_id,
         "object": "response",
         "created_at": (record.created_us or 0) // 1_000_000,
         "status": str(State.FAILED if state is State.EXPIRED else state),
         "background": mark.background,
-        "error": _error(ended) if ended else None,
-        "incomplete_details": _incomplete(ended) if state is State.INCOMPLETE and ended else None,
+        "error": _error(record, ended) if ended else None,
+        "incomplete_details": _CUT if state is State.INCOMPLETE else None,
         "instructions": messages[0]["content"] if mark.instructions and messages else None,
         "max_output_tokens": options["max_new_tokens"],
         "metadata": dict(record.metadata),
@@ -138,15 +142,11 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
     }
 
 
-def _error(ended: Ended) -> dict[str, Any] | None:
+def _error(record: Record, ended: Ended) -> dict[str, Any] | None:
     if ended.state in (State.COMPLETED, State.INCOMPLETE, State.CANCELLED):
         return None
-    why = ending(ended)
+    why = ending(record, ended)
     return {"code": why["code"], "message": why["message"]}
-
-
-def _incomplete(ended: Ended) -> dict[str, str]:
-    return {"reason": "max_output_tokens" if ended.finish_reason == "length" else ended.finish_reason}
 
 
 def _usage(ended: Ended) -> dict[str, Any]:

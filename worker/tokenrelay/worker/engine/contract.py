@@ -117,8 +117,8 @@ def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int | None, c
     room = context_tokens - prompt_tokens
     if room < 1:
         raise RequestError(
-            f"the prompt has {prompt_tokens} tokens; this model and its KV cache hold {context_tokens}, "
-            "one of them for the answer",
+            f"this model's maximum context length is {context_tokens} tokens, and the prompt has {prompt_tokens}; "
+            "one at least must be left for the answer",
             field="prompt",
             limit=context_tokens - 1,
             code="prompt_too_long",
