@@ -6,7 +6,6 @@ import json
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared import keys
@@ -66,7 +65,7 @@ class Writer:
         queues = keys.queues(self.model)
         self._count += 1
         execution_id = f"{self.name}x{self._count}"
-        (taken,) = self._pipeline.run([take_call(Take(self.name, queues, (execution_id,), 60), datetime.now(UTC))])
+        (taken,) = self._pipeline.run([take_call(Take(self.name, queues, (execution_id,), 60))])
         if isinstance(taken, Exception):
             raise taken
         if not taken:
@@ -147,7 +146,7 @@ class Writer:
         if execution := self._executions.get(request_id):
             state = State(text(self.redis.hget(keys.request(request_id), "state")))
             outcome = Outcome(STATUS_OF[state], 3600, message)
-            self._pipeline.run([close_call(execution, outcome, datetime.now(UTC))])
+            self._pipeline.run([close_call(execution, outcome)])
 
     def _call(self, script: str, request_id: str, *arguments: str | int) -> list[bytes]:
         return self._run(_call(script, request_id, *arguments))

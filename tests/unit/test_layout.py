@@ -123,7 +123,15 @@ class TestLifecyclePage:
 
     def test_its_key_table_has_every_key(self) -> None:
         page = LIFECYCLE.read_text("utf-8")
-        for key in (keys.request("ID"), keys.stream("ID"), keys.claimed("QUEUE"), keys.WAKE, keys.QUEUED, keys.ENDED):
+        for key in (
+            keys.request("ID"),
+            keys.stream("ID"),
+            keys.claimed("QUEUE"),
+            keys.maintainer("QUEUE"),
+            keys.WAKE,
+            keys.QUEUED,
+            keys.ENDED,
+        ):
             assert f"| `{key}` |" in page, key
 
     def test_it_lists_every_hash_field_that_scripts_write(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.producer.rounds import ask
@@ -123,7 +122,7 @@ def _end(request_id: str, ending: Call) -> Steps[bool]:
         # Nobody owns it, so nobody else tells RQ. A worker that does own it hears DONE and closes its own job.
         retention_s = max((whole(retention_ms) or 0) // 1000, 1)
         outcome = Outcome(STATUS_OF[State(text(state))], retention_s, "the deadline passed")
-        yield from ask([close_call(Execution(request_id, text(queue)), outcome, datetime.now(UTC))])
+        yield from ask([close_call(Execution(request_id, text(queue)), outcome)])
     return True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared import keys
@@ -80,12 +79,12 @@ class Attempt:
         if reply_word(self._call("release", self.execution.execution_id, int(crashed))) == "DONE":
             self.close()
         else:
-            self._send(requeue_call(self.execution, "front", datetime.now(UTC)))
+            self._send(requeue_call(self.execution, "front"))
 
     def give_up(self, word: str) -> None:
         """Draw the consequence of a refused write: a request that has ended is closed in RQ too."""
         if word in ("BUSY", "FENCED"):
-            self._send(drop_call(self.execution, datetime.now(UTC)))
+            self._send(drop_call(self.execution))
             return
         if word == "PAST":
             self._call("expire")
@@ -95,7 +94,7 @@ class Attempt:
         """Tell RQ how the request ended, by whomever."""
         state = self._send(("HGET", self._hash, "state"))
         status = STATUS_OF[State(text(state))] if state else "failed"
-        self._send(close_call(self.execution, Outcome(status, self._retention_s, detail), datetime.now(UTC)))
+        self._send(close_call(self.execution, Outcome(status, self._retention_s, detail)))
 
     def _call(self, script: str, *arguments: Argument) -> Reply:
         return self._send(Call(script, (self._hash, keys.stream(self.execution.job_id)), arguments))

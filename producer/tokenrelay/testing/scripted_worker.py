@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -141,7 +140,7 @@ class ScriptedWorker:
 
     def _take(self) -> Attempt | None:
         take = Take(self.name, self._queues, (uuid4().hex,), _RQ_LEASE_S)
-        (taken,) = Pipeline(self._redis).run([take_call(take, datetime.now(UTC))])
+        (taken,) = Pipeline(self._redis).run([take_call(take)])
         if isinstance(taken, Exception):
             raise taken
         if not taken:

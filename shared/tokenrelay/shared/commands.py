@@ -34,10 +34,26 @@ Reply = Any
 
 SCRIPTS: Final = {
     "token": ("create", "claim", "append", "finish", "cancel", "expire", "fail", "renew", "release", "suspect"),
-    "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "bind", "place"),
+    "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "bind", "place"),
 }
 _SHORT_OF_MEMORY: Final = frozenset(
-    {"claim", "renew", "release", "finish", "cancel", "expire", "fail", "suspect", "close", "requeue", "drop", "keep"}
+    {
+        "claim",
+        "renew",
+        "release",
+        "finish",
+        "cancel",
+        "expire",
+        "fail",
+        "suspect",
+        "close",
+        "requeue",
+        "drop",
+        "keep",
+        "extend",
+        "maintain",
+        "forget",
+    }
 )
 """Scripts that must work when Redis is full: they end requests, which is what frees memory."""
 _PARTS: Final = {
@@ -48,8 +64,14 @@ _PARTS: Final = {
     "cancel": ("prelude", "ending"),
     "expire": ("prelude", "ending"),
     "fail": ("prelude", "ending"),
+    "close": ("clock", "prelude"),
+    "requeue": ("clock", "prelude"),
+    "keep": ("clock", "prelude"),
+    "extend": ("clock", "prelude"),
+    "take": ("clock",),
     "enqueue": (),
-    "take": (),
+    "maintain": (),
+    "forget": (),
     "bind": (),
     "place": (),
 }

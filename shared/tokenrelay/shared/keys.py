@@ -81,6 +81,11 @@ def claimed(queue: str) -> str:
     return f"tokenrelay:claimed:{queue}"
 
 
+def maintainer(queue: str) -> str:
+    """The lock of the one worker that maintains a model's queues, named by their first."""
+    return f"tokenrelay:maintainer:{queue}"
+
+
 def idempotency(idempotency_key: str) -> str:
     return f"tokenrelay:idempotency:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
 

@@ -31,6 +31,7 @@ STATUS_OF: Final[dict[State, JobStatus]] = {
 }
 """What RQ calls the ends of a request."""
 
+
 WORKER_TTL_S: Final = 10
 """How long a worker's registration outlives its last heartbeat."""
 WORKER_SILENT_S: Final = 1.5
@@ -41,13 +42,12 @@ _RESULT_TYPES: Final = {"finished": 1, "failed": 2, "stopped": 2}
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One taking of a job by one worker. `started_us`: when, microseconds since 1970."""
+    """One taking of a job by one worker."""
 
     job_id: str
     queue: str
     worker: str = ""
     execution_id: str = ""
-    started_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,11 @@ class Outcome:
     status: JobStatus
     retention_s: int
     detail: str = ""
+
+
+def retention_s(stored_ms: object, otherwise: int) -> int:
+    """The retention in a request's hash (`retention_ms`), for an Outcome; `otherwise` where it holds none."""
+    return max(int(stored_ms) // 1000, 1) if isinstance(stored_ms, bytes) and stored_ms.isdigit() else otherwise
 
 
 def iso(at: datetime) -> str:
@@ -132,40 +137,43 @@ class Take:
     lease_s: int
 
 
-def take_call(take: Take, now: datetime) -> Call:
+def take_call(take: Take) -> Call:
     """Take jobs (take.lua). Repeat it with the same execution IDs where its reply was lost."""
     script_keys = [keys.rq_worker_executions(take.worker), keys.rq_worker(take.worker), keys.RQ_SUSPENDED]
     for queue in take.queues:
         script_keys += [keys.rq_queue(queue), keys.rq_registry("wip", queue), keys.claimed(queue)]
-    arguments = (keys.RQ_PREFIX, take.lease_s, take.worker, iso(now), MAX_JOB_DATA_BYTES)
+    arguments = (keys.RQ_PREFIX, take.lease_s, take.worker, MAX_JOB_DATA_BYTES)
     return Call("take", tuple(script_keys), (*arguments, *take.execution_ids))
 
 
-def close_call(execution: Execution, outcome: Outcome, now: datetime) -> Call:
+def close_call(execution: Execution, outcome: Outcome) -> Call:
     """Make RQ agree that the job has ended (close.lua). Nobody held it: an Execution without worker."""
-    began = execution.started_us / 1e6 or now.timestamp()
-    arguments = (
-        *_execution_arguments(execution, now),
-        outcome.status,
-        outcome.retention_s,
-        max(now.timestamp() - began, 0.0),
-    )
-    return Call("close", _execution_keys(execution), (*arguments, *_result_fields(execution, outcome, now)))
+    result = _result_fields(execution, outcome)
+    return _execution_call("close", execution, outcome.status, outcome.retention_s, *result)
 
 
-def requeue_call(execution: Execution, position: Literal["front", "back"], now: datetime) -> Call:
+def requeue_call(execution: Execution, position: Literal["front", "back"]) -> Call:
     """Give a taken job back to its queue (requeue.lua)."""
-    return Call("requeue", _execution_keys(execution), (*_execution_arguments(execution, now), position))
+    return _execution_call("requeue", execution, position)
 
 
-def keep_call(execution: Execution, lease_s: int, now: datetime) -> Call:
+def keep_call(execution: Execution, lease_s: int) -> Call:
     """Make RQ say again that a job runs which its clean-up has failed (keep.lua)."""
-    return Call("keep", _execution_keys(execution), (*_execution_arguments(execution, now), lease_s))
+    return _execution_call("keep", execution, lease_s)
 
 
-def drop_call(execution: Execution, now: datetime) -> Call:
+def extend_call(execution: Execution, lease_s: int) -> Call:
+    """Renew RQ's lease of an execution (extend.lua)."""
+    return _execution_call("extend", execution, lease_s)
+
+
+def drop_call(execution: Execution) -> Call:
     """Forget an execution of a job that somebody else holds (drop.lua)."""
-    return Call("drop", _execution_keys(execution), _execution_arguments(execution, now))
+    return _execution_call("drop", execution)
+
+
+def _execution_call(script: str, execution: Execution, *arguments: Argument) -> Call:
+    return Call(script, _execution_keys(execution), (execution.job_id, execution.execution_id, *arguments))
 
 
 def _execution_keys(execution: Execution) -> tuple[str, ...]:
@@ -188,12 +196,9 @@ def _execution_keys(execution: Execution) -> tuple[str, ...]:
     )
 
 
-def _execution_arguments(execution: Execution, now: datetime) -> tuple[Argument, ...]:
-    return (execution.job_id, execution.execution_id, iso(now))
-
-
-def _result_fields(execution: Execution, outcome: Outcome, now: datetime) -> Sequence[Argument]:
-    """The fields of RQ's result entry (rq/results.py, Result.serialize); RQ keeps none of a cancelled job."""
+def _result_fields(execution: Execution, outcome: Outcome) -> Sequence[Argument]:
+    """The fields of RQ's result entry (rq/results.py, Result.serialize) but the execution's, which close.lua adds; RQ
+    keeps none of a cancelled job."""
     if outcome.status == "canceled":
         return ()
     fields: dict[str, Argument] = {"type": _RESULT_TYPES[outcome.status], "worker_name": execution.worker}
@@ -201,8 +206,4 @@ def _result_fields(execution: Execution, outcome: Outcome, now: datetime) -> Seq
         fields["return_value"] = b64encode(json.dumps(outcome.detail).encode())
     else:
         fields["exc_string"] = b64encode(zlib.compress(outcome.detail.encode()))
-    if execution.execution_id:
-        fields["execution_id"] = execution.execution_id
-        fields["execution_started_at"] = execution.started_us / 1e6
-        fields["execution_ended_at"] = now.timestamp()
     return [item for pair in fields.items() for item in pair]

@@ -146,10 +146,10 @@ class QueuePlaneMachine(RuleBasedStateMachine):
         self.held += given
 
     def _take(self, worker: str, execution_ids: tuple[str, ...]) -> list[Execution]:
-        reply = self._call(take_call(Take(worker, QUEUES, execution_ids, 60), datetime.now(UTC)))
+        reply = self._call(take_call(Take(worker, QUEUES, execution_ids, 60)))
         self.seen["take", "jobs" if reply else "none"] += 1
         return [
-            Execution(job_id.decode(), QUEUES[number - 1], worker, execution_id.decode(), 1)
+            Execution(job_id.decode(), QUEUES[number - 1], worker, execution_id.decode())
             for number, job_id, execution_id, _ in reply
         ]
 
@@ -169,7 +169,7 @@ class QueuePlaneMachine(RuleBasedStateMachine):
         self.seen["claim", word] += 1
         if word == "BUSY":
             self.held.remove(execution)
-            self._call(drop_call(execution, datetime.now(UTC)))
+            self._call(drop_call(execution))
         if word == "DONE":
             self.held.remove(execution)
             self._close(execution)
@@ -184,12 +184,12 @@ class QueuePlaneMachine(RuleBasedStateMachine):
         if word in ("DONE", "LOST"):
             self._close(execution)
         elif word == "FENCED" and crashed and self.client.hget(keys.request(execution.job_id), "fence"):
-            self._call(drop_call(execution, datetime.now(UTC)))
+            self._call(drop_call(execution))
         else:
             self._requeue(execution, position)
 
     def _requeue(self, execution: Execution, position: Any = "front") -> None:
-        if self._call(requeue_call(execution, position, datetime.now(UTC)))[0] == b"OK":
+        if self._call(requeue_call(execution, position))[0] == b"OK":
             assert not self._executed(execution.job_id), "what is in the queue is executed by nobody"
 
     @precondition(lambda self: self.held)
@@ -206,12 +206,12 @@ class QueuePlaneMachine(RuleBasedStateMachine):
         if word in ("OK", "DONE"):
             self._close(execution)
         else:
-            self._call(drop_call(execution, datetime.now(UTC)))
+            self._call(drop_call(execution))
 
     def _close(self, execution: Execution) -> None:
         request_id = execution.job_id
         assert request_id in self.ended, "only an ended request is closed"
-        self._call(close_call(execution, Outcome("finished", RETENTION_S, "all"), datetime.now(UTC)))
+        self._call(close_call(execution, Outcome("finished", RETENTION_S, "all")))
         queued, claimed, _ = self._places()[request_id]
         assert (queued, claimed) == (False, False), "a closed job is in no queue and claimed by nobody"
         assert not self._executed(request_id), "a closed job is executed by nobody"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -52,20 +51,20 @@ def enqueue(pipeline: Pipeline, request_id: str = REQUEST_ID, queue: str = DEFAU
 
 
 def take(pipeline: Pipeline, *execution_ids: str, queues: tuple[str, ...] = (HIGH, DEFAULT, LOW)) -> Any:
-    reply = reply_of(pipeline, take_call(Take("w1", queues, execution_ids, lease_s=30), datetime.now(UTC)))
+    reply = reply_of(pipeline, take_call(Take("w1", queues, execution_ids, lease_s=30)))
     return [[number, job_id.decode(), execution_id.decode(), data] for number, job_id, execution_id, data in reply]
 
 
 def close(pipeline: Pipeline, execution: Execution, outcome: Outcome) -> Any:
-    return run(pipeline, close_call(execution, outcome, datetime.now(UTC)))
+    return run(pipeline, close_call(execution, outcome))
 
 
 def requeue(pipeline: Pipeline, execution: Execution, position: Any = "front") -> Any:
-    return run(pipeline, requeue_call(execution, position, datetime.now(UTC)))
+    return run(pipeline, requeue_call(execution, position))
 
 
 def execution_of(execution_id: str = "x1", request_id: str = REQUEST_ID) -> Execution:
-    return Execution(request_id, DEFAULT, "w1", execution_id, int(time.time() * 1e6))
+    return Execution(request_id, DEFAULT, "w1", execution_id)
 
 
 def fetch(redis: Redis, job_id: str = REQUEST_ID) -> Job:

@@ -53,7 +53,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "take claims nothing": ("-- Take up to n jobs", "redis.call('ZADD', claimed, now_ms, job_id)", ""),
     "requeue pushes nothing": (
         "-- Give a taken job back",
-        "redis.call(ARGV[4] == 'front' and 'LPUSH' or 'RPUSH', KEYS[6], job_id)",
+        "redis.call(ARGV[3] == 'front' and 'LPUSH' or 'RPUSH', KEYS[6], job_id)",
         "",
     ),
     "requeue leaves RQ's status": ("-- Give a taken job back", "'status', 'queued', ", ""),

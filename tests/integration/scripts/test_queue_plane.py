@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -278,7 +277,7 @@ def test_a_job_ended_in_rq_stays_claimed_until_its_request_has_ended(
 def test_drop_forgets_one_execution_only(pipeline: Pipeline, redis: Redis) -> None:
     enqueue(pipeline)
     take(pipeline, "x1")
-    assert run(pipeline, drop_call(execution_of(), datetime.now(UTC))) == ["OK"]
+    assert run(pipeline, drop_call(execution_of())) == ["OK"]
     assert fetch(redis).get_status() == JobStatus.STARTED
     assert fetch(redis).get_executions() == []
     assert claimed(redis) == [REQUEST_ID]

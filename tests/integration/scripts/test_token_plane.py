@@ -101,6 +101,18 @@ def test_a_live_lease_is_nobody_elses(plane: TokenPlane) -> None:
     assert plane.claim("") == ["BUSY"]
 
 
+def test_only_a_granted_claim_reads_the_stream(plane: TokenPlane, redis: Redis) -> None:
+    """8,000 tokens of a live request were read before the script answered BUSY."""
+    plane.create()
+    fence = plane.claim("x1")[1]
+    plane.append(fence, 1, *((" a", 1) for _ in range(1000)))
+    redis.config_resetstat()
+    assert plane.claim("x2") == ["BUSY"]
+    plane.cancel()
+    assert plane.claim("x2") == ["DONE", "cancelled"]
+    assert "cmdstat_xrange" not in redis.info("commandstats")
+
+
 def test_taking_over_needs_two_looks(plane: TokenPlane, redis: Redis) -> None:
     plane.create()
     plane.claim("x1", lease_ms=-1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -18,7 +17,7 @@ from redis.exceptions import RedisError
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
 from tokenrelay.shared.entries import State, text
-from tokenrelay.shared.rq_jobs import keep_call
+from tokenrelay.shared.rq_jobs import extend_call, keep_call
 from tokenrelay.worker.intake import RQ_LEASE_S
 from tokenrelay.worker.unreadable import is_unusable
 
@@ -73,7 +72,7 @@ class Heartbeat:
         silent = [each for each in attempts if each.renewed_at is None or each.renewed_at < recently]
         batch: Batch = [self._renewal(attempt) for attempt in silent]
         if rq:
-            batch += [command for attempt in attempts for command in _rq_lease(attempt)]
+            batch += [extend_call(attempt.execution, RQ_LEASE_S) for attempt in attempts]
         replies = self.pipeline.run(batch) if batch else []
         for attempt, reply in zip(silent, replies, strict=False):
             self._renewed(attempt, reply)
@@ -135,20 +134,6 @@ class Heartbeat:
             if status in (None, b"canceled") and self.in_flight.get(attempt.fence):
                 self.cancel(attempt, "rq")
             elif status == b"failed":
-                repairs.append(keep_call(attempt.execution, RQ_LEASE_S, datetime.now(UTC)))
+                repairs.append(keep_call(attempt.execution, RQ_LEASE_S))
         if repairs:
             self.pipeline.run(repairs)
-
-
-def _rq_lease(attempt: Attempt) -> Batch:
-    """What RQ's own Execution.heartbeat writes, for an execution that is still registered."""
-    execution, now = attempt.execution, datetime.now(UTC).timestamp()
-    job_id, execution_id = execution.job_id, execution.execution_id
-    hash_key, executions = keys.rq_execution(job_id, execution_id), keys.rq_executions(job_id)
-    wip = keys.rq_registry("wip", execution.queue)
-    return [
-        ("ZADD", wip, "XX", now + RQ_LEASE_S, f"{job_id}:{execution_id}"),
-        ("ZADD", executions, "XX", now + RQ_LEASE_S + 60, execution_id),
-        ("EXPIRE", executions, RQ_LEASE_S + 60),
-        ("EXPIRE", hash_key, RQ_LEASE_S),
-    ]

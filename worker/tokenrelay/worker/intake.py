@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -150,7 +149,7 @@ class Intake:
         if not lonely or (idle and len(jobs) == 1):
             self.waiting_to_be_alone = bool(lonely)
             return jobs
-        self._settle([requeue_call(job.execution, "front", datetime.now(UTC)) for job in lonely])
+        self._settle([requeue_call(job.execution, "front") for job in lonely])
         self.waiting_to_be_alone = True
         # At once: a claim that fails below is tried again with what is left, and these are in other hands by then.
         self._unread = deque(job for job in jobs if job not in lonely)
@@ -159,15 +158,13 @@ class Intake:
     def _take(self, limit: int) -> None:
         if not self._execution_ids:
             self._execution_ids = tuple(uuid4().hex for _ in range(limit))
-        now = datetime.now(UTC)
-        (reply,) = self.pipeline.run([take_call(Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S), now)])
+        (reply,) = self.pipeline.run([take_call(Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S))])
         if isinstance(reply, Exception):
             raise reply
         self._execution_ids = ()
-        started_us = int(now.timestamp() * 1e6)
         for number, job_id, execution_id, data in reply:
             queue = self.queues[number - 1]
-            execution = Execution(text(job_id), queue, self.worker, text(execution_id), started_us)
+            execution = Execution(text(job_id), queue, self.worker, text(execution_id))
             self._unread.append(Job(execution, data))
 
     def _read(self, jobs: list[Job]) -> None:
@@ -292,15 +289,15 @@ class Intake:
 
     def _refused(self, job: Job, word: str, reply: list[Any]) -> Batch:
         """What a refused claim does to the job. BUSY changes nothing: somebody else is at it."""
-        now, execution = datetime.now(UTC), job.execution
+        execution = job.execution
         self._uncounted.append(partial(self.figures.refused_claims.add, word.lower()))
         match word:
             case "BUSY":
-                return [drop_call(execution, now)]
+                return [drop_call(execution)]
             case "NOT_MINE":
                 self.refused = True
                 log.warning("request %s needs another worker: %s", execution.job_id, text(reply[1]))
-                return [requeue_call(execution, "back", now)]
+                return [requeue_call(execution, "back")]
             case "PAST":
                 return [self._expire(job)]
             case "DONE":
@@ -327,7 +324,7 @@ class Intake:
             case "DONE":
                 return self._ended(job, State(text(reply[1])))
             case "EARLY":  # Redis's clock went back
-                return requeue_call(job.execution, "front", datetime.now(UTC))
+                return requeue_call(job.execution, "front")
             case _:
                 return self._end(job, State.FAILED, "its request is gone from Redis")
 
@@ -343,7 +340,7 @@ class Intake:
 
     @staticmethod
     def _close(job: Job, state: State, detail: str) -> Call:
-        return close_call(job.execution, Outcome(STATUS_OF[state], job.retention_s, detail), datetime.now(UTC))
+        return close_call(job.execution, Outcome(STATUS_OF[state], job.retention_s, detail))
 
     def _settle(self, batch: Batch) -> None:
         for reply in self.pipeline.run(batch):

@@ -1,7 +1,7 @@
 """The generation loop: claim, step, publish, over one engine. Knows nothing of RQ's worker registration or signals.
 
 Three threads share the attempts: intake claims, the caller's publishes what the engine gives, the heartbeat keeps
-leases and repairs what others lost. The engine steps in a thread of its own and waits for none of them.
+leases. A fourth repairs what others lost. The engine steps in a thread of its own and waits for none of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SWEEP_S = 0.2
 REFUSED_PAUSE_S = 1.0
 """How long intake leaves what it gave back to other workers."""
 LEAST_PAUSE_S = 0.02
-"""The heartbeat's thread rests so long at least, also while it has nothing to beat for or Redis is away."""
+"""The threads of heartbeat and maintenance rest so long at least, also with nothing to do or Redis away."""
 GATHER_S = 0.05
 """How long intake goes on looking for an idle engine, for as long as there is more: a burst's prompts are prefilled
 together, where its first ones would have had a step of their own. Who comes alone waits for one empty look."""
@@ -91,13 +91,17 @@ class GenerationLoop:
         """
         intake = threading.Thread(target=self._repeat, args=(self._take_in, self._wait_for_jobs), name="intake")
         beats = threading.Thread(target=self._repeat, args=(self._beat, self._wait_for_beat), name="heartbeat")
+        repairs = threading.Thread(
+            target=self._repeat, args=(self.maintenance.run, self._wait_for_maintenance), name="maintenance"
+        )
         try:
             intake.start()
             beats.start()
+            repairs.start()
             self._generate(burst, max_jobs, max_idle_s)
         except BaseException as error:  # noqa: BLE001  raised again below
             self._fatal = error
-        self._shut_down(intake, beats)
+        self._shut_down(intake, beats, repairs)
         if self._fatal is not None:
             raise self._fatal
 
@@ -110,7 +114,7 @@ class GenerationLoop:
             elif max_idle_s is not None and time.monotonic() - idle_since > max_idle_s:
                 return
 
-    def _shut_down(self, intake: threading.Thread, beats: threading.Thread) -> None:
+    def _shut_down(self, intake: threading.Thread, beats: threading.Thread, repairs: threading.Thread) -> None:
         """Hand everything back and end all threads: each step is taken, whatever the ones before it raised."""
         self._stopping = True
         steps: tuple[Callable[[], object], ...] = (
@@ -121,6 +125,8 @@ class GenerationLoop:
             self.publisher.settle,
             self._closed.set,
             beats.join,
+            repairs.join,
+            self.maintenance.leave,
             self.engine.stop,
         )
         raised: list[BaseException] = []
@@ -266,11 +272,12 @@ class GenerationLoop:
             self._beat_at = now + self.settings.heartbeat_ms / 1000
             self.heartbeat.beat()
             self._on_beat()
-        self.maintenance.run()
 
     def _wait_for_beat(self) -> bool:
-        beat_in_s = max(self._beat_at - time.monotonic(), 0.0)
-        return self._closed.wait(max(min(beat_in_s, self.maintenance.due_in_s), LEAST_PAUSE_S))
+        return self._closed.wait(max(self._beat_at - time.monotonic(), LEAST_PAUSE_S))
+
+    def _wait_for_maintenance(self) -> bool:
+        return self._closed.wait(max(self.maintenance.due_in_s, LEAST_PAUSE_S))
 
     def _repeat(self, step: Callable[[], None], pause: Callable[[], bool]) -> None:
         """Run a thread's step until its pause says that it's over."""

@@ -1,7 +1,10 @@
 """Maintenance: RQ's keys are repaired from the requests' hashes, and requests that lost their worker go on.
 
-Any worker may run it, several at once: each repair is atomic in its script, and a claim refuses what was repaired
-twice. It walks `claimed`, not RQ's own registry: RQ's clean-up, run by anybody who looks, may fail or requeue a job.
+One worker at a time does it for a model's queues: it holds a lock that runs out soon after its death. Two that hold it
+for a moment do no harm: each repair is atomic in its script, and a claim refuses what was repaired twice.
+
+It walks `claimed`, not RQ's own registry: RQ's clean-up, run by anybody who looks, may fail or requeue a job. What it
+does in a round is bounded, and it has a thread of its own, so that nothing here keeps a heartbeat waiting.
 """
 
 from __future__ import annotations
@@ -9,14 +12,18 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
 from tokenrelay.shared.entries import State, text
-from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, requeue_call
-from tokenrelay.worker.intake import RQ_LEASE_S
+from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, requeue_call, retention_s
+from tokenrelay.worker.dependents import enqueue_dependents
+from tokenrelay.worker.registries import Registries
 from tokenrelay.worker.unreadable import fail_call, is_unusable, told
 
 if TYPE_CHECKING:
@@ -29,26 +36,56 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 0.2
-SUSPECTED_EVERY_S = 0.1
-"""How often it looks while a lease has run out: the second look is what a lost host's requests wait for."""
-REGISTRIES_EVERY_S = 2.0
-UNCLAIMED_MS = 5_000
+EVERY_S: Final = 0.2
+SUSPECTED_EVERY_S: Final = 0.1
+"""How soon a request is looked at again whose lease ran out: a lost host's requests wait for the second look."""
+LOOK_EVERY_S: Final = 1.0
+"""How often `claimed` is listed, and each request's lease read. A lease that runs out sooner is read then."""
+REGISTRIES_EVERY_S: Final = 2.0
+LONGEST_PAUSE_S: Final = 60.0
+"""Between two tries at a repair that Redis refuses for good, such as of a key of another type."""
+LOCK_MS: Final = 1_000
+UNCLAIMED_MS: Final = 5_000
 """A job taken this long ago and still without a fence was lost between take and claim, or was released."""
+MOST_LOOKS: Final = 2_000
+"""Requests looked at in one round."""
+A_PART: Final = 100
+"""Requests in one pipeline: a step's tokens don't wait until Redis has seen to all."""
+_LEASE: Final = ("state", "fence", "lease_us", "suspect_us", "retention_ms")
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A request that was taken off its queue, and when it is to be looked at next (monotonic)."""
+
+    execution: Execution
+    taken_ms: float
+    retention_s: int
+    due: float = 0.0
+    refused: int = 0
+    """How often Redis has refused its repair."""
 
 
 @dataclass(slots=True)
 class Maintenance:
-    """Looks after the served model's queues."""
+    """Looks after the served model's queues, while this worker holds their lock."""
 
     pipeline: Pipeline
     queues: tuple[str, ...]
     in_flight: InFlight
     settings: WorkerSettings
     figures: Figures
+    _registries: Registries = field(init=False)
+    _owner: str = field(default_factory=lambda: uuid4().hex)
+    _held_until: float = 0.0
+    """When the lock is to be renewed (monotonic): half of its time is over then."""
     _due: float = 0.0
+    _list_due: float = 0.0
     _registries_due: float = 0.0
-    _own: set[str] = field(default_factory=set)
+    _watched: dict[str, _Watched] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._registries = Registries(self.pipeline, self.queues, self.settings.retention_s)
 
     @property
     def due_in_s(self) -> float:
@@ -56,116 +93,172 @@ class Maintenance:
         return max(self._due - time.monotonic(), 0.0)
 
     def run(self) -> None:
-        """One round, where one is due. Raises redis errors."""
+        """One round, where one is due and the lock is this worker's. Raises redis errors."""
         now = time.monotonic()
-        if now >= self._due:
-            self._due = now + EVERY_S
-            self._own = {attempt.request_id for attempt in self.in_flight.all()}
-            self._look_at_claimed()
+        if now < self._due:
+            return
+        self._due = now + EVERY_S
+        if (left_s := self._lock(self._lock_ms)) > 0:
+            self._watched.clear()
+            self._list_due = 0.0
+            self._due = now + max(left_s, EVERY_S)
+            return
+        if now >= self._list_due:
+            self._list_due = now + LOOK_EVERY_S
+            self._list_claimed()
+        self._look(now)
         if now >= self._registries_due:
-            self._registries_due = now + REGISTRIES_EVERY_S
-            for queue in self.queues:
-                self._look_at_registries(queue)
-            self._forget_dead_workers()
+            # Where there was more than a round's share, the next round goes on.
+            self._registries_due = now + (EVERY_S if self._registries.clean() else REGISTRIES_EVERY_S)
 
-    def _look_at_claimed(self) -> None:
-        """Requests that were taken off the queues, and aren't this worker's own."""
-        looks: Batch = [("ZRANGE", keys.claimed(queue), 0, -1, "WITHSCORES") for queue in self.queues]
-        for queue, claimed in zip(self.queues, self.pipeline.run(looks), strict=True):
+    def leave(self) -> None:
+        """Leave the queues to the other workers at once, instead of when the lock runs out."""
+        try:
+            self._lock(0)
+        except RedisError as error:
+            log.warning("the maintenance lock couldn't be released: %s; it runs out", error)
+
+    @property
+    def _lock_ms(self) -> int:
+        """Far shorter than a lease: when this worker dies, another one must be here before its leases run out."""
+        return min(LOCK_MS, self.settings.lease_ms // 2)
+
+    def _lock(self, ttl_ms: int) -> float:
+        """Take or renew the lock. 0 where it is this worker's, else the seconds for which it's another's."""
+        now = time.monotonic()
+        if ttl_ms and now < self._held_until:
+            return 0.0
+        (reply,) = self.pipeline.run([Call("maintain", (keys.maintainer(self.queues[0]),), (self._owner, ttl_ms))])
+        is_held = reply_word(reply) == "OK"
+        self._held_until = now + ttl_ms / 2000 if is_held else 0.0
+        return 0.0 if is_held else float(reply[1]) / 1000
+
+    def _list_claimed(self) -> None:
+        listed: dict[str, _Watched] = {}
+        for queue in self.queues:
+            (claimed,) = self.pipeline.run([("ZRANGE", keys.claimed(queue), 0, -1, "WITHSCORES")])
             if isinstance(claimed, Exception):
                 raise claimed
-            pairs = [(text(job_id), score) for job_id, score in claimed]
-            others = [(job_id, score) for job_id, score in pairs if job_id not in self._own]
-            if others:
-                self._repair_claimed(queue, others)
+            for member, taken_ms in claimed:
+                job_id = text(member)
+                watched = self._watched.get(job_id)
+                if watched is None or (watched.taken_ms, watched.execution.queue) != (taken_ms, queue):
+                    watched = _Watched(Execution(job_id, queue), taken_ms, self.settings.retention_s)
+                listed[job_id] = watched
+        self._watched = listed
 
-    def _repair_claimed(self, queue: str, others: Sequence[tuple[str, float]]) -> None:
-        *found, time_now = self.pipeline.run(
-            [*(("HMGET", keys.request(job_id), *_LEASE) for job_id, _ in others), ("TIME",)]
-        )
+    def _look(self, now: float) -> None:
+        """Look at the requests that are due, and aren't this worker's own."""
+        own = {attempt.request_id for attempt in self.in_flight.all()}
+        due = [each for job_id, each in self._watched.items() if each.due <= now and job_id not in own]
+        due = nsmallest(MOST_LOOKS, due, key=lambda each: each.due)
+        for first in range(0, len(due), A_PART):
+            if first and self._lock(self._lock_ms) > 0:
+                return
+            self._look_at(due[first : first + A_PART])
+
+    def _look_at(self, part: Sequence[_Watched]) -> None:
+        looks: Batch = [("HMGET", keys.request(each.execution.job_id), *_LEASE) for each in part]
+        *found, time_now = self.pipeline.run([*looks, ("TIME",)])
         if isinstance(time_now, Exception):
             raise time_now
-        now_us = time_now[0] * 1_000_000 + time_now[1]
-        # Nearly all of them are alive, and seen to be without a script.
-        odd = [pair for pair, fields in zip(others, found, strict=True) if not _alive(fields, now_us)]
-        looks: Batch = [Call("suspect", keys.of_request(job_id), (self.settings.suspicion_ms,)) for job_id, _ in odd]
-        replies = self.pipeline.run(looks) if looks else []
-        repairs: Batch = []
-        for (job_id, taken_ms), reply in zip(odd, replies, strict=True):
-            repairs += self._repair(Execution(job_id, queue), reply, now_us / 1000 - taken_ms)
-        if repairs:
-            self.pipeline.run(repairs)
+        now_us, now = time_now[0] * 1_000_000 + time_now[1], time.monotonic()
+        odd = []
+        for each, fields in zip(part, found, strict=True):
+            # Nearly all of them are alive, and seen to be without a script.
+            left_s = _left_s(fields, now_us)
+            each.due = now + (min(left_s, LOOK_EVERY_S) if left_s > 0 else LOOK_EVERY_S)
+            if left_s <= 0:
+                odd.append(each)
+                if not isinstance(fields, Exception):
+                    each.retention_s = retention_s(fields[-1], self.settings.retention_s)
+        if odd:
+            self._repair(odd, now_us / 1000)
 
-    def _repair(self, execution: Execution, reply: Reply, age_ms: float) -> Batch:
+    def _repair(self, odd: Sequence[_Watched], now_ms: float) -> None:
+        looks: Batch = []
+        for each in odd:
+            looks.append(Call("suspect", keys.of_request(each.execution.job_id), (self.settings.suspicion_ms,)))
+            looks.append(("ZSCORE", keys.claimed(each.execution.queue), each.execution.job_id))
+        replies = self.pipeline.run(looks)
+        todo: list[tuple[_Watched, Call, Reply]] = []
+        for each, reply, score in zip(odd, replies[::2], replies[1::2], strict=True):
+            if score is None:  # ended, or queued again, since it was listed
+                self._watched.pop(each.execution.job_id, None)
+            elif call := self._repair_call(each, reply, now_ms):
+                todo.append((each, call, reply))
+        for (each, call, seen), reply in zip(
+            todo, self.pipeline.run([call for _, call, _ in todo]) if todo else [], strict=True
+        ):
+            self._repaired(each, call, seen, reply)
+
+    def _repair_call(self, each: _Watched, reply: Reply, now_ms: float) -> Call | None:
+        """What makes RQ agree with what `suspect` says of the request."""
+        job_id = each.execution.job_id
         if is_unusable(reply):
-            log.warning("request %s is given up: %s", execution.job_id, reply)
-            return [fail_call(execution.job_id, told(reply)), self._close(execution, State.FAILED)]
+            if not each.refused:
+                log.warning("request %s is given up: %s", job_id, reply)
+            self.pipeline.run([fail_call(job_id, told(reply))])
+            return self._close(each, State.FAILED)
         if isinstance(reply, Exception):
-            log.warning("request %s can't be looked at: %s", execution.job_id, reply)
-            return []
+            return None
         match reply_word(reply):
             case "DONE":
-                return [self._close(execution, State(text(reply[1])))]
+                return self._close(each, State(text(reply[1])))
             case "LOST":
-                return [self._close(execution, State.FAILED)]
+                return self._close(each, State.FAILED)
             case "RELEASED":
-                self.figures.recovered.add()
-                log.warning("request %s lost its worker: it goes to the front of its queue", execution.job_id)
-                return [requeue_call(execution, "front", datetime.now(UTC))]
+                log.warning("request %s lost its worker: it goes to the front of its queue", job_id)
+                return requeue_call(each.execution, "front")
             case "SUSPECT":
-                self._due = min(self._due, time.monotonic() + SUSPECTED_EVERY_S)
-                return []
-            case "FREE" if age_ms > UNCLAIMED_MS:
-                self.figures.recovered.add()
-                return [requeue_call(execution, "front", datetime.now(UTC))]
+                each.due = time.monotonic() + SUSPECTED_EVERY_S
+                self._due = min(self._due, each.due)
+                return None
+            case "FREE" if now_ms - each.taken_ms > UNCLAIMED_MS:
+                return requeue_call(each.execution, "front")
             case _:
-                return []
+                return None
 
-    def _forget_dead_workers(self) -> None:
-        """Take workers whose registration ran out from RQ's sets: each start draws a new name."""
-        sets = [keys.RQ_WORKERS, *map(keys.rq_workers, self.queues)]
-        members = self.pipeline.run([("SMEMBERS", name) for name in sets])
-        known = sorted({member for found in members if not isinstance(found, Exception) for member in found})
-        if not known:
+    def _repaired(self, each: _Watched, call: Call, seen: Reply, reply: Reply) -> None:
+        """Take the reply to a repair."""
+        job_id, claimed = each.execution.job_id, keys.claimed(each.execution.queue)
+        if isinstance(reply, Exception):
+            self._refused(each, seen, reply)
             return
-        alive = self.pipeline.run([("EXISTS", member) for member in known])
-        dead = [member for member, exists in zip(known, alive, strict=True) if exists == 0]
-        if dead:
-            self.pipeline.run([("SREM", name, *dead) for name in sets])
+        word = reply_word(reply)
+        if call.script == "requeue" and word == "OK":
+            self.figures.recovered.add()
+        elif call.script == "requeue" and (word == "LOST" or reply[1:] == [b"canceled"]):
+            # Deleted or cancelled through RQ, in the hands of a worker that died.
+            self.pipeline.run([Call("cancel", keys.of_request(job_id), ("rq",)), self._close(each, State.CANCELLED)])
+        elif word == "DEPENDENTS":
+            enqueue_dependents(self.pipeline.redis, each.execution)
+            self.pipeline.run([("ZREM", claimed, job_id)])
+        elif word == "NOT_STARTED" and reply[1:] != [b"queued"]:
+            return  # RQ calls it something that is none of ours: look again
+        self._watched.pop(job_id, None)
 
-    def _close(self, execution: Execution, state: State) -> Call:
-        outcome = Outcome(STATUS_OF[state], self.settings.retention_s, str(state))
-        return close_call(execution, outcome, datetime.now(UTC))
+    def _refused(self, each: _Watched, seen: Reply, error: Exception) -> None:
+        """Redis refused a repair: try again, less often each time, for as long as the request is there."""
+        job_id = each.execution.job_id
+        if not is_unusable(error):
+            return
+        if each.refused == 0:
+            log.warning("job %s can't be repaired: %s; trying again, more slowly each time", job_id, error)
+        each.refused += 1
+        each.due = time.monotonic() + min(LOOK_EVERY_S * 2**each.refused, LONGEST_PAUSE_S)
+        if isinstance(seen, Exception) or reply_word(seen) == "LOST":
+            self.pipeline.run([("ZREM", keys.claimed(each.execution.queue), job_id)])
 
-    def _look_at_registries(self, queue: str) -> None:
-        """Cancel what was cancelled through RQ, and drop registry members whose time is over, which RQ keeps for ever.
-
-        RQ scores a cancelled job with the time of its cancelling; our close_call with the end of its retention.
-        """
-        now = datetime.now(UTC)
-        canceled = keys.rq_registry("canceled", queue)
-        over: Batch = [
-            ("ZREMRANGEBYSCORE", keys.rq_registry(kind, queue), 0, now.timestamp()) for kind in ("finished", "failed")
-        ]
-        # Executions whose leases ran out long ago: whoever has such a job keeps one of its own.
-        over.append(("ZREMRANGEBYSCORE", keys.rq_registry("wip", queue), 0, now.timestamp() - RQ_LEASE_S))
-        found, *_ = self.pipeline.run([("ZRANGE", canceled, "-inf", now.timestamp(), "BYSCORE"), *over])
-        if isinstance(found, Exception):
-            raise found
-        for job_id in map(text, found):
-            cancel = Call("cancel", keys.of_request(job_id), ("rq",))
-            drop = ("ZREM", canceled, job_id)
-            close = self._close(Execution(job_id, queue), State.CANCELLED)
-            self.pipeline.run([cancel, drop, close])
-
-
-_LEASE: Final = ("state", "fence", "lease_us", "suspect_us")
+    @staticmethod
+    def _close(each: _Watched, state: State) -> Call:
+        return close_call(each.execution, Outcome(STATUS_OF[state], each.retention_s, str(state)))
 
 
-def _alive(fields: Reply, now_us: int) -> bool:
-    """Whether the request's lease holds, as far as _LEASE tells: then there is nothing to do about it."""
+def _left_s(fields: Reply, now_us: int) -> float:
+    """How long the request's lease holds, as far as _LEASE tells; 0 where a script must look."""
     if isinstance(fields, Exception):
-        return False
-    state, fence, lease_us, suspect_us = fields
-    held = state == b"in_progress" and fence and not suspect_us
-    return bool(held and (lease_us or b"").isdigit() and now_us <= int(lease_us))
+        return 0.0
+    state, fence, lease_us, suspect_us, _ = fields
+    held = state == b"in_progress" and fence and not suspect_us and (lease_us or b"").isdigit()
+    return max((int(lease_us) - now_us) / 1e6, 0.0) if held else 0.0

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -34,8 +34,19 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.1
 CONFIRM_S = 2.0
 """When RQ is told of an end once more: a clean-up of its own that read the job before then calls it failed after."""
+CLOSE_TRIES = 3
+"""How often RQ is told of an end where Redis refuses it for good. Then it's maintenance's: the job stays claimed."""
 MAX_TOKENS_A_CALL = 1000
 """A script's arguments go through Lua's stack, which holds 8,000 values."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Closing:
+    """What RQ is to be told. `confirm`: and once more, later. `tries`: how often Redis refused it for good."""
+
+    call: Call
+    confirm: bool
+    tries: int = 0
 
 
 class Publisher:
@@ -58,7 +69,7 @@ class Publisher:
         self._lease_ms = lease_ms
         self._on_drop = on_drop
         self._lock = threading.Lock()
-        self._closing: deque[tuple[Call, bool]] = deque()  # to be confirmed? The heartbeat's thread appends, too.
+        self._closing: deque[_Closing] = deque()  # The heartbeat's thread appends, too.
         self._closing_at = 0.0
         self._confirming: deque[tuple[float, Call]] = deque()  # by when
         self._again_at = 0.0
@@ -87,7 +98,7 @@ class Publisher:
                 batch.append(("PUBLISH", keys.WAKE, " ".join(attempt.request_id for attempt in due)))
                 self._unsent_since = self._unsent_since or time.monotonic()
             closing += self._to_confirm()
-            batch += [call for call, _ in closing]
+            batch += [each.call for each in closing]
             if not batch:
                 return
             sent_at = time.monotonic()
@@ -108,7 +119,7 @@ class Publisher:
     def settle(self) -> None:
         """Tell RQ now what it would be told once more later: nobody will be here then."""
         with self._lock:
-            self._closing.extend((call, False) for _, call in self._confirming)
+            self._closing.extend(_Closing(call, confirm=False) for _, call in self._confirming)
             self._confirming.clear()
         self.publish(())
 
@@ -120,7 +131,7 @@ class Publisher:
         self.figures.ended(attempt, state, time.monotonic())
         status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
         outcome = Outcome(status, attempt.retention_s, detail)
-        self._closing.append((close_call(attempt.execution, outcome, datetime.now(UTC)), True))
+        self._closing.append(_Closing(close_call(attempt.execution, outcome), confirm=True))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
 
@@ -128,7 +139,7 @@ class Publisher:
         """End an attempt whose keys it can't go on with; `reply` says why."""
         detail = told(reply)
         log.warning("request %s: %s", attempt.request_id, detail)
-        self._closing.append((fail_call(attempt.request_id, detail), False))
+        self._closing.append(_Closing(fail_call(attempt.request_id, detail), confirm=False))
         self.close(attempt, State.FAILED, detail)
 
     def abandon(self, attempt: Attempt, why: str) -> None:
@@ -137,14 +148,14 @@ class Publisher:
             return
         self._on_drop(attempt)
         self.figures.fenced_writes.add()
-        self._closing.append((drop_call(attempt.execution, datetime.now(UTC)), False))
+        self._closing.append(_Closing(drop_call(attempt.execution), confirm=False))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
 
-    def _to_confirm(self) -> list[tuple[Call, bool]]:
+    def _to_confirm(self) -> list[_Closing]:
         calls, now = [], time.monotonic()
         while self._confirming and self._confirming[0][0] <= now:
-            calls.append((self._confirming.popleft()[1], False))
+            calls.append(_Closing(self._confirming.popleft()[1], confirm=False))
         return calls
 
     def _call(self, attempt: Attempt) -> Call:
@@ -171,16 +182,21 @@ class Publisher:
         end: tuple[Argument, ...] = (ending.state, ending.finish_reason, *said)
         return Call("finish", request_keys, (attempt.fence, first, *end, *tokens))
 
-    def _keep_failed(self, sent: list[tuple[Call, bool]], replies: Sequence[Reply]) -> None:
+    def _keep_failed(self, sent: list[_Closing], replies: Sequence[Reply]) -> None:
         """RQ's side is repaired by sending it again; a job that can't be closed costs its own entry only."""
         now = time.monotonic()
-        for (call, confirm), reply in zip(sent, replies, strict=True):
-            if isinstance(reply, Exception):
-                log.warning("RQ's keys of %s couldn't be written: %s", call.keys[0], reply)
-                self._closing.append((call, confirm))
-                self._closing_at = now + RETRY_S
-            elif confirm:
-                self._confirming.append((now + CONFIRM_S, call))
+        for each, reply in zip(sent, replies, strict=True):
+            if not isinstance(reply, Exception):
+                if each.confirm:
+                    self._confirming.append((now + CONFIRM_S, each.call))
+                continue
+            refused = is_unusable(reply)
+            again = replace(each, tries=each.tries + refused)
+            if again.tries >= CLOSE_TRIES:
+                log.warning("RQ can't be told of %s: %s", each.call.keys[0], reply)
+                continue
+            self._closing.append(again)
+            self._closing_at = now + RETRY_S
 
     def _refused_for_now(self, what: str, error: RedisError) -> None:
         """Redis is away, full or can't write its disk: wait a moment, then go on where it stopped."""

@@ -9,7 +9,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tokenrelay.shared import keys
+from tokenrelay.shared import keys, rq_jobs
 from tokenrelay.shared.commands import Batch, Call, reply_word
 from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, iso, requeue_call
@@ -52,19 +52,15 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
     for execution in held:
         request_keys = keys.of_request(execution.job_id)
         batch.append(Call("release", request_keys, (execution.execution_id, int(crashed))))
-        batch.append(("HGET", request_keys[0], "fence"))
+        batch.append(("HMGET", request_keys[0], "fence", "retention_ms"))
     replies = pipeline.run(batch) if batch else []
     repairs: Batch = []
     continued = 0
-    for execution, released, fence in zip(held, replies[::2], replies[1::2], strict=True):
-        if isinstance(released, Exception) or isinstance(fence, Exception):
+    for execution, released, fields in zip(held, replies[::2], replies[1::2], strict=True):
+        if isinstance(released, Exception) or isinstance(fields, Exception):
             log.warning("request %s can't be released: %s; its lease runs out", execution.job_id, released)
             continue
-        try:
-            repair = _repair(execution, released, fence, retention_s)
-        except Exception:  # the others must go on: this may be all that a dead worker held
-            log.exception("request %s can't be released; its lease runs out", execution.job_id)
-            continue
+        repair = _repair(execution, released, fields, retention_s)
         continued += repair.script == "requeue"
         repairs.append(repair)
     if repairs:
@@ -72,15 +68,16 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
     return continued
 
 
-def _repair(execution: Execution, released: Reply, fence: bytes | None, retention_s: int) -> Call:
-    now, word = datetime.now(UTC), reply_word(released)
+def _repair(execution: Execution, released: Reply, fields: list[bytes | None], retention_s: int) -> Call:
+    fence, stored_ms = fields
+    word = reply_word(released)
     if word == "OK" or (word == "FENCED" and fence == b""):
         # Without a fence it was taken and not yet claimed.
-        return requeue_call(execution, "front", now)
+        return requeue_call(execution, "front")
     if word in ("DONE", "LOST"):
         state = State(text(released[1])) if word == "DONE" else State.FAILED
-        return close_call(execution, Outcome(STATUS_OF[state], retention_s, str(state)), now)
-    return drop_call(execution, now)
+        return close_call(execution, Outcome(STATUS_OF[state], rq_jobs.retention_s(stored_ms, retention_s), str(state)))
+    return drop_call(execution)
 
 
 def _death(worker: str, queues: tuple[str, ...]) -> list[Command]:

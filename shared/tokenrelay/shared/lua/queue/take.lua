@@ -2,13 +2,13 @@
 -- crash loses one: execution, lease and status are written with the pop. Repeated with the same execution IDs
 -- after a lost reply, it gives the same jobs again.
 -- KEYS: [1] the worker's execution index, [2] the worker, [3] suspended flag, then queue, wip, claimed of each queue
--- ARGV: RQ's key prefix, lease in seconds, worker name, now (ISO), data limit in bytes, then n execution IDs
+-- ARGV: RQ's key prefix, lease in seconds, worker name, data limit in bytes, then n execution IDs
 -- Replies: {queue number from 1, job ID, execution ID, job data} … ; nothing while RQ is suspended
 local index, worker, P = KEYS[1], KEYS[2], ARGV[1]
-local lease, name, iso, data_limit = tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
-local t = redis.call('TIME')
-local now = t[1] .. '.' .. string.format('%06d', tonumber(t[2]))
-local now_ms = t[1] .. string.format('%03d', math.floor(tonumber(t[2]) / 1000))
+local lease, name, data_limit = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local stamp = clock[1] .. '.' .. string.format('%06d', tonumber(clock[2]))
+local now_ms = clock[1] .. string.format('%03d', math.floor(tonumber(clock[2]) / 1000))
+local iso = iso_now()
 local taken = {}
 
 -- A key of another type than RQ's or ours is somebody's mistake. It may not cost a popped job, or the other queues'.
@@ -30,7 +30,7 @@ for _, member in ipairs(redis.call('SMEMBERS', index)) do
   local job_id, execution_id = string.match(member, '^([^:]+):(.+)$')
   if execution_id then known[execution_id] = job_id end
 end
-for argument = 6, #ARGV do
+for argument = 5, #ARGV do
   local job_id = known[ARGV[argument]]
   local number = job_id and tonumber(redis.call('HGET', P .. ':execution:' .. job_id .. ':' .. ARGV[argument], 'queue'))
   if number then give(number, job_id, ARGV[argument]) else wanted[#wanted + 1] = ARGV[argument] end
@@ -40,7 +40,7 @@ if redis.call('EXISTS', KEYS[3]) == 1 then return taken end
 local used = 0
 for number = 1, (#KEYS - 3) / 3 do
   local queue, wip, claimed = KEYS[number * 3 + 1], KEYS[number * 3 + 2], KEYS[number * 3 + 3]
-  local usable = is(queue, 'list') and is(wip, 'zset') and is(claimed, 'zset')
+  local usable = redis.call('TYPE', queue)['ok'] == 'list' and is(wip, 'zset') and is(claimed, 'zset')
   while usable and used < #wanted do
     local job_id = redis.call('LPOP', queue)
     if not job_id then break end
@@ -56,12 +56,12 @@ for number = 1, (#KEYS - 3) / 3 do
       local composite = job_id .. ':' .. execution_id
       local execution, executions = P .. ':execution:' .. composite, P .. ':executions:' .. job_id
       if not is(executions, 'zset') then redis.call('DEL', executions) end
-      redis.call('HSET', execution, 'id', execution_id, 'job_id', job_id, 'created_at', now,
-        'last_heartbeat', now, 'worker_name', name, 'queue', number)
+      redis.call('HSET', execution, 'id', execution_id, 'job_id', job_id, 'created_at', stamp,
+        'last_heartbeat', stamp, 'worker_name', name, 'queue', number)
       redis.call('EXPIRE', execution, lease)
-      redis.call('ZADD', executions, t[1] + lease + 60, execution_id)
+      redis.call('ZADD', executions, now + lease + 60, execution_id)
       redis.call('EXPIRE', executions, lease + 60)
-      redis.call('ZADD', wip, t[1] + lease, composite)
+      redis.call('ZADD', wip, now + lease, composite)
       redis.call('SADD', index, composite)
       -- RQ persists a started job; ours keeps its ttl (deadline + retention), so that no key is left without one.
       redis.call('HSET', job, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso, 'worker_name', name)

@@ -16,19 +16,6 @@ if not deadline then return { 'UNREADABLE', 'deadline_us' } end
 if not attempt then return { 'UNREADABLE', 'attempt' } end
 if not next_index then return { 'UNREADABLE', 'next' } end
 
--- What earlier attempts emitted. A stream that was trimmed can't be continued: its prefix would be missing.
-local emitted = {}
-if next_index > 1 then
-  for _, entry in ipairs(redis.call('XRANGE', stream, '1-0', '+')) do
-    local fields = entry[2]
-    if fields[1] == 'text' and fields[3] == 'token' then
-      emitted[#emitted + 1] = fields[4]
-      emitted[#emitted + 1] = fields[2]
-    end
-  end
-end
-if #emitted ~= 2 * (next_index - 1) then return { 'LOST' } end
-
 local now = now_us()
 local crashes = whole(m[8]) or 0
 local repeated = fence == attempt .. ':' .. ARGV[1]
@@ -50,6 +37,23 @@ if not repeated then
     end
     return { 'POISON' }
   end
+end
+
+-- What earlier attempts emitted: read only for a claim that is granted. A stream that was trimmed can't be continued:
+-- its prefix would be missing.
+local emitted = {}
+if next_index > 1 then
+  for _, entry in ipairs(redis.call('XRANGE', stream, '1-0', '+')) do
+    local fields = entry[2]
+    if fields[1] == 'text' and fields[3] == 'token' then
+      emitted[#emitted + 1] = fields[4]
+      emitted[#emitted + 1] = fields[2]
+    end
+  end
+end
+if #emitted ~= 2 * (next_index - 1) then return { 'LOST' } end
+
+if not repeated then
   attempt = attempt + 1
   fence = attempt .. ':' .. ARGV[1]
   if m[11] == false then
