@@ -39,7 +39,7 @@ def main() -> int:
     console = Console(width=180 if not sys.stdout.isatty() else None)
     environments = Environments(newest=chosen.newest)
     rows = []
-    with running_system(chosen.templated) as system:
+    with running_system(chosen.model) as system:
         expected = expected_answers(system)
         for client in [client for client in CLIENTS if not chosen.names or client.name in chosen.names]:
             rows.append(row_of(client, environments, system, expected))
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="CLIENT", help=f"all if none is given: {', '.join(names)}")
     parser.add_argument("--newest", action="store_true", help="install the newest versions, not those that are pinned")
-    parser.add_argument("--templated", type=Path, help="a chat model's folder, for what needs a real chat template")
+    parser.add_argument("--model", type=Path, help="a chat model's folder, in place of the bundled model's")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--page", type=Path, help="page whose table is replaced by the results (docs/clients.md)")
     chosen = parser.parse_args()
@@ -83,9 +83,10 @@ def row_of(client: Client, environments: Environments, system: System, expected:
         try:
             own = environments.folder(client)
             url, between = stack.enter_context(before(client, tap.url, folder, own / "bin"))
-            session = stack.enter_context(Session(command, tap, told(url, own, folder, between)))
+            variables = {**told(url, own, folder, between), "CLIENT_TOKENIZER": str(system.model)}
+            session = stack.enter_context(Session(command, tap, variables))
             row.versions = session.versions
-            for scenario in session.scenarios:
+            for scenario in (each for each in session.scenarios if each not in client.without):
                 row.results[scenario] = result_of(client, scenario, session, system, expected)
         except ProcessFailed as reason:
             row.failed = str(reason)

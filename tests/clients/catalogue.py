@@ -35,6 +35,8 @@ class Client:
     through: Literal["", "nginx", "litellm"] = ""
     """What stands between it and the gateway."""
 
+    without: tuple[str, ...] = ()
+    """Scenarios of its recipe that don't reach the gateway."""
     exact: bool = True
     """Whether it can ask for temperature 0, and so its answers are known."""
 
@@ -100,7 +102,8 @@ _PYTHON: Final = (
         ("litellm[proxy]",),
         shares="litellm",
         through="litellm",
-        errors={"too_long": r"BadRequestError.*ContextWindowExceededError", "wrong_key": "AuthenticationError"},
+        without=("wrong_key",),
+        errors={"too_long": r"BadRequestError.*ContextWindowExceededError"},
     ),
     Client("llama-index", "llama_index_chat.py", r"OpenAI/Python", ("llama-index-llms-openai-like",)),
     Client("haystack", "haystack_generator.py", r"OpenAI/Python", ("haystack-ai",)),
@@ -123,7 +126,7 @@ _OTHERS: Final = (
     Client(
         "ai-sdk",
         "ai_sdk.mjs",
-        r"ai-sdk/openai",
+        r"ai-sdk/",
         ("ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible"),
         ("node", "npm"),
         errors=OWN,

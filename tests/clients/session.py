@@ -12,7 +12,6 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from tests.clients.environments import clean_environment
 from tests.clients.system import ENDLESS, KEY, MODEL
-from tokenrelay.worker.models import weather_model_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +122,6 @@ def told(url: str, environment: Path, home: Path, between: dict[str, str]) -> di
     """
     return {
         "CLIENT_FOLDER": str(environment),
-        "CLIENT_TOKENIZER": str(weather_model_path()),
         "CLIENT_PROXY": json.dumps(between),
         "CLIENT_BASE_URL": f"{url}/v1",
         "CLIENT_API_KEY": KEY,

@@ -23,9 +23,8 @@ from tokenrelay.worker.models import weather_model_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODEL: Final = "weather"
+MODEL: Final = "chat"
 ENDLESS: Final = "endless"
-TEMPLATED: Final = "templated"
 KEY: Final = "sk-clients-0123456789abcdef"
 _CONTEXT: Final = 32_768
 _START_S: Final = 60.0
@@ -33,11 +32,11 @@ _START_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A running one. `models`: what its workers serve."""
+    """A running one. `model` is the folder of what clients ask as MODEL."""
 
     url: str
     redis_url: str
-    models: tuple[str, ...]
+    model: Path
 
     def states(self) -> dict[str, str]:
         """The state of every request so far, by its ID."""
@@ -47,19 +46,17 @@ class System:
 
 
 @contextmanager
-def running_system(templated: Path | None = None) -> Iterator[System]:
-    """Serves the bundled model, the endless one, and the model folder `templated` where one is given."""
+def running_system(model: Path | None = None) -> Iterator[System]:
+    """Serves the model folder, the bundled one where none is given, and the endless one."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenrelay-clients-")))
         redis_url = stack.enter_context(LocalRedis()).url
-        folders = {MODEL: Path(weather_model_path()), ENDLESS: endless_model(folder / ENDLESS)}
-        if templated:
-            folders[TEMPLATED] = templated
-        for name, model in folders.items():
-            options = ("--model", str(model), "--served-model", name, "--slots", "4")
+        folders = {MODEL: model or Path(weather_model_path()), ENDLESS: endless_model(folder / ENDLESS)}
+        for name, served in folders.items():
+            options = ("--model", str(served), "--served-model", name, "--slots", "4")
             stack.enter_context(LocalWorker(redis_url, model=name, options=options))
         url = stack.enter_context(_gateway(redis_url, folder / "gateway.log"))
-        yield System(url, redis_url, tuple(folders))
+        yield System(url, redis_url, folders[MODEL])
 
 
 def endless_model(folder: Path) -> Path:

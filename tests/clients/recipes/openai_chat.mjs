@@ -4,8 +4,8 @@ import OpenAI from "openai";
 import { API_KEY, BASE_URL, ENDLESS, LONG_QUESTION, MODEL, QUESTIONS, run } from "./scenarios.mjs";
 
 const client = new OpenAI({ baseURL: BASE_URL, apiKey: API_KEY });
-const ask = (question, options = {}) =>
-  client.chat.completions.create({
+const ask = (question, options = {}, asked = client) =>
+  asked.chat.completions.create({
     model: MODEL,
     messages: [{ role: "user", content: question }],
     temperature: 0,
@@ -67,10 +67,12 @@ const scenarios = {
   },
 
   too_long: () => ask(LONG_QUESTION),
-  too_long_streamed: () => ask(LONG_QUESTION, { stream: true }),
+  async too_long_streamed() {
+    for await (const chunk of await ask(LONG_QUESTION, { stream: true })) return chunk.id;
+  },
   too_long_response: () => client.responses.create({ model: MODEL, input: LONG_QUESTION }),
   unknown_model: () => ask("Hello", { model: "no-such-model" }),
-  wrong_key: () => new OpenAI({ baseURL: BASE_URL, apiKey: "sk-wrong" }).models.list(),
+  wrong_key: () => ask("Hello", {}, new OpenAI({ baseURL: BASE_URL, apiKey: "sk-wrong" })),
 };
 
 await run(["openai"], scenarios);

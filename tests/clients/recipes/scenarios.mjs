@@ -25,6 +25,7 @@ const classes = (error) => {
 
 // What a caller can tell the error by: its classes, its status and code, its message; and its causes' likewise.
 const described = (error) => {
+  if (!(error instanceof Error)) return JSON.stringify(error);
   const lines = [];
   for (let each = error; each instanceof Error && lines.length < 5; each = each.cause ?? each.lastError) {
     lines.push(`${classes(each)} [status ${each.status ?? each.statusCode}, code ${each.code}]: ${each.message}`);
