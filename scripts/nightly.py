@@ -52,7 +52,7 @@ STEPS: Final = (
     Step("lowest", ("make", "lowest"), ".venv-lowest/bin/python"),
     Step("newest", ("make", "newest"), ".venv-newest/bin/python"),
     Step("loaded", ("make", "loaded")),
-    Step("clients", ("make", "clients")),
+    Step("clients", ("make", "clients", "CLIENTS_ARGS=--page docs/clients.md")),
     Step("families", ("make", "families")),
     Step("faults", ("make", "faults", "RUNS=20")),
     Step("chaos", ("make", "chaos", "SECONDS=1200")),

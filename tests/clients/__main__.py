@@ -49,8 +49,9 @@ def main() -> int:
         chosen.json.write_text(as_json(rows), "utf-8")
     if chosen.page:
         write_page(chosen.page, rows)
-    skipped = [row for row in rows if row.skipped]
-    return int(any(row.red for row in rows) or (bool(skipped) and "CI" in os.environ))
+    red, skipped = sum(row.red for row in rows), sum(bool(row.skipped) for row in rows)
+    console.print(f"clients: {len(rows) - red - skipped} passed, {red} failed, {skipped} skipped")
+    return int(red > 0 or (skipped > 0 and "CI" in os.environ))
 
 
 def arguments() -> argparse.Namespace:

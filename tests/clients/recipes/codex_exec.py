@@ -72,11 +72,11 @@ def streamed():
 
 
 def leave():
-    asked = [*command("--json", model=ENDLESS), "Tell me more."]
-    with subprocess.Popen(
-        asked, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={**os.environ, "KEY": API_KEY}
-    ) as running:
-        read = [running.stdout.readline() for _ in range(2)]
+    """Its log tells when the first piece has come: what it prints are whole messages."""
+    settings = {**os.environ, "KEY": API_KEY, "RUST_LOG": "codex_otel.log_only=info"}
+    asked = [*command(model=ENDLESS), "Tell me more."]
+    with subprocess.Popen(asked, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings) as running:
+        read = next((line for line in running.stderr if "response.output_text.delta" in line), None)
         running.terminate()
     return read
 
