@@ -3,10 +3,11 @@
 from huggingface_hub import InferenceClient
 from scenarios import API_KEY, BASE_URL, ENDLESS, LONG_QUESTION, MODEL, QUESTIONS, run
 
+client = InferenceClient(base_url=BASE_URL, api_key=API_KEY)
 
-def ask(messages, model=MODEL, api_key=API_KEY, **options):
+
+def ask(messages, model=MODEL, client=client, **options):
     asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    client = InferenceClient(base_url=BASE_URL, api_key=api_key)
     return client.chat.completions.create(model=model, messages=asked, temperature=0, **options)
 
 
@@ -46,7 +47,7 @@ def unknown_model():
 
 
 def wrong_key():
-    return ask("Hello", api_key="sk-wrong").id
+    return ask("Hello", client=InferenceClient(base_url=BASE_URL, api_key="sk-wrong")).id
 
 
 run(["huggingface_hub"], [whole, streamed, leave, too_long, unknown_model, wrong_key])

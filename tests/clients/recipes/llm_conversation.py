@@ -14,15 +14,13 @@ Path.home().joinpath("extra-openai-models.yaml").write_text(
 )
 
 
-def model(name=MODEL, key=API_KEY):
-    found = llm.get_model(name)
-    found.key = key
-    return found
+def ask(question, model=MODEL, key=API_KEY, **options):
+    return llm.get_model(model).prompt(question, key=key, temperature=0, **options)
 
 
 def over_turns(**options):
-    conversation = model().conversation()
-    return [conversation.prompt(question, temperature=0, **options).text() for question in QUESTIONS]
+    conversation = llm.get_model(MODEL).conversation()
+    return [conversation.prompt(question, key=API_KEY, temperature=0, **options).text() for question in QUESTIONS]
 
 
 def whole():
@@ -34,26 +32,26 @@ def streamed():
 
 
 def leave():
-    pieces = iter(model(ENDLESS).prompt("Tell me more.", temperature=0))
+    pieces = iter(ask("Tell me more.", model=ENDLESS))
     read = [next(pieces) for _ in range(3)]
     pieces.close()
     return read
 
 
 def too_long():
-    return model().prompt(LONG_QUESTION, stream=False).text()
+    return ask(LONG_QUESTION, stream=False).text()
 
 
 def too_long_streamed():
-    return model().prompt(LONG_QUESTION).text()
+    return ask(LONG_QUESTION).text()
 
 
 def unknown_model():
-    return model("no-such-model").prompt("Hello").text()
+    return ask("Hello", model="no-such-model").text()
 
 
 def wrong_key():
-    return model(key="sk-wrong").prompt("Hello").text()
+    return ask("Hello", key="sk-wrong").text()
 
 
 run(["llm", "openai"], [whole, streamed, leave, too_long, too_long_streamed, unknown_model, wrong_key])
