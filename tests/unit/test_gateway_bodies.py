@@ -276,7 +276,7 @@ def test_flags_of_how_to_answer_are_coerced_too(given: Any, taken: bool | None) 
 @settings(deadline=None)
 @given(st.integers(-(2**70), 2**70))
 def test_no_integer_is_changed_by_being_a_string(number: int) -> None:
-    assert read(ChatBody, seed=str(number)).options()["seed"] == number
+    assert read(ChatBody, seed=str(number)).seed == number
 
 
 @pytest.mark.parametrize("kind", LEAST)

@@ -23,7 +23,7 @@ from tokenrelay.gateway import (
 from tokenrelay.gateway.counting import RequestCount
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.guards import OriginGuard, SizeGuard
-from tokenrelay.gateway.problems import Problem, invalid, problem_of
+from tokenrelay.gateway.problems import Place, Problem, framework, invalid, problem_of
 from tokenrelay.gateway.responses import problem_response
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
@@ -43,7 +43,6 @@ _ROUTERS: Final = (
     routes_models.router,
     routes_page.router,
 )
-_KINDS: Final = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(settings: GatewaySettings, demo: Demo | None = None) -> FastAPI:
@@ -111,10 +110,7 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
     return problem_response(invalid(refused.errors(), refused.body, request.headers.get("content-type")))
 
 
-async def _answer_http(_: Request, error: Exception) -> Response:
-    """What the framework itself refuses: no such route, a method that isn't, a body that isn't JSON."""
+async def _answer_http(request: Request, error: Exception) -> Response:
     refused = cast("HTTPException", error)
-    code = _KINDS.get(refused.status_code, "invalid_request")
-    return problem_response(
-        Problem(refused.status_code, str(refused.detail), code, headers=dict(refused.headers or {}))
-    )
+    place = Place(request.method, request.url.path, request.headers.get("content-encoding"))
+    return problem_response(framework(refused.status_code, refused.detail, place, dict(refused.headers or {})))

@@ -23,8 +23,28 @@ if TYPE_CHECKING:
 
 LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens")
 """The names of the answer's limit, OpenAI's three and ours: taken at each endpoint, for all mean the same."""
+NO_LIMIT: Final = -1
+"""What llama.cpp, LM Studio and their clients call no limit."""
+ANY_SEED: Final = -1
+"""Likewise a seed that is drawn; other negative ones are seeds, as OpenAI has them."""
+_INT64: Final = -(2**63)
 _UNSUPPORTED: Final = ("isn't supported here; leave it out", "unsupported_parameter")
 _MESSAGES_SCHEMA: Final = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}}
+
+
+def in_our_range(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with what other servers take beyond our bounds said in our words."""
+    if options.get("top_k") == -1:
+        options["top_k"] = 0
+    if options.get("top_p") == 0:  # nothing but the likeliest token
+        del options["top_p"]
+        options["top_k"] = 1
+    seed = options.get("seed", 0)
+    if seed == ANY_SEED:
+        del options["seed"]
+    elif _INT64 <= seed < 0:
+        options["seed"] = seed - _INT64
+    return options
 
 
 def _stop(value: Any) -> Any:
@@ -149,13 +169,12 @@ class Common(BaseModel):
     def options(self) -> dict[str, Any]:
         """Those of our options that were given."""
         given = {name: getattr(self, name) for name in self.asks}
-        options = {name: value for name, value in given.items() if value is not None}
-        if options.get("top_k") == -1:
-            options["top_k"] = 0
+        options = in_our_range({name: value for name, value in given.items() if value is not None})
         if isinstance(self.stop, str):
             options["stop"] = [self.stop]
         for limit in self._limits().values():
-            options["max_new_tokens"] = limit
+            if limit != NO_LIMIT:
+                options["max_new_tokens"] = limit
         return {**options, "metadata": self.metadata or {}}
 
     def in_callers_words(self, error: RequestError) -> RequestError:

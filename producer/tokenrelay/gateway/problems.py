@@ -20,6 +20,8 @@ from tokenrelay.shared.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_SHOWN_CHARS: Final = 80
+_ENDPOINTS: Final = ("/chat/completions", "/completions", "/responses", "/models")
 NO_RETRY: Final = {"x-should-retry": "false"}
 """OpenAI's clients send again what failed; a request that ended must not be."""
 
@@ -81,6 +83,33 @@ def too_many(message: str, code: str, retry_after_s: float) -> Problem:
 def unauthorized(message: str) -> Problem:
     headers = {"WWW-Authenticate": "Bearer"}
     return Problem(401, message, "invalid_api_key", kind="authentication_error", headers=headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request went that the framework refuses, and how its body was encoded."""
+
+    method: str
+    path: str
+    content_encoding: str | None
+
+
+def framework(status: int, detail: str, place: Place, headers: dict[str, str]) -> Problem:
+    """What the framework itself refuses: no such route, a method that a route lacks, a body that can't be read."""
+    path = ascii(place.path[:_SHOWN_CHARS]).strip("'")
+    if status == 404:
+        endpoint = next((known for known in _ENDPOINTS if place.path.rstrip("/").endswith(known)), None)
+        hint = f"; OpenAI's clients reach /v1{endpoint} with a base URL that ends in /v1" if endpoint else ""
+        return Problem(404, f"nothing is at {path}{hint}", "not_found", headers=headers)
+    if status == 405:
+        told = f"{place.method} isn't possible at {path}; use {headers.get('Allow', headers.get('allow', 'another'))}"
+        return Problem(405, told, "method_not_allowed", headers=headers)
+    if status == 400 and place.content_encoding not in (None, "", "identity"):
+        told = f"Content-Encoding: is {ascii(place.content_encoding)[:_SHOWN_CHARS]}; send the body as it is"
+        return Problem(415, told, "invalid_request", "Content-Encoding")
+    if status == 400:
+        return Problem(400, "the body can't be read: send JSON in UTF-8", "invalid_json", headers=headers)
+    return Problem(status, detail, "invalid_request", headers=headers)
 
 
 def invalid(errors: Sequence[Any], body: object = None, content_type: str | None = None) -> Problem:
