@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from redis import Redis
+
+# A shell starts background jobs with SIGINT ignored, and they would hand that on to each program that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine takes its time over an example; a test that hangs is ended by its timeout.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

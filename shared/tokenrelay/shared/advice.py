@@ -85,7 +85,7 @@ _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
     (
         ConnectionError,
         "closed|reset by peer|broken pipe",
-        "it hung up: it was stopped, or speaks TLS (rediss://)",
+        "it hung up: it was stopped, speaks TLS (rediss://), or is in protected mode (set requirepass)",
     ),
     (ConnectionError, "", "is it running there? start it, or set TOKENRELAY_REDIS_URL"),
     (RedisError, "", "see Redis's log"),
