@@ -150,7 +150,7 @@ def _answers(engine: TransformersEngine, requests: Sequence[EngineRequest]) -> d
             raise EngineError("no answer in time")
         for output in engine.outputs(1.0):
             tokens[output.engine_id] += output.token_ids
-            if output.finish_reason:
+            if output.is_last:
                 waiting.discard(output.engine_id)
     return {engine_id: tuple(given) for engine_id, given in tokens.items()}
 

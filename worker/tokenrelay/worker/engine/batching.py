@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -30,11 +29,12 @@ from tokenrelay.worker.engine.contract import (
 from tokenrelay.worker.engine.kv_cache import CacheHolds, CacheUse, EngineSettings, plan_cache
 from tokenrelay.worker.engine.packed_attention import contain_packed_attention
 from tokenrelay.worker.engine.probing import EngineProbe
+from tokenrelay.worker.engine.refusal import quiet_manager, refusing
 from tokenrelay.worker.engine.sampling_rows import PositionKeyedSampler, draw_without_softmax
-from tokenrelay.worker.engine.self_test import SelfTest, first_line
+from tokenrelay.worker.engine.self_test import SelfTest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from transformers import PreTrainedModel
     from transformers.generation.continuous_batching import ContinuousBatchingManager
@@ -65,10 +65,8 @@ class TransformersEngine:
     def __init__(self, loaded: LoadedModel, settings: EngineSettings | None = None) -> None:
         self._settings = settings or EngineSettings()
         self._loaded = loaded
-        try:
+        with refusing(loaded.model):
             self._plan = plan_cache(loaded, self._settings)
-        except (AttributeError, TypeError, ValueError) as error:  # a configuration without attention heads, say
-            raise ModelError(f"{self._named()} doesn't fit continuous batching: {first_line(error)}") from error
         self.slots = self._settings.slots
         self.context_tokens = min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens)
         self._live: dict[str, _Live] = {}
@@ -80,10 +78,8 @@ class TransformersEngine:
             contain_packed_attention()
         self._own_attention = str(loaded.model.config._attn_implementation)
         self._sampler = PositionKeyedSampler()
-        try:
+        with refusing(loaded.model):
             self._manager = self._new_manager()
-        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-            raise ModelError(f"{self._named()} doesn't fit continuous batching: {first_line(error)}") from error
         self._progress = 0
         self._hooks = [layer.register_forward_pre_hook(self._move) for layer in _layers(loaded.model)]
 
@@ -124,9 +120,8 @@ class TransformersEngine:
         """Take the KV cache's memory and start the engine's thread. Raises ModelError where it doesn't fit."""
         try:
             # Makes the cache here and now rather than in the manager's thread, whose errors nobody catches.
-            self._manager.warmup()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # a layer without keys and values, say
-            raise ModelError(f"{self._named()} has no KV cache here: {first_line(error)}") from error
+            with refusing(self._loaded.model, (MemoryError, RuntimeError)):
+                self._manager.warmup()
         except (MemoryError, RuntimeError) as error:
             raise ModelError(
                 f"the KV cache doesn't fit on {self._loaded.device}: {error} "
@@ -173,14 +168,9 @@ class TransformersEngine:
 
         Then compare it with the model's own forward pass. Raises ModelError where the model isn't fit for this engine.
         """
-        try:
-            with _quiet():
-                self._run_slots()
-                self._self_test()
-        except ModelError:
-            raise
-        except EngineError as error:
-            raise ModelError(f"{self._named()} can't be served: {str(error).splitlines()[0]}") from error
+        with quiet_manager(), refusing(self._loaded.model):
+            self._run_slots()
+            self._self_test()
 
     def _run_slots(self) -> None:
         prompt = tuple(0 for _ in range(max(min(8, self.context_tokens - 4), 1)))
@@ -215,9 +205,6 @@ class TransformersEngine:
         finally:
             model.set_attn_implementation(batched)
         return scores
-
-    def _named(self) -> str:
-        return type(self._loaded.model).__name__
 
     def add(self, request: EngineRequest) -> None:
         """Begin a request that `admit` let in. Raises EngineError if the engine is dying.
@@ -320,18 +307,6 @@ class TransformersEngine:
     def _die(self, reason: str) -> EngineError:
         self._death = EngineError(f"the engine died: {reason}")
         return self._death
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The manager logs the traceback of what its thread dies of; the error that is raised says it in one line."""
-    logger = logging.getLogger("ContinuousBatchingLogger")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _valid(logprobs: Sequence[float]) -> int:

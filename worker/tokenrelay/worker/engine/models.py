@@ -5,20 +5,36 @@ Owns the errors about model folders. Knows nothing of batching or the KV cache.
 
 from __future__ import annotations
 
+import json
+import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
 
 from tokenrelay.worker.engine.contract import ModelError
 from tokenrelay.worker.engine.device import choose_device, choose_dtype
 from tokenrelay.worker.engine.fingerprint import MODEL_FILES, fingerprint_folder
 from tokenrelay.worker.engine.linear import pack_linears
+from tokenrelay.worker.engine.refusal import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 _UNLIMITED = 1 << 20  # a model that names no limit, such as ALiBi's: its cache is the limit
@@ -49,8 +65,11 @@ def load_model(
     number_format = choose_dtype(dtype, target)
     folder = find_folder(name_or_folder, trust_remote_code=trust_remote_code)
     _check_folder(folder)
-    tokenizer = _load_tokenizer(folder, trust_remote_code)
-    model = _load_weights(folder, target, number_format, trust_remote_code)
+    with _quiet():
+        config = _load_config(folder, trust_remote_code)
+        tokenizer = _load_tokenizer(folder, trust_remote_code)
+        model = _load_weights(folder, config, target, number_format, trust_remote_code)
+    _check_vocabulary(model, tokenizer)
     pack_linears(model)
     return LoadedModel(
         model=model,
@@ -85,7 +104,9 @@ def find_folder(name_or_folder: str | Path, *, trust_remote_code: bool = False) 
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no model folder: it has no config.json")
+        raise ModelError(f"{folder} is no model folder: it has no config.json{_instead(folder)}")
+    if (folder / "adapter_config.json").is_file():
+        log.warning("the PEFT adapter in %s isn't applied: merge it into the model (merge_and_unload)", folder)
     if not any(folder.glob("*.safetensors")):
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
         found = f", only {', '.join(others[:3])}" if others else ""
@@ -95,22 +116,69 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _load_weights(folder: Path, device: torch.device, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _instead(folder: Path) -> str:
+    """What a folder without a configuration holds, where that is known."""
+    if (folder / "adapter_config.json").is_file():
+        return ", but a PEFT adapter's: merge it into its base model (merge_and_unload) and save that"
+    if any(folder.glob("*.gguf")):
+        return ", but GGUF files, which aren't loaded: take the model's folder of safetensors"
+    return ""
+
+
+def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    """Before the tokenizer, which reads it too, and whose errors wouldn't name it. Raises ModelError."""
+    path = folder / "config.json"
+    try:
+        if not isinstance(json.loads(path.read_text("utf-8")), dict):
+            raise ModelError(f"{path} isn't a JSON object")
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
+    except Exception as error:  # each configuration's own code, which may raise anything
+        raise ModelError(f"{path} isn't right: {one_line(error)}") from error
+    if not isinstance(config, PreTrainedConfig):
+        raise ModelError(f"{path} isn't right: it gives a {type(config).__name__}")
+    return config
+
+
+def _load_weights(
+    folder: Path, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
         )
-        model, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+        model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
         torch.nn.Module.to(model, device)  # in place; the model's own `to` is wrapped and loses its types
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} can't be loaded as a causal language model: {error}") from error
+    except Exception as error:  # each configuration's and model's own code, which may raise anything
+        raise ModelError(f"{folder} can't be loaded as a causal language model: {one_line(error)}") from error
+    _check_weights(folder, info)
+    return model
+
+
+def _check_weights(folder: Path, info: dict[str, Any]) -> None:
+    """transformers fills what doesn't fit with random numbers and warns. Raises ModelError."""
     missing = sorted(info["missing_keys"])
     if missing:
-        # transformers fills them with random numbers and warns.
         raise ModelError(
             f"the weights in {folder} lack {len(missing)} of the model's tensors: {', '.join(missing[:3])}"
         )
-    return model
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        raise ModelError(
+            f"{len(mismatched)} tensors in {folder} aren't of the shape that config.json says: {name} is "
+            f"{tuple(found)}, and should be {tuple(wanted)}"
+        )
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        log.warning("%s tensors in %s aren't used: %s", len(unexpected), folder, ", ".join(unexpected[:3]))
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -119,15 +187,34 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenize
         raise ModelError(f"{folder} has no tokenizer: no tokenizer.json, vocabulary or SentencePiece file")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise ModelError(f"the tokenizer in {folder} can't be loaded: {error}") from error
+    except Exception as error:  # each tokenizer's own code, and Rust's, which raises nothing but Exception
+        raise ModelError(f"the tokenizer in {folder} can't be loaded: {one_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"{folder} has no usable tokenizer: got {type(tokenizer).__name__}")
     return tokenizer
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers warns over many lines of what is said here in one."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The configuration of the part that generates text. Raises ModelError where none does."""
+    config = model.config.get_text_config(decoder=True)
+    if not hasattr(config, "vocab_size"):
+        raise ModelError(f"{type(model).__name__} isn't a causal language model: it has no vocabulary of text")
+    return config
+
+
 def _context_tokens(model: PreTrainedModel) -> int:
-    config = model.config.get_text_config()
+    config = text_config(model)
     for name in _CONTEXT_NAMES:
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
@@ -139,10 +226,25 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """All the tokens that end an answer: chat models often name theirs in only one of the three places."""
     sources: tuple[Any, ...] = (
         getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config.get_text_config(), "eos_token_id", None),
+        getattr(text_config(model), "eos_token_id", None),
         getattr(tokenizer, "eos_token_id", None),
     )
     ids: set[int] = set()
     for source in sources:
-        ids.update([source] if isinstance(source, int) else source or [])
+        given = source if isinstance(source, list | tuple) else [] if source is None else [source]
+        if not all(type(token_id) is int for token_id in given):
+            raise ModelError(f"eos_token_id is {source!r} in the model's folder: give token IDs, integers")
+        ids.update(given)
     return frozenset(token_id for token_id in ids if token_id >= 0)
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError where the tokenizer is another model's. Tokens that were added to it alone, a padding token
+    mostly, fail the requests that use them."""
+    vocabulary, added = int(text_config(model).vocab_size), len(tokenizer)
+    if tokenizer.vocab_size > vocabulary:
+        raise ModelError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocabulary}: they don't belong together"
+        )
+    if added > vocabulary:
+        log.warning("the tokenizer has %s tokens more than the model: prompts with them fail", added - vocabulary)

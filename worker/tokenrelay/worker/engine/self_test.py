@@ -16,6 +16,7 @@ import torch
 
 from tokenrelay.worker.engine.contract import ModelError
 from tokenrelay.worker.engine.linear import PackedLinear
+from tokenrelay.worker.engine.refusal import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,7 +120,9 @@ class SelfTest:
             if given_up:  # though the model's own scores are finite
                 found.append(Mismatch(len(prompt), len(answer.token_ids) + 1, math.inf, bound))
                 continue
-            for index, own in enumerate(expected):
+            if len(answer.token_ids) < STEPS:
+                found.append(Mismatch(len(prompt), len(answer.token_ids) + 1, math.inf, bound))
+            for index, own in enumerate(expected[: len(answer.token_ids)]):
                 shown = answer.scores[index]
                 error = draw_error(answer.token_ids[index], own) if shown is None else score_error(shown, own)
                 if not error <= bound:
@@ -127,11 +130,11 @@ class SelfTest:
         return max(found, key=lambda mismatch: mismatch.error, default=None)
 
     def _expected(self, prompt: tuple[int, ...], token_ids: tuple[int, ...]) -> torch.Tensor:
-        """(tokens, vocab): the model's own scores of each token that was drawn."""
+        """(tokens, vocab): the model's own scores of each token that was drawn, and of one that couldn't be."""
         try:
-            scores = self._plain([*prompt, *token_ids[:-1]]).float()
+            scores = self._plain([*prompt, *token_ids[: STEPS - 1]]).float()
         except Exception as error:  # the model's own code, which may raise anything
-            raise ModelError(f"{self._named()} fails: {first_line(error)}") from error
+            raise ModelError(f"{self._named()} fails: {one_line(error)}") from error
         scores = scores[len(prompt) - 1 :]
         if not _sane(scores):
             raise ModelError(
@@ -181,7 +184,7 @@ def draw_error(token_id: int, own: torch.Tensor) -> float:
 
 def ordinary_ids(model: PreTrainedModel) -> list[int]:
     """Vocabulary IDs that no field of the model's configuration gives a meaning, such as an image's place."""
-    config = model.config.get_text_config()
+    config = model.config.get_text_config(decoder=True)
     special: set[int] = set()
     for fields in (model.config.to_dict(), config.to_dict()):
         for name, value in fields.items():
@@ -193,7 +196,7 @@ def ordinary_ids(model: PreTrainedModel) -> list[int]:
 
 def shortest_window(model: PreTrainedModel) -> int:
     """Tokens that the shortest sliding window or chunk holds; 0 where the model has none."""
-    config = model.config.get_text_config()
+    config = model.config.get_text_config(decoder=True)
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=0)
 
@@ -203,12 +206,6 @@ def count_weights(model: torch.nn.Module) -> int:
     return sum(part.numel() for part in model.parameters()) + sum(
         layer.in_features * layer.out_features for layer in packed
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says in one line; its type where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _prompt(ids: Sequence[int], length: int, salt: int) -> tuple[int, ...]:
