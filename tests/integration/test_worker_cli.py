@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.families.folders import tiny_config, write_folder
 from tokenrelay.shared import keys
 
 if TYPE_CHECKING:
@@ -49,6 +50,17 @@ def test_a_folder_without_safetensors(redis_server: RedisServer, tmp_path: Path)
     code, stderr = start("--model", str(tmp_path), "--served-model", "mine", REDIS_URL=redis_server.url)
     assert code == 1
     assert "no *.safetensors" in said(stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--burst",)], ids=["supervised", "burst"])
+def test_a_model_that_continuous_batching_cannot_compute(
+    redis_server: RedisServer, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    write_folder(tmp_path, tiny_config("bloom"))
+    code, stderr = start("--model", str(tmp_path), "--served-model", "bloom", *arguments, REDIS_URL=redis_server.url)
+    assert code == 1
+    assert "BloomForCausalLM can't be served: its attention or its state doesn't go through" in said(stderr)
 
 
 @pytest.mark.slow

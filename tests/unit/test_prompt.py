@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
@@ -90,6 +91,31 @@ def test_messages_go_through_the_chat_template() -> None:
     messages: list[dict[str, object]] = [{"role": "user", "content": "hi there"}]
     rendered = "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
     assert encode_prompt(bpe(), messages=messages) == bpe().encode(rendered, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('no system prompt, please') }}", "no system prompt, please"),
+        ("{{ messages[0]['content'] + 1 }}", "TypeError"),
+        ("{{ messages[7].content.upper() }}", "no element 7"),
+        ("{{ messages[0].nothing.at.all }}", "nothing"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ 'x'.encode('nosuch') }}", "LookupError"),
+        ("{{ [].index(1) }}", "ValueError"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
+        ("{% for i in range(1000000000) %}{% endfor %}", "OverflowError"),
+        ("{{ 'a' * 10 ** 40 }}", "OverflowError"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_whatever_a_chat_template_raises_refuses_the_messages(template: str, words: str) -> None:
+    tokenizer = copy.deepcopy(bpe())
+    tokenizer.chat_template = template
+    with pytest.raises(RequestError, match=words) as caught:
+        encode_prompt(tokenizer, messages=[{"role": "user", "content": "hi"}])
+    assert (caught.value.field, caught.value.code) == ("messages", "invalid_request")
+    assert encode_prompt(bpe(), "hi") == encode_prompt(tokenizer, "hi")
 
 
 def test_control_tokens_in_messages_are_text() -> None:

@@ -169,8 +169,19 @@ class TransformersEngine:
         Then compare it with the model's own forward pass. Raises ModelError where the model isn't fit for this engine.
         """
         with quiet_manager(), refusing(self._loaded.model):
-            self._run_slots()
-            self._self_test()
+            try:
+                self._run_slots()
+                self._self_test()
+            except EngineError as error:
+                raise self._fatal_error() or error from error
+
+    def _fatal_error(self) -> Exception | None:
+        """What the manager's thread died of: a result carries its text alone, which may be no more than a number."""
+        thread, status = self._manager._generation_thread, self._manager.background_thread_status
+        if self._death is None or thread is None:
+            return None
+        thread.join(_STOP_TIMEOUT_S)
+        return status.fatal_error
 
     def _run_slots(self) -> None:
         prompt = tuple(0 for _ in range(max(min(8, self.context_tokens - 4), 1)))

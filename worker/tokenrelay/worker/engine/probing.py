@@ -31,7 +31,10 @@ class EngineProbe:
         self._numbers = itertools.count()
 
     def __call__(self, prompts: Sequence[tuple[int, ...]]) -> list[Drawn]:
-        """The greedy tokens of each prompt, and their scores; fewer where the engine gave one up. Raises EngineError where the engine dies of it."""
+        """The greedy tokens of each prompt, and their scores; fewer where the engine gave one up.
+
+        Raises EngineError where the engine dies of it.
+        """
         scores: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(engine_id: str, position: int, row: torch.Tensor) -> None:

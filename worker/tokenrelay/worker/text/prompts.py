@@ -99,9 +99,12 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict
             encoding = tokenizer.apply_chat_template(
                 cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, sanitize_control_tokens=True
             )
-    except TemplateError as error:
-        raise RequestError(f"the model's chat template refuses the messages: {error}", field="messages") from error
-    except ValueError as error:
-        raise RequestError(str(error), field="messages", code="control_token") from error
+    except Exception as error:
+        if isinstance(error, ValueError) and "Can't sanitize" in str(error):
+            raise RequestError(str(error), field="messages", code="control_token") from error
+        # A template is a program of the model's authors, which may raise anything: words that it has for the caller, or
+        # a TypeError for messages that it wasn't made for.
+        reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        raise RequestError(f"the model's chat template refuses the messages: {reason}", field="messages") from error
     token_ids: list[int] = cast("BatchEncoding", encoding)["input_ids"]
     return [tokenizer.unk_token_id if token_id == _STAND_IN else token_id for token_id in token_ids]
