@@ -22,7 +22,8 @@ from tokenrelay.gateway import (
 )
 from tokenrelay.gateway.counting import RequestCount
 from tokenrelay.gateway.gateway import Gateway
-from tokenrelay.gateway.guards import OriginGuard, SizeGuard
+from tokenrelay.gateway.guards import SizeGuard
+from tokenrelay.gateway.origins import HostGuard, OriginGuard, origins_of
 from tokenrelay.gateway.problems import Place, Problem, framework, invalid, problem_of
 from tokenrelay.gateway.responses import problem_response
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
@@ -61,7 +62,7 @@ def create_app(settings: GatewaySettings, demo: Demo | None = None) -> FastAPI:
         docs_url=None,  # these pages load from a CDN
         redoc_url=None,
         lifespan=running,
-        middleware=[Middleware(RequestCount, gateway.figures.http_requests), *_middleware(settings)],
+        middleware=[Middleware(RequestCount, gateway.figures.http_requests), *_middleware(gateway)],
     )
     app.state.gateway = gateway
     for router in _ROUTERS:
@@ -73,8 +74,9 @@ def create_app(settings: GatewaySettings, demo: Demo | None = None) -> FastAPI:
     return app
 
 
-def _middleware(settings: GatewaySettings) -> list[Middleware]:
-    origins = tuple(origin.strip() for origin in settings.cors_origins.split(",") if origin.strip())
+def _middleware(gateway: Gateway) -> list[Middleware]:
+    settings = gateway.settings
+    origins = origins_of(settings.cors_origins)
     guards = [
         Middleware(OriginGuard, origins),
         Middleware(SizeGuard, settings.max_header_bytes, settings.max_body_bytes, settings.receive_timeout_s),
@@ -89,6 +91,8 @@ def _middleware(settings: GatewaySettings) -> list[Middleware]:
             expose_headers=exposed,
         )
         guards.insert(0, cors)
+    if not gateway.tenants.required:
+        guards.insert(0, Middleware(HostGuard, (settings.http_host, *origins_of(settings.allowed_hosts))))
     return guards
 
 

@@ -1,4 +1,4 @@
-"""Limits on what comes in, before any route sees it: the body's size and time, and pages of other origins."""
+"""Limits on what comes in, before any route sees it: its size and its time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CLOSE: Final = {"Connection": "close"}
-_UNSAFE: Final = ("POST", "PUT", "PATCH", "DELETE")
-_SECURITY: Final = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-]
 
 
 class SizeGuard:
@@ -81,35 +75,3 @@ class SizeGuard:
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
-
-
-class OriginGuard:
-    """Refuses what a browser sends for a page of another origin (403), unless CORS allows that origin.
-
-    Without keys the gateway does what anybody asks, and a web page could make its visitor's browser ask. Adds the
-    headers that every answer has.
-    """
-
-    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
-        self._app = app
-        self._origins = origins
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        foreign = headers.get(b"sec-fetch-site", b"") in (b"cross-site", b"same-site")
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        allowed = "*" in self._origins or origin in self._origins
-
-        async def told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_SECURITY]
-            await send(message)
-
-        if foreign and not allowed and scope["method"] in _UNSAFE:
-            problem = Problem(403, "pages of other origins may not do this; see TOKENRELAY_CORS_ORIGINS", "origin")
-            await problem_response(problem)(scope, receive, told)
-            return
-        await self._app(scope, receive, told)

@@ -186,6 +186,12 @@ class GatewaySettings(ProducerSettings, MeasuredSettings):
         "idle timeout of a load balancer in front (AWS: 60).",
     )
     max_connections: int = Field(default=4000, ge=1, description="HTTP connections at a time; more are told 503.")
+    allowed_hosts: str = Field(
+        default="",
+        description="Names, separated by commas, under which a gateway without API keys may be asked, beside addresses "
+        "and local names (no dot, .local, .internal, .svc, …); *.example.com is all below it, * any. Others are told "
+        "403: a web page could make its name point here.",
+    )
     cors_origins: str = Field(
         default="", description="Origins, separated by commas, whose pages may call the gateway; * is all of them."
     )
