@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psutil
+
 from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
@@ -79,15 +81,27 @@ def host(workers: int) -> None:
         os.waitpid(pid, 0)
 
 
+@dataclass(slots=True)
+class Fleet:
+    """A running one."""
+
+    host: psutil.Process
+
+    def kill(self) -> None:
+        """As a host that is lost: nobody releases anything, and nobody starts them again."""
+        for process in (*self.host.children(), self.host):
+            process.kill()
+
+
 @contextmanager
-def fleet(redis: Redis, url: str, workers: int, **environment: str) -> Iterator[None]:
+def fleet(redis: Redis, url: str, workers: int, **environment: str) -> Iterator[Fleet]:
     """So many workers that are registered and idle."""
     command = [sys.executable, "-m", "tests.fleet", "--host", str(workers)]
     asked = {"TOKENRELAY_REDIS_URL": url, "TOKENRELAY_DRAIN_TIMEOUT_S": "0", **environment}
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **asked}) as process:
         try:
             wait_until(lambda: redis.scard(keys.rq_workers(keys.queue(MODEL, "default"))) == workers, 120)
-            yield
+            yield Fleet(psutil.Process(process.pid))
         finally:
             process.terminate()
             process.wait(60)

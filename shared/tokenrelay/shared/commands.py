@@ -68,7 +68,7 @@ _PARTS: Final = {
     "requeue": ("clock", "prelude"),
     "keep": ("clock", "prelude"),
     "extend": ("clock", "prelude"),
-    "take": ("clock",),
+    "take": ("empty", "clock"),
     "enqueue": (),
     "maintain": (),
     "forget": (),
