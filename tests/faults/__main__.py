@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tests.faults import kills, queue_faults, redis_faults
+from tests.faults import kills, queue_faults, redis_faults, sick_faults
 from tests.faults.bench import Bench
 from tests.faults.load import requests, undisturbed
 from tests.faults.nursery import ROOT, Nursery
@@ -43,6 +43,7 @@ FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     **kills.FAULTS,
     **redis_faults.FAULTS,
     **queue_faults.FAULTS,
+    **sick_faults.FAULTS,
 }
 
 

@@ -10,6 +10,8 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from tokenrelay.worker.engine import EngineOutput
@@ -20,9 +22,19 @@ POISON_LENGTH: Final = 12
 """A prompt of this word so often in a row takes the process down when the model reads it."""
 POISON_SEEN: Final = 4
 """So many of them in one step are enough: a prefill may be cut in two where many others are prefilled with it."""
+NAN_WORD: Final = "umbrella"
+"""As often in a row, its hidden states are NaN."""
+INVALID_SEED: Final = 666_666
+"""From its fifth token on, a request with this seed has no finite logit."""
+INVALID_FROM: Final = 5
+SLOW_WORD: Final = "mountains"
+"""A step that prefills it takes SLOW_STEP_S longer."""
+SLOW_STEP_S: Final = 0.5
 MARK: Final = 500
 """The `marked-high` engine's tokens are MARK and above, those of `marked-low` below it."""
 STEP_S: Final = 0.02
+FUSSY: Final = "fussy"
+"""A counting engine's child whose tokenizer raises at one token."""
 
 
 def run_child(report_fd: int, tether_fd: int) -> int:
@@ -43,7 +55,8 @@ def run_child(report_fd: int, tether_fd: int) -> int:
 
 
 def _weather(arguments: list[str]) -> None:
-    """The product's own child. SIGUSR1 makes the model's next step raise; a poisoned prompt is a segfault."""
+    """The product's own child. SIGUSR1 makes the model's next step raise; a poisoned prompt is a segfault, and some
+    requests are sick or slow."""
     from tokenrelay.worker import child
 
     _arm()
@@ -52,7 +65,7 @@ def _weather(arguments: list[str]) -> None:
 
 def _arm() -> None:
     import torch
-    from torch.nn.modules.module import register_module_forward_pre_hook
+    from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
     from tokenrelay.worker.engine.models import load_model
     from tokenrelay.worker.models import weather_model_path
@@ -65,22 +78,55 @@ def _arm() -> None:
 
     signal.signal(signal.SIGUSR1, fail)
     model_path = os.environ.get("TOKENRELAY_MODEL_PATH") or weather_model_path()
-    poison = load_model(model_path, device="cpu", dtype="float32").tokenizer.get_vocab()[POISON_WORD]
+    vocabulary = load_model(model_path, device="cpu", dtype="float32").tokenizer.get_vocab()
+    poison, slow = vocabulary[POISON_WORD], vocabulary[SLOW_WORD]
 
     def look(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         if failing:
             raise RuntimeError("a step failed, as it was told to")
         if isinstance(module, torch.nn.Embedding) and isinstance(arguments[0], torch.Tensor):
             ids = arguments[0].flatten()
-            if len(ids) >= POISON_SEEN and bool(ids.eq(poison).unfold(0, POISON_SEEN, 1).all(-1).any()):
+            if _runs(ids, poison):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if _runs(ids, slow):
+                time.sleep(SLOW_STEP_S)
 
     register_module_forward_pre_hook(look)
+    register_module_forward_hook(_spoiler(vocabulary[NAN_WORD]), with_kwargs=True)
+
+
+def _runs(ids: torch.Tensor, word: int) -> list[int]:
+    """Where POISON_SEEN of the word begin."""
+    if len(ids) < POISON_SEEN:
+        return []
+    found: list[int] = ids.eq(word).unfold(0, POISON_SEEN, 1).all(-1).nonzero().flatten().tolist()
+    return found
+
+
+def _spoiler(nan_word: int) -> Callable[..., None]:
+    """A hook behind every module, for what the sick requests are sick of."""
+    import torch
+
+    from tokenrelay.worker.engine.sampler import noise_key
+
+    keys = [noise_key(INVALID_SEED, position) & 0xFFFFFFFF for position in range(INVALID_FROM, 200)]
+    invalid = torch.tensor(keys).to(torch.int32)
+
+    def spoil(module: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and isinstance(arguments[0], torch.Tensor):
+            for begin in _runs(arguments[0].flatten(), nan_word):
+                output.view(-1, output.shape[-1])[begin : begin + POISON_SEEN] = torch.nan
+        elif "logits_processor_args" in named and hasattr(output, "logits"):
+            drawn = named["logits_processor_args"][0][: output.logits.shape[1]]
+            output.logits[0, torch.isin(drawn, invalid)] = -torch.inf
+
+    return spoil
 
 
 def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     from tests.engines import CountingEngine
-    from tests.workers import served
+    from tests.integration.test_worker_faults import fussy, raising
+    from tests.workers import VOCABULARY, served
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.engine import EngineOutput
     from tokenrelay.worker.generation_worker import GenerationWorker
@@ -103,9 +149,15 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
         return EngineOutput(engine_id, token_ids, outputs[-1].finish_reason)
 
     logging.basicConfig(level=logging.INFO)
-    engine = Marked(vocabulary=MARK, slots=32)
     settings = WorkerSettings.from_environment()
-    worker = GenerationWorker(settings=settings, served=served(engine))
+    if kind == FUSSY:
+        tokenizer = fussy(at_decode=raising(IndexError("piece id is out of range")))
+        made = served(
+            CountingEngine(vocabulary=VOCABULARY, slots=settings.slots, step_delay_s=STEP_S), "fussy", tokenizer
+        )
+    else:
+        made = served(Marked(vocabulary=MARK, slots=32))
+    worker = GenerationWorker(settings=settings, served=made)
     report_regularly(report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
     Tether(tether_fd).hand_over(worker.loop.hand_back_now)
     worker.work()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults import kills, redis_faults
+from tests.faults import kills, redis_faults, sick_faults
 from tests.faults.bench import Bench
 from tests.faults.chaos import Books
 from tests.faults.load import Text, requests, undisturbed
@@ -124,7 +124,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     "fault",
-    [kills.sigkill_child, redis_faults.drop_replies, pytest.param(kills.lose_host, marks=pytest.mark.slow)],
+    [
+        kills.sigkill_child,
+        redis_faults.drop_replies,
+        pytest.param(kills.lose_host, marks=pytest.mark.slow),
+        pytest.param(sick_faults.long_prefill, marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_lost_repeated_or_changed(bench: Bench, fault: Callable[[Bench, Tally], None]) -> None:
     tally = Tally(fault.__name__, 1)
