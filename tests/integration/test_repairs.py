@@ -14,7 +14,7 @@ from rq.serializers import JSONSerializer
 
 from tests.engines import CountingEngine
 from tests.integration.scripts.queue_plane import claimed, requeue, run
-from tests.integration.test_worker import entries, job, result, state
+from tests.integration.test_worker import entries, job, refused, result, state
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
@@ -273,7 +273,7 @@ def test_a_request_of_another_wire_version_is_left_to_a_worker_that_knows_it(red
     redis.hset(keys.request(newer), "wire", 2)
     before = redis.hgetall(keys.request(newer))
     with running_worker(redis_server_url(redis)) as worker:
-        wait_until(lambda: worker.loop.intake.refused)
+        wait_until(lambda: refused(worker))
         assert result(redis, submit(pipeline, NOW)).state is State.INCOMPLETE
     assert redis.hgetall(keys.request(newer)) == before
     assert redis.lrange(keys.rq_queue(QUEUE), 0, -1) == [newer.encode()]

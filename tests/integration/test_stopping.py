@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from rq.suspension import suspend
 from tests.engines import CountingEngine
 from tests.integration.test_worker import result, words
 from tests.waiting import wait_until
-from tests.workers import VOCABULARY, ThreadedWorker, served, submit
+from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served, submit
+from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Pipeline
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tests.redis_servers import RedisServer
 
 NOW = datetime.now(UTC)
+CHILD = (sys.executable, "-I", "-S", "-c", "import time; time.sleep(300)")
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +64,7 @@ def test_a_signal_that_catches_a_worker_with_its_locks_held_is_heard(redis_serve
 
 
 def test_a_signal_that_catches_a_supervisor_with_its_locks_held_is_heard(redis_server: RedisServer) -> None:
-    supervisor = Supervisor(WorkerSettings(redis_url=SecretStr(redis_server.url), device="cpu"), ("sleep", "60"))
+    supervisor = Supervisor(WorkerSettings(redis_url=SecretStr(redis_server.url), device="cpu"), CHILD)
     signal.signal(signal.SIGTERM, supervisor.stop)
     with supervisor._stop._cond:  # type: ignore[attr-defined]
         signal.raise_signal(signal.SIGTERM)
@@ -130,6 +133,19 @@ class in_background:
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+
+def test_a_burst_ends_where_only_others_can_go_on(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    """A request of a later wire version stays in the queue for workers that can read it."""
+    other = submit(pipeline, NOW)
+    redis.hset(keys.request(other), "wire", "9")
+    ours = submit(pipeline, NOW, seed=5, max_new_tokens=20)
+    worker = worker_at(redis_server.url)
+    with in_background(lambda: worker.work(burst=True)) as ended:
+        assert ended.wait(30)
+    worker.connection.close()
+    assert result(redis, ours).text == words(5, 20)
+    assert redis.lrange(keys.rq_queue(keys.queue(MODEL, "default")), 0, -1) == [other.encode()]
 
 
 def test_a_burst_of_a_suspended_queue_ends(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:

@@ -18,7 +18,7 @@ from rq.suspension import resume, suspend
 
 from tests.engines import CountingEngine, counted_token
 from tests.waiting import wait_until
-from tests.workers import MODEL, VOCABULARY, running_worker, submit
+from tests.workers import MODEL, VOCABULARY, ThreadedWorker, running_worker, submit
 from tokenrelay.shared import answer, keys
 from tokenrelay.shared.commands import Call, Pipeline
 from tokenrelay.shared.entries import Ended, Entry, State, parse_entry
@@ -74,6 +74,11 @@ def rq_state(redis: Redis, worker_key: str) -> str:
 
 def job_failed(redis: Redis, request_id: str) -> bool:
     return redis.hget(keys.rq_job(request_id), "status") == b"failed"
+
+
+def refused(worker: ThreadedWorker) -> float:
+    """How many claims it was refused because the request needs another worker."""
+    return dict(worker.loop.figures.refused_claims.items())["not_mine",]
 
 
 def submit_suspended(redis: Redis, pipeline: Pipeline) -> str:
@@ -340,7 +345,7 @@ def test_another_models_fingerprint_is_not_continued(
     request_id = submit(pipeline, NOW)
     redis.hset(keys.request(request_id), "fingerprint", "another model's")
     with running_worker(redis_server.url, fingerprint="this one's") as worker:
-        wait_until(lambda: worker.loop.intake.refused)
+        wait_until(lambda: refused(worker))
         assert state(redis, request_id) == "queued"
     assert redis.llen(keys.rq_queue(QUEUE)) == 1
     with running_worker(redis_server.url, fingerprint="another model's"):

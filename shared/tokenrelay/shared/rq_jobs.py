@@ -129,12 +129,18 @@ def enqueue_call(job: Enqueue, now: datetime) -> Call:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """One taking of up to len(execution_ids) jobs from `queues`, first queue first."""
+    """One taking of up to len(execution_ids) jobs from `queues`, first queue first.
+
+    A job that must run alone is given to an `idle` worker only, and nothing with it. One that workers of this `kind`
+    gave back a moment ago is left to others.
+    """
 
     worker: str
     queues: tuple[str, ...]
     execution_ids: tuple[str, ...]
     lease_s: int
+    idle: bool = True
+    kind: str = ""
 
 
 def take_call(take: Take) -> Call:
@@ -142,7 +148,7 @@ def take_call(take: Take) -> Call:
     script_keys = [keys.rq_worker_executions(take.worker), keys.rq_worker(take.worker), keys.RQ_SUSPENDED]
     for queue in take.queues:
         script_keys += [keys.rq_queue(queue), keys.rq_registry("wip", queue), keys.claimed(queue)]
-    arguments = (keys.RQ_PREFIX, take.lease_s, take.worker, MAX_JOB_DATA_BYTES)
+    arguments = (keys.RQ_PREFIX, take.lease_s, take.worker, MAX_JOB_DATA_BYTES, int(take.idle), take.kind)
     return Call("take", tuple(script_keys), (*arguments, *take.execution_ids))
 
 
@@ -152,9 +158,22 @@ def close_call(execution: Execution, outcome: Outcome) -> Call:
     return _execution_call("close", execution, outcome.status, outcome.retention_s, *result)
 
 
-def requeue_call(execution: Execution, position: Literal["front", "back"]) -> Call:
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What the next takes are to know of a job that was given back: `alone`, or which `kind` of worker refused it and
+    for how long it is left to others."""
+
+    refused_by: str = ""
+    for_ms: int = 0
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        return (f"refused:{self.refused_by}" if self.refused_by else "alone", self.for_ms)
+
+
+def requeue_call(execution: Execution, position: Literal["front", "back"], note: Note | None = None) -> Call:
     """Give a taken job back to its queue (requeue.lua)."""
-    return _execution_call("requeue", execution, position)
+    return _execution_call("requeue", execution, position, *(note.arguments if note else ()))
 
 
 def keep_call(execution: Execution, lease_s: int) -> Call:

@@ -10,7 +10,8 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -24,6 +25,7 @@ from tokenrelay.shared.options import load
 from tokenrelay.shared.rq_jobs import (
     STATUS_OF,
     Execution,
+    Note,
     Outcome,
     Take,
     close_call,
@@ -53,6 +55,8 @@ RQ_LEASE_S = 60
 
 
 ALONE_FROM_CRASHES = 2
+REFUSED_MS = 5_000
+"""How long workers of this kind leave a job to others that they were refused; others take it at once."""
 
 
 @dataclass(slots=True)
@@ -102,13 +106,16 @@ class Intake:
     """Of a take whose reply didn't come: repeated with the same IDs, it gives the same jobs."""
     _uncounted: list[Callable[[], object]] = field(default_factory=list)
     """What this round did, for the figures: told once it can't be repeated any more."""
-    refused: bool = False
-    """Whether the last round gave jobs back that other workers must take: look again later."""
-    waiting_to_be_alone: bool = False
-    """Whether a request that took workers down waits in the queue for this one to be idle."""
+    _alone: bool = False
+    """Whether what was claimed last is to run alone."""
 
     exhausted: bool = False
     """Whether the last look of an idle worker found nothing to take."""
+
+    @property
+    def _kind(self) -> str:
+        """What decides whether a worker is refused a claim: others of this kind needn't try what this one can't do."""
+        return f"{self.reader.fingerprint}/{_release()}"
 
     @property
     def unclaimed(self) -> bool:
@@ -124,15 +131,14 @@ class Intake:
         """Up to `limit` attempts that are now this worker's. Raises redis errors; nothing is lost by them.
 
         A request that took its worker down twice runs alone: it is claimed only where the worker is `idle`, with no
-        other, and nothing else until it is over. So a poison request takes no neighbours along.
+        other, and nothing else until it is over. So a poison request takes no neighbours along. A worker that meets it
+        and isn't idle leaves it in the queue, and goes on with the others.
         """
-        if self.waiting_to_be_alone and not idle and not self._unread:
+        if self._alone and not idle and not self._unread:
             return []
-        self.refused = False
-        self.exhausted = False
+        self._alone = self.exhausted = False
         if not self._unread:
-            self._take(1 if self.waiting_to_be_alone else limit)
-        self.waiting_to_be_alone = False
+            self._take(limit, idle=idle)
         jobs = list(self._unread)
         if not jobs:
             self.exhausted = idle
@@ -147,18 +153,18 @@ class Intake:
         """The jobs to claim now, without those that must run alone and can't yet: they go back to the front."""
         lonely = [job for job in jobs if job.crashes >= ALONE_FROM_CRASHES]
         if not lonely or (idle and len(jobs) == 1):
-            self.waiting_to_be_alone = bool(lonely)
+            self._alone = bool(lonely)
             return jobs
-        self._settle([requeue_call(job.execution, "front") for job in lonely])
-        self.waiting_to_be_alone = True
+        self._settle([requeue_call(job.execution, "front", Note()) for job in lonely])
         # At once: a claim that fails below is tried again with what is left, and these are in other hands by then.
         self._unread = deque(job for job in jobs if job not in lonely)
         return list(self._unread)
 
-    def _take(self, limit: int) -> None:
+    def _take(self, limit: int, *, idle: bool) -> None:
         if not self._execution_ids:
             self._execution_ids = tuple(uuid4().hex for _ in range(limit))
-        (reply,) = self.pipeline.run([take_call(Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S))])
+        take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self._kind)
+        (reply,) = self.pipeline.run([take_call(take)])
         if isinstance(reply, Exception):
             raise reply
         self._execution_ids = ()
@@ -295,9 +301,8 @@ class Intake:
             case "BUSY":
                 return [drop_call(execution)]
             case "NOT_MINE":
-                self.refused = True
                 log.warning("request %s needs another worker: %s", execution.job_id, text(reply[1]))
-                return [requeue_call(execution, "back")]
+                return [requeue_call(execution, "back", Note(self._kind, REFUSED_MS))]
             case "PAST":
                 return [self._expire(job)]
             case "DONE":
@@ -346,6 +351,11 @@ class Intake:
         for reply in self.pipeline.run(batch):
             if isinstance(reply, Exception):
                 log.warning("a refused job couldn't be settled: %s", reply)
+
+
+@cache
+def _release() -> str:
+    return version("tokenrelay")
 
 
 def _encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, ...]:

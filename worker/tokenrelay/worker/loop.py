@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 0.2
 """How long intake waits for a wake-up that may have been lost, and the loop for tokens."""
-REFUSED_PAUSE_S = 1.0
-"""How long intake leaves what it gave back to other workers."""
 LEAST_PAUSE_S = 0.02
 """The threads of heartbeat and maintenance rest so long at least, also with nothing to do or Redis away."""
 GATHER_S = 0.05
@@ -231,10 +229,7 @@ class GenerationLoop:
     def _goes_on(self, found: bool, begun: list[Claimed], until: float) -> bool:
         """Whether to look again: something was found, or something was enqueued within the gap of a burst."""
         left_s = until - time.monotonic()
-        # What was given back is left to others: another look would take it again.
-        if self.intake.refused or self.intake.waiting_to_be_alone or self._stopping:
-            return False
-        if left_s <= 0 or self.in_flight.free <= 0:
+        if self._stopping or left_s <= 0 or self.in_flight.free <= 0:
             return False
         if found:
             return True
@@ -260,8 +255,6 @@ class GenerationLoop:
         self.wake.set()  # there may be more
 
     def _wait_for_jobs(self) -> bool:
-        if self.intake.refused:
-            self._closed.wait(REFUSED_PAUSE_S)
         self.wake.wait(SWEEP_S)
         return self._stopping
 

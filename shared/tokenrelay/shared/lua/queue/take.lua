@@ -2,13 +2,16 @@
 -- crash loses one: execution, lease and status are written with the pop. Repeated with the same execution IDs
 -- after a lost reply, it gives the same jobs again.
 -- KEYS: [1] the worker's execution index, [2] the worker, [3] suspended flag, then queue, wip, claimed of each queue
--- ARGV: RQ's key prefix, lease in seconds, worker name, data limit in bytes, then n execution IDs
+-- ARGV: RQ's key prefix, lease in seconds, worker name, data limit in bytes, idle (1) or not (0), kind of the worker,
+--       then n execution IDs
 -- Replies: {queue number from 1, job ID, execution ID, job data} … ; nothing while RQ is suspended
 local index, worker, P = KEYS[1], KEYS[2], ARGV[1]
 local lease, name, data_limit = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local stamp = clock[1] .. '.' .. string.format('%06d', tonumber(clock[2]))
 local now_ms = clock[1] .. string.format('%03d', math.floor(tonumber(clock[2]) / 1000))
 local iso = iso_now()
+local idle, refused = ARGV[5] == '1', 'refused:' .. ARGV[6]
+local MAX_LEFT = 256
 local taken = {}
 
 -- A key of another type than RQ's or ours is somebody's mistake. It may not cost a popped job, or the other queues'.
@@ -30,10 +33,19 @@ for _, member in ipairs(redis.call('SMEMBERS', index)) do
   local job_id, execution_id = string.match(member, '^([^:]+):(.+)$')
   if execution_id then known[execution_id] = job_id end
 end
-for argument = 5, #ARGV do
+for argument = 7, #ARGV do
   local job_id = known[ARGV[argument]]
   local number = job_id and tonumber(redis.call('HGET', P .. ':execution:' .. job_id .. ':' .. ARGV[argument], 'queue'))
   if number then give(number, job_id, ARGV[argument]) else wanted[#wanted + 1] = ARGV[argument] end
+end
+
+-- What requeue.lua noted on a job: FREE, ALONE where it is taken by an idle worker and nothing with it, BUSY where this
+-- worker isn't idle, REFUSED where workers of its kind gave it back a moment ago.
+local function fit(job)
+  local m = redis.call('HMGET', job, 'alone', refused)
+  if (tonumber(m[2] or 0) or 0) > tonumber(now_ms) then return 'REFUSED' end
+  if m[1] and not (idle and #taken == 0) then return 'BUSY' end
+  return m[1] and 'ALONE' or 'FREE'
 end
 
 if redis.call('EXISTS', KEYS[3]) == 1 then return taken end
@@ -41,7 +53,9 @@ local used = 0
 for number = 1, (#KEYS - 3) / 3 do
   local queue, wip, claimed = KEYS[number * 3 + 1], KEYS[number * 3 + 2], KEYS[number * 3 + 3]
   local usable = redis.call('TYPE', queue)['ok'] == 'list' and is(wip, 'zset') and is(claimed, 'zset')
-  while usable and used < #wanted do
+  -- Left in the queue: what waits for an idle worker where it stood, what others are to take behind their own.
+  local stay, behind = {}, {}
+  while usable and used < #wanted and #stay + #behind < MAX_LEFT do
     local job_id = redis.call('LPOP', queue)
     if not job_id then break end
     local job = P .. ':job:' .. job_id
@@ -50,7 +64,13 @@ for number = 1, (#KEYS - 3) / 3 do
     local status = kind == 'hash' and redis.call('HGET', job, 'status')
     -- RQ's clean-up may have failed it on its way back to the queue: maintenance looks whether it really has ended.
     if status == 'failed' then redis.call('ZADD', claimed, 'NX', 0, job_id) end
-    if status == 'queued' then
+    local how = status == 'queued' and fit(job)
+    if how == 'BUSY' then
+      stay[#stay + 1] = job_id
+    elseif how == 'REFUSED' then
+      behind[#behind + 1] = job_id
+    elseif how then
+      redis.call('HDEL', job, 'alone', refused)
       used = used + 1
       local execution_id = wanted[used]
       local composite = job_id .. ':' .. execution_id
@@ -67,8 +87,11 @@ for number = 1, (#KEYS - 3) / 3 do
       redis.call('HSET', job, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso, 'worker_name', name)
       redis.call('ZADD', claimed, now_ms, job_id)
       give(number, job_id, execution_id)
+      if how == 'ALONE' then wanted = {} end
     end
   end
+  for at = #stay, 1, -1 do redis.call('LPUSH', queue, stay[at]) end
+  for _, job_id in ipairs(behind) do redis.call('RPUSH', queue, job_id) end
   if used >= #wanted then break end
 end
 if used > 0 then

@@ -1,0 +1,143 @@
+"""Queued requests that a worker can't take now, or not at all: they wait, and nobody else does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from rq.suspension import resume, suspend
+
+from tests.engines import CountingEngine
+from tests.integration.test_worker import QUEUE, refused, result, state, words
+from tests.waiting import wait_until
+from tests.workers import VOCABULARY, running_worker, submit
+from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Call
+from tokenrelay.worker.intake import REFUSED_MS
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from tests.redis_servers import RedisServer
+    from tests.workers import ThreadedWorker
+    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.worker.engine import EngineRequest
+
+NOW = datetime.now(UTC)
+WORKERS = 4
+CRASHED_FROM = 1_000
+"""Seeds of requests that took workers down twice."""
+
+
+class Watched(CountingEngine):
+    """Notes in `together` what ran beside a request that has to run alone."""
+
+    def __init__(self, together: list[list[int]]) -> None:
+        super().__init__(vocabulary=VOCABULARY, step_delay_s=0.01)
+        self._together = together
+        self._seeds: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, request: EngineRequest) -> None:
+        with self._lock:
+            self._seeds[request.engine_id] = request.sampling.seed
+            running = list(self._seeds.values())
+        if len(running) > 1 and max(running) >= CRASHED_FROM:
+            self._together.append(running)
+        super().add(request)
+
+    def cancel(self, engine_id: str) -> None:
+        with self._lock:
+            self._seeds.pop(engine_id, None)
+        super().cancel(engine_id)
+
+
+def crashed(redis: Redis, pipeline: Pipeline, number: int) -> list[str]:
+    """Requests at the front of the queue that took workers down twice."""
+    suspend(redis, ttl=60)
+    ids = [submit(pipeline, NOW, seed=CRASHED_FROM + index, max_new_tokens=5) for index in range(number)]
+    for request_id in ids:
+        redis.hset(keys.request(request_id), "crashes", 2)
+        redis.lrem(keys.rq_queue(QUEUE), 1, request_id)
+        redis.lpush(keys.rq_queue(QUEUE), request_id)
+    resume(redis)
+    return ids
+
+
+def cancel(pipeline: Pipeline, request_id: str) -> None:
+    pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_what_must_run_alone_keeps_nobody_waiting(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, number: int
+) -> None:
+    """Every worker is busy with an answer that doesn't end; it runs, alone, as soon as one is idle."""
+    together: list[list[int]] = []
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(running_worker(redis_server.url, Watched(together), slots=16)) for _ in range(WORKERS)
+        ]
+        long = []
+        while not all(worker.loop.in_flight for worker in workers):
+            long.append(submit(pipeline, NOW, max_new_tokens=9_999))
+            wait_until(lambda: state(redis, long[-1]) == "in_progress")
+        lonely = crashed(redis, pipeline, number)
+        short = {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=2) for seed in range(50)}
+        for seed, request_id in short.items():
+            assert result(redis, request_id).text == words(seed, 2)
+        wait_until(lambda: all(redis.hexists(keys.rq_job(request_id), "alone") for request_id in lonely))
+        noted = [redis.hget(keys.rq_job(request_id), "enqueued_at") for request_id in lonely]
+        late = [submit(pipeline, NOW, seed=seed, max_new_tokens=2) for seed in range(20)]
+        for request_id in late:
+            result(redis, request_id)
+        assert [redis.hget(keys.rq_job(request_id), "enqueued_at") for request_id in lonely] == noted, (
+            "taken and put back again and again"
+        )
+        assert {state(redis, request_id) for request_id in lonely} == {"queued"}
+        assert {state(redis, request_id) for request_id in long} == {"in_progress"}
+        for attempt in workers[0].loop.in_flight.all():
+            cancel(pipeline, attempt.request_id)
+        for index, request_id in enumerate(lonely):
+            assert result(redis, request_id).text == words(CRASHED_FROM + index, 5)
+            assert not redis.hexists(keys.rq_job(request_id), "alone")
+        for request_id in long:
+            cancel(pipeline, request_id)
+    assert together == [], "it ran beside another"
+
+
+def test_another_models_request_keeps_nobody_waiting(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    other = submit(pipeline, NOW)
+    redis.hset(keys.request(other), "fingerprint", "older weights")
+    began = time.monotonic()
+    with running_worker(redis_server.url) as worker:
+        wait_until(lambda: refused(worker))
+        for seed in range(20):
+            assert result(redis, submit(pipeline, NOW, seed=seed, max_new_tokens=2)).text == words(seed, 2)
+        # Once a pause, not once a look: after each of its answers a worker looks for more.
+        assert refused(worker) <= 2 + (time.monotonic() - began) * 1000 / REFUSED_MS
+        assert state(redis, other) == "queued"
+        with running_worker(redis_server.url, fingerprint="older weights"):
+            assert result(redis, other).text == words(7, 8)
+
+
+def test_a_mixed_fleet_shares_a_queue(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    """Requests of both weights stand in one queue, in turns; none waits for the pause of the workers it isn't for."""
+    ids = {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=4) for seed in range(40)}
+    for seed, request_id in ids.items():
+        redis.hset(keys.request(request_id), "fingerprint", f"weights {seed % 2}")
+    with ExitStack() as stack:
+        workers: list[ThreadedWorker] = [
+            stack.enter_context(running_worker(redis_server.url, fingerprint=f"weights {number}", slots=2))
+            for number in range(2)
+        ]
+        for seed, request_id in ids.items():
+            assert result(redis, request_id).text == words(seed, 4)
+        assert all(refused(worker) <= 40 for worker in workers)
+    assert redis.llen(keys.rq_queue(QUEUE)) == 0
