@@ -9,7 +9,6 @@ import openai
 import pytest
 
 from tests.writers import serving
-from tokenrelay.shared import keys
 from tokenrelay.shared.entries import text
 
 if TYPE_CHECKING:
@@ -179,7 +178,14 @@ def test_a_body_that_is_not_announced_as_json(
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"[]", "the body: must be a JSON object"), (b"", "the body: is missing"), (b"{", "the body isn't JSON")],
+    [
+        (b"[]", "the body: must be a JSON object"),
+        (b"", "the body: is missing"),
+        (b"{", "the body isn't JSON"),
+        (b'{"a": "\xff"}', "the body can't be read"),
+        (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "the body can't be read"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "the body can't be read"),
+    ],
 )
 def test_a_body_that_is_no_json_object(http: httpx.Client, content: bytes, told: str) -> None:
     answer = http.post("/v1/responses", content=content, headers={"Content-Type": "application/json"})
@@ -236,4 +242,9 @@ def test_requests_takes_a_chats_messages_and_scalars(http: httpx.Client, redis: 
     assert b'"content":"a\\nb"' in body
     assert b'"temperature":0.5' in body
     assert b'"seed":6' in body
-    assert keys.request(answer.json()["request_id"])
+
+
+@pytest.mark.usefixtures("worker")
+def test_requests_takes_one_stop_string(http: httpx.Client, redis: Redis) -> None:
+    assert http.post("/requests", json={"prompt": "x", "stop": "END"}).status_code == 202
+    assert b'"stop":["END"]' in stored(redis)[b"request"]

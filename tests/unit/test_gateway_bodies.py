@@ -321,6 +321,11 @@ def test_other_fields_that_cannot_be_taken_are_named(
     assert why in problem.message
 
 
+@pytest.mark.parametrize("kind", LEAST)
+def test_no_share_of_the_probability_leaves_the_likeliest_token(kind: type[Common]) -> None:
+    assert read(kind, top_p=0).options() == read(kind, top_k=1).options()
+
+
 def test_a_submission_of_ours_drops_nulls_and_keeps_unknown_names() -> None:
     given = {"prompt": "x", "seed": None, "temperature": "0.5", "max_new_tokens": 6.0, "ignore_eos": 1, "top_kk": 1}
     assert read_submission(given)[0] == {

@@ -90,6 +90,7 @@ def test_whatever_the_names_are_the_header_is_one_short_line(names: list[str]) -
     """Names come from the caller: nothing in them ends the header's line, or makes it a long one."""
     for value in header(names).values():
         assert value.isascii()
+        assert value == value.strip()
         assert value.isprintable()
         assert len(value) < 2000
 

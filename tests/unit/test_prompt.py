@@ -154,6 +154,20 @@ def test_a_control_token_that_is_a_word_is_refused_where_no_word_is_unknown() ->
             assert (caught.value.field, caught.value.code) == (next(iter(asked)), "control_token")
 
 
+def test_a_developers_message_is_the_systems_where_the_template_knows_no_developer() -> None:
+    """OpenAI's newer word for the role, which its clients send and few templates know."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(weather_model_path())
+
+    def encoded(role: str) -> list[int]:
+        return encode_prompt(tokenizer, messages=[{"role": role, "content": "What"}, {"role": "user", "content": "is"}])
+
+    assert encoded("developer") == encoded("system")
+    with pytest.raises(RequestError, match="not narrator"):
+        encoded("narrator")
+    chatml = [encode_prompt(bpe(), messages=[{"role": role, "content": "hi"}]) for role in ("developer", "system")]
+    assert chatml[0] != chatml[1], "a template that takes the role gets it"
+
+
 @pytest.mark.parametrize(
     ("messages", "template", "field"),
     [

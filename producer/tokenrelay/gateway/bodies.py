@@ -265,6 +265,8 @@ def read_submission(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str,
     """
     given = {name: value for name, value in body.items() if value is not None}
     read = {name: _SCALARS[name](value) if name in _SCALARS else value for name, value in given.items()}
+    if isinstance(read.get("stop"), str):
+        read["stop"] = [read["stop"]]
     if "messages" not in read:
         return read, ()
     conversation = read_messages(read["messages"])

@@ -19,7 +19,7 @@ _STRANGE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 def listed(names: Iterable[str]) -> str:
     """The names in one line that a header and a log can hold, whatever they are: they are the caller's."""
-    clean = list(dict.fromkeys(_STRANGE.sub("?", name)[:_MOST_CHARS] for name in names))
+    clean = list(dict.fromkeys(_STRANGE.sub("?", name)[:_MOST_CHARS] or "?" for name in names))
     more = [f"and-{len(clean) - _MOST}-more"] if len(clean) > _MOST else []
     return ", ".join([*clean[:_MOST], *more])
 

@@ -94,11 +94,7 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict
     if not messages:
         raise RequestError("give at least one message", field="messages", limit=1)
     try:
-        # Marks the control tokens in the contents before the template is rendered, and encodes those as text.
-        with _unknown_words_as(_STAND_IN, tokenizer):
-            encoding = tokenizer.apply_chat_template(
-                cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, sanitize_control_tokens=True
-            )
+        return _rendered(tokenizer, messages)
     except Exception as error:
         if isinstance(error, ValueError) and "Can't sanitize" in str(error):
             raise RequestError(str(error), field="messages", code="control_token") from error
@@ -106,5 +102,29 @@ def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict
         # a TypeError for messages that it wasn't made for.
         reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise RequestError(f"the model's chat template refuses the messages: {reason}", field="messages") from error
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]]) -> list[int]:
+    """The chat template's text as token IDs. A `developer` message is a `system` one to templates that know only that.
+
+    Raises what the template raises, and ValueError for a control token that can't be text.
+    """
+    try:
+        return _templated(tokenizer, messages)
+    except TemplateError:
+        known = [
+            {**message, "role": "system"} if message.get("role") == "developer" else message for message in messages
+        ]
+        if known == list(messages):
+            raise
+        return _templated(tokenizer, known)
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]]) -> list[int]:
+    # Marks the control tokens in the contents before the template is rendered, and encodes those as text.
+    with _unknown_words_as(_STAND_IN, tokenizer):
+        encoding = tokenizer.apply_chat_template(
+            cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, sanitize_control_tokens=True
+        )
     token_ids: list[int] = cast("BatchEncoding", encoding)["input_ids"]
     return [tokenizer.unk_token_id if token_id == _STAND_IN else token_id for token_id in token_ids]
