@@ -123,7 +123,7 @@ def test_an_operator_may_have_unknown_fields_refused(make_gateway: MakeGateway, 
     ("path", "body", "param"),
     [
         ("/v1/chat/completions", {**CHAT, "max_tokens": 0}, "max_tokens"),
-        ("/v1/chat/completions", {**CHAT, "max_completion_tokens": -1}, "max_completion_tokens"),
+        ("/v1/chat/completions", {**CHAT, "max_completion_tokens": -2}, "max_completion_tokens"),
         ("/v1/completions", {"model": "weather", "prompt": "x", "max_tokens": 0}, "max_tokens"),
         ("/v1/completions", {"model": "weather", "prompt": " "}, "prompt"),
         ("/v1/responses", {"model": "weather", "input": "x", "max_output_tokens": 0}, "max_output_tokens"),
