@@ -25,7 +25,7 @@ CLIENTS ?=
 CLIENTS_ARGS ?=
 export PYTHON TORCH_INDEX_URL VENV
 
-.PHONY: help demo serve test slow compose faults chaos clients lowest newest loaded nightly bench check train format clean
+.PHONY: help demo serve test slow compose faults chaos clients families lowest newest loaded nightly bench check train format clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ chaos: $(INSTALLED)  ## break everything at once for SECONDS=120
 
 clients: $(INSTALLED)  ## call a gateway with unmodified packages; CLIENTS="openai curl" takes some (docs/clients.md)
 	@$(BIN)/python -m tests.clients $(CLIENTS_ARGS) $(CLIENTS)
+
+families: $(INSTALLED)  ## serve a tiny folder of every causal architecture of transformers; writes docs/models.md
+	@$(BIN)/python -m tests.families $(FAMILIES)
 
 lowest: $(LOWEST)/.installed  ## run the tests with the lowest version of every dependency
 	@$(LOWEST)/bin/python -m pytest -m "not slow" $(OTHER_VERSIONS) $(PYTEST_ARGS)

@@ -131,6 +131,7 @@ _SIZES: Final[dict[str, Any]] = {
     "image_size": 32,
     "patch_size": 16,
 }
+_TOKENS: Final = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 _PER_LAYER: Final = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types", "block_types")
 
 OVERRIDES: Final[dict[str, dict[str, Any]]] = {
@@ -142,6 +143,22 @@ OVERRIDES: Final[dict[str, dict[str, Any]]] = {
             "roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod"
         ).split()
     },
+    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
+    "dots1": {"moe_intermediate_size": 24, "n_routed_experts": 4},
+    "hunyuan_v1_dense": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "hunyuan_v1_moe": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "ministral": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "reformer": {"is_decoder": True},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0]},
+    "zaya": {"num_experts_per_tok": 1},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
+    "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
 }
 """What an architecture needs beside the derived sizes."""
 
@@ -158,9 +175,7 @@ def _shrunk(default: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any
     """The fields of a configuration that are to be small; those of its parts likewise."""
     given = default.to_dict()
     fields: dict[str, Any] = {name: size for name, size in _SIZES.items() if given.get(name) is not None}
-    for token in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
-        if token in given:
-            fields[token] = 1 if token == "decoder_start_token_id" else None
+    fields.update({name: token_id for name, token_id in _TOKENS.items() if name in given})
     for name in _PER_LAYER:
         if isinstance(given.get(name), list):
             kinds = list(dict.fromkeys(given[name]))

@@ -51,6 +51,8 @@ class Outcome:
     together: bool = False
     resumed: bool = False
     note: str = ""
+    unbuilt: str = ""
+    """Why no folder could be made of it."""
 
     @property
     def right(self) -> bool:
@@ -58,7 +60,9 @@ class Outcome:
 
     @property
     def word(self) -> str:
-        """`served`, `refused`, or what must not be: `wrong`, served and not right."""
+        """`served`, `refused`, `unbuilt`, or what must not be: `wrong`, served and not right."""
+        if self.unbuilt:
+            return "unbuilt"
         if self.refused:
             return "refused"
         return "served" if self.right else "wrong"

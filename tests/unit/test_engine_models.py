@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.families.folders import CONTEXT, tiny_config, write_folder
 from tokenrelay.worker.engine import EngineSettings, ModelError, load_model
 from tokenrelay.worker.engine.fingerprint import fingerprint_folder
 from tokenrelay.worker.engine.host_memory import free_host_bytes
@@ -146,6 +147,26 @@ def test_folder_of_another_kind_of_model(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
     with pytest.raises(ModelError, match="causal language model"):
         load_model(copy, device="cpu")
+
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({**LONG, "original_max_position_embeddings": 64}, 64),
+        ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, CONTEXT),
+        ({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}, CONTEXT),
+    ],
+    ids=["longrope", "dynamic", "yarn"],
+)
+def test_context_ends_where_factors_begin_to_depend_on_neighbours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rope: dict[str, Any], context: int
+) -> None:
+    write_folder(tmp_path, tiny_config("llama", rope_parameters=rope))
+    assert load_model(tmp_path, device="cpu", dtype="float64").context_tokens == context
+    assert ("cut from 256 to 64 tokens" in caplog.text) == (context < CONTEXT)
 
 
 @pytest.mark.parametrize(

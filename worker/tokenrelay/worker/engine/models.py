@@ -30,6 +30,7 @@ from tokenrelay.worker.engine.device import choose_device, choose_dtype
 from tokenrelay.worker.engine.fingerprint import MODEL_FILES, fingerprint_folder
 from tokenrelay.worker.engine.linear import pack_linears
 from tokenrelay.worker.engine.refusal import one_line
+from tokenrelay.worker.engine.rope import steady_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -215,11 +216,18 @@ def text_config(model: PreTrainedModel) -> Any:
 
 def _context_tokens(model: PreTrainedModel) -> int:
     config = text_config(model)
-    for name in _CONTEXT_NAMES:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return _UNLIMITED
+    sizes = [getattr(config, name, None) for name in _CONTEXT_NAMES]
+    context = next((size for size in sizes if isinstance(size, int) and size > 0), _UNLIMITED)
+    steady = steady_length(config)
+    if steady is None or steady >= context:
+        return context
+    log.warning(
+        "the context is cut from %s to %s tokens: beyond, the rotary factors depend on the longest request that runs, "
+        "and answers would depend on their neighbours",
+        context,
+        steady,
+    )
+    return steady
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
