@@ -20,6 +20,8 @@ from tokenrelay.shared.rq_jobs import iso
 from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.writers import End
     from tokenrelay.gateway.gateway import Gateway
 
@@ -57,6 +59,11 @@ class LiveGateway:
     def keep_alive_s(self) -> int:
         """How long uvicorn keeps an idle connection."""
         return self._server.config.timeout_keep_alive
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run it in the gateway's event loop."""
+        (task, *_) = self.gateway.background.tasks
+        task.get_loop().call_soon_threadsafe(function)
 
     def client(self, **headers: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, headers=headers)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -26,6 +27,7 @@ from tokenrelay.gateway.guards import SizeGuard
 from tokenrelay.gateway.origins import HostGuard, OriginGuard, origins_of
 from tokenrelay.gateway.problems import Place, Problem, framework, invalid, problem_of
 from tokenrelay.gateway.responses import problem_response
+from tokenrelay.shared.connections import address, explain
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def create_app(settings: GatewaySettings, demo: Demo | None = None) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router)
     app.add_exception_handler(TokenRelayError, _answer_error)
+    app.add_exception_handler(RedisError, _answer_redis)
+    app.add_exception_handler(Exception, _answer_unforeseen)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
@@ -100,6 +104,17 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RedisUnusable):
         request.app.state.gateway.figures.redis_errors.add("answer")
     return await _answer_problem(request, problem_of(cast("TokenRelayError", error)))
+
+
+async def _answer_redis(request: Request, error: Exception) -> Response:
+    """What a driver didn't explain."""
+    where = address(request.app.state.gateway.driver.redis)
+    return await _answer_error(request, explain(cast("RedisError", error), where))
+
+
+async def _answer_unforeseen(_: Request, __: Exception) -> Response:
+    """A mistake of ours, which the server logs: its clients can read the answer all the same."""
+    return problem_response(Problem(500, "the gateway failed; see its log", "internal_error", kind="server_error"))
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

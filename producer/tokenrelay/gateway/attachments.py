@@ -87,6 +87,8 @@ class Attachments:
     def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
         if self._leaving.get(request_id) is task:
             del self._leaving[request_id]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("request %s, which its readers left, may run on", request_id, exc_info=error)
 
     async def run(self) -> None:
         """Say in Redis, soon enough, which fleeting requests have readers here."""

@@ -15,11 +15,11 @@ from tokenrelay.gateway.problems import Problem
 from tokenrelay.gateway.quota import admitted
 from tokenrelay.gateway.records import Record, recorded
 from tokenrelay.gateway.resuming import START
-from tokenrelay.gateway.tasks import stop
+from tokenrelay.gateway.tasks import Background
 from tokenrelay.gateway.tenants import Tenants
 from tokenrelay.producer.fitness import AsyncFitness
 from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.shared.connections import connect_async
+from tokenrelay.shared.connections import address, connect_async
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 
 if TYPE_CHECKING:
@@ -32,8 +32,21 @@ if TYPE_CHECKING:
     from tokenrelay.shared.entries import EntryId
     from tokenrelay.shared.settings import GatewaySettings
 
-_LOAD_S: Final = 10.0
-"""How long a client waits for what Redis has of its request before it's told to come back."""
+_ANSWER_S: Final = 10.0
+"""How long a client waits for Redis before it's told to come back. redis-py's own retries take minutes where a Redis
+takes connections and then says nothing."""
+
+
+class PromptDriver(AsyncDriver):
+    """A driver that gives up on a Redis which doesn't answer."""
+
+    async def run(self, steps: Steps[Result]) -> Result:
+        """As AsyncDriver.run. Raises RedisUnusable after `_ANSWER_S`, too."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await super().run(steps)
+        except TimeoutError:
+            raise RedisUnusable(f"Redis at {address(self.redis)} hasn't answered in {_ANSWER_S:g} s") from None
 
 
 class Gateway:
@@ -45,21 +58,23 @@ class Gateway:
         self.demo = demo
         self.tenants = Tenants(settings)
         self.figures = Figures()
-        self.driver = AsyncDriver(connect_async(settings.redis_url.get_secret_value()))
+        self.driver = PromptDriver(connect_async(settings.redis_url.get_secret_value()))
         self.hub = Hub(self.driver, self.figures)
         self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
         self.models = Models(self.driver, settings.model)
+        self.background = Background()
         self._fitness = AsyncFitness(self.driver)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follow streams for as long as the block lasts."""
-        tasks = [*self.hub.start(), asyncio.create_task(self.attachments.run())]
+        self.hub.start(self.background)
+        self.background.keep("readers", self.attachments.run)
         try:
             yield
         finally:
             await self.attachments.close()
-            await stop(tasks)
+            await self.background.stop()
             await self.driver.redis.aclose()
 
     async def run(self, steps: Steps[Result]) -> Result:
@@ -118,7 +133,7 @@ class Gateway:
 
     async def _load(self, feed: Feed, after: EntryId, *, ended: bool) -> None:
         try:
-            async with asyncio.timeout(_LOAD_S):
+            async with asyncio.timeout(_ANSWER_S):
                 await feed.loaded.wait()
                 if feed.last_id is not None and (feed.last_id < after or (ended and not feed.over)):
                     await self.hub.catch_up(feed)  # the client may have seen more at another gateway

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError, ResponseError
@@ -17,17 +18,18 @@ from tokenrelay.gateway.feed import Feed
 from tokenrelay.producer.endings import expire, server_time_us
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import AsyncPipeline
-from tokenrelay.shared.connections import address, explain
+from tokenrelay.shared.connections import address, explain, is_for_now
 from tokenrelay.shared.entries import State, text
-from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamExpired, TokenRelayError
+from tokenrelay.shared.errors import ProtocolError, RedisUnusable, StreamChanged, StreamExpired, TokenRelayError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     import redis.asyncio
 
     from tokenrelay.gateway.figures import Figures
     from tokenrelay.gateway.records import Record
+    from tokenrelay.gateway.tasks import Background
     from tokenrelay.producer.rounds import AsyncDriver
     from tokenrelay.shared.commands import Batch
 
@@ -45,7 +47,7 @@ _OWNER_GRACE_US: Final = 1_000_000
 
 
 class Hub:
-    """Owns the feeds. The tasks of `start` read for them."""
+    """Owns the feeds. The work of `start` reads for them."""
 
     def __init__(self, driver: AsyncDriver, figures: Figures) -> None:
         self.figures = figures
@@ -78,15 +80,16 @@ class Hub:
         except RedisError as error:
             raise explain(error, address(self._redis)) from error
 
-    def start(self) -> list[asyncio.Task[None]]:
-        """Read, in tasks that go on over any outage of Redis until they are cancelled."""
-        return [asyncio.create_task(self._forever(work)) for work in (self._listen, self._read_wanted, self._sweep)]
+    def start(self, background: Background) -> None:
+        """Read, over any outage of Redis."""
+        for work in (self._listen, self._read_wanted, self._sweep):
+            background.keep(f"hub.{work.__name__.lstrip('_')}", partial(self._over_outages, work))
 
-    async def _forever(self, work: Callable[[], Any]) -> None:
+    async def _over_outages(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await work()
-            except (RedisError, OSError, TokenRelayError) as error:
+            except (RedisError, OSError, RedisUnusable) as error:
                 self.figures.redis_errors.add("follow")
                 log.warning("Redis: %s; trying again", error)
                 await asyncio.sleep(_AGAIN_S)
@@ -128,7 +131,7 @@ class Hub:
         if not batch:
             return
         for feed, raw in zip(feeds, await self._pipeline.run(batch), strict=True):
-            if isinstance(raw, ResponseError):
+            if isinstance(raw, ResponseError) and not is_for_now(raw):
                 feed.fail(ProtocolError(f"request {feed.request_id} can't be read: {raw}"))
             elif isinstance(raw, Exception):
                 raise raw
@@ -142,6 +145,8 @@ class Hub:
             self.figures.received(feed, known)
         except TokenRelayError as error:
             feed.fail(error)
+        except Exception as error:  # noqa: BLE001  it's logged, and concerns this request alone
+            _fail_unreadable(feed, error)
         if len(raw) >= _COUNT or (feed.doubted and not doubted):
             self._want((feed.request_id,))
         elif feed.entries:
@@ -163,22 +168,53 @@ class Hub:
             batch += [("HMGET", request, "state", "deadline_us", "fence", "next"), ("XLEN", stream)]
         self.figures.clock.asked()
         *looks, time = await self._pipeline.run([*batch, ("TIME",)])
+        if isinstance(time, Exception):
+            raise time
         now_us = server_time_us(time)
         self.figures.clock.told(now_us)
         for feed, look, length in zip(feeds, looks[::2], looks[1::2], strict=True):
             if isinstance(look, Exception) or isinstance(length, Exception):
                 continue  # a hash of another type: the read of the stream says so
-            state, deadline_us, fence, next_index = look
-            if state is None or not length:
-                feed.fail(
-                    StreamExpired(
-                        f"the stream of request {feed.request_id} is gone: its retention is over, or it was deleted",
-                        request_id=feed.request_id,
-                    )
-                )
-            elif State(text(state)).terminal and feed.last_id is not None and int(next_index) <= feed.last_id.token:
-                ended = f"request {feed.request_id} ended before {feed.last_id}, which was read: Redis lost writes"
-                feed.fail(StreamChanged(ended, request_id=feed.request_id))
-            elif not State(text(state)).terminal and now_us > int(deadline_us) + (_OWNER_GRACE_US if fence else 0):
-                await self._driver.run(expire(feed.request_id))
+            try:
+                overdue = _judge(feed, look, length, now_us)
+            except Exception as error:  # noqa: BLE001  as above
+                _fail_unreadable(feed, error)
+                continue
+            if overdue:
+                await self._expire(feed)
         self._want(feed.request_id for feed in feeds)
+
+    async def _expire(self, feed: Feed) -> None:
+        try:
+            await self._driver.run(expire(feed.request_id))
+        except RedisUnusable as error:
+            cause = error.__cause__
+            if isinstance(cause, ResponseError) and not is_for_now(cause):
+                _fail_unreadable(feed, error)
+            else:
+                log.warning("request %s is overdue: %s", feed.request_id, error)  # the next sweep tries again
+        except Exception as error:  # noqa: BLE001  as above
+            _fail_unreadable(feed, error)
+
+
+def _judge(feed: Feed, look: Sequence[Any], length: int, now_us: int) -> bool:
+    """Whether the request is overdue, and nobody has said so. Fails a feed whose stream is gone, or was lost."""
+    if look[0] is None or not length:
+        told = f"the stream of request {feed.request_id} is gone: its retention is over, or it was deleted"
+        feed.fail(StreamExpired(told, request_id=feed.request_id))
+        return False
+    state, deadline_us, fence, next_index = State(text(look[0])), int(look[1]), look[2], int(look[3])
+    if not state.terminal:
+        return now_us > deadline_us + (_OWNER_GRACE_US if fence else 0)
+    if feed.last_id is not None and next_index <= feed.last_id.token:
+        told = f"request {feed.request_id} ended before {feed.last_id}, which was read: Redis lost writes"
+        feed.fail(StreamChanged(told, request_id=feed.request_id))
+    return False
+
+
+def _fail_unreadable(feed: Feed, error: Exception) -> None:
+    """What Redis holds of this request can't be read, by a mistake of ours or a newer version's words: its readers are
+    told, and all others' requests go on."""
+    log.exception("request %s can't be read", feed.request_id, exc_info=error, extra={"request_id": feed.request_id})
+    told = f"request {feed.request_id} can't be read: {error}"
+    feed.fail(ProtocolError(told, request_id=feed.request_id))

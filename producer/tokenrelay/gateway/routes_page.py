@@ -64,8 +64,13 @@ async def config(gateway: Here) -> Response:
 
 @router.get("/health", responses={503: ERRORS[503]})
 async def health(gateway: Here) -> Response:
-    """200 where Redis answers."""
+    """200 where Redis answers and all background work goes on."""
     await gateway.run(ask([("PING",)]))
+    if down := gateway.background.down:
+        told = "; ".join(f"{name}: {error}" for name, error in down.items())
+        raise Problem(
+            503, f"background work failed and is begun again ({told}); see the log", "degraded", kind="server_error"
+        )
     return json_response({"status": "ok"})
 
 
