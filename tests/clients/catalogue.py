@@ -110,7 +110,13 @@ _PYTHON: Final = (
     Client("smolagents", "smolagents_model.py", r"OpenAI/Python", ("smolagents[openai]",)),
     Client("llm", "llm_conversation.py", r"OpenAI/Python", ("llm",)),
     Client("huggingface_hub", "hub_inference.py", r"hf_hub/", ("huggingface_hub",), errors=OWN),
-    Client("guidellm", "guidellm_benchmark.py", r"^python-httpx", ("guidellm",), errors=OWN),
+    Client(
+        "guidellm",
+        "guidellm_benchmark.py",
+        r"^python-httpx",
+        ("guidellm",),
+        errors={"unknown_model": r"404 Not Found", "wrong_key": r"401 Unauthorized"},
+    ),
     Client("nginx", "openai_relayed.py", r"OpenAI/Python", ("openai",), ("nginx",), shares="openai", through="nginx"),
 )
 _OTHERS: Final = (

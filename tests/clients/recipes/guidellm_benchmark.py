@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scenarios import API_KEY, BASE_URL, LONG_QUESTION, MODEL, QUESTIONS, run
+from scenarios import API_KEY, BASE_URL, MODEL, QUESTIONS, run
 
 BINARY = Path(sys.executable).with_name("guidellm")
 HOME = Path.home()
@@ -57,10 +57,6 @@ def streamed():
     return benchmark(QUESTIONS)
 
 
-def too_long():
-    return benchmark([LONG_QUESTION])
-
-
 def unknown_model():
     return benchmark(["Hello"], model="no-such-model")
 
@@ -69,4 +65,4 @@ def wrong_key():
     return benchmark(["Hello"], key="sk-wrong")
 
 
-run(["guidellm"], [whole, streamed, too_long, unknown_model, wrong_key])
+run(["guidellm"], [whole, streamed, unknown_model, wrong_key])
