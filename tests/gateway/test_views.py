@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -52,8 +53,9 @@ RECORD: Final = Record(
 )
 ENCODERS: Final[dict[str, Callable[[], Encoder]]] = {
     "raw": RawEncoder,
-    "chat": lambda: ChatEncoder(RECORD, "chat", include_usage=True),
-    "completion": lambda: ChatEncoder(RECORD, "completion", include_usage=False),
+    "chat": lambda: ChatEncoder(RECORD, "chat", "last"),
+    "counted": lambda: ChatEncoder(RECORD, "chat", "every"),
+    "completion": lambda: ChatEncoder(RECORD, "completion", "none"),
     "response": lambda: ResponseEncoder(RECORD),
 }
 
@@ -151,6 +153,20 @@ def test_every_vocabulary_says_the_same_text(entries: list[Entry]) -> None:
     assert "".join(choice["delta"].get("content", "") for choice in choices) == said(entries)
     assert "".join(chunk["choices"][0]["text"] for chunk in plain if "choices" in chunk) == said(entries)
     assert "".join(event["delta"] for event in deltas) == said(entries)
+
+
+@given(entries=whole_streams())
+def test_usage_so_far_counts_the_tokens_up_to_each_chunk(entries: list[Entry]) -> None:
+    """vLLM's `continuous_usage_stats`, which benchmarks ask: 0 beside the role, N beside token N's text."""
+    texts = [replace(entry, text="x") if isinstance(entry, Token) else entry for entry in entries]
+    events = list(parse(b"".join(view_of("counted", texts).events).decode()))
+    chunks: list[Any] = [event.json for event in events if event.data != "[DONE]"]
+    usages = [chunk["usage"] for chunk in chunks if "usage" in chunk]
+    count = sum(isinstance(entry, Token) for entry in entries)
+    counted = [usage["completion_tokens"] for usage in usages]
+    assert counted[: count + 1] in ([*range(count + 1)], [])  # no chunk at all where nobody ever started it
+    assert set(counted[count + 1 :]) <= {count}
+    assert all(usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages)
 
 
 @given(entries=whole_streams())

@@ -19,6 +19,7 @@ from tokenrelay.shared.options import Text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenrelay.gateway.views.chat import ToldUsage
     from tokenrelay.shared.errors import RequestError
 
 LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens")
@@ -78,13 +79,9 @@ class StreamOptions(BaseModel):
 
     include_usage: Flag | None = None
     include_obfuscation: Flag | None = Field(default=None, description="Changes nothing: answers aren't padded.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_undone(cls, given: Any) -> Any:
-        if isinstance(given, dict) and flag(given.get("continuous_usage_stats")) not in (None, False):
-            refuse("stream_options.continuous_usage_stats", *_UNSUPPORTED)
-        return given
+    continuous_usage_stats: Flag | None = Field(
+        default=None, description="vLLM's: with include_usage, every chunk says the usage so far."
+    )
 
 
 class Common(BaseModel):
@@ -194,8 +191,11 @@ class Streamed(Common):
     """What chat and plain completions share."""
 
     @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def told_usage(self) -> ToldUsage:
+        """Which chunks of a stream say the usage."""
+        if not (self.stream_options and self.stream_options.include_usage):
+            return "none"
+        return "every" if self.stream_options.continuous_usage_stats else "last"
 
 
 class ChatBody(Streamed):

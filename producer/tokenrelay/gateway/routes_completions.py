@@ -24,7 +24,7 @@ from tokenrelay.gateway.records import Record
 from tokenrelay.gateway.responses import CLIENT_LEFT, Delivery, EventStream, json_response
 from tokenrelay.gateway.resuming import entry_after
 from tokenrelay.gateway.schemas import ERRORS, EVENTS
-from tokenrelay.gateway.views.chat import Api, ChatEncoder, whole
+from tokenrelay.gateway.views.chat import Api, ChatEncoder, ToldUsage, whole
 from tokenrelay.gateway.waiting import answered, waited
 from tokenrelay.shared.entries import EntryId
 
@@ -77,7 +77,7 @@ async def _answer(
     headers, settings = answer_headers(record, body), gateway.settings
     if body.stream:
         delivery = Delivery(headers, settings.comment_s, settings.first_word_s)
-        return _streamed(attachment, api, after, delivery, include_usage=body.include_usage)
+        return _streamed(attachment, api, after, delivery, body.told_usage)
     departed = False
     try:
         departed = not await waited(attachment.feed.over_at, request.receive)
@@ -88,10 +88,10 @@ async def _answer(
         attachment.leave(departed=departed)
 
 
-def _streamed(attachment: Attachment, api: Api, after: EntryId, delivery: Delivery, *, include_usage: bool) -> Response:
+def _streamed(attachment: Attachment, api: Api, after: EntryId, delivery: Delivery, told: ToldUsage) -> Response:
     feed = attachment.feed
     try:
-        view = feed.view(f"{api} {include_usage}", lambda: ChatEncoder(feed.record, api, include_usage=include_usage))
+        view = feed.view(f"{api} {told}", lambda: ChatEncoder(feed.record, api, told))
         return EventStream(attachment, view, view.behind(after), delivery)
     except BaseException:
         attachment.leave()

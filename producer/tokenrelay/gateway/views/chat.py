@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tokenrelay.gateway.views.sse import encode
-from tokenrelay.shared.entries import Ended, Started, State, Token
+from tokenrelay.shared.entries import Ended, Started, State, Token, Usage
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.records import Record
     from tokenrelay.shared.answer import Answer
-    from tokenrelay.shared.entries import Entry, Usage
+    from tokenrelay.shared.entries import Entry
 
 Api = Literal["chat", "completion"]
+ToldUsage = Literal["none", "last", "every"]
+"""Which chunks say the usage: none, one of its own behind the last, or each."""
 DONE: Final = "[DONE]"
 _PREFIXES: Final = {"chat": "chatcmpl-", "completion": "cmpl-"}
 _CHUNKS: Final = {"chat": "chat.completion.chunk", "completion": "text_completion"}
@@ -22,13 +25,15 @@ _WHOLES: Final = {"chat": "chat.completion", "completion": "text_completion"}
 class ChatEncoder:
     """One chunk an entry that says something to an OpenAI client. An entry's last event carries its ID."""
 
-    def __init__(self, record: Record, api: Api, *, include_usage: bool) -> None:
+    def __init__(self, record: Record, api: Api, told_usage: ToldUsage) -> None:
         self._api = api
-        self._include_usage = include_usage
+        self._told_usage = told_usage
+        self._so_far = Usage(0, 0)
         self._record = record
         self._base = base(record, api, _CHUNKS[api])
 
     def encode(self, entry: Entry) -> list[bytes]:
+        self._count(entry)
         match entry:
             case Started() if self._api == "chat":
                 return [encode(self._chunk({"role": "assistant", "content": ""}), entry_id=entry.entry_id)]
@@ -38,11 +43,18 @@ class ChatEncoder:
                 return self._end(entry)
         return []
 
+    def _count(self, entry: Entry) -> None:
+        match entry:
+            case Started(prompt_tokens=prompt_tokens):
+                self._so_far = Usage(prompt_tokens, 0)
+            case Token(index=index):
+                self._so_far = replace(self._so_far, completion_tokens=index)
+
     def _end(self, ended: Ended) -> list[bytes]:
         events = [encode(self._chunk(self._piece(ended.text)))] if ended.text else []
         if ended.state in (State.COMPLETED, State.INCOMPLETE):
             events.append(encode(self._chunk(self._piece(""), finish_reason(ended.finish_reason))))
-            if self._include_usage:
+            if self._told_usage != "none":
                 events.append(encode({**self._base, "choices": [], "usage": usage(ended.usage)}))
         else:
             events.append(encode({"error": ending(self._record, ended)}))
@@ -57,7 +69,9 @@ class ChatEncoder:
         told = {"delta": piece} if self._api == "chat" else piece
         choice = {"index": 0, **told, "logprobs": None, "finish_reason": finished}
         chunk = {**self._base, "choices": [choice]}
-        return {**chunk, "usage": None} if self._include_usage else chunk
+        if self._told_usage == "none":
+            return chunk
+        return {**chunk, "usage": usage(self._so_far) if self._told_usage == "every" else None}
 
 
 def base(record: Record, api: Api, kind: str) -> dict[str, Any]:
