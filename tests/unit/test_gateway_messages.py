@@ -142,7 +142,7 @@ def test_a_content_that_cannot_be_taken_is_named_by_the_callers_path(message: An
         ([], "input", "is empty"),
         (["hi"], "input.0", "must be an object"),
         ([{"type": "function_call_output", "call_id": "1", "output": "x"}], "input.0", "tool calls aren't supported"),
-        ([{"type": "item_reference", "id": "msg_1"}], "input.0", "references to stored items aren't supported"),
+        ([{"type": "item_reference"}], "input.0.id", "must be text"),
         ([{"type": "compaction"}], "input.0", "items of type 'compaction' aren't supported"),
     ],
 )

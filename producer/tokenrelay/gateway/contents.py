@@ -43,7 +43,6 @@ _KINDS: Final = {
     "tool_call": "tool calls",
     "tool_result": "tool calls",
     "tool_use": "tool calls",
-    "item_reference": "references to stored items",
 }
 _UNDONE: Final = {
     "tool_calls": "tool calls",
@@ -58,11 +57,21 @@ _OWN: Final = frozenset({"role", "content", "type", "id", "status", "phase", *_U
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """An item of an earlier response that stands for its message; `number` is that message's place."""
+
+    number: int
+    path: str
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages as our own schema has them, and the paths of what was ignored."""
+    """Messages as our own schema has them, the paths of what was ignored, and which messages must yet be looked up."""
 
     messages: tuple[dict[str, str], ...]
     ignored: tuple[str, ...]
+    references: tuple[Reference, ...] = ()
 
 
 def read_messages(given: object, path: str = "messages", *, items: bool = False) -> Conversation:
@@ -75,8 +84,9 @@ def read_messages(given: object, path: str = "messages", *, items: bool = False)
     if not given:
         refuse(path, "is empty; give at least one message")
     reader = _Reader(items=items)
-    messages = [reader.message(message, f"{path}.{number}") for number, message in enumerate(given)]
-    return Conversation(tuple(message for message in messages if message is not None), tuple(reader.ignored))
+    for number, message in enumerate(given):
+        reader.read(message, f"{path}.{number}")
+    return Conversation(tuple(reader.messages), tuple(reader.ignored), tuple(reader.references))
 
 
 def read_input(given: object) -> Conversation:
@@ -97,18 +107,27 @@ class _Reader:
     """Reads message by message, and collects the paths of what it ignores."""
 
     items: bool
+    messages: list[dict[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
 
-    def message(self, given: object, path: str) -> dict[str, str] | None:
-        """None for an item that a conversation goes without."""
+    def read(self, given: object, path: str) -> None:
+        """Take the next message or item."""
         if not isinstance(given, dict):
             refuse(path, "must be an object with role and content")
         kind = given.get("type") or "message"
         if self.items and kind == "reasoning":
             self.ignored.append(path)
-            return None
-        if self.items and kind != "message":
+        elif self.items and (kind == "item_reference" or given.keys() == {"id"}):
+            item_id = _text(given.get("id"), f"{path}.id")
+            self.references.append(Reference(len(self.messages), path, item_id))
+            self.messages.append({"role": "assistant", "content": ""})
+        elif self.items and kind != "message":
             _refuse_kind(path, kind, "items")
+        else:
+            self.messages.append(self._message(given, path))
+
+    def _message(self, given: dict[str, Any], path: str) -> dict[str, str]:
         role = _role(given, path)
         for name, what in _UNDONE.items():
             if not is_nothing(given.get(name)) and given[name] is not False:

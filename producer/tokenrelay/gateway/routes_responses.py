@@ -27,6 +27,7 @@ from tokenrelay.gateway.records import Record
 from tokenrelay.gateway.responses import CLIENT_LEFT, Delivery, EventStream, json_response
 from tokenrelay.gateway.resuming import START, entry_after, sequence_after
 from tokenrelay.gateway.schemas import ERRORS, EVENTS
+from tokenrelay.gateway.stored_items import with_stored_items
 from tokenrelay.gateway.tenants import Tenant
 from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
 from tokenrelay.gateway.waiting import check_answered, waited
@@ -56,6 +57,7 @@ async def create(
         store=body.stored,
         instructions=bool(body.instructions),
     )
+    body = await with_stored_items(gateway, tenant, body)
     record = await submit_body(gateway, tenant, body, mark, key)
     headers = answer_headers(record, body)
     if background and not body.stream:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.entries import Entry
 
 PREFIX: Final = "resp_"
+ITEM_PREFIX: Final = "msg_"
 _FINAL_EVENTS: Final = {
     State.COMPLETED: "response.completed",
     State.INCOMPLETE: "response.incomplete",
@@ -92,7 +93,7 @@ class ResponseEncoder:
 
 
 def item_id(record: Record) -> str:
-    return f"msg_{record.request_id}"
+    return f"{ITEM_PREFIX}{record.request_id}"
 
 
 def part(text: str) -> dict[str, Any]:

@@ -117,8 +117,9 @@ def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int | None, c
     room = context_tokens - prompt_tokens
     if room < 1:
         raise RequestError(
-            f"this model's maximum context length is {context_tokens} tokens, and the prompt has {prompt_tokens}; "
-            "one at least must be left for the answer",
+            # Clients tell an overflow by its words: "prompt is too long", or "this model's maximum context length is".
+            f"the prompt is too long: this model's maximum context length is {context_tokens} tokens, "
+            f"and the prompt has {prompt_tokens}; one at least must be left for the answer",
             field="prompt",
             limit=context_tokens - 1,
             code="prompt_too_long",

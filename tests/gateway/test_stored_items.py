@@ -1,0 +1,79 @@
+"""Items of earlier responses are taken by their IDs too: so AI SDK's OpenAI provider sends them in later turns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.writers import serving
+from tokenrelay.gateway.stored_items import MOST
+from tokenrelay.gateway.tenants import new_key
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tests.gateway.conftest import MakeGateway
+    from tests.gateway.live import WakingWriter
+    from tests.redis_servers import RedisServer
+
+FIRST = {"role": "user", "content": "What is the weather today?"}
+NEXT = {"role": "user", "content": "And tomorrow?"}
+NOBODYS = "msg_" + "x" * 22
+
+
+def asked(http: httpx.Client, *items: dict[str, Any], **fields: Any) -> httpx.Response:
+    return http.post("/v1/responses", json={"model": "weather", "input": [*items], **fields})
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}], ids=["typed", "bare"])
+def test_a_reference_is_the_answer_that_it_names(
+    http: httpx.Client, redis_server: RedisServer, writer: WakingWriter, kind: dict[str, str], stream: bool
+) -> None:
+    with serving(redis_server.url):
+        item = asked(http, FIRST).json()["output"][0]["id"]
+        second = asked(http, FIRST, {**kind, "id": item}, NEXT, stream=stream)
+    assert second.status_code == 200
+    said = writer.request(second.headers["X-Request-Id"])["messages"]
+    assert said == [FIRST, {"role": "assistant", "content": "It is sunny and warm."}, NEXT]
+
+
+@pytest.mark.parametrize("item_id", [NOBODYS, "rs_1", "msg_", "", "msg_\N{SNOWMAN}"])
+def test_an_item_that_is_not_there_is_a_404_that_names_it(
+    http: httpx.Client, writer: WakingWriter, item_id: str
+) -> None:
+    del writer  # it is what registers the worker
+    answer = asked(http, FIRST, {"type": "item_reference", "id": item_id}, NEXT)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (404, "input.1")
+    assert ascii(item_id) in error["message"]
+
+
+def test_an_unfinished_one_is_refused(http: httpx.Client, writer: WakingWriter) -> None:
+    response = asked(http, FIRST, background=True).json()["id"]
+    request_id = writer.take()
+    assert request_id is not None
+    assert response == f"resp_{request_id}"
+    answer = asked(http, {"type": "item_reference", "id": f"msg_{request_id}"}, NEXT)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input.0")
+    assert "isn't finished" in answer.json()["error"]["message"]
+
+
+def test_another_key_s_item_is_not_there(
+    make_gateway: MakeGateway, redis_server: RedisServer, writer: WakingWriter
+) -> None:
+    del writer
+    keys = {name: new_key(name) for name in ("alice", "bob")}
+    entries = ",".join(f'{{"name": "{name}", "sha256": "{entry["sha256"]}"}}' for name, (_, entry) in keys.items())
+    gateway = make_gateway(api_keys=f"[{entries}]")
+    alice, bob = (gateway.client(Authorization=f"Bearer {key}") for key, _ in keys.values())
+    with alice, bob, serving(redis_server.url):
+        reference = {"type": "item_reference", "id": asked(alice, FIRST).json()["output"][0]["id"]}
+        assert asked(bob, FIRST, reference, NEXT).status_code == 404
+        assert asked(alice, FIRST, reference, NEXT).status_code == 200
+
+
+def test_what_one_body_makes_the_gateway_read_is_bounded(http: httpx.Client) -> None:
+    answer = asked(http, *[{"id": NOBODYS}] * (MOST + 1))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
