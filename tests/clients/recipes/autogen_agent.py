@@ -1,5 +1,7 @@
 """autogen: an AssistantAgent, which keeps its own history."""
 
+import asyncio
+
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.base import Response
 from autogen_agentchat.messages import TextMessage
@@ -50,7 +52,12 @@ async def leave():
     leaving = CancellationToken()
     stream = agent(model=ENDLESS, model_client_stream=True).on_messages_stream(message("Tell me more."), leaving)
     read = [type(await anext(stream)).__name__ for _ in range(3)]
-    await stream.aclose()
+    leaving.cancel()
+    try:
+        async for _event in stream:
+            pass
+    except asyncio.CancelledError:
+        pass
     return read
 
 

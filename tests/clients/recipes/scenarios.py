@@ -29,7 +29,8 @@ def run(packages, *scenarios, **versions):
     known = {scenario.__name__: scenario for some in scenarios for scenario in some}
     _say({"versions": found, "scenarios": list(known)})
     with asyncio.Runner() as runner:
-        for line in sys.stdin:
+        # The event loop runs while the driver thinks, as an application's does: what was cancelled ends.
+        for line in iter(lambda: runner.run(asyncio.to_thread(sys.stdin.readline)), ""):
             _say(_result(known[line.strip()], runner))
 
 
