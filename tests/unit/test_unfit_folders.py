@@ -92,7 +92,8 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "wrong shapes": (fields(CONFIG, hidden_size=64), r"\d+ tensors .* aren't of the shape .*\(416, 32\)"),
     "quantised": (fields(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4}), "GPTQ"),
     "a vocabulary too small": (fields(CONFIG, vocab_size=100), "aren't of the shape"),
-    "broken generation config": (text(GENERATION, "[]"), "can't be loaded as a causal language model"),
+    "generation config of a list": (text(GENERATION, "[]"), r"generation_config\.json isn't a JSON object"),
+    "broken generation config": (text(GENERATION, "{"), r"generation_config\.json isn't a JSON object"),
     "weights cut off": (cut_weights, "can't be loaded as a causal .*incomplete"),
     "a tensor missing": (lose_tensor, r"lack 1 of the model's tensors: lm_head\.weight"),
     "a shard missing": (lose_shard, "No such file.*model-00001"),
@@ -129,3 +130,17 @@ def test_what_is_left_out_is_said(copy: Path, caplog: pytest.LogCaptureFixture) 
     load_model(copy, device="cpu")
     assert "9 tensors" in caplog.text
     assert "PEFT adapter" in caplog.text
+
+
+def test_what_the_generation_config_asks_for_and_does_not_get_is_said_once(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    neutral = {"temperature": 1.0, "top_p": 1.0, "num_beams": 1, "suppress_tokens": [], "max_length": 77}
+    fields(GENERATION, do_sample=True, **neutral)(copy)
+    load_model(copy, device="cpu")
+    assert "generation_config" not in caplog.text
+    asked = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "suppress_tokens": [5, 6]}
+    fields(GENERATION, do_sample=True, **asked)(copy)
+    load_model(copy, device="cpu")
+    (said,) = [record.getMessage() for record in caplog.records if "generation_config" in record.getMessage()]
+    assert "repetition_penalty=1.1, suppress_tokens=[5, 6], temperature=0.6, top_k=20" in said

@@ -28,8 +28,9 @@ from transformers.utils import logging as transformers_logging
 from tokenrelay.worker.engine.contract import ModelError
 from tokenrelay.worker.engine.device import choose_device, choose_dtype
 from tokenrelay.worker.engine.fingerprint import MODEL_FILES, fingerprint_folder
+from tokenrelay.worker.engine.generation_defaults import ignored_fields
 from tokenrelay.worker.engine.linear import pack_linears
-from tokenrelay.worker.engine.refusal import one_line
+from tokenrelay.worker.engine.refusal import one_line, shorten
 from tokenrelay.worker.engine.rope import steady_length
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def load_model(
         tokenizer = _load_tokenizer(folder, trust_remote_code)
         model = _load_weights(folder, config, target, number_format, trust_remote_code)
     _check_vocabulary(model, tokenizer)
+    ignored = ignored_fields(model.generation_config)
+    if ignored:
+        shown = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
+        log.warning("not applied, of the model's generation_config.json: %s; each request says its own", shorten(shown))
     pack_linears(model)
     return LoadedModel(
         model=model,
@@ -106,6 +111,13 @@ def find_folder(name_or_folder: str | Path, *, trust_remote_code: bool = False) 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: it has no config.json{_instead(folder)}")
+    generation = folder / "generation_config.json"
+    try:
+        readable = not generation.is_file() or isinstance(json.loads(generation.read_text("utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        readable = False
+    if not readable:  # transformers would go on without it, and without the end tokens that it names
+        raise ModelError(f"{generation} isn't a JSON object")
     if (folder / "adapter_config.json").is_file():
         log.warning("the PEFT adapter in %s isn't applied: merge it into the model (merge_and_unload)", folder)
     if not any(folder.glob("*.safetensors")):

@@ -21,6 +21,11 @@ def one_line(error: BaseException) -> str:
     words = " ".join(str(error).split())
     if len(words) < 40:
         words = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return shorten(words)
+
+
+def shorten(words: str) -> str:
+    """No more of a text than a line of a log bears."""
     return words if len(words) <= _LONGEST else words[: _LONGEST - 3] + "..."
 
 
