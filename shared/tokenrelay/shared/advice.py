@@ -14,8 +14,6 @@ from redis.exceptions import (
     ConnectionError,
     InvalidResponse,
     NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
     TimeoutError,
 )
@@ -25,6 +23,7 @@ CLUSTER: Final = (
     "or a primary with replicas behind Sentinels (redis+sentinel://)"
 )
 _CREDENTIALS: Final = "check user and password in TOKENRELAY_REDIS_URL"
+_RIGHTS: Final = "this Redis user lacks a right; give it the one named, or use another user"
 _NO_REDIS: Final = "what answers there isn't Redis: check host and port in TOKENRELAY_REDIS_URL"
 
 _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
@@ -57,10 +56,12 @@ _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
     (AuthenticationError, "", _CREDENTIALS),
     (AuthorizationError, "", _CREDENTIALS),
     (RedisError, "NOAUTH|WRONGPASS", _CREDENTIALS),
-    (NoPermissionError, "", "this Redis user lacks a right; give it the one named, or use another user"),
-    (ReadOnlyError, "", "this is a read-only replica; give the URL of its primary"),
+    # By their words too: Redis 6.2 gives what stopped a script inside of an error of the script's.
+    (RedisError, "-NOPERM", _RIGHTS),
+    (RedisError, "read only replica", "this is a read-only replica; give the URL of its primary"),
+    (RedisError, "used memory > 'maxmemory'", "Redis is full: raise maxmemory, or wait until retention frees some"),
+    (NoPermissionError, "", _RIGHTS),
     (RedisError, "MASTERDOWN|link with master", "this is a replica without its primary; give the primary's URL"),
-    (OutOfMemoryError, "", "Redis is full: raise maxmemory, or wait until retention frees some"),
     (BusyLoadingError, "", "Redis is loading its data: try again in a moment"),
     (RedisError, "MISCONF", "Redis can't write to its disk: free some space"),
     (RedisError, "NOREPLICAS", "too few replicas are connected: see min-replicas-to-write there"),

@@ -35,6 +35,7 @@ _MAX_CONNECTIONS: Final = 1 << 16
 _IN_PIPELINE: Final = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ", re.DOTALL)
 """What redis-py puts before a refused command's error: the command's beginning, which tells the user nothing."""
 _CLUSTER_URL: Final = re.compile(r"rediss?[+-]cluster://")
+_IN_SCRIPT: Final = re.compile(r"^Error running script \(call to \w+\): (@user_script: ?\d+: )*-?")
 _TOLD_CHARS: Final = 200
 _USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
@@ -148,7 +149,7 @@ def is_for_now(error: exceptions.ResponseError) -> bool:
 
 def explain(error: exceptions.RedisError, where: str) -> RedisUnusable:
     """A redis-py error in one line that says what to do. `where`: the server's address."""
-    told = _IN_PIPELINE.sub("", str(error)).split("\n", 1)[0] or type(error).__name__
+    told = _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error))).split("\n", 1)[0] or type(error).__name__
     if len(told) > _TOLD_CHARS:
         told = told[:_TOLD_CHARS].rsplit(" ", 1)[0] + " …"
     return RedisUnusable(f"Redis at {where}: {told.rstrip('.')}; {advice(error)}")
