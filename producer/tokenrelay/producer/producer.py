@@ -53,7 +53,7 @@ class Producer(Consumer):
         return self._generation(plan.request_id)
 
     def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[Generation]:
-        """Queue all of them in one transaction, or none. `options` hold for each item that doesn't say otherwise.
+        """Queue all of them, or none. `options` hold for each item that doesn't say otherwise.
 
         Raises RequestError naming the item, field and limit; QueueFull where they don't fit all; RedisUnusable.
         """

@@ -68,15 +68,15 @@ def refused(replies: Sequence[Reply]) -> list[Reply]:
     return list(replies)
 
 
-def resent(batch: Batch, *, atomic: bool = False) -> Steps[list[Reply]]:
+def resent(batch: Batch) -> Steps[list[Reply]]:
     """The replies, errors in place, of a batch that may be repeated: it's sent again where it wasn't answered."""
     try:
-        return (yield Round(batch, atomic))
+        return (yield Round(batch))
     except AuthenticationError:
         raise
     except LOST:
         yield Pause(_RESENT_AFTER_S)
-        return (yield Round(batch, atomic))
+        return (yield Round(batch))
 
 
 class Driver:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from tokenrelay.producer.endings import cancel
 from tokenrelay.producer.rounds import ask, resent
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tokenrelay.producer.rounds import Steps
-    from tokenrelay.shared.commands import Batch, Reply
+    from tokenrelay.shared.commands import Reply
     from tokenrelay.shared.settings import ProducerSettings
 
 RETRY_AFTER_S: Final = 1.0
@@ -117,29 +117,25 @@ def submitted_many(plans: list[Planned], settings: ProducerSettings) -> Steps[No
 
 
 def written(plans: list[Planned], limit: int) -> Steps[None]:
-    """Create and enqueue in one MULTI/EXEC. What was created before another was refused (Redis full) is cancelled.
+    """Create all requests, then enqueue their jobs. What was created before another was refused is cancelled.
 
+    Never in one batch, MULTI/EXEC or not: a server that knows the second script and not the first, which is another
+    release's, queues a job without its request, and a worker may take it before the batch is sent again.
     Raises QueueFull where others filled the queue meanwhile; IdempotencyConflict.
     """
-    batch: Batch = []
-    for plan in plans:
-        batch += [create_call(plan), enqueue_call_of(plan, limit)]
-    replies = yield from resent(batch, atomic=True)
-    creates, enqueues = replies[::2], replies[1::2]
+    creates = yield from resent([create_call(plan) for plan in plans])
     try:
-        for plan, create, enqueue in zip(plans, creates, enqueues, strict=True):
-            _check_written(plan, create, enqueue, limit)
-    except (RedisError, TokenRelayError):
+        for plan, create in zip(plans, creates, strict=True):
+            if reply_word(create) == "CONFLICT":
+                raise conflict(plan.request_id)
+        enqueues = yield from resent([enqueue_call_of(plan, limit) for plan in plans])
+        for plan, enqueue in zip(plans, enqueues, strict=True):
+            check_enqueued(plan, enqueue, limit)
+    except (ResponseError, TokenRelayError):
         for plan, create in zip(plans, creates, strict=True):
             if _is_ours(plan, create):
                 yield from cancel(plan.request_id)
         raise
-
-
-def _check_written(plan: Planned, create: Reply, enqueue: Reply, limit: int) -> None:
-    if reply_word(create) == "CONFLICT":
-        raise conflict(plan.request_id)
-    check_enqueued(plan, enqueue, limit)
 
 
 def check_enqueued(plan: Planned, enqueue: Reply, limit: int) -> None:

@@ -55,6 +55,8 @@ RQ_LEASE_S = 60
 
 
 ALONE_FROM_CRASHES = 2
+MISSING_S = 1.0
+"""How long a job's request is waited for that isn't there."""
 REFUSED_MS = 5_000
 """How long workers of this kind leave a job to others that they were refused; others take it at once."""
 
@@ -71,8 +73,8 @@ class Job:
     """The prompt as the claim stores it: token IDs as JSON, and of a short prompt their texts."""
     retention_s: int = 1
     crashes: int = 0
-    gone: bool = False
-    """Whether its request is no longer in Redis."""
+    gone_since: float | None = None
+    """Since when its request isn't found in Redis, on this process's monotonic clock."""
     refusal: Ending | None = None
 
     @property
@@ -102,6 +104,8 @@ class Intake:
     figures: Figures
     _unread: deque[Job] = field(default_factory=deque)
     """Taken, not yet claimed: kept over an error, so that a taken job is never forgotten."""
+    _missing: list[Job] = field(default_factory=list)
+    """Taken, their requests not there yet."""
     _execution_ids: tuple[str, ...] = ()
     """Of a take whose reply didn't come: repeated with the same IDs, it gives the same jobs."""
     _uncounted: list[Callable[[], object]] = field(default_factory=list)
@@ -120,12 +124,12 @@ class Intake:
     @property
     def unclaimed(self) -> bool:
         """Whether jobs were taken, or may have been, that aren't attempts yet."""
-        return bool(self._unread or self._execution_ids)
+        return bool(self._unread or self._missing or self._execution_ids)
 
     @property
     def taken(self) -> list[Execution]:
         """The jobs that were taken and aren't attempts yet."""
-        return [job.execution for job in self._unread]
+        return [job.execution for job in (*self._unread, *self._missing)]
 
     def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
         """Up to `limit` attempts that are now this worker's. Raises redis errors; nothing is lost by them.
@@ -138,16 +142,34 @@ class Intake:
             return []
         self._alone = self.exhausted = False
         if not self._unread:
-            self._take(limit, idle=idle)
+            self._unread += self._missing[:limit]
+            del self._missing[:limit]
+            if len(self._unread) < limit:
+                self._take(limit - len(self._unread), idle=idle)
         jobs = list(self._unread)
         if not jobs:
             self.exhausted = idle
             return []
         self._read(jobs)
-        jobs = self._set_apart(jobs, idle=idle)
+        jobs = self._set_apart(self._set_missing_apart(jobs), idle=idle)
         claimed = self._claim(jobs)
         self._unread.clear()
         return claimed
+
+    def _set_missing_apart(self, jobs: list[Job]) -> list[Job]:
+        """The jobs whose request is there. The others are looked at again, and closed where it doesn't come.
+
+        A producer of an earlier release may enqueue a moment before it creates: see `submission.written`.
+        """
+        now = time.monotonic()
+        missing = [job for job in jobs if job.gone_since is not None]
+        gone = [job for job in missing if now - (job.gone_since or now) >= MISSING_S]
+        if gone:
+            self._settle([self._close(job, State.FAILED, "its request is gone from Redis") for job in gone])
+            self.figures.ends.add(str(State.FAILED), reason_of(State.FAILED), amount=len(gone))
+        self._missing += [job for job in missing if job not in gone]
+        self._unread = deque(job for job in jobs if job not in missing)
+        return list(self._unread)
 
     def _set_apart(self, jobs: list[Job], *, idle: bool) -> list[Job]:
         """The jobs to claim now, without those that must run alone and can't yet: they go back to the front."""
@@ -189,8 +211,9 @@ class Intake:
         """Read a request. Whatever is wrong with it, it fails alone, and says why."""
         request, prompt_ids, retention_ms, crashes = fields
         if request is None:
-            job.gone = True
+            job.gone_since = job.gone_since or time.monotonic()
             return
+        job.gone_since = None
         try:
             job.retention_s = max(min(whole(retention_ms) or 0, MAX_RETENTION_S * 1000) // 1000, 1)
             job.crashes = whole(crashes) or 0
@@ -209,8 +232,7 @@ class Intake:
     def _claim(self, jobs: list[Job]) -> list[Claimed]:
         self._uncounted.clear()
         claimed: list[Claimed] = []
-        clean_up: Batch = [self._end(job, State.FAILED, "its request is gone from Redis") for job in jobs if job.gone]
-        jobs = [job for job in jobs if not job.gone]
+        clean_up: Batch = []
         *replies, time_now = self.pipeline.run([*map(self._claim_call, jobs), ("TIME",)]) if jobs else [None]
         for job, reply in zip(jobs, replies, strict=True):
             if is_unusable(reply):
