@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from tests.faults.load import Text
 
 LEAST_RUNS: Final = 20
-ALONE: Final = frozenset({"SIGKILL child", "SIGKILL supervisor and child", "SIGKILL both, lease 6 s", "cancel"})
+ALONE: Final = frozenset(
+    {"SIGKILL child", "SIGKILL supervisor and child", "SIGKILL both, lease 6 s", "cancel", "pace beside a sick request"}
+)
 LANES: Final = 2
 POOL: Final = 48
 FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {

@@ -92,7 +92,7 @@ def _arm() -> None:
                 time.sleep(SLOW_STEP_S)
 
     register_module_forward_pre_hook(look)
-    register_module_forward_hook(_spoiler(vocabulary[NAN_WORD]), with_kwargs=True)
+    register_module_forward_hook(spoiler(vocabulary[NAN_WORD]), with_kwargs=True)
 
 
 def _runs(ids: torch.Tensor, word: int) -> list[int]:
@@ -103,7 +103,7 @@ def _runs(ids: torch.Tensor, word: int) -> list[int]:
     return found
 
 
-def _spoiler(nan_word: int) -> Callable[..., None]:
+def spoiler(nan_word: int) -> Callable[..., None]:
     """A hook behind every module, for what the sick requests are sick of."""
     import torch
 

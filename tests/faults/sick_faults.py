@@ -4,6 +4,8 @@ prefill. They fail alone, or not at all; nobody else's text changes, and no work
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from rq.suspension import resume, suspend
@@ -13,20 +15,22 @@ from tests.faults.children import FUSSY, INVALID_SEED, NAN_WORD, POISON_LENGTH, 
 from tests.faults.load import await_end, entries, submit, undisturbed
 from tests.faults.rounds import Round
 from tests.faults.site import Plan
+from tests.faults.verdict import milliseconds
 from tests.integration.test_worker_faults import AT, BAD, SICK
 from tests.workers import MODEL, VOCABULARY
 from tokenrelay.shared.entries import Ended, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tests.faults.bench import Bench
     from tests.faults.site import Site
     from tests.faults.verdict import Tally
-    from tokenrelay.producer import Submission
+    from tokenrelay.producer import Entry, Submission
 
 INNOCENT: Final = 31
 STALL_S: Final = 2
+PAIRS: Final = 5
 FUSSY_TOKENS: Final = 60
 SICK_PROMPT: Final[Submission] = {"prompt": " ".join([NAN_WORD] * POISON_LENGTH), "max_new_tokens": 64, "seed": 1}
 INVALID: Final[Submission] = {
@@ -109,9 +113,43 @@ def long_prefill(bench: Bench, tally: Tally) -> None:
     tally.require(tally.takeovers == 0, "a long prefill is no hang")
 
 
+def pace(bench: Bench, tally: Tally) -> None:
+    """How much longer the others wait between tokens beside a sick request, in pairs of waves with and without it."""
+    rng, steps, longer, tally.needed = bench.rng(tally), list[float](), list[float](), PAIRS
+    with bench.site(tally, Plan(workers=1, settings={"SLOTS": str(INNOCENT + 1)})) as site:
+        for number in range(PAIRS):
+            texts = rng.sample(list(bench.texts), INNOCENT)
+            p95_s = {}
+            for is_sick in (False, True) if number % 2 else (True, False):
+                suspend(site.redis)
+                sick = submit(site, [SICK_PROMPT if number % 2 else INVALID] if is_sick else [])
+                current = Round(site, tally, rng, texts)
+                resume(site.redis)
+                current.finish(further=True)
+                gaps = sorted(_gaps(entries(site, current.request_ids)))
+                p95_s[is_sick] = gaps[int(len(gaps) * 0.95)]
+                if is_sick:
+                    _fails(site, tally, sick[0], "invalid_logits")
+                else:
+                    steps.append(median(gaps))
+            longer.append(p95_s[True] - p95_s[False])
+            tally.runs += 1
+    tally.notes.append(
+        f"p95 between tokens beside a sick request: {milliseconds(longer)} ms longer (p50 / max of pairs)"
+    )
+    tally.notes.append(f"a step: {milliseconds(steps)} ms")
+    tally.require(median(longer) <= median(steps), "p95 between tokens is within one step of that without it")
+
+
+def _gaps(streams: Sequence[Sequence[Entry]]) -> list[float]:
+    tokens = [[entry.at_us for entry in stream if isinstance(entry, Token)] for stream in streams]
+    return [(after - before) / 1e6 for times in tokens for before, after in pairwise(times)]
+
+
 FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "NaN hidden state, 31 beside": partial(_beside, sick=SICK_PROMPT, code="invalid_logits"),
     "no finite logit, 31 beside": partial(_beside, sick=INVALID, code="invalid_logits"),
     "undecodable token, 31 beside": undecodable,
+    "pace beside a sick request": pace,
     "prefill longer than the stall timeout": long_prefill,
 }
