@@ -92,7 +92,14 @@ BAD: list[tuple[dict[str, Any], str, object, str]] = [
     ({"metadata": nested(3000)}, "metadata.a.dict", None, "metadata"),
     ({"idempotency_key": ""}, "idempotency_key", 1, "at least 1"),
     ({"idempotency_key": "x" * 257}, "idempotency_key", 256, "at most 256"),
-    ({"temprature": 1.0}, "temprature", None, "known ones are"),
+    ({"temprature": 1.0}, "temprature", None, "unknown field; did you mean temperature? known ones are deadline_s, "),
+    ({"zzz": 1.0}, "zzz", None, "unknown field; known ones are deadline_s, "),
+    (
+        {"prompt": None, "messages": [{"role": "user", "content": "x", "contents": "y"}]},
+        "messages.0.contents",
+        None,
+        "unknown field; did you mean content? known ones are content, role",
+    ),
 ]
 
 

@@ -222,8 +222,9 @@ def _request_error(error: ValidationError) -> RequestError:
         limit = _FINITE_LIMITS.get(field)
         reason += f", at most {limit:g}" if limit is not None else ""
     if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(DEFAULTS))
-        close = get_close_matches(field, DEFAULTS, 1)
+        names = Message.__annotations__ if "." in field else DEFAULTS
+        known = ", ".join(sorted(names))
+        close = get_close_matches(field.rpartition(".")[2], names, 1)
         meant = f"; did you mean {close[0]}?" if close else ";"
         return RequestError(f"{field}: unknown field{meant} known ones are {known}", field=field)
     shown = "" if isinstance(first["input"], dict | list) or field == "prompt" else f" (got {_short(first['input'])})"
