@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 
 LEAST_RUNS: Final = 20
 ALONE: Final = frozenset(
-    {"SIGKILL child", "SIGKILL supervisor and child", "SIGKILL both, lease 6 s", "cancel", "pace beside a sick request"}
+    {
+        "SIGKILL child",
+        "SIGKILL supervisor and child",
+        "SIGKILL both, lease 6 s",
+        "SIGKILL supervisor, loading",
+        "cancel",
+        "pace beside a sick request",
+    }
 )
 LANES: Final = 2
 POOL: Final = 48

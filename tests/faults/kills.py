@@ -7,11 +7,14 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import psutil
+
 from tests.faults.bench import Bench, renew
 from tests.faults.children import MARK
 from tests.faults.load import await_end, entries, requests, submit
 from tests.faults.rounds import Round
-from tests.faults.site import Plan
+from tests.faults.site import Plan, Worker
+from tests.faults.verdict import milliseconds
 from tests.waiting import wait_until
 from tests.workers import MODEL
 from tokenrelay.shared import keys
@@ -20,7 +23,6 @@ from tokenrelay.shared.entries import Migrated, Started, Token
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.faults.site import Worker
     from tests.faults.verdict import Tally
     from tokenrelay.producer import Entry, Submission
 
@@ -28,6 +30,7 @@ RECLAIM_P50_S: Final = 0.3
 RECLAIM_MAX_S: Final = 1.0
 HOST_LOSS_S: Final = 1.0
 """Beyond the lease."""
+ORPHAN_S: Final = 1.0
 
 
 def _kill_child(bench: Bench, tally: Tally, plan: Plan) -> None:
@@ -170,6 +173,34 @@ def _signalled(
         bench.rounds(site, tally, inject)
 
 
+def orphan_while_loading(bench: Bench, tally: Tally) -> None:
+    """A supervisor is killed at any moment while its child imports and loads: the child is gone within a second."""
+    rng, lasted_s, load_s = bench.rng(tally), list[float](), 0.0
+    with bench.site(tally, Plan(workers=0)) as site:
+        site.nursery = None  # a child of its own imports everything
+        for number in range(tally.needed + 1):
+            worker = Worker(site, "weather", {})
+            began = time.monotonic()
+            supervisor = psutil.Process(worker.process.pid)
+            (child,) = wait_until(supervisor.children, 60)
+            if number == 0:  # how long it takes
+                worker.wait_ready()
+                load_s = time.monotonic() - began
+                worker.terminate()
+                worker.process.wait(60)
+                continue
+            time.sleep(rng.uniform(0, 0.9 * load_s))
+            killed = time.monotonic()
+            worker.process.kill()
+            worker.process.wait()
+            psutil.wait_procs([child], 30)
+            lasted_s.append(time.monotonic() - killed)
+            tally.require(not child.is_running(), "the child ends")
+            tally.runs += 1
+    tally.notes.append(f"supervisor's death to the loading child's, p50 / max: {milliseconds(lasted_s)} ms")
+    tally.require(max(lasted_s) <= ORPHAN_S, f"a loading child is gone within {ORPHAN_S} s")
+
+
 def rolling_restart(bench: Bench, tally: Tally) -> None:
     """All workers are restarted, one after the other, under load."""
     with bench.site(tally, Plan(workers=2, settings={"DRAIN_TIMEOUT_S": "0.3"})) as site:
@@ -199,4 +230,5 @@ FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "engine exception": engine_exception,
     "drain (SIGTERM)": drain,
     "rolling restart": rolling_restart,
+    "SIGKILL supervisor, loading": orphan_while_loading,
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
+from rq.suspension import resume, suspend
 
 from tests.faults.bench import Bench, at_least_ready
 from tests.faults.children import POISON_LENGTH, POISON_WORD
@@ -169,6 +170,32 @@ def cancel(bench: Bench, tally: Tally) -> None:
     tally.require(median(claims) <= CANCEL_P50_S, f"cancel to slot free p50 <= {CANCEL_P50_S} s")
 
 
+def crash_loop(bench: Bench, tally: Tally) -> None:
+    """A request that took workers down twice stands in front of the queue, and every worker is busy: the others begin
+    all the same, and it runs once a worker is idle."""
+    slots, workers, rng = 8, 3, bench.rng(tally)
+    plan = Plan(workers=workers, settings={"SLOTS": str(slots)})
+    with bench.site(tally, plan) as site, Producer(site.server.url) as producer:
+        for _ in range(tally.needed):
+            # One more than two workers hold, so that each has some; they last longer than two rounds of streams.
+            busy = submit(site, requests(slots * (workers - 1) + 1, rng.randrange(2**32), 400))
+            wait_until(lambda: all(len(stream) > 3 for stream in entries(site, busy)), 60)  # noqa: B023
+            text, *others = rng.sample(list(bench.texts), 9)
+            suspend(site.redis)
+            (crashed,) = submit(site, [text.submission])
+            site.redis.hset(keys.request(crashed), "crashes", 2)
+            resume(site.redis)
+            current = Round(site, tally, rng, others)
+            current.finish()
+            began = [stream[1].at_us for stream in entries(site, current.request_ids)]
+            for request_id in busy:
+                producer.get(request_id).cancel()
+            await_end(site, [*busy, crashed])
+            ends = [stream[-1].at_us for stream in entries(site, busy)]
+            tally.require(max(began) < min(ends), "the others began while every worker was busy")
+            tally.receive(crashed, entries(site, [crashed])[0], text)
+
+
 def _ends_once(stream: Sequence[Entry]) -> bool:
     return isinstance(stream[-1], Ended) and sum(isinstance(entry, Ended) for entry in stream) == 1
 
@@ -178,4 +205,5 @@ FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "concurrent maintainers": maintain_at_once,
     "poison request, 32 in flight": poison,
     "cancel": cancel,
+    "two crashes, all workers busy": crash_loop,
 }

@@ -110,6 +110,36 @@ def test_what_must_run_alone_keeps_nobody_waiting(
     assert together == [], "it ran beside another"
 
 
+def test_what_waited_long_to_run_alone_is_made_room_for_by_one_worker(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """A fleet that is never idle would let it wait until its deadline."""
+    together: list[list[int]] = []
+    with ExitStack() as stack:
+        workers = [stack.enter_context(running_worker(redis_server.url, Watched(together), slots=8)) for _ in "ab"]
+        long = []
+        while not all(worker.loop.in_flight for worker in workers):
+            long.append(submit(pipeline, NOW, max_new_tokens=9_999))
+            wait_until(lambda: state(redis, long[-1]) == "in_progress")
+        first, second = (keys.rq_job(request_id) for request_id in crashed(redis, pipeline, 2))
+        wait_until(lambda: redis.hexists(first, "alone") and redis.hexists(second, "alone"))
+        redis.hset(first, "alone", 1)  # noted long ago
+        redis.hset(second, "alone", 1)
+        short = {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=2) for seed in range(20)}
+        for seed, request_id in short.items():
+            assert result(redis, request_id).text == words(seed, 2)
+        (reserved,) = [name for job in (first, second) if (name := redis.hget(job, "alone_for"))]
+        (making_room,) = [worker for worker in workers if worker.name.encode() == reserved]
+        for attempt in making_room.loop.in_flight.all():
+            assert attempt.request_id in long, "it took others"
+            cancel(pipeline, attempt.request_id)
+        wait_until(lambda: not redis.hexists(first, "alone") and not redis.hexists(second, "alone"))
+        for request_id in long:
+            cancel(pipeline, request_id)
+        wait_until(lambda: not any(worker.loop.in_flight for worker in workers))
+    assert together == [], "it ran beside another"
+
+
 def test_another_models_request_keeps_nobody_waiting(
     redis_server: RedisServer, redis: Redis, pipeline: Pipeline
 ) -> None:

@@ -12,6 +12,8 @@ local now_ms = clock[1] .. string.format('%03d', math.floor(tonumber(clock[2]) /
 local iso = iso_now()
 local idle, refused = ARGV[5] == '1', 'refused:' .. ARGV[6]
 local MAX_LEFT = 256
+-- A job that has waited so long for an idle worker is reserved by one, which then takes nothing until it's idle.
+local RESERVED_AFTER_MS, RESERVED_FOR_MS = 30000, 60000
 local taken = {}
 
 -- A key of another type than RQ's or ours is somebody's mistake. It may not cost a popped job, or the other queues'.
@@ -48,6 +50,17 @@ local function fit(job)
   return m[1] and 'ALONE' or 'FREE'
 end
 
+-- Whether this worker is to make room for a job that must run alone: one worker at a time, so that the others go on.
+local others_turn = false
+local function reserve(job)
+  local m = redis.call('HMGET', job, 'alone', 'alone_for', 'alone_until')
+  local reserved = (tonumber(m[3] or 0) or 0) > tonumber(now_ms)
+  others_turn = others_turn or reserved and m[2] ~= name
+  if others_turn or not reserved and now_ms - (tonumber(m[1]) or 0) < RESERVED_AFTER_MS then return false end
+  redis.call('HSET', job, 'alone_for', name, 'alone_until', string.format('%.0f', now_ms + RESERVED_FOR_MS))
+  return true
+end
+
 if redis.call('EXISTS', KEYS[3]) == 1 then return taken end
 local used = 0
 for number = 1, (#KEYS - 3) / 3 do
@@ -67,10 +80,11 @@ for number = 1, (#KEYS - 3) / 3 do
     local how = status == 'queued' and fit(job)
     if how == 'BUSY' then
       stay[#stay + 1] = job_id
+      if reserve(job) then wanted = {} end
     elseif how == 'REFUSED' then
       behind[#behind + 1] = job_id
     elseif how then
-      redis.call('HDEL', job, 'alone', refused)
+      redis.call('HDEL', job, 'alone', 'alone_for', 'alone_until', refused)
       used = used + 1
       local execution_id = wanted[used]
       local composite = job_id .. ':' .. execution_id

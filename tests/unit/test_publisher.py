@@ -1,0 +1,53 @@
+"""The publisher against replies of Redis that no script of ours gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.connections import connect
+from tokenrelay.shared.rq_jobs import Execution
+from tokenrelay.worker.attempts import Attempt, Ending, InFlight
+from tokenrelay.worker.figures import Figures
+from tokenrelay.worker.publisher import Publisher
+
+if TYPE_CHECKING:
+    from tokenrelay.shared.commands import Batch, Reply
+
+
+class Answering(Pipeline):
+    """Gives the first call of each batch one reply, and the others what an append says."""
+
+    def __init__(self, first: Reply) -> None:
+        super().__init__(connect("redis://127.0.0.1:1/0"))
+        self._first = first
+
+    def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
+        return [self._first, *([b"OK", 2] for _ in batch[1:])]
+
+
+def attempt(number: int) -> Attempt:
+    return Attempt(Execution(f"request-{number}", "queue"), f"1:{number}", 1, 60, tokens=[("x", 1)])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [None, 5, [], b"", [b"OK", None], [b"OK", b"no state"], [b"DONE"], [b"GAP", b"x"], {"OK": 1}],
+    ids=repr,
+)
+def test_a_reply_that_cant_be_read_fails_its_request_alone(reply: Reply) -> None:
+    """It ends as internal_error with the next pipeline; where that has such a reply too, its lease runs out."""
+    over: list[Attempt] = []
+    sick, healthy = attempt(1), attempt(2)
+    in_flight = InFlight(2, lambda: None)
+    for each in (sick, healthy):
+        in_flight.add(each)
+    publisher = Publisher(Answering(reply), in_flight, 6000, over.append, Figures())
+    publisher.publish(in_flight.all())
+    assert sick.ending == Ending.internal_error()
+    assert (healthy.acknowledged, healthy.ending) == (1, None)
+    publisher.publish(in_flight.all())
+    assert in_flight.all() == [healthy]
+    assert over == [sick]
