@@ -50,15 +50,24 @@ local function fit(job)
   return m[1] and 'ALONE' or 'FREE'
 end
 
--- Whether this worker is to make room for a job that must run alone: one worker at a time, so that the others go on.
-local others_turn = false
-local function reserve(job)
-  local m = redis.call('HMGET', job, 'alone', 'alone_for', 'alone_until')
-  local reserved = (tonumber(m[3] or 0) or 0) > tonumber(now_ms)
-  others_turn = others_turn or reserved and m[2] ~= name
-  if others_turn or not reserved and now_ms - (tonumber(m[1]) or 0) < RESERVED_AFTER_MS then return false end
-  redis.call('HSET', job, 'alone_for', name, 'alone_until', string.format('%.0f', now_ms + RESERVED_FOR_MS))
-  return true
+local function reservation(job)
+  local m = redis.call('HMGET', P .. ':job:' .. job, 'alone', 'alone_for', 'alone_until')
+  local holder = (tonumber(m[3] or 0) or 0) > tonumber(now_ms) and m[2]
+  return holder, now_ms - (tonumber(m[1]) or 0)
+end
+
+-- One worker at a time makes room, so that the others go on: nobody does where another one does for any of these.
+local function reserve(waiting)
+  local longest, longest_ms = nil, RESERVED_AFTER_MS
+  for _, job_id in ipairs(waiting) do
+    local holder, waited_ms = reservation(job_id)
+    if holder and holder ~= name then return end
+    if holder or waited_ms >= longest_ms then longest, longest_ms = job_id, holder and math.huge or waited_ms end
+  end
+  if longest then
+    redis.call('HSET', P .. ':job:' .. longest, 'alone_for', name, 'alone_until',
+      string.format('%.0f', now_ms + RESERVED_FOR_MS))
+  end
 end
 
 if redis.call('EXISTS', KEYS[3]) == 1 then return taken end
@@ -80,7 +89,7 @@ for number = 1, (#KEYS - 3) / 3 do
     local how = status == 'queued' and fit(job)
     if how == 'BUSY' then
       stay[#stay + 1] = job_id
-      if reserve(job) then wanted = {} end
+      if reservation(job_id) == name then wanted = {} end
     elseif how == 'REFUSED' then
       behind[#behind + 1] = job_id
     elseif how then
@@ -104,6 +113,7 @@ for number = 1, (#KEYS - 3) / 3 do
       if how == 'ALONE' then wanted = {} end
     end
   end
+  reserve(stay)
   for at = #stay, 1, -1 do redis.call('LPUSH', queue, stay[at]) end
   for _, job_id in ipairs(behind) do redis.call('RPUSH', queue, job_id) end
   if used >= #wanted then break end
