@@ -18,6 +18,8 @@ OWN: Final = {
     "wrong_key": r"401",
 }
 """Of clients with one class for all statuses."""
+CODEX: Final = {"too_long": TOO_LONG, "unknown_model": "no-such-model"}
+"""Codex prints the gateway's message, without its status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,13 @@ _PYTHON: Final = (
     Client("haystack", "haystack_generator.py", r"OpenAI/Python", ("haystack-ai",)),
     Client("smolagents", "smolagents_model.py", r"OpenAI/Python", ("smolagents[openai]",)),
     Client("llm", "llm_conversation.py", r"OpenAI/Python", ("llm",)),
-    Client("huggingface_hub", "hub_inference.py", r"hf_hub/", ("huggingface_hub",), errors=OWN),
+    Client(
+        "huggingface_hub",
+        "hub_inference.py",
+        r"hf_hub/",
+        ("huggingface_hub",),
+        errors={**OWN, "too_long": EXPECTED_ERRORS["too_long"]},
+    ),
     Client(
         "guidellm",
         "guidellm_benchmark.py",
@@ -137,7 +145,9 @@ _OTHERS: Final = (
         ("node", "npm"),
         errors=OWN,
     ),
-    Client("codex", "codex_exec.py", r"codex", ("@openai/codex",), ("node", "npm"), errors=OWN, exact=False),
+    Client(
+        "codex", "codex_exec.py", r"codex", ("@openai/codex",), ("node", "npm"), errors={**OWN, **CODEX}, exact=False
+    ),
     Client("jdk", "JdkHttpClient.java", r"^Java-http-client/", programs=("java",), errors=OWN),
     Client("curl", "curl_command.py", r"^curl/", programs=("curl",), errors=OWN),
 )

@@ -9,9 +9,13 @@ import llm
 from scenarios import API_KEY, BASE_URL, ENDLESS, LONG_QUESTION, MODEL, QUESTIONS, run
 
 NAMES = (MODEL, ENDLESS, "no-such-model")
-Path.home().joinpath("extra-openai-models.yaml").write_text(
-    "".join(f"- model_id: {name}\n  model_name: {name}\n  api_base: {BASE_URL}\n" for name in NAMES)
-)
+ENTRY = """
+- model_id: {name}
+  model_name: {name}
+  api_base: {url}
+  api_key_name: tokenrelay
+"""
+Path.home().joinpath("extra-openai-models.yaml").write_text("".join(ENTRY.format(name=n, url=BASE_URL) for n in NAMES))
 
 
 def ask(question, model=MODEL, key=API_KEY, **options):

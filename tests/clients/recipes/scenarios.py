@@ -5,6 +5,7 @@ an API key, and the names of its models.
 """
 
 import asyncio
+import gc
 import inspect
 import json
 import os
@@ -41,6 +42,7 @@ def _result(scenario, runner):
             result = runner.run(result)
     except Exception as error:  # noqa: BLE001  whatever the package raises is the result
         return {"error": _described(error)}
+    gc.collect()  # some packages leave it to this to close a stream that was left: sooner or later it comes by itself
     return {"answers": result}
 
 
