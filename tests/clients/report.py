@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BEGIN: Final = "<!-- results: make clients writes what stands between these lines -->"
 END: Final = "<!-- /results -->"
+_HEAD: Final = "| client | version | calls | scenarios | result | run on |"
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -46,12 +47,16 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def write_page(page: Path, rows: Sequence[Row]) -> None:
-    """Replace the part of the page between its markers. Raises ValueError where it has none."""
+    """Write the rows between the page's markers; those of other clients stay. Raises ValueError without markers."""
     before, begin, rest = page.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page} has no {BEGIN} … {END}")
-    lines = [f"Run on {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {platform.system()}.", ""]
-    lines += ["| client | version | calls | scenarios | result |", "|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |" for row in rows]
-    page.write_text("\n".join([before + begin, *lines, end + after]), "utf-8")
+    kept = [line for line in old.splitlines() if line.startswith("| ") and not line.startswith("| client |")]
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in kept}
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    for row in rows:
+        told = (*(cell.replace("|", "/") for cell in cells(row)), today)
+        lines[row.name] = f"| {' | '.join(told)} |"
+    table = [_HEAD, "|---|---|---:|---|---|---|", *(lines[name] for name in sorted(lines))]
+    page.write_text("\n".join([before + begin, *table, end + after]), "utf-8")

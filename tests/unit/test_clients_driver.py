@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -145,11 +146,19 @@ def test_every_client_has_a_recipe_and_a_name_of_its_own() -> None:
     assert len({client.name for client in CLIENTS}) == len(CLIENTS)
 
 
-def test_the_page_gets_the_results(tmp_path: Path) -> None:
+def test_the_page_gets_the_results_and_keeps_those_of_other_clients(tmp_path: Path) -> None:
     page = tmp_path / "clients.md"
-    page.write_text(f"# Clients\n{BEGIN}\nold\n{END}\nmore\n", "utf-8")
-    write_page(page, [Row("some", {"some": "1.2"}, 7, {"whole": ""})])
-    text = page.read_text("utf-8")
-    assert "| some | some 1.2 | 7 | whole | ok |" in text
-    assert "old" not in text
-    assert text.endswith(f"{END}\nmore\n")
+    page.write_text(f"# Clients\n{BEGIN}\n{END}\nmore\n", "utf-8")
+    write_page(page, [Row("some", {"some": "1.2"}, 7, {"whole": "a fault"}), Row("other", skipped="there is no java")])
+    write_page(page, [Row("some", {"some": "1.3"}, 8, {"whole": ""})])
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert page.read_text("utf-8").splitlines() == [
+        "# Clients",
+        BEGIN,
+        "| client | version | calls | scenarios | result | run on |",
+        "|---|---|---:|---|---|---|",
+        f"| other |  | 0 |  | skipped: there is no java | {today} |",
+        f"| some | some 1.3 | 8 | whole | ok | {today} |",
+        END,
+        "more",
+    ]
