@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rq.suspension import resume, suspend
 from transformers import PreTrainedTokenizerFast
@@ -66,7 +66,7 @@ def engine() -> TransformersEngine:
 
 
 def healthy(pipeline: Pipeline, index: int) -> str:
-    prompt = " ".join(f"w{(index * 7 + step) % UNREADABLE}" for step in range(2 + index * 5 % 37))
+    prompt = " ".join(f"w{(index * 7 + step) % UNREADABLE}" for step in range(8 + index * 5 % 17))
     asked = {"temperature": index % 3 * 0.6, "top_k": 7 * (index % 4 == 1), "top_p": 0.8 if index % 5 == 1 else 1.0}
     return submit(pipeline, NOW, prompt=prompt, seed=index, max_new_tokens=24, **asked)
 
@@ -95,7 +95,10 @@ def test_a_sick_request_changes_nobodys_text(redis_server: RedisServer, redis: R
     with running_worker(redis_server.url, engine(), tokenizer=tokenizer, slots=HEALTHY + 1) as worker:
         without = texts([healthy(pipeline, index) for index in range(HEALTHY)])
 
-        @settings(max_examples=16)
+        # What a batch pads with, or is first in it, would be read by the others.
+        @example("NaN", 0, True)
+        @example("NaN deep in its prompt", 0, True)
+        @settings(max_examples=14)
         @given(st.sampled_from(sorted(KINDS)), st.integers(0, HEALTHY), st.booleans())
         def beside(kind: str, place: int, together: bool) -> None:
             if together:  # in one batch from the first token on
