@@ -76,6 +76,7 @@ _PARTS: Final = {
     "place": (),
 }
 """What stands before a script, where that isn't the prelude of its plane alone."""
+_REQUEST_KEYS: Final = 2
 _REPLIES_A_TIMER: Final = 8
 
 
@@ -110,7 +111,9 @@ def _sha1(script: str, *, modern: bool) -> str:
 def _packed(item: Command | Call, *, modern: bool) -> bytes:
     """The command as RESP, the bytes that redis-py's own packer makes of it."""
     if isinstance(item, Call):
-        return _head(item.script, item.keys, len(item.args), modern=modern) + _packed_arguments(item.args)
+        # Of a request's own scripts, which come again with each step; RQ's have fourteen keys, and come once.
+        head = _head if len(item.keys) == _REQUEST_KEYS else _head.__wrapped__
+        return head(item.script, item.keys, len(item.args), modern=modern) + _packed_arguments(item.args)
     return b"*%d\r\n" % len(item) + _packed_arguments(item)
 
 
