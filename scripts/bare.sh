@@ -5,7 +5,7 @@
 # PYTHON: the interpreter that stands in for the machine's; .venv's own where not given.
 set -euo pipefail
 
-tools=(awk basename bash cat chmod cmp cp cut date dd df diff dirname du env expr false find getconf grep gzip head
+tools=(awk basename bash cat chmod cmp cp cut date dd df diff dirname du echo env expr false find getconf grep gzip head
   hostname id kill ln ls make mkdir mkfifo mktemp mv od paste printf pwd readlink rm rmdir sed seq sh sha256sum sleep sort stat
   stty tail tar tee test touch tr true tty uname uniq wc which xargs)
 

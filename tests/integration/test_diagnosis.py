@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from rq.suspension import resume, suspend
 
 from tests.integration.test_worker import slow_engine
-from tests.redis_servers import system_binary
+from tests.redis_servers import binaries
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker
 from tests.writers import Writer
@@ -153,7 +153,7 @@ def test_a_snapshot_failed(make_redis_server: MakeRedisServer) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process's files")
 def test_the_append_only_file_cant_be_written(make_redis_server: MakeRedisServer, tmp_path: Path) -> None:
     binary = tmp_path / "redis-server"
-    binary.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {system_binary()} \"$@\"\n")
+    binary.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec {binaries()[0]} \"$@\"\n")
     binary.chmod(0o755)
     server = make_redis_server("--appendonly", "yes", binary=str(binary))
     with server.client() as client:

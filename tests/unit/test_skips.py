@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 ROOT: Final = Path(__file__).parents[2]
 TEST: Final = "tests/docs/test_observe.py::test_prometheus_takes_its_configuration"
 
@@ -20,6 +22,7 @@ def without_promtool(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_missing_program_is_a_reason_to_skip() -> None:
     done = without_promtool()
     assert done.returncode == 0, done.stdout
