@@ -24,7 +24,9 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["qwen2, windows in some layers", "phi3, rope longrope", "mixtral"])
+@pytest.mark.parametrize(
+    "name", ["qwen2, windows in some layers", "phi3, rope longrope", "mixtral", "gemma2, strong softcap"]
+)
 def test_a_served_family_is_right_alone_together_and_resumed(name: str) -> None:
     outcome = try_architecture(name)
     assert (outcome.word, outcome.refused, outcome.unbuilt) == ("served", "", ""), outcome

@@ -58,7 +58,29 @@ def _attend_eagerly(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`paged|eager`, of models that transformers has no other attention for."""
-    return _contained(eager_paged_attention_forward, module, (query, key, value), attention_mask, kwargs)
+    capped = kwargs.get("softcap") is not None
+    attention = _eager_with_softcap if capped else eager_paged_attention_forward
+    return _contained(attention, module, (query, key, value), attention_mask, kwargs)
+
+
+def _eager_with_softcap(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gemma 2's: scores stay below the cap, which transformers' own function for a paged cache leaves out."""
+    key, value = kwargs["cache"].update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    softcap = kwargs["softcap"]
+    scores = softcap * torch.tanh(torch.matmul(query, key.transpose(2, 3)) * kwargs["scaling"] / softcap)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
 def _contained(
