@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import SecretStr
 from redis.exceptions import ConnectionError
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from tests.redis_servers import is_before_redis_7
+from tests.waiting import wait_until
 from tests.writers import WEATHER, End, Writer, serving
 from tokenrelay.producer import (
     GenerationCancelled,
@@ -225,16 +227,23 @@ def test_a_repeat_heals_a_producer_that_died_before_it_enqueued(producer: Produc
 def test_a_key_whose_producer_died_before_it_created_is_used_again(producer: Producer, redis: Redis) -> None:
     dead = keys.new_request_id()
     redis.set(keys.idempotency("k"), dead, px=4_200_000)
+    redis.set(keys.idempotency_mark("k"), dead, px=60_000)
     assert producer.submit("x", idempotency_key="k").request_id == dead
 
 
-def test_a_key_whose_request_is_gone_is_bound_anew(producer: Producer, redis: Redis) -> None:
-    first = producer.submit("x", idempotency_key="k")
-    redis.delete(keys.request(first.request_id), keys.stream(first.request_id))
-    redis.expire(keys.idempotency("k"), 599)  # 3601 s old: older than the retention
-    second = producer.submit("x", idempotency_key="k")
-    assert second.request_id != first.request_id
-    assert producer.submit("x", idempotency_key="k").request_id == second.request_id
+@pytest.mark.parametrize(("first_s", "second_s"), [(600, 5), (5, 600), (600, 600)])
+def test_a_key_whose_request_is_gone_is_bound_anew(
+    redis_server: RedisServer, redis: Redis, writer: Writer, first_s: int, second_s: int
+) -> None:
+    """An ID is never used twice, however long the key and the next request live."""
+    settings = ProducerSettings(redis_url=SecretStr(redis_server.url), retention_s=1)
+    with Producer(settings=settings) as producer:
+        first = producer.submit("x", idempotency_key="k", deadline_s=first_s)
+        writer.answer(writer.take() or "")
+        wait_until(lambda: not redis.exists(keys.request(first.request_id)))
+        second = producer.submit("x", idempotency_key="k", deadline_s=second_s)
+        assert second.request_id != first.request_id
+        assert producer.submit("x", idempotency_key="k", deadline_s=second_s).request_id == second.request_id
 
 
 def test_cancelling_a_queued_request_takes_it_from_the_queue(producer: Producer, redis: Redis, writer: Writer) -> None:

@@ -7,7 +7,7 @@ one, and the script that creates lets the second attach.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tokenrelay.producer.rounds import ask
 from tokenrelay.producer.submission import Planned, check_depth, check_enqueued, conflict, enqueue_call_of, written
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.settings import ProducerSettings
 
+_NEW_MS: Final = 60_000
+"""How long a producer may take from binding a key to creating its request."""
+
 
 def submitted_once(plan: Planned, idempotency_key: str, settings: ProducerSettings) -> Steps[str]:
     """The ID of the request under the key, written now or before. Raises IdempotencyConflict, QueueFull."""
-    key, limit = keys.idempotency(idempotency_key), settings.max_queue_depth
-    bound, left_ms = yield from ask([("GET", key), ("PTTL", key)])
+    bound_keys = keys.idempotency(idempotency_key), keys.idempotency_mark(idempotency_key)
+    limit = settings.max_queue_depth
+    bound, new = yield from ask([("GET", key) for key in bound_keys])
     gone = ""
     if bound is not None and not keys.is_request_id(text(bound)):
         gone = text(bound)  # none of ours: a request under such an ID could be neither served nor found
@@ -32,12 +36,12 @@ def submitted_once(plan: Planned, idempotency_key: str, settings: ProducerSettin
         holder = replace(plan, request_id=text(bound))
         if (yield from _attached(holder, limit)):
             return holder.request_id
-        # No request, and the key younger than any retention: its producer is about to create it, or died before it did.
-        # An older one's request has ended and gone; an ID is never used twice.
-        if plan.lifetime_s * 1000 - int(left_ms) >= plan.retention_s * 1000:
+        # Bound a moment ago: its producer is about to create the request, or died before it did. Otherwise the request
+        # was there, has ended and is gone, and an ID is never used twice.
+        if new != bound:
             gone = holder.request_id
     yield from check_depth([plan], limit)
-    return (yield from _bound_and_written(plan, key, gone, limit))
+    return (yield from _bound_and_written(plan, bound_keys, gone, limit))
 
 
 def _attached(plan: Planned, limit: int) -> Steps[bool]:
@@ -53,13 +57,15 @@ def _attached(plan: Planned, limit: int) -> Steps[bool]:
     return True
 
 
-def _bound_and_written(plan: Planned, key: str, gone: str, limit: int) -> Steps[str]:
-    ((bound, _),) = yield from ask([Call("bind", (key,), (plan.request_id, plan.lifetime_s * 1000, gone))])
+def _bound_and_written(plan: Planned, bound_keys: tuple[str, str], gone: str, limit: int) -> Steps[str]:
+    # Half of the retention: whatever was created is there for longer than the mark.
+    new_ms = min(plan.retention_s * 500, _NEW_MS)
+    ((bound, _),) = yield from ask([Call("bind", bound_keys, (plan.request_id, plan.lifetime_s * 1000, gone, new_ms))])
     bound_plan = replace(plan, request_id=text(bound))
     try:
         yield from written([bound_plan], limit)
     except TokenRelayError:
         if bound_plan.request_id == plan.request_id:
-            yield from ask([("DEL", key)])  # else the next try would attach to a request that was taken back
+            yield from ask([("DEL", *bound_keys)])  # else the next try would attach to a request that was taken back
         raise
     return bound_plan.request_id

@@ -90,6 +90,11 @@ def idempotency(idempotency_key: str) -> str:
     return f"tokenrelay:idempotency:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
 
 
+def idempotency_mark(idempotency_key: str) -> str:
+    """The ID that the key was bound to a moment ago: its request may not be there yet."""
+    return f"{idempotency(idempotency_key)}:new"
+
+
 def queue(model: str, priority: str) -> str:
     """The RQ queue of a model and priority. A slash becomes two dashes, which model names can't contain."""
     return f"tokenrelay.{model.replace('/', '--')}.{priority}"

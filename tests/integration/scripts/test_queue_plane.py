@@ -285,7 +285,8 @@ def test_drop_forgets_one_execution_only(pipeline: Pipeline, redis: Redis) -> No
 
 def test_bind_keeps_the_first(pipeline: Pipeline, redis: Redis) -> None:
     def bind(request_id: str, expected: str = "") -> Any:
-        return decoded(pipeline.run([Call("bind", (keys.idempotency("k"),), (request_id, 60_000, expected))])[0])
+        bound_keys = keys.idempotency("k"), keys.idempotency_mark("k")
+        return decoded(pipeline.run([Call("bind", bound_keys, (request_id, 60_000, expected, 5000))])[0])
 
     assert bind(REQUEST_ID) == [REQUEST_ID, 60_000]
     bound, left_ms = bind(OTHER_ID)
@@ -294,3 +295,5 @@ def test_bind_keeps_the_first(pipeline: Pipeline, redis: Redis) -> None:
     assert bind(OTHER_ID, THIRD_ID)[0] == REQUEST_ID, "it is bound to another than expected"
     assert bind(OTHER_ID, REQUEST_ID)[0] == OTHER_ID
     assert 0 < redis.ttl(keys.idempotency("k")) <= 60
+    assert redis.get(keys.idempotency_mark("k")) == OTHER_ID.encode()
+    assert 0 < redis.ttl(keys.idempotency_mark("k")) <= 5
