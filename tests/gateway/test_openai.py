@@ -258,7 +258,7 @@ def test_what_we_do_not_do_is_refused_by_name(client: openai.OpenAI, redis: Redi
         ({"stop": [""]}, "stop.0"),
         ({"stop": ""}, "stop"),
         ({"stream": "yes"}, "stream"),
-        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
         ({"metadata": {"tokenrelay.gateway": {"fleeting": True}}}, "metadata"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
     ],
