@@ -18,8 +18,8 @@ OWN: Final = {
     "wrong_key": r"401",
 }
 """Of clients with one class for all statuses."""
-CODEX: Final = {"too_long": TOO_LONG, "unknown_model": "no-such-model"}
-"""Codex prints the gateway's message, without its status."""
+CODEX: Final = {"too_long": r"ran out of room in the model's context window", "unknown_model": "no-such-model"}
+"""Codex has words of its own for an overflow, and prints the gateway's message of others, without its status."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from contextlib import contextmanager
@@ -132,6 +133,16 @@ class TestVerdict:
     )
     def test_what_is_wrong(self, outcome: Outcome, fault: str) -> None:
         assert fault in fault_of(CLIENT, outcome, ANSWERS)
+
+    def test_references_stand_for_answers_and_for_nothing_else(self) -> None:
+        said = [*QUESTIONS, *[{"type": "item_reference", "id": "msg_1"}] * 2]
+        body = json.dumps({"input": said}).encode()
+        calls = tuple(Call("POST", "/", "1.1", {"user-agent": "some/1"}, body, 200) for _ in QUESTIONS)
+        assert fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), ANSWERS) == ""
+        calls[-1].body = json.dumps({"input": said[:-1]}).encode()
+        assert "lacks earlier ones" in fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), ANSWERS)
+        calls[-1].body = json.dumps({"input": ["Will it rain tomorrow?", *said[3:]]}).encode()
+        assert "lacks earlier ones" in fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), ANSWERS)
 
     def test_a_row_without_results_is_red(self) -> None:
         assert Row("some").red
