@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -253,3 +254,26 @@ def test_cache_that_does_not_fit_names_the_numbers(folder: Path) -> None:
         plan_cache(loaded, EngineSettings(kv_cache_tokens=1000), free_bytes=1 << 20)
     with pytest.raises(ModelError, match="not enough memory for the KV cache: 32 tokens"):
         plan_cache(loaded, EngineSettings(), free_bytes=0)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_a_folder_with_a_sentencepiece_model_alone(tmp_path: Path, model_type: str, named: bool) -> None:
+    """As Llama 2's and Mistral 0.1's first folders were; bytes stand for what the vocabulary lacks."""
+    write_folder(tmp_path, tiny_config(model_type))
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    sentences = [f"the weather in city {number} is fine and the wind is {number % 9}" for number in range(200)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    if named:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    tokenizer = load_model(tmp_path, device="cpu").tokenizer
+    for text in ("the weather is fine", "wind: 7 ☂"):
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
