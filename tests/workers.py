@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tokenrelay.worker.model import Served
 from tokenrelay.worker.prompts import PromptReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from tokenrelay.worker.engine import Engine
@@ -67,12 +68,15 @@ def running_worker(
     *,
     fingerprint: str = "counting-1",
     tokenizer: PreTrainedTokenizerFast | None = None,
+    defaults: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[ThreadedWorker]:
-    """A worker that is registered and claims; stopped at the end, its errors raised."""
+    """A worker that is registered and claims; stopped at the end, its errors raised. `defaults`: the model's own."""
     worker = ThreadedWorker(
         settings=WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, "drain_timeout_s": 0.5, **settings}),
-        served=served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer),
+        served=replace(
+            served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer), defaults=defaults or {}
+        ),
         connection=connect(url),
     )
     errors: list[BaseException] = []

@@ -18,6 +18,7 @@ from tokenrelay.gateway.resuming import START
 from tokenrelay.gateway.tasks import Background
 from tokenrelay.gateway.tenants import Tenants
 from tokenrelay.producer.fitness import AsyncFitness
+from tokenrelay.producer.model_defaults import ModelDefaults
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.shared.connections import address, connect_async
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
@@ -64,6 +65,7 @@ class Gateway:
         self.models = Models(self.driver, settings.model)
         self.background = Background()
         self._fitness = AsyncFitness(self.driver)
+        self._defaults = ModelDefaults()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -89,7 +91,7 @@ class Gateway:
             if NAME in metadata:
                 raise RequestError(f"metadata.{NAME}: is the gateway's own; use another name", field="metadata")
             submission = {**submission, "metadata": marked(metadata, mark or Mark())}
-        request_id = await self.run(admitted(submission, tenant, self.settings))
+        request_id = await self.run(admitted(submission, tenant, self.settings, self._defaults))
         record = await self.record(request_id, tenant)
         self.figures.submitted(record)
         return record

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenrelay.gateway.tenants import Tenant
+    from tokenrelay.producer.model_defaults import ModelDefaults
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.producer.submission import Planned
     from tokenrelay.shared.settings import GatewaySettings
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 _RETRY_AFTER_S: Final = 2.0
 
 
-def admitted(submission: Mapping[str, Any], tenant: Tenant, settings: GatewaySettings) -> Steps[str]:
+def admitted(
+    submission: Mapping[str, Any], tenant: Tenant, settings: GatewaySettings, defaults: ModelDefaults
+) -> Steps[str]:
     """The ID of the request, written now or before under its idempotency key.
 
     Raises RequestError, IdempotencyConflict, QueueFull, and Problem 429 where the tenant has enough already.
     """
-    plan = planned(submission, settings)
+    plan = yield from defaults.applied(planned(submission, settings))
     if tenant.owner is None:
         return (yield from _written(plan, settings))
     key = plan.idempotency_key

@@ -12,6 +12,7 @@ from tokenrelay.producer.consumer import block_s, settings_of
 from tokenrelay.producer.fitness import AsyncFitness
 from tokenrelay.producer.generation import Reader
 from tokenrelay.producer.idempotency import submitted_once
+from tokenrelay.producer.model_defaults import ModelDefaults
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.producer.sharing import completed
 from tokenrelay.producer.submission import planned, planned_many, submitted_many
@@ -129,6 +130,7 @@ class AsyncConsumer:
         self._driver = AsyncDriver(connection or connect_async(url or self._settings.redis_url.get_secret_value()))
         self._block_s = block_s(self._driver.redis)
         self._fitness = AsyncFitness(self._driver)
+        self._defaults = ModelDefaults()
 
     async def __aenter__(self) -> Self:
         return self
@@ -175,6 +177,7 @@ class AsyncProducer(AsyncConsumer):
         """As Producer.submit."""
         plan = planned({"prompt": prompt, **options}, self._settings)
         await self._fitness.check()
+        plan = await self._driver.run(self._defaults.applied(plan))
         if plan.idempotency_key is not None:
             return self._generation(await self._driver.run(submitted_once(plan, plan.idempotency_key, self._settings)))
         await self._driver.run(submitted_many([plan], self._settings))
@@ -185,6 +188,7 @@ class AsyncProducer(AsyncConsumer):
         plans = planned_many(items, options, self._settings)
         if plans:
             await self._fitness.check()
+            plans = [await self._driver.run(self._defaults.applied(plan)) for plan in plans]
             await self._driver.run(submitted_many(plans, self._settings))
         return [self._generation(plan.request_id) for plan in plans]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.producer import endings
 from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
+from tokenrelay.producer.model_defaults import ModelDefaults
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.errors import SettingsError
@@ -65,6 +66,7 @@ class Consumer:
         self._owns_connection = connection is None
         self._driver = Driver(connection or connect(url or self._settings.redis_url.get_secret_value()))
         self._block_s = block_s(self._driver.redis)
+        self._defaults = ModelDefaults()
 
     def __enter__(self) -> Self:
         return self

@@ -47,6 +47,7 @@ class Producer(Consumer):
         """
         plan = planned({"prompt": prompt, **options}, self._settings)
         self._check_fit()
+        plan = self._driver.run(self._defaults.applied(plan))
         if plan.idempotency_key is not None:
             return self._generation(self._driver.run(submitted_once(plan, plan.idempotency_key, self._settings)))
         self._driver.run(submitted_many([plan], self._settings))
@@ -60,6 +61,7 @@ class Producer(Consumer):
         plans = planned_many(items, options, self._settings)
         if plans:
             self._check_fit()
+            plans = [self._driver.run(self._defaults.applied(plan)) for plan in plans]
             self._driver.run(submitted_many(plans, self._settings))
         return [self._generation(plan.request_id) for plan in plans]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.commands import Reply
+    from tokenrelay.shared.options import Submission
     from tokenrelay.shared.settings import ProducerSettings
 
 RETRY_AFTER_S: Final = 1.0
@@ -49,6 +50,10 @@ class Planned:
     idempotency_key: str | None
     owner: str = ""
     """Whose it is, for gateways: an API key's name."""
+    request: Submission = field(default_factory=dict, repr=False)  # type: ignore[assignment]
+    """What `body` says."""
+    unsaid: frozenset[str] = frozenset()
+    """Options that the caller didn't give, and that a model may have defaults of its own for."""
 
     @property
     def lifetime_s(self) -> int:
@@ -74,6 +79,8 @@ def planned(submission: Mapping[str, Any], settings: ProducerSettings) -> Planne
         retention_s=settings.retention_s,
         metadata=json.dumps(metadata, ensure_ascii=False, allow_nan=False) if metadata else "",
         idempotency_key=request["idempotency_key"],
+        request=request,
+        unsaid=options.MODELS_OWN - submission.keys(),
     )
 
 

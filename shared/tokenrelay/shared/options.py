@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
@@ -96,11 +97,11 @@ class Options(TypedDict, total=False):
     max_new_tokens: Annotated[int | None, Field(ge=1)]
     """The answer's limit in tokens, cut to the operator's limit and to what the model's context leaves."""
     temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
-    """0 is greedy; otherwise logits are divided by it before sampling."""
+    """0 is greedy; otherwise logits are divided by it before sampling. 1.0, where the model has no default."""
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)]
-    """Sample among the k likeliest tokens; 0 is all."""
+    """Sample among the k likeliest tokens; 0 is all, and the default of a model that has none of its own."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-    """Sample among the likeliest tokens that hold this share of the probability; 1 is all."""
+    """Sample among the likeliest tokens that hold this share of the probability; 1 is all, and the default likewise."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)]
     """Decides every draw together with the token's position; None draws one at submit."""
     stop: Annotated[list[Annotated[Text, Field(min_length=1, max_length=256)]], Field(max_length=MAX_STOP)]
@@ -139,7 +140,11 @@ DEFAULTS: Final[Submission] = {
     "idempotency_key": None,
 }
 
+MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p"})
+"""Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
+
 _ADAPTER: Final = TypeAdapter(Submission)
+_OPTIONS: Final = TypeAdapter(Options)
 _NOT_IN_BODY: Final = ("idempotency_key",)
 _HASHED_BUDGET: Final = 256
 """Stands in the body hash of a request without a limit: its default when idempotency keys began to be stored."""
@@ -200,6 +205,15 @@ def load(raw: str | bytes) -> Submission:
 def budget(request: Submission, limits: Limits) -> int:
     """The `max_new_tokens` to store: the caller's limit or, where that is larger or not given, the operator's."""
     return min(request["max_new_tokens"] or limits.max_new_tokens, limits.max_new_tokens)
+
+
+def sampling_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's own defaults that are options here and within their bounds."""
+    kept: dict[str, Any] = {}
+    for name in sorted(MODELS_OWN & found.keys()):
+        with suppress(ValidationError):
+            kept.update(_OPTIONS.validate_python({name: found[name]}))
+    return kept
 
 
 def body_sha256(request: Submission, limits: Limits) -> str:

@@ -223,6 +223,11 @@ class WorkerSettings(MeasuredSettings):
     max_batch_tokens: int | None = Field(
         default=None, ge=1, description="Tokens computed in one step, prefill included."
     )
+    generation_config: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: temperature, top_k and top_p of the model's generation_config.json hold where a request "
+        "gives none; none: they don't.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with a model. Off, and best left so."
     )

@@ -6,6 +6,7 @@ job execution and clean-up aren't used: they run one job at a time, import by na
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import time
@@ -129,6 +130,7 @@ class GenerationWorker(BaseWorker):
         with _stopped_on_error(served.engine):
             super().__init__(list(keys.queues(served.reader.served_model)), **rq)
         self._training = served.training
+        self._defaults = json.dumps(dict(served.defaults))
         self.loop = GenerationLoop(Pipeline(self.connection), served, self.settings, self.name, self._beat)
         if self._exposition is not None:
             metrics = WorkerMetrics(self.loop, served, self.settings, restarts or Restarts())
@@ -211,6 +213,7 @@ class GenerationWorker(BaseWorker):
             **super().serialize(),
             **self._load(),
             "context_tokens": self.loop.engine.context_tokens,
+            "defaults": self._defaults,
         }
         return fields if self._training is None else {**fields, "training": self._training}
 

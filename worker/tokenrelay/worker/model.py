@@ -7,9 +7,9 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenrelay.worker.models import weather_model_path
 from tokenrelay.worker.prompts import PromptReader
@@ -17,7 +17,7 @@ from tokenrelay.worker.served_name import served_name
 from tokenrelay.worker.training.trace import TRACE_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.engine import CacheUse, Engine
@@ -40,11 +40,14 @@ class Served:
     """The training trace as JSON, of a model whose folder holds one."""
     cache_use: Callable[[], CacheUse | None] | None = None
     """How full the engine's KV cache is, of an engine that tells."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The model's own defaults for options that a request doesn't give."""
 
 
 def serve(settings: WorkerSettings) -> Served:
     """Load the model, start its engine and warm it up. Raises ModelError, SettingsError."""
     from tokenrelay.worker.engine import EngineSettings, TransformersEngine, load_model
+    from tokenrelay.worker.engine.generation_defaults import request_defaults
 
     name, began = served_name(settings), time.monotonic()
     loaded = load_model(
@@ -71,7 +74,11 @@ def serve(settings: WorkerSettings) -> Served:
     log.info("model %s is ready on %s after %.1f s", name, loaded.device, time.monotonic() - began)
     vocabulary = int(loaded.model.config.get_text_config().vocab_size)
     reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, engine.context_tokens, vocabulary)
-    return Served(engine, reader, training_trace(settings.model_path), engine.cache_use)
+    defaults = request_defaults(loaded.model.generation_config) if settings.generation_config == "auto" else {}
+    if defaults:
+        told = ", ".join(f"{option} {value}" for option, value in defaults.items())
+        log.info("where a request says nothing: %s, of the model; TOKENRELAY_GENERATION_CONFIG=none turns it off", told)
+    return Served(engine, reader, training_trace(settings.model_path), engine.cache_use, defaults)
 
 
 def training_trace(model_path: str | None) -> str | None:

@@ -1,8 +1,10 @@
-"""What a model's generation_config.json asks for and requests here don't get by themselves."""
+"""What a model's generation_config.json asks for: defaults of a request that says nothing, and what isn't done here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.shared.options import sampling_defaults
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -35,8 +37,21 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
 """The fields that change which tokens come, and the values at which they change nothing."""
 
 
+def request_defaults(config: GenerationConfig | None) -> dict[str, Any]:
+    """What holds where a request says nothing, by the names of our options.
+
+    As vLLM takes it: whether the file also says `do_sample` makes no difference. A value out of its bounds is none.
+    """
+    return sampling_defaults(_asked(config))
+
+
 def ignored_fields(config: GenerationConfig | None) -> dict[str, Any]:
-    """The fields that would change answers, with their values."""
+    """The other fields that would change answers, with their values."""
+    applied = request_defaults(config)
+    return {name: value for name, value in _asked(config).items() if name not in applied}
+
+
+def _asked(config: GenerationConfig | None) -> dict[str, Any]:
     given = {} if config is None else config.to_dict()
     return {
         name: given[name]

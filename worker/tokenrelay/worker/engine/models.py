@@ -75,7 +75,7 @@ def load_model(
     ignored = ignored_fields(model.generation_config)
     if ignored:
         shown = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
-        log.warning("not applied, of the model's generation_config.json: %s; each request says its own", shorten(shown))
+        log.warning("not applied, of the model's generation_config.json: %s", shorten(shown))
     pack_linears(model)
     return LoadedModel(
         model=model,

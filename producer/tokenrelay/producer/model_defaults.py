@@ -1,0 +1,84 @@
+"""What a model asks for where a request says nothing: its workers register it, and a request is written with it.
+
+So whoever continues the request obeys the same, whatever its worker's own model folder says by then. Where no live
+worker of the model is there to ask, or may be asked, the defaults of `Options` hold.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from tokenrelay.producer.rounds import Round, refused
+from tokenrelay.shared import keys, options
+from tokenrelay.shared.entries import parse_object
+from tokenrelay.shared.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.producer.submission import Planned
+
+FRESH_S: Final = 10.0
+"""How long a worker's word is believed."""
+ABSENT_S: Final = 1.0
+"""How long it's believed that none is there."""
+_MOST_ASKED: Final = 8
+
+
+@dataclass(slots=True)
+class ModelDefaults:
+    """Looks them up, and keeps them a while. For one thread or event loop at a time; a race costs a second look."""
+
+    clock: Callable[[], float] = time.monotonic
+    _known: dict[str, tuple[float, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def applied(self, plan: Planned) -> Steps[Planned]:
+        """The request as it is to be written. Raises redis errors."""
+        if not plan.unsaid:
+            return plan
+        found = yield from self.of(plan.request["model"])
+        chosen = {name: value for name, value in found.items() if name in plan.unsaid}
+        return replace(plan, body=options.dump({**plan.request, **chosen})) if chosen else plan  # type: ignore[typeddict-item]
+
+    def of(self, model: str) -> Steps[Mapping[str, Any]]:
+        """The model's defaults, by the names of our options. Raises redis errors."""
+        until, known = self._known.get(model, (0.0, {}))
+        if self.clock() < until:
+            return known
+        found = yield from _registered(model)
+        self._known[model] = (self.clock() + (ABSENT_S if found is None else FRESH_S), found or {})
+        return found or {}
+
+
+def _registered(model: str) -> Steps[Mapping[str, Any] | None]:
+    """What live workers of the model registered; None where there is none, or where it may not be read."""
+    (members,) = yield Round([("SMEMBERS", keys.rq_workers(keys.queue(model, "default")))])
+    if _unreadable(members):
+        return None
+    workers = sorted(refused([members])[0])[:_MOST_ASKED]
+    replies = (yield Round([("HMGET", worker, "queues", "defaults") for worker in workers])) if workers else []
+    alive = False
+    for reply in replies:
+        if _unreadable(reply):
+            continue
+        queues, defaults = refused([reply])[0]
+        alive = alive or queues is not None
+        if defaults is not None:
+            return _valid(defaults)
+    return {} if alive else None
+
+
+def _unreadable(reply: object) -> bool:
+    return isinstance(reply, NoPermissionError) or (isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply))
+
+
+def _valid(raw: object) -> Mapping[str, Any]:
+    try:
+        return options.sampling_defaults(parse_object("defaults", raw))
+    except ProtocolError:
+        return {}
