@@ -1,7 +1,8 @@
 """An engine child for supervisor tests: the real worker over a counting engine, in a process that can be killed.
 
 A prompt that holds the word `w666` takes the process down, as a request that crashes its engine does. One that holds
-`w777` is prefilled for PREFILL_S before anybody gets a token; at `w778` the engine hangs for ever.
+`w777` is prefilled for PREFILL_S before anybody gets a token; at `w778` the engine hangs for ever. `w888` and `w889` do
+it to the tokenizer, before the request is claimed: it takes the process down, and hangs for ever.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerFast
 
 from tests.engines import CountingEngine
-from tests.workers import VOCABULARY, served
+from tests.workers import VOCABULARY, served, words
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.generation_worker import GenerationWorker
 from tokenrelay.worker.metrics import Restarts
@@ -24,9 +27,21 @@ if TYPE_CHECKING:
     from tokenrelay.worker.engine import EngineOutput, EngineRequest
 
 POISON = 666
+POISON_TEXT, HANGING_TEXT = "w888", "w889"
 SLOW, HANGING = 777, 778
 PREFILL_S = 8.0
 CHUNK_S = 0.1
+
+
+class PoisonableTokenizer(PreTrainedTokenizerFast):
+    """As a native one, which may crash or never return."""
+
+    def __call__(self, text: Any = None, *arguments: Any, **named: Any) -> Any:
+        if POISON_TEXT in str(text).split():
+            os.kill(os.getpid(), signal.SIGKILL)
+        while HANGING_TEXT in str(text).split():
+            time.sleep(1)
+        return super().__call__(text, *arguments, **named)
 
 
 class PoisonableEngine(CountingEngine):
@@ -62,9 +77,10 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     engine = PoisonableEngine(vocabulary=VOCABULARY, step_delay_s=0.02, slots=8)
+    tokenizer = PoisonableTokenizer(tokenizer_object=words(), unk_token="<unk>")  # type: ignore[no-untyped-call]
     settings = WorkerSettings.from_environment()
     restarts = Restarts(arguments.restarts, arguments.stalls)
-    worker = GenerationWorker(settings=settings, served=served(engine), restarts=restarts)
+    worker = GenerationWorker(settings=settings, served=served(engine, tokenizer=tokenizer), restarts=restarts)
     report_regularly(arguments.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
     Tether(arguments.tether_fd).hand_over(worker.loop.hand_back_now)
     worker.work()

@@ -37,7 +37,7 @@ WIP = keys.rq_registry("wip", QUEUE)
 
 def taken(pipeline: Pipeline, worker: str, execution_id: str) -> Execution:
     (reply,) = pipeline.run([take_call(Take(worker, (QUEUE,), (execution_id,), 60))])
-    ((_, job_id, execution, _),) = reply
+    ((_, job_id, execution, *_),) = reply
     return Execution(job_id.decode(), QUEUE, worker, execution.decode())
 
 

@@ -150,7 +150,7 @@ class QueuePlaneMachine(RuleBasedStateMachine):
         self.seen["take", "jobs" if reply else "none"] += 1
         return [
             Execution(job_id.decode(), QUEUES[number - 1], worker, execution_id.decode())
-            for number, job_id, execution_id, _ in reply
+            for number, job_id, execution_id, _, _ in reply
         ]
 
     @precondition(lambda self: self.held)

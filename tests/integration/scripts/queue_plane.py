@@ -52,7 +52,7 @@ def enqueue(pipeline: Pipeline, request_id: str = REQUEST_ID, queue: str = DEFAU
 
 def take(pipeline: Pipeline, *execution_ids: str, queues: tuple[str, ...] = (HIGH, DEFAULT, LOW)) -> Any:
     reply = reply_of(pipeline, take_call(Take("w1", queues, execution_ids, lease_s=30)))
-    return [[number, job_id.decode(), execution_id.decode(), data] for number, job_id, execution_id, data in reply]
+    return [[number, job_id.decode(), execution_id.decode(), data] for number, job_id, execution_id, data, _ in reply]
 
 
 def close(pipeline: Pipeline, execution: Execution, outcome: Outcome) -> Any:

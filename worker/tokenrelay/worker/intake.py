@@ -10,8 +10,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib.metadata import version
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,6 +36,7 @@ from tokenrelay.shared.rq_jobs import (
 from tokenrelay.shared.settings import MAX_RETENTION_S
 from tokenrelay.worker.attempts import Attempt, Ending
 from tokenrelay.worker.figures import reason_of
+from tokenrelay.worker.recovery import ALONE_FROM_CRASHES
 from tokenrelay.worker.unreadable import fail_call, is_unusable, told
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ log = logging.getLogger(__name__)
 RQ_LEASE_S = 60
 """How long RQ lets an execution go without a heartbeat. Ours is the lease in the request's hash."""
 
-
-ALONE_FROM_CRASHES = 2
 MISSING_S = 1.0
 """How long a job's request is waited for that isn't there."""
 REFUSED_MS = 5_000
@@ -67,6 +65,8 @@ class Job:
 
     execution: Execution
     data: bytes
+    crashed: int = 0
+    """How many workers died with it before they could claim the request."""
     options: Submission | None = None
     prompt_ids: tuple[int, ...] = ()
     encoded: tuple[bytes, ...] = (b"[]",)
@@ -116,10 +116,9 @@ class Intake:
     exhausted: bool = False
     """Whether the last look of an idle worker found nothing to take."""
 
-    @property
-    def _kind(self) -> str:
-        """What decides whether a worker is refused a claim: others of this kind needn't try what this one can't do."""
-        return f"{self.reader.fingerprint}/{_release()}"
+    reading: bool = False
+    """Whether a prompt is being encoded. `reads` counts them: one that is never done stands still."""
+    reads: int = 0
 
     @property
     def unclaimed(self) -> bool:
@@ -185,15 +184,15 @@ class Intake:
     def _take(self, limit: int, *, idle: bool) -> None:
         if not self._execution_ids:
             self._execution_ids = tuple(uuid4().hex for _ in range(limit))
-        take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self._kind)
+        take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self.reader.kind)
         (reply,) = self.pipeline.run([take_call(take)])
         if isinstance(reply, Exception):
             raise reply
         self._execution_ids = ()
-        for number, job_id, execution_id, data in reply:
+        for number, job_id, execution_id, data, crashed in reply:
             queue = self.queues[number - 1]
             execution = Execution(text(job_id), queue, self.worker, text(execution_id))
-            self._unread.append(Job(execution, data))
+            self._unread.append(Job(execution, data, whole(crashed) or 0))
 
     def _read(self, jobs: list[Job]) -> None:
         """The requests behind the jobs; the first claim's prompt IDs, where there was one."""
@@ -216,11 +215,11 @@ class Intake:
         job.gone_since = None
         try:
             job.retention_s = max(min(whole(retention_ms) or 0, MAX_RETENTION_S * 1000) // 1000, 1)
-            job.crashes = whole(crashes) or 0
+            job.crashes = whole(crashes) or (0 if prompt_ids else job.crashed)
             if not is_our_call(job.data, job.execution.job_id):
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
             job.options = load(request)
-            job.prompt_ids = self.reader.known(prompt_ids) if prompt_ids else self.reader.encode(job.options)
+            job.prompt_ids = self.reader.known(prompt_ids) if prompt_ids else self._encode(job, job.options)
             job.encoded = _encoded(job.prompt_ids, self.reader.texts(job.prompt_ids))
             self.reader.budget(len(job.prompt_ids), 0, job.options)
         except RequestError as error:
@@ -228,6 +227,17 @@ class Intake:
         except BaseException:  # the per-request boundary: see Attempt.fail
             log.exception("request %s can't be read: it fails alone", job.execution.job_id)
             job.refusal = Ending.internal_error()
+
+    def _encode(self, job: Job, options: Submission) -> tuple[int, ...]:
+        """The prompt's token IDs. Raises RequestError, also for a prompt that took too many workers down."""
+        if job.crashed >= self.settings.max_crashes:
+            told = f"the worker that was to read this request died {job.crashed} times in a row"
+            raise RequestError(told, code="poison_request")
+        self.reading, self.reads = True, self.reads + 1
+        try:
+            return self.reader.encode(options)
+        finally:
+            self.reading = False
 
     def _claim(self, jobs: list[Job]) -> list[Claimed]:
         self._uncounted.clear()
@@ -324,7 +334,7 @@ class Intake:
                 return [drop_call(execution)]
             case "NOT_MINE":
                 log.warning("request %s needs another worker: %s", execution.job_id, text(reply[1]))
-                return [requeue_call(execution, "back", Note(self._kind, REFUSED_MS))]
+                return [requeue_call(execution, "back", Note(self.reader.kind, REFUSED_MS))]
             case "PAST":
                 return [self._expire(job)]
             case "DONE":
@@ -373,11 +383,6 @@ class Intake:
         for reply in self.pipeline.run(batch):
             if isinstance(reply, Exception):
                 log.warning("a refused job couldn't be settled: %s", reply)
-
-
-@cache
-def _release() -> str:
-    return version("tokenrelay")
 
 
 def _encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, ...]:

@@ -90,7 +90,7 @@ class GenerationLoop:
         intake = threading.Thread(target=self._repeat, args=(self._take_in, self._wait_for_jobs), name="intake")
         beats = threading.Thread(target=self._repeat, args=(self._beat, self._wait_for_beat), name="heartbeat")
         repairs = threading.Thread(
-            target=self._repeat, args=(self.maintenance.run, self._wait_for_maintenance), name="maintenance"
+            target=self._repeat, args=(self._maintain, self._wait_for_maintenance), name="maintenance"
         )
         try:
             intake.start()
@@ -155,7 +155,8 @@ class GenerationLoop:
     def progress(self) -> Progress:
         """For the supervisor. While Redis is away nobody can tell whether the engine moves: that isn't its fault."""
         waiting = 0 if self.publisher.waits_for_redis else len(self.in_flight)
-        return Progress(waiting, self._progress)
+        # A prompt whose encoding never ends is a hang too: intake's, without a request in flight.
+        return Progress(waiting + self.intake.reading, self._progress + self.intake.reads)
 
     def hand_back_now(self) -> None:
         """Stop without a drain: nobody is left to restart what hangs."""
@@ -258,10 +259,19 @@ class GenerationLoop:
         self.wake.wait(SWEEP_S)
         return self._stopping
 
+    @property
+    def _turns(self) -> bool:
+        """Whether the loop does. One that hangs must lose its leases and the queues' maintenance, however well other
+        threads are: others are to continue its requests."""
+        return time.monotonic() - self._looped_at < self.settings.lease_ms / 1000
+
+    def _maintain(self) -> None:
+        if self._turns:
+            self.maintenance.run()
+
     def _beat(self) -> None:
         now = time.monotonic()
-        # A loop that no longer turns must lose its leases, however well this thread is.
-        if now >= self._beat_at and now - self._looped_at < self.settings.lease_ms / 1000:
+        if now >= self._beat_at and self._turns:
             self._beat_at = now + self.settings.heartbeat_ms / 1000
             self.heartbeat.beat()
             self._on_beat()

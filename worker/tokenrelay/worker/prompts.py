@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, cast
 
 from tokenrelay.shared.errors import RequestError
@@ -48,6 +49,11 @@ class PromptReader:
         token_text = lru_cache(_TEXTS_KEPT)(lambda token_id: cast("str", encoder.decode([token_id])))
         return cls(tokenizer, encoder, served_model, fingerprint, context, vocabulary, token_text)
 
+    @property
+    def kind(self) -> str:
+        """What decides whether a worker is refused a claim: others of this kind needn't try what this one can't do."""
+        return f"{self.fingerprint}/{_release()}"
+
     def encode(self, options: Submission) -> tuple[int, ...]:
         """The prompt's token IDs. Raises RequestError."""
         messages = cast("list[dict[str, object]] | None", options["messages"])
@@ -79,3 +85,8 @@ class PromptReader:
 
     def text(self, stop: tuple[str, ...]) -> TokenText:
         return TokenText(self.tokenizer, stop)
+
+
+@cache
+def _release() -> str:
+    return version("tokenrelay")

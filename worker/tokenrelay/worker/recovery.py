@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tokenrelay.shared import keys, rq_jobs
 from tokenrelay.shared.commands import Batch, Call, reply_word
 from tokenrelay.shared.entries import State, text
-from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, iso, requeue_call
+from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, iso, requeue_call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tokenrelay.shared.commands import Command, Pipeline, Reply
 
 log = logging.getLogger(__name__)
+
+ALONE_FROM_CRASHES = 2
+"""A request that took so many workers down runs alone."""
 
 
 def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], retention_s: int) -> int:
@@ -60,7 +63,7 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
         if isinstance(released, Exception) or isinstance(fields, Exception):
             log.warning("request %s can't be released: %s; its lease runs out", execution.job_id, released)
             continue
-        repair = _repair(execution, released, fields, retention_s)
+        repair = _repair(execution, released, fields, retention_s, crashed=crashed)
         continued += repair.script == "requeue"
         repairs.append(repair)
     if repairs:
@@ -68,12 +71,15 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
     return continued
 
 
-def _repair(execution: Execution, released: Reply, fields: list[bytes | None], retention_s: int) -> Call:
+def _repair(
+    execution: Execution, released: Reply, fields: list[bytes | None], retention_s: int, *, crashed: bool
+) -> Call:
     fence, stored_ms = fields
     word = reply_word(released)
-    if word == "OK" or (word == "FENCED" and fence == b""):
-        # Without a fence it was taken and not yet claimed.
+    if word == "OK":
         return requeue_call(execution, "front")
+    if word == "FENCED" and fence == b"":  # it was taken and not yet claimed
+        return requeue_call(execution, "front", Note(alone_from=ALONE_FROM_CRASHES) if crashed else None)
     if word in ("DONE", "LOST"):
         state = State(text(released[1])) if word == "DONE" else State.FAILED
         return close_call(execution, Outcome(STATUS_OF[state], rq_jobs.retention_s(stored_ms, retention_s), str(state)))

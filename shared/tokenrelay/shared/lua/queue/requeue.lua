@@ -1,5 +1,6 @@
 -- Give a taken job back to its queue, at the front (a hand-back continues first) or at the back.
--- ARGV: … [3] front or back, and for take.lua, if anything: [4] a note, `alone` or `refused:KIND`, [5] for how many ms.
+-- ARGV: … [3] front or back, and for take.lua, if anything: [4] a note, `alone` or `refused:KIND`, [5] for how many ms;
+--       or [4] `crashed`, [5] from how many crashes on it runs alone.
 -- Replies: OK | NOT_STARTED status | LOST
 drop_all_executions()
 if job_is_gone() then return { 'LOST' } end
@@ -18,7 +19,16 @@ redis.call('HSET', job, 'status', 'queued', 'enqueued_at', iso, 'started_at', ''
 -- Failing it, RQ's clean-up gave it failure_ttl, which may end before the deadline.
 local ttl = tonumber(redis.call('HGET', job, 'ttl'))
 if ttl then redis.call('EXPIRE', job, ttl) end
-if ARGV[4] then redis.call('HSET', job, ARGV[4], string.format('%.0f', now * 1000 + tonumber(ARGV[5]))) end
+local note, noted_ms = ARGV[4], now * 1000
+if note == 'crashed' then
+  -- Its worker died before it could claim the request, whose hash counts the crashes of those that had.
+  local crashed = (tonumber(redis.call('HGET', job, 'crashed') or 0) or 0) + 1
+  redis.call('HSET', job, 'crashed', crashed)
+  note = crashed >= tonumber(ARGV[5]) and 'alone'
+elseif note then
+  noted_ms = noted_ms + tonumber(ARGV[5])
+end
+if note then redis.call('HSET', job, note, string.format('%.0f', noted_ms)) end
 redis.call(ARGV[3] == 'front' and 'LPUSH' or 'RPUSH', KEYS[6], job_id)
 redis.call('PUBLISH', KEYS[14], KEYS[6])
 return { 'OK' }

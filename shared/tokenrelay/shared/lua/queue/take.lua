@@ -4,7 +4,7 @@
 -- KEYS: [1] the worker's execution index, [2] the worker, [3] suspended flag, then queue, wip, claimed of each queue
 -- ARGV: RQ's key prefix, lease in seconds, worker name, data limit in bytes, idle (1) or not (0), kind of the worker,
 --       then n execution IDs
--- Replies: {queue number from 1, job ID, execution ID, job data} … ; nothing while RQ is suspended
+-- Replies: {queue number from 1, job ID, execution ID, job data, crashes before a claim} … ; nothing while RQ is suspended
 local index, worker, P = KEYS[1], KEYS[2], ARGV[1]
 local lease, name, data_limit = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local stamp = clock[1] .. '.' .. string.format('%06d', tonumber(clock[2]))
@@ -26,7 +26,7 @@ local function give(number, job_id, execution_id)
   local key = P .. ':job:' .. job_id
   local data = ''
   if redis.call('HSTRLEN', key, 'data') <= data_limit then data = redis.call('HGET', key, 'data') or '' end
-  taken[#taken + 1] = { number, job_id, execution_id, data }
+  taken[#taken + 1] = { number, job_id, execution_id, data, redis.call('HGET', key, 'crashed') or '0' }
 end
 
 local wanted, known = {}, {}
