@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.counting_child import HANGING_TEXT, POISON_TEXT
-from tests.integration.scripts.queue_plane import DEFAULT, REQUEST_ID, enqueue, execution_of, requeue, take
+from tests.integration.scripts.queue_plane import DEFAULT, enqueue, execution_of, requeue, take
 from tests.integration.test_supervisor import ready, supervised
 from tests.integration.test_worker import result, state, words
+from tests.streams import REQUEST_ID
 from tests.waiting import wait_until
 from tests.workers import submit
 from tokenrelay.shared import keys

@@ -33,7 +33,7 @@ def test_a_maintainer_whose_loop_hangs_keeps_its_requests_from_nobody(
         go_on.wait(60)
         return f"w{BAD}"
 
-    chosen = {"lease_ms": 1000, "suspicion_ms": 100, "drain_timeout_s": 0}
+    chosen: dict[str, Any] = {"lease_ms": 1000, "suspicion_ms": 100, "drain_timeout_s": 0}
     engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=0.01)
     with running_worker(redis_server.url, engine, tokenizer=fussy(at_decode=hang), **chosen):
         wait_until(lambda: redis.exists(LOCK))

@@ -219,7 +219,7 @@ class GenerationLoop:
     def _claim(self, begun: list[Claimed]) -> bool:
         """Claim what fits. Whether there was anything."""
         free = self.in_flight.free
-        if free <= 0 or self._stopping:
+        if free <= 0 or self._stopping or not self._turns:
             return False
         found = self.intake.claim(free, idle=not self.in_flight)
         for claimed in found:
@@ -261,8 +261,8 @@ class GenerationLoop:
 
     @property
     def _turns(self) -> bool:
-        """Whether the loop does. One that hangs must lose its leases and the queues' maintenance, however well other
-        threads are: others are to continue its requests."""
+        """Whether the loop does. One that hangs claims nothing more and must lose its leases and the maintenance of its
+        queues, however well the other threads are: its requests are for others to continue."""
         return time.monotonic() - self._looped_at < self.settings.lease_ms / 1000
 
     def _maintain(self) -> None:
