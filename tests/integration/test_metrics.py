@@ -141,6 +141,7 @@ def test_a_claim_that_is_repeated_is_counted_once(redis_server: RedisServer, red
     (claimed,) = intake.claim(8, idle=True)
     assert (claimed.attempt.number, figures.attempts, figures.prompt_tokens) == (1, 1, 3)
     assert sum(figures.queue_wait_s.counts) == 1
+    wait_until(lambda: not intake.claim(8, idle=True) and not intake.unclaimed)  # it waits a while for what is gone
     assert {labels: count for labels, count in figures.ends.items() if count} == {
         ("failed", "lost"): 1,
         ("expired", "deadline"): 1,
@@ -215,7 +216,7 @@ def test_without_redis_the_workers_own_numbers_are_still_told(make_redis_server:
     server = make_redis_server()
     port = free_port()
     with running_worker(server.url, metrics_port=port):
-        assert Scrape(port).value(queue_depths.REDIS_UP) == 1
+        wait_until(lambda: Scrape(port).value(queue_depths.REDIS_UP) == 1)
         server.kill()
         wait_until(lambda: Scrape(port).value(queue_depths.REDIS_UP) == 0)
         scrape = Scrape(port)
