@@ -94,9 +94,9 @@ def only_documented(read: Callable[[], object]) -> None:
 
 
 def test_a_worker_serves_the_others(
-    redis: Redis, pipeline: Pipeline, producer: Producer, worker: ThreadedWorker
+    redis: Redis, pipeline: Pipeline, producer: Producer, worker: ThreadedWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each of the known ones on a request of its own, all in one queue with healthy ones."""
+    """Each of the known ones on a request of its own, in one queue with healthy ones. A log file takes all lines."""
     suspend(redis, ttl=60)
     healthy, sick = [submit(pipeline, NOW)], []
     for known in KNOWN:
@@ -110,6 +110,7 @@ def test_a_worker_serves_the_others(
         only_documented(lambda request_id=request_id: producer.get(request_id).result(timeout_s=0.01))  # type: ignore[misc]
     assert answered(producer, submit(pipeline, NOW)) is State.INCOMPLETE
     assert worker.loop.finished > len(healthy)
+    assert caplog.text.encode()
     erase(redis, *sick)
 
 

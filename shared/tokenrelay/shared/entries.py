@@ -144,6 +144,11 @@ def text(value: object) -> str:
     return str(value)
 
 
+def loggable(value: str) -> str:
+    """The string with bytes that aren't UTF-8 as escapes: `text` keeps them, and a log's file can't encode them."""
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
 def whole(value: object) -> int | None:
     """The number that a field of Redis's holds: 0 to 16 digits, as the scripts read it; None for anything else."""
     digits = text(value) if value is not None else ""

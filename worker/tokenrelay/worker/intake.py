@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
-from tokenrelay.shared.entries import State, text, whole
+from tokenrelay.shared.entries import State, loggable, text, whole
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import load
 from tokenrelay.shared.rq_jobs import (
@@ -333,7 +333,7 @@ class Intake:
             case "BUSY":
                 return [drop_call(execution)]
             case "NOT_MINE":
-                log.warning("request %s needs another worker: %s", execution.job_id, text(reply[1]))
+                log.warning("request %s needs another worker: %s", loggable(execution.job_id), loggable(text(reply[1])))
                 return [requeue_call(execution, "back", Note(self.reader.kind, REFUSED_MS))]
             case "PAST":
                 return [self._expire(job)]
@@ -349,7 +349,7 @@ class Intake:
     def _fail(self, job: Job, reply: Reply) -> Batch:
         """End a request whose keys nobody can go on with. Where they're gone, there's only RQ to tell."""
         detail = told(reply)
-        log.warning("request %s: %s", job.execution.job_id, detail)
+        log.warning("request %s: %s", loggable(job.execution.job_id), detail)
         return [fail_call(job.execution.job_id, detail), self._end(job, State.FAILED, detail)]
 
     def _expire(self, job: Job) -> Call:

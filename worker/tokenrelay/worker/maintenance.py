@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
-from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.entries import State, loggable, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, requeue_call, retention_s
 from tokenrelay.worker.dependents import enqueue_dependents
 from tokenrelay.worker.registries import Registries
@@ -197,7 +197,7 @@ class Maintenance:
         job_id = each.execution.job_id
         if is_unusable(reply):
             if not each.refused:
-                log.warning("request %s is given up: %s", job_id, reply)
+                log.warning("request %s is given up: %s", loggable(job_id), reply)
             self.pipeline.run([fail_call(job_id, told(reply))])
             return self._close(each, State.FAILED)
         if isinstance(reply, Exception):
@@ -208,7 +208,7 @@ class Maintenance:
             case "LOST":
                 return self._close(each, State.FAILED)
             case "RELEASED":
-                log.warning("request %s lost its worker: it goes to the front of its queue", job_id)
+                log.warning("request %s lost its worker: it goes to the front of its queue", loggable(job_id))
                 return requeue_call(each.execution, "front")
             case "SUSPECT":
                 each.due = time.monotonic() + SUSPECTED_EVERY_S
@@ -244,7 +244,7 @@ class Maintenance:
         if not is_unusable(error):
             return
         if each.refused == 0:
-            log.warning("job %s can't be repaired: %s; trying again, more slowly each time", job_id, error)
+            log.warning("job %s can't be repaired: %s; trying again, more slowly each time", loggable(job_id), error)
         each.refused += 1
         each.due = time.monotonic() + min(LOOK_EVERY_S * 2**each.refused, LONGEST_PAUSE_S)
         if isinstance(seen, Exception) or reply_word(seen) == "LOST":

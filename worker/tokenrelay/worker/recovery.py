@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tokenrelay.shared import keys, rq_jobs
 from tokenrelay.shared.commands import Batch, Call, reply_word
-from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.entries import State, loggable, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, iso, requeue_call
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
     continued = 0
     for execution, released, fields in zip(held, replies[::2], replies[1::2], strict=True):
         if isinstance(released, Exception) or isinstance(fields, Exception):
-            log.warning("request %s can't be released: %s; its lease runs out", execution.job_id, released)
+            log.warning("request %s can't be released: %s; its lease runs out", loggable(execution.job_id), released)
             continue
         repair = _repair(execution, released, fields, retention_s, crashed=crashed)
         continued += repair.script == "requeue"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call
-from tokenrelay.shared.entries import text
+from tokenrelay.shared.entries import loggable, text
 from tokenrelay.shared.rq_jobs import Execution, Outcome, close_call, retention_s
 from tokenrelay.worker.intake import RQ_LEASE_S
 from tokenrelay.worker.unreadable import is_unusable
@@ -75,7 +75,7 @@ class Registries:
         batch: Batch = []
         for member, job_id, reply, stored_ms in zip(members, ids, replies[::2], replies[1::2], strict=True):
             if is_unusable(reply):
-                log.warning("request %s, cancelled through RQ, is no request: %s", job_id, reply)
+                log.warning("request %s, cancelled through RQ, is no request: %s", loggable(job_id), reply)
             elif isinstance(reply, Exception):
                 continue
             batch.append(("ZREM", canceled, member))
