@@ -15,8 +15,9 @@ from tests.engines import CountingEngine
 from tests.integration.scripts.queue_plane import claimed
 from tests.integration.test_repairs import QUEUE, claim, redis_server_url, taken
 from tests.integration.test_worker import job, state
+from tests.redis_servers import skip_before_redis_7
 from tests.waiting import wait_until
-from tests.workers import VOCABULARY, running_worker, submit
+from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.producer import Producer
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call
@@ -165,3 +166,24 @@ def test_a_job_enqueued_after_the_end_runs_at_once(redis: Redis, pipeline: Pipel
     with running_worker(redis_server_url(redis)):
         wait_until(lambda: job(redis, request_id).get_status() == "finished")
     assert dependent(redis, request_id).id in queued(redis)
+
+
+def test_a_full_redis_loses_none(redis: Redis, pipeline: Pipeline) -> None:
+    """RQ can't enqueue them then; they run once it can."""
+    skip_before_redis_7(redis, "a script can't be allowed to write where memory is short")
+    request_id = submit(pipeline, NOW)
+    waiting = dependent(redis, request_id)
+    fence = claim(pipeline, taken(pipeline, "dead", "x1"))
+    with running_worker(redis_server_url(redis)) as worker:
+        wait_until(lambda: redis.exists(keys.maintainer(keys.queues(MODEL)[0])))
+        redis.config_set("maxmemory", "1")
+        try:
+            end = ("completed", "stop", "", "", "")
+            ((word, *_),) = pipeline.run([Call("finish", keys.of_request(request_id), (fence, 1, *end))])
+            assert word == b"OK"
+            wait_until(lambda: ("maintenance",) in dict(worker.loop.figures.redis_errors.items()))
+            assert (queued(redis), claimed(redis, QUEUE)) == ([], [request_id])
+        finally:
+            redis.config_set("maxmemory", "0")
+        wait_until(lambda: queued(redis) == [waiting.id])
+        wait_until(lambda: claimed(redis, QUEUE) == [])

@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call
+from tokenrelay.shared.rq_jobs import Take, take_call
 from tokenrelay.worker.intake import REFUSED_MS
 
 if TYPE_CHECKING:
@@ -171,3 +172,13 @@ def test_a_mixed_fleet_shares_a_queue(redis_server: RedisServer, redis: Redis, p
             assert result(redis, request_id).text == words(seed, 4)
         assert all(refused(worker) <= 40 for worker in workers)
     assert redis.llen(keys.rq_queue(QUEUE)) == 0
+
+
+@pytest.mark.parametrize("until", [b"1e30", b"9" * 5000, b"nan", b"\xff", b"4102444800000"])
+def test_a_note_that_holds_for_longer_than_any_is_none(redis: Redis, pipeline: Pipeline, until: bytes) -> None:
+    """Its job would stay in the queue: a failover to a host whose clock is behind leaves such notes, too."""
+    request_id = submit(pipeline, NOW)
+    redis.hset(keys.rq_job(request_id), "refused:us", until)
+    (taken,) = pipeline.run([take_call(Take("w", (QUEUE,), ("x1",), 60, kind="us"))])
+    assert [job_id for _, job_id, *_ in taken] == [request_id.encode()]
+    redis.delete(keys.claimed(QUEUE))

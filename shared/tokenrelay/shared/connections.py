@@ -36,6 +36,8 @@ _IN_PIPELINE: Final = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused err
 """What redis-py puts before a refused command's error: the command's beginning, which tells the user nothing."""
 _CLUSTER_URL: Final = re.compile(r"rediss?[+-]cluster://")
 _IN_SCRIPT: Final = re.compile(r"^Error running script \(call to \w+\): (@user_script: ?\d+: )*-?")
+_KILLED: Final = "Script killed"
+"""By an operator's SCRIPT KILL."""
 _TOLD_CHARS: Final = 200
 _USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
@@ -143,7 +145,7 @@ def is_for_now(error: exceptions.ResponseError) -> bool:
         exceptions.NoPermissionError,
         exceptions.NoScriptError,
     )
-    temporary = ("MISCONF", "OOM", "NOREPLICAS", "LOADING", "BUSY ", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
+    temporary = ("MISCONF", "OOM", "NOREPLICAS", "LOADING", "BUSY ", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", _KILLED)
     return isinstance(error, states) or any(word in str(error) for word in temporary)
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
+
+from tokenrelay.shared.connections import is_for_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +38,8 @@ class _Readable(Job):
 def enqueue_dependents(connection: Redis, execution: Execution) -> None:
     """Enqueue the dependents of a job that has ended, where their other dependencies are met too.
 
-    As RQ does: all of a finished job, those that allow failures of a failed one. Raises ConnectionError, TimeoutError.
+    As RQ does: all of a finished job, those that allow failures of a failed one. Raises redis errors that pass: a Redis
+    that is away or full.
     """
     job = _fetched(execution.job_id, connection)
     if job is None:
@@ -44,20 +47,24 @@ def enqueue_dependents(connection: Redis, execution: Execution) -> None:
     queue = Queue(execution.queue, connection=connection, job_class=_Readable, serializer=JSONSerializer)
     try:
         queue.enqueue_dependents(job)
-    except (ConnectionError, TimeoutError):
-        raise
-    except Exception:
+    except Exception as error:
+        if _passes(error):
+            raise
         log.exception("the jobs that depend on %s couldn't be enqueued", execution.job_id)
+
+
+def _passes(error: Exception) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, ResponseError) and is_for_now(error))
 
 
 def _fetched(job_id: str, connection: Redis) -> Job | None:
     """The job; None where it is gone or unreadable."""
     try:
         return _Readable.fetch(job_id, connection=connection, serializer=JSONSerializer)
-    except (ConnectionError, TimeoutError):
-        raise
     except NoSuchJobError:
         return None
-    except Exception as error:  # noqa: BLE001  any bytes may stand in a job's fields
+    except Exception as error:  # any bytes may stand in a job's fields
+        if _passes(error):
+            raise
         log.warning("job %s can't be read: %r", job_id, error)
         return None

@@ -216,7 +216,8 @@ class Supervisor:
                     moved_at, progress = now, report.progress
             if self._stop.is_set():
                 stop_by = min(stop_by, now + self._settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
-            if now > stop_by or (child.ready and now - moved_at > self._settings.stall_timeout_s):
+            is_late = now > stop_by or (child.ready and now - moved_at > self._settings.stall_timeout_s)
+            if is_late and not stalled:
                 log.error("child %s makes no progress: it is killed", child.name)
                 child.process.kill()
                 stalled = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import ResponseError
 
@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from tokenrelay.shared.commands import Reply
 
 CODE = "unreadable_request"
+_OF_THE_KEYS: Final = ("WRONGTYPE", "user_script")
+"""In the errors of commands that met another type, and of all that a script ran into."""
 
 
 def is_unusable(reply: Reply) -> bool:
-    """Whether a script was refused for what the keys are (another type, say), and not for the server's state."""
-    return isinstance(reply, ResponseError) and not is_for_now(reply)
+    """Whether a command or script was refused for what the keys are (another type, say): nothing else ends a request.
+
+    What the server is in, and what a proxy before it says, passes.
+    """
+    if not isinstance(reply, ResponseError) or is_for_now(reply):
+        return False
+    return any(word in str(reply) for word in _OF_THE_KEYS)
 
 
 def fail_call(request_id: str, message: str) -> Call:

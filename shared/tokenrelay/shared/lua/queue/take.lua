@@ -41,18 +41,25 @@ for argument = 7, #ARGV do
   if number then give(number, job_id, ARGV[argument]) else wanted[#wanted + 1] = ARGV[argument] end
 end
 
+-- Whether a note's time is still to come. One that is further away than any is written is none: somebody else's bytes, or
+-- written before a failover to a host whose clock is behind.
+local function holds(until_ms)
+  local left_ms = (tonumber(until_ms or 0) or 0) - now_ms
+  return left_ms > 0 and left_ms <= RESERVED_FOR_MS
+end
+
 -- What requeue.lua noted on a job: FREE, ALONE where it is taken by an idle worker and nothing with it, BUSY where this
 -- worker isn't idle, REFUSED where workers of its kind gave it back a moment ago.
 local function fit(job)
   local m = redis.call('HMGET', job, 'alone', refused)
-  if (tonumber(m[2] or 0) or 0) > tonumber(now_ms) then return 'REFUSED' end
+  if holds(m[2]) then return 'REFUSED' end
   if m[1] and not (idle and #taken == 0) then return 'BUSY' end
   return m[1] and 'ALONE' or 'FREE'
 end
 
 local function reservation(job)
   local m = redis.call('HMGET', P .. ':job:' .. job, 'alone', 'alone_for', 'alone_until')
-  local holder = (tonumber(m[3] or 0) or 0) > tonumber(now_ms) and m[2]
+  local holder = holds(m[3]) and m[2]
   return holder, now_ms - (tonumber(m[1]) or 0)
 end
 
