@@ -129,7 +129,7 @@ def test_an_operator_may_have_unknown_fields_refused(make_gateway: MakeGateway, 
         ("/v1/responses", {"model": "weather", "input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         ("/v1/responses", {"model": "weather", "input": " "}, "input"),
         ("/v1/responses", {"model": "weather", "input": "x" * 200_001}, "input"),
-        ("/v1/responses", {"model": "weather", "input": "x", "stop": ""}, "stop"),
+        ("/v1/responses", {"model": "weather", "input": "x", "stop": "x" * 100_000}, "stop"),
         (
             "/v1/responses",
             {"model": "weather", "input": [{"role": "user", "content": [{"type": "x"}]}]},

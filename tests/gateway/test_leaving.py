@@ -14,6 +14,7 @@ from tests.gateway.events import following
 from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.waiting import wait_until
+from tokenrelay.shared import keys
 from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -196,6 +197,30 @@ class TestLeaving:
         request_id = wait_until(writer.take)
         wait_until(lambda: self.state(gateway, request_id) == "cancelled")
         assert writer.claim(request_id) == 0
+
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_a_client_that_got_an_error_does_not_come_back(
+        self, make_redis_server: MakeRedisServer, stream: bool
+    ) -> None:
+        """The request was queued, and then Redis didn't answer what the gateway must know of it."""
+        server = make_redis_server()
+        gateway = LiveGateway(server.url, disconnect_grace_s=0.0)
+        try:
+            with server.client() as redis, gateway.client() as client:
+                writer = WakingWriter(redis)
+                writer.appear()
+                redis.execute_command("ACL", "SETUSER", "default", "-xrevrange")
+                assert client.post("/requests", json={"prompt": "x"}).status_code == 503
+                durable = wait_until(writer.take)
+                assert gateway.gateway.attachments.leaving == 0
+                answer = client.post("/v1/chat/completions", json={**self.BODY, "stream": stream})
+                assert answer.status_code == 503
+                request_id = wait_until(writer.take)
+                redis.execute_command("ACL", "SETUSER", "default", "+xrevrange")
+                wait_until(lambda: redis.hget(keys.request(request_id), "state") == b"cancelled")
+                assert redis.hget(keys.request(durable), "state") == b"queued"
+        finally:
+            gateway.stop()
 
     def test_who_only_looks_is_no_reader(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
         """A request whose gateway died is looked at elsewhere, and goes on."""

@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     import httpx
 
+    from tests.gateway.live import WakingWriter
+
 ASKED = {"model": "weather", "messages": [{"role": "user", "content": "é"}]}
 BODY = json.dumps(ASKED, ensure_ascii=False)
 JSON = {"Content-Type": "application/json"}
@@ -31,6 +33,23 @@ def test_an_endpoint_at_a_wrong_place_is_told_its_own(http: httpx.Client, path: 
     assert (answer.status_code, error["code"]) == (404, "not_found")
     assert error["message"].startswith(f"nothing is at {path}; ")
     assert f" reach {right} with a base URL that ends in /v1" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1//chat/completions"])
+def test_slashes_too_many_are_taken_for_one(http: httpx.Client, writer: WakingWriter, path: str) -> None:
+    """Not by a redirect: many clients follow none, or forget their key on the way."""
+    answer = http.post(path, json={**ASKED, "max_tokens": 0})
+    assert answer.json()["error"]["param"] == "max_tokens"
+
+
+def test_a_list_may_end_in_a_slash(http: httpx.Client, writer: WakingWriter) -> None:
+    assert http.get("/v1/models/").json()["data"][0]["id"] == "weather"
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+def test_probes_may_ask_for_the_head_alone(http: httpx.Client, path: str) -> None:
+    answer = http.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_another_path_is_named(http: httpx.Client) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tokenrelay.gateway.bodies import ChatBody
+from tokenrelay.gateway.bodies import ChatBody, read_submission
 from tokenrelay.shared.options import Limits, validate
 
 LIMITS = Limits(max_prompt_chars=1000, max_new_tokens=100)
@@ -52,3 +52,38 @@ def test_minus_one_asks_for_nothing(fields: dict[str, Any], name: str) -> None:
 def test_what_nobody_takes_is_left_to_be_refused(fields: dict[str, Any]) -> None:
     (value,) = fields.values()
     assert value in options(**fields).values()
+
+
+@pytest.mark.parametrize("stop", ["", [], [""], ["", ""]])
+def test_an_empty_stop_text_stops_nothing(stop: object) -> None:
+    given = options(stop=stop)
+    assert not given.get("stop")
+    validate(given, LIMITS)
+    submitted, _ = read_submission({"prompt": "x", "stop": stop})
+    assert not submitted.get("stop")
+
+
+def test_the_other_stop_texts_stay() -> None:
+    assert options(stop=["", "."])["stop"] == ["."]
+
+
+@pytest.mark.parametrize(
+    ("fields", "taken"),
+    [
+        ({"max_new_tokens": -1}, {}),
+        ({"seed": "-1"}, {}),
+        ({"seed": -5}, {"seed": 2**63 - 5}),
+        ({"top_k": -1.0}, {"top_k": 0}),
+        ({"top_p": 0}, {"top_k": 1}),
+    ],
+)
+def test_our_own_endpoint_takes_the_same(fields: dict[str, Any], taken: dict[str, Any]) -> None:
+    submitted, _ = read_submission({"prompt": "x", **fields})
+    assert submitted == {"prompt": "x", **taken}
+    validate(submitted, LIMITS)
+
+
+@pytest.mark.parametrize("fields", [{"seed": []}, {"top_p": False}, {"top_p": "a"}, {"max_new_tokens": None}])
+def test_what_is_no_number_is_left_as_it_is(fields: dict[str, Any]) -> None:
+    submitted, _ = read_submission({"prompt": "x", **fields})
+    assert submitted == {"prompt": "x", **{name: value for name, value in fields.items() if value is not None}}

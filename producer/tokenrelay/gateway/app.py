@@ -23,7 +23,7 @@ from tokenrelay.gateway import (
 )
 from tokenrelay.gateway.counting import RequestCount
 from tokenrelay.gateway.gateway import Gateway
-from tokenrelay.gateway.guards import SizeGuard
+from tokenrelay.gateway.guards import PathGuard, SizeGuard, StopGuard
 from tokenrelay.gateway.origins import HostGuard, OriginGuard, origins_of
 from tokenrelay.gateway.problems import Place, Problem, framework, invalid, problem_of
 from tokenrelay.gateway.responses import problem_response
@@ -82,6 +82,8 @@ def _middleware(gateway: Gateway) -> list[Middleware]:
     settings = gateway.settings
     origins = origins_of(settings.cors_origins)
     guards = [
+        Middleware(PathGuard),
+        Middleware(StopGuard),
         Middleware(OriginGuard, origins),
         Middleware(SizeGuard, settings.max_header_bytes, settings.max_body_bytes, settings.receive_timeout_s),
     ]

@@ -76,9 +76,13 @@ class Attachments:
         self._marked_at.pop(request_id, None)
         self._call_off(request_id)
         if departed and feed.record.mark.fleeting and not feed.over:
-            task = asyncio.get_running_loop().create_task(self._outwait(request_id))
-            self._leaving[request_id] = task
-            task.add_done_callback(lambda done: self._forget(request_id, done))
+            self.abandon(request_id)
+
+    def abandon(self, request_id: str) -> None:
+        """Begin the grace of a fleeting request that nobody reads here."""
+        task = asyncio.get_running_loop().create_task(self._outwait(request_id))
+        self._leaving[request_id] = task
+        task.add_done_callback(lambda done: self._forget(request_id, done))
 
     def _call_off(self, request_id: str) -> None:
         if leaving := self._leaving.pop(request_id, None):

@@ -37,14 +37,20 @@ def in_our_range(options: dict[str, Any]) -> dict[str, Any]:
     """The options with what other servers take beyond our bounds said in our words."""
     if options.get("top_k") == -1:
         options["top_k"] = 0
-    if options.get("top_p") == 0:  # nothing but the likeliest token
+    top_p, seed = options.get("top_p"), options.get("seed")
+    if top_p == 0 and not isinstance(top_p, bool):  # nothing but the likeliest token
         del options["top_p"]
         options["top_k"] = 1
-    seed = options.get("seed", 0)
     if seed == ANY_SEED:
         del options["seed"]
-    elif _INT64 <= seed < 0:
+    elif isinstance(seed, int) and _INT64 <= seed < 0:
         options["seed"] = seed - _INT64
+    if options.get("max_new_tokens") == NO_LIMIT:
+        del options["max_new_tokens"]
+    if isinstance(options.get("stop"), str):
+        options["stop"] = [options["stop"]]
+    if isinstance(options.get("stop"), list):
+        options["stop"] = [text for text in options["stop"] if text != ""]
     return options
 
 
@@ -166,12 +172,8 @@ class Common(BaseModel):
     def options(self) -> dict[str, Any]:
         """Those of our options that were given."""
         given = {name: getattr(self, name) for name in self.asks}
+        given["max_new_tokens"] = next(iter(self._limits().values()), None)
         options = in_our_range({name: value for name, value in given.items() if value is not None})
-        if isinstance(self.stop, str):
-            options["stop"] = [self.stop]
-        for limit in self._limits().values():
-            if limit != NO_LIMIT:
-                options["max_new_tokens"] = limit
         return {**options, "metadata": self.metadata or {}}
 
     def in_callers_words(self, error: RequestError) -> RequestError:
@@ -258,15 +260,17 @@ _SCALARS: Final = {
 }
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
 def read_submission(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A body of `POST /requests` as `submit` takes it, and what of its messages was ignored. Raises Problem 400.
 
     Its fields are our own, so that one we don't know is a misspelt one, and stays for `submit` to refuse.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    read = {name: _SCALARS[name](value) if name in _SCALARS else value for name, value in given.items()}
-    if isinstance(read.get("stop"), str):
-        read["stop"] = [read["stop"]]
+    read = in_our_range({name: _SCALARS.get(name, _as_it_is)(value) for name, value in given.items()})
     if "messages" not in read:
         return read, ()
     conversation = read_messages(read["messages"])

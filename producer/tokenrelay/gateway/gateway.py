@@ -92,7 +92,12 @@ class Gateway:
                 raise RequestError(f"metadata.{NAME}: is the gateway's own; use another name", field="metadata")
             submission = {**submission, "metadata": marked(metadata, mark or Mark())}
         request_id = await self.run(admitted(submission, tenant, self.settings, self._defaults))
-        record = await self.record(request_id, tenant)
+        try:
+            record = await self.record(request_id, tenant)
+        except Exception:
+            if mark and mark.fleeting:
+                self.attachments.abandon(request_id)  # its client is told the error, and has no ID to come back with
+            raise
         self.figures.submitted(record)
         return record
 

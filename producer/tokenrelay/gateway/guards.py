@@ -1,4 +1,6 @@
-"""Limits on what comes in, before any route sees it: its size and its time."""
+"""What stands around every route: limits on the size and the time of what comes in, paths as they were meant, and the
+answer to whom a stopping server gives up.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,44 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CLOSE: Final = {"Connection": "close"}
+
+
+class PathGuard:
+    """Takes slashes too many in a path for one, and none for the last one: base URLs are written by hand. A redirect
+    would be followed by few clients, and to http:// behind a proxy that speaks TLS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["path"].endswith("/") or "//" in scope["path"]):
+            # In place: what stands around this one reads the route from the same scope.
+            scope["path"] = "/" + "/".join(filter(None, scope["path"].split("/")))
+        await self._app(scope, receive, send)
+
+
+class StopGuard:
+    """Answers 503 to whom the stopping server no longer waits for: uvicorn's own word is a bare 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = scope["type"] != "http"
+
+        async def told(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, told)
+        except asyncio.CancelledError:
+            if began:
+                raise
+            headers = {"Retry-After": "1", **_CLOSE}
+            stopping = Problem(503, "the gateway is stopping; ask again", "stopping", None, "server_error", headers)
+            await problem_response(stopping)(scope, receive, send)
 
 
 class SizeGuard:

@@ -35,6 +35,7 @@ _TYPES: Final = {
 
 
 @router.get("/", include_in_schema=False)
+@router.head("/", include_in_schema=False)
 async def index() -> Response:
     """The page."""
     return _file("index.html")
@@ -63,6 +64,7 @@ async def config(gateway: Here) -> Response:
 
 
 @router.get("/health", responses={503: ERRORS[503]})
+@router.head("/health", include_in_schema=False)
 async def health(gateway: Here) -> Response:
     """200 where Redis answers and all background work goes on."""
     await gateway.run(ask([("PING",)]))
