@@ -37,7 +37,7 @@ serve: $(INSTALLED)  ## serve HTTP with a Redis and a worker of its own; prints 
 	@$(BIN)/tokenrelay serve --demo
 
 test: $(INSTALLED)  ## run the tests
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python scripts/run_tests.py $(PYTEST_ARGS)
 
 slow: $(INSTALLED)  ## run the tests that take longer: mutants, process deaths
 	@$(BIN)/python -m pytest -m "slow and not compose" $(PYTEST_ARGS)

@@ -145,7 +145,7 @@ class ScriptedWorker:
             raise taken
         if not taken:
             return None
-        number, job_id, execution_id, _ = taken[0]
+        number, job_id, execution_id, *_ = taken[0]
         execution = Execution(text(job_id), self._queues[number - 1], self.name, text(execution_id))
         return Attempt(self._redis, execution, self.model, self.name)
 

@@ -1,0 +1,86 @@
+"""Runs the tests in groups side by side: `make test`. Most of them wait, for processes, leases and deadlines.
+
+Each group is a pytest session of its own, with a Redis of its own. Arguments are pytest's, and make it one session.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT: Final = Path(__file__).parent.parent
+GROUPS: Final = {"gateway": ("gateway", "browser"), "integration": ("integration",)}
+"""Folders of tests/ that take longest; all others are the group `rest`."""
+PYTEST: Final = (sys.executable, "-m", "pytest", "-m", "not slow")
+_NO_TESTS: Final = 5
+_COUNT: Final = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
+
+
+class Session:
+    """One group's pytest; `output` is passed on line by line, behind the group's name."""
+
+    def __init__(self, name: str, folders: Sequence[str]) -> None:
+        self.name = name
+        self.counts: dict[str, int] = {}
+        self.process = subprocess.Popen(
+            [*PYTEST, "-q", *(f"tests/{folder}" for folder in folders)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+        )
+        self._reader = threading.Thread(target=self._pass_on)
+        self._reader.start()
+
+    def _pass_on(self) -> None:
+        last = ""
+        for line in self.process.stdout or ():
+            sys.stdout.write(f"{self.name:>11} | {line}")
+            sys.stdout.flush()
+            last = line if line.strip() else last
+        self.counts = {kind.rstrip("s") if "error" in kind else kind: int(n) for n, kind in _COUNT.findall(last)}
+
+    def wait(self) -> int:
+        """The session's exit code; a group without tests is no failure."""
+        code = self.process.wait()
+        self._reader.join()
+        return 0 if code == _NO_TESTS else code
+
+
+def folders_of_groups() -> dict[str, tuple[str, ...]]:
+    """Group → its folders of tests/, which are together all that hold tests."""
+    named = {folder for folders in GROUPS.values() for folder in folders}
+    found = {file.relative_to(ROOT / "tests").parts[0] for file in (ROOT / "tests").rglob("test_*.py")}
+    return {**GROUPS, "rest": tuple(sorted(found - named))}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """pytest's exit code; of several sessions the worst one's."""
+    if arguments:
+        return subprocess.run([*PYTEST, *arguments], cwd=ROOT, check=False).returncode
+    began = time.monotonic()
+    sessions = [Session(name, folders) for name, folders in folders_of_groups().items()]
+    try:
+        code = max(abs(session.wait()) for session in sessions)
+    except KeyboardInterrupt:
+        for session in sessions:
+            session.wait()
+        return 130
+    total = {kind: sum(session.counts.get(kind, 0) for session in sessions) for kind in ("passed", "failed", "skipped")}
+    errors = sum(session.counts.get("error", 0) for session in sessions)
+    sys.stdout.write(f"{(time.monotonic() - began) / 60:.1f} minutes\n")
+    sys.stdout.write(f"{total['passed']} passed, {total['failed'] + errors} failed, {total['skipped']} skipped\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
