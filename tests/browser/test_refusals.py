@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     ("field", "value", "told"),
     [
         ("prompt", "   ", "blank"),
-        ("max_tokens", "99999", "at most 8192 are allowed"),
+        ("max_tokens", "0", "greater than or equal to 1"),
         ("temperature", "-1", "greater than or equal to 0"),
-        ("seed", "-1", "greater than or equal to 0"),
         ("seed", "99999999999999999999", "A whole number up to"),
     ],
 )
