@@ -29,7 +29,7 @@ def leaked_keys(client: redis.Redis) -> list[str]:
     leaks = []
     for raw in client.scan_iter(count=1000):
         key = text(raw)
-        if client.ttl(key) == -1 and not any(fnmatch.fnmatchcase(key, pattern) for pattern in OWNED):
+        if client.ttl(raw) == -1 and not any(fnmatch.fnmatchcase(key, pattern) for pattern in OWNED):
             leaks += _leak(client, key)
     return sorted(leaks)
 

@@ -21,7 +21,7 @@ FEW: Final = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-MANY: Final = settings(FEW, max_examples=300)
+MANY: Final = settings(FEW, max_examples=100)
 QUEUE: Final = keys.queue(MODEL, "default")
 NASTY: Final = (
     b"",

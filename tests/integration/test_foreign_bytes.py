@@ -163,3 +163,4 @@ def test_readers_and_commands_say_what_is_wrong_whatever_is_written(
     redis_server: RedisServer, redis: Redis, pipeline: Pipeline, chosen: list[Scribble]
 ) -> None:
     check_the_readers(redis_server, redis, pipeline, chosen)
+    redis.flushall()
