@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from pydantic import SecretStr
 from tests.engines import CountingEngine
 from tests.fleet import Meter, fleet, measured
 from tests.integration.scripts.queue_plane import claimed
+from tests.integration.test_metrics import intake_over
 from tests.integration.test_repairs import QUEUE, claim, taken
 from tests.integration.test_worker import job, state
 from tests.waiting import wait_until
@@ -28,6 +31,7 @@ from tokenrelay.worker.registries import MOST_CANCELS
 if TYPE_CHECKING:
     from redis import Redis
 
+    from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
 
 NOW = datetime.now(UTC)
@@ -96,6 +100,18 @@ def test_a_look_for_work_that_finds_none_is_one_command(redis: Redis, pipeline: 
     assert {name: calls for name, calls in meter.since(before).items() if calls} == {"evalsha": 1, "exists": 1}
 
 
+def test_an_idle_worker_that_is_woken_for_nothing_sends_one_command(
+    redis: Redis, pipeline: Pipeline, redis_server: RedisServer
+) -> None:
+    """Each enqueue wakes every idle worker: with a script each, a request cost 20 % more in a fleet of sixteen."""
+    woken = intake_over(pipeline, redis_server)
+    meter = Meter(redis)
+    before = meter.read()
+    assert woken.claim(8, idle=True) == []
+    assert {name: calls for name, calls in meter.since(before).items() if calls} == {"exists": 1}
+    assert woken.exhausted
+
+
 def test_one_worker_at_a_time_maintains_the_queues(redis: Redis, pipeline: Pipeline) -> None:
     first, second = maintenance(pipeline), maintenance(pipeline)
     first.run()
@@ -158,12 +174,14 @@ def cancelled_through_rq(redis: Redis, pipeline: Pipeline) -> list[str]:
 
 
 @pytest.mark.slow
-def test_thousands_of_cancelled_jobs_are_ended_in_bounded_rounds(redis: Redis) -> None:
+def test_thousands_of_cancelled_jobs_are_ended_in_bounded_rounds(make_redis_server: MakeRedisServer) -> None:
     """20,000 at once kept the heartbeat's thread for 6.3 s."""
-    recording = Recording(redis)
+    redis = make_redis_server().client()
+    recording, canceled = Recording(redis), keys.rq_registry("canceled", QUEUE)
     ids = cancelled_through_rq(redis, Pipeline(redis))
     maintainer = maintenance(recording)
-    rounds = run_until(maintainer, lambda: {state(redis, one) for one in ids[:: MANY // 50]} == {"cancelled"})
+    rounds = run_until(maintainer, lambda: not redis.zrange(canceled, "-inf", int(time.time()), byscore=True))
+    assert Counter(state(redis, one) for one in ids) == {"cancelled": MANY}
     assert rounds >= MANY / MOST_CANCELS, "a round's share is bounded"
     assert max(recording.sizes) <= 2 * A_PART + 1
     assert job(redis, ids[0]).get_status() == "canceled"
@@ -171,8 +189,10 @@ def test_thousands_of_cancelled_jobs_are_ended_in_bounded_rounds(redis: Redis) -
 
 
 @pytest.mark.slow
-def test_thousands_of_claimed_requests_are_looked_at_in_bounded_batches(redis: Redis, pipeline: Pipeline) -> None:
+def test_thousands_of_claimed_requests_are_looked_at_in_bounded_batches(make_redis_server: MakeRedisServer) -> None:
     """Ended, with nobody left to tell RQ: as after thousands of expiries, or a fleet that was killed."""
+    redis = make_redis_server().client()
+    pipeline = Pipeline(redis)
     ids = [submit(pipeline, NOW) for _ in range(MANY)]
     redis.zadd(keys.claimed(QUEUE), dict.fromkeys(ids, 1))
     redis.delete(keys.rq_queue(QUEUE))

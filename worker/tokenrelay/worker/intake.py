@@ -183,6 +183,8 @@ class Intake:
 
     def _take(self, limit: int, *, idle: bool) -> None:
         if not self._execution_ids:
+            if idle and not self._any_queued():
+                return
             self._execution_ids = tuple(uuid4().hex for _ in range(limit))
         take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self.reader.kind)
         (reply,) = self.pipeline.run([take_call(take)])
@@ -193,6 +195,13 @@ class Intake:
             queue = self.queues[number - 1]
             execution = Execution(text(job_id), queue, self.worker, text(execution_id))
             self._unread.append(Job(execution, data, whole(crashed) or 0))
+
+    def _any_queued(self) -> bool:
+        """One command, for every enqueue wakes every idle worker: a script is two, however little it does."""
+        (found,) = self.pipeline.run([("EXISTS", *map(keys.rq_queue, self.queues))])
+        if isinstance(found, Exception):
+            raise found
+        return bool(found)
 
     def _read(self, jobs: list[Job]) -> None:
         """The requests behind the jobs; the first claim's prompt IDs, where there was one."""
