@@ -20,6 +20,8 @@ from tokenrelay.shared.entries import State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenrelay.shared.commands import Pipeline
+
 JobStatus = Literal["finished", "failed", "stopped", "canceled"]
 
 STATUS_OF: Final[dict[State, JobStatus]] = {
@@ -141,6 +143,17 @@ class Take:
     lease_s: int
     idle: bool = True
     kind: str = ""
+
+
+def any_queued(pipeline: Pipeline, queues: tuple[str, ...]) -> bool:
+    """Whether a job waits in one of the queues: one command, where `take` is two. Raises redis errors.
+
+    For idle workers, all of which each enqueue wakes.
+    """
+    (found,) = pipeline.run([("EXISTS", *map(keys.rq_queue, queues))])
+    if isinstance(found, Exception):
+        raise found
+    return bool(found)
 
 
 def take_call(take: Take) -> Call:

@@ -27,6 +27,7 @@ from tokenrelay.shared.rq_jobs import (
     Note,
     Outcome,
     Take,
+    any_queued,
     close_call,
     drop_call,
     is_our_call,
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 
 RQ_LEASE_S = 60
 """How long RQ lets an execution go without a heartbeat. Ours is the lease in the request's hash."""
-
 MISSING_S = 1.0
 """How long a job's request is waited for that isn't there."""
 REFUSED_MS = 5_000
@@ -115,7 +115,6 @@ class Intake:
 
     exhausted: bool = False
     """Whether the last look of an idle worker found nothing to take."""
-
     reading: bool = False
     """Whether a prompt is being encoded. `reads` counts them: one that is never done stands still."""
     reads: int = 0
@@ -183,7 +182,7 @@ class Intake:
 
     def _take(self, limit: int, *, idle: bool) -> None:
         if not self._execution_ids:
-            if idle and not self._any_queued():
+            if idle and not any_queued(self.pipeline, self.queues):
                 return
             self._execution_ids = tuple(uuid4().hex for _ in range(limit))
         take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self.reader.kind)
@@ -195,13 +194,6 @@ class Intake:
             queue = self.queues[number - 1]
             execution = Execution(text(job_id), queue, self.worker, text(execution_id))
             self._unread.append(Job(execution, data, whole(crashed) or 0))
-
-    def _any_queued(self) -> bool:
-        """One command, for every enqueue wakes every idle worker: a script is two, however little it does."""
-        (found,) = self.pipeline.run([("EXISTS", *map(keys.rq_queue, self.queues))])
-        if isinstance(found, Exception):
-            raise found
-        return bool(found)
 
     def _read(self, jobs: list[Job]) -> None:
         """The requests behind the jobs; the first claim's prompt IDs, where there was one."""
@@ -267,8 +259,7 @@ class Intake:
         return claimed
 
     def _claim_call(self, job: Job) -> Call:
-        settings, options = self.settings, job.options
-        seed = options["seed"] if options else 0
+        settings, seed = self.settings, job.options["seed"] if job.options else 0
         return Call(
             "claim",
             job.request_keys,
