@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-_COMMAND: Final = (sys.executable, "-m", "tokenrelay.producer.cli", "serve", "--port", "0")
+_COMMAND: Final = (sys.executable, "-m", "tokenrelay.cli", "serve", "--port", "0")
 
 
 class GatewayProcess:

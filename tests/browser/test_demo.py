@@ -28,7 +28,7 @@ LOADING_MS = 120_000
 @pytest.fixture(scope="module")
 def demo() -> Iterator[str]:
     """The address of a demo."""
-    command = [sys.executable, "-m", "tokenrelay.producer.cli", "serve", "--demo", "--port", "0"]
+    command = [sys.executable, "-m", "tokenrelay.cli", "serve", "--demo", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     told: list[str] = []
     assert process.stdout is not None

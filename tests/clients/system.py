@@ -77,7 +77,7 @@ def _edit(file: Path, **changes: object) -> None:
 def _gateway(redis_url: str, log: Path) -> Iterator[str]:
     """A `tokenrelay serve` that knows one API key; its address."""
     known = json.dumps([{"name": "clients", "sha256": sha256(KEY.encode()).hexdigest()}])
-    command = [sys.executable, "-m", "tokenrelay.producer.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "tokenrelay.cli", "serve", "--port", "0"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment(redis_url, API_KEYS=known), stdout=out, stderr=out)
     try:

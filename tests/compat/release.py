@@ -35,6 +35,8 @@ class Release:
     name: str
     python: str
     folder: Path
+    cli: str
+    """The module of its command `tokenrelay`."""
 
     def start(self, module: str, *arguments: str, **environment: str) -> Process:
         """`python -m MODULE ARGUMENTS` as a process of its own session; output goes to a log in the folder."""
@@ -96,7 +98,7 @@ class Process:
 def today(folder: Path) -> Release:
     """The checkout that the tests run on."""
     folder.mkdir()
-    return Release("today", sys.executable, folder)
+    return Release("today", sys.executable, folder, "tokenrelay.cli")
 
 
 def earlier(folder: Path) -> Release:
@@ -111,4 +113,4 @@ def earlier(folder: Path) -> Release:
         shutil.copytree(folder / "tree" / portion / "tokenrelay", site / "tokenrelay", dirs_exist_ok=True)
     paths: list[Any] = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in paths), "utf-8")
-    return Release(COMMIT, str(folder / "venv" / "bin" / "python"), folder)
+    return Release(COMMIT, str(folder / "venv" / "bin" / "python"), folder, "tokenrelay.producer.cli")

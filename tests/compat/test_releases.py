@@ -81,7 +81,7 @@ def test_a_worker_goes_on_with_the_other_releases_streams(
             generations = submit(producer)
             followers = [
                 releases[name].start(
-                    "tokenrelay.producer.cli", "follow", "--json", generations[0].request_id, TOKENRELAY_REDIS_URL=url
+                    releases[name].cli, "follow", "--json", generations[0].request_id, TOKENRELAY_REDIS_URL=url
                 )
                 for name in (first, second)
             ]
@@ -109,7 +109,7 @@ def gateway(release: Release, url: str) -> Iterator[str]:
     """A gateway's address, once it answers."""
     port = free_port()
     environment = {"TOKENRELAY_REDIS_URL": url, "TOKENRELAY_HTTP_PORT": str(port)}
-    with release.start("tokenrelay.producer.cli", "serve", **environment) as process:
+    with release.start(release.cli, "serve", **environment) as process:
         address = f"http://127.0.0.1:{port}"
 
         def answers() -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.gateway.live import WakingWriter
     from tests.redis_servers import RedisServer
 
-SERVE: Final = (sys.executable, "-m", "tokenrelay.producer.cli", "serve")
+SERVE: Final = (sys.executable, "-m", "tokenrelay.cli", "serve")
 Serve = "Callable[..., tuple[subprocess.Popen[str], str]]"
 
 
@@ -129,7 +129,7 @@ def test_a_redis_that_is_not_there_is_one_line() -> None:
 def test_without_the_extra_it_says_how_to_get_it(redis_server: RedisServer) -> None:
     hidden = (
         "import sys; sys.modules['fastapi'] = None; sys.argv = ['tokenrelay', 'serve'];"
-        "from tokenrelay.producer.cli.__main__ import main; main()"
+        "from tokenrelay.cli.__main__ import main; main()"
     )
     environment = {**os.environ, "TOKENRELAY_REDIS_URL": redis_server.url}
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False, env=environment)
@@ -139,7 +139,7 @@ def test_without_the_extra_it_says_how_to_get_it(redis_server: RedisServer) -> N
 
 
 def test_api_key_prints_the_key_apart_from_its_entry() -> None:
-    command = (sys.executable, "-m", "tokenrelay.producer.cli", "api-key", "alice")
+    command = (sys.executable, "-m", "tokenrelay.cli", "api-key", "alice")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert '"name": "alice"' in done.stdout
     assert done.stderr.strip() not in done.stdout

@@ -19,8 +19,8 @@ from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer, skip_before_redis_7
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
+from tokenrelay.cli.commands import app
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer.cli.commands import app
 from tokenrelay.shared import keys, queue_depths
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.entries import State

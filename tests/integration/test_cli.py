@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.writers import End, Writer, serving
+from tokenrelay.cli.commands import app
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer.cli.commands import app
 from tokenrelay.shared.entries import State
 from tokenrelay.shared.options import DEFAULTS, Options
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
 
-COMMAND: Final = (sys.executable, "-m", "tokenrelay.producer.cli")
+COMMAND: Final = (sys.executable, "-m", "tokenrelay.cli")
 QUESTION: Final = "What is the weather today?"
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.redis_servers import binaries
 from tests.writers import Writer, serving
+from tokenrelay.cli.demo.command import QUESTIONS
+from tokenrelay.cli.demo.watching import RedisCli, RedisPy, watch
 from tokenrelay.producer import Producer
-from tokenrelay.producer.cli.demo import QUESTIONS
-from tokenrelay.producer.cli.watching import RedisCli, RedisPy, watch
 from tokenrelay.worker.training.corpus import FIXED_QUESTION, UNSEEN_QUESTION
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def cut_off() -> list[str]:
 @pytest.mark.slow
 def test_the_demo_answers_both_questions_with_the_network_cut() -> None:
     done = subprocess.run(
-        [*cut_off(), sys.executable, "-m", "tokenrelay.producer.cli", "demo"],
+        [*cut_off(), sys.executable, "-m", "tokenrelay.cli", "demo"],
         # Not told to stay offline: it has to need nothing.
         env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         capture_output=True,

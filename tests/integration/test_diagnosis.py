@@ -17,10 +17,10 @@ from tests.redis_servers import binaries
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker
 from tests.writers import Writer
-from tokenrelay.producer.cli.diagnosis import Finding, all_is_well, diagnosed
-from tokenrelay.producer.cli.explanation import explained
-from tokenrelay.producer.cli.overview import looked_at
-from tokenrelay.producer.cli.system import Queue, System, Worker, system
+from tokenrelay.cli.ops.diagnosis import Finding, all_is_well, diagnosed
+from tokenrelay.cli.ops.explanation import explained
+from tokenrelay.cli.ops.overview import looked_at
+from tokenrelay.cli.ops.system import Queue, System, Worker, system
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.shared import keys
 

@@ -19,9 +19,9 @@ from tests.engines import CountingEngine
 from tests.scribbles import KNOWN, MANY, Scribble, erase, scribble, scribbles
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
+from tokenrelay.cli.commands import app
+from tokenrelay.cli.output import Exit
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer.cli.commands import app
-from tokenrelay.producer.cli.output import Exit
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.producer.trace import traced
 from tokenrelay.shared import keys

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from tests.waiting import wait_until
 from tests.writers import End, Writer
-from tokenrelay.producer.cli.commands import app
-from tokenrelay.producer.cli.listing import Listed
+from tokenrelay.cli.commands import app
+from tokenrelay.cli.ops.listing import Listed
 
 if TYPE_CHECKING:
     from redis import Redis

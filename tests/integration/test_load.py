@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from tests.waiting import wait_until
 from tests.writers import WEATHER, End, Writer, serving
+from tokenrelay.cli.commands import app
+from tokenrelay.cli.load.report import report
+from tokenrelay.cli.load.run import LoadRun
+from tokenrelay.cli.load.workload import Arrival
 from tokenrelay.producer import AsyncProducer
-from tokenrelay.producer.cli.commands import app
-from tokenrelay.producer.cli.load_report import report
-from tokenrelay.producer.cli.load_run import LoadRun
-from tokenrelay.producer.cli.workload import Arrival
 from tokenrelay.shared import keys
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
 
-COMMAND: Final = (sys.executable, "-m", "tokenrelay.producer.cli", "load")
+COMMAND: Final = (sys.executable, "-m", "tokenrelay.cli", "load")
 QUEUE: Final = keys.queue("weather", "default")
 
 

@@ -56,7 +56,7 @@ def test_a_password_is_on_no_command_line_and_in_no_log(make_redis_server: MakeR
         ask = [
             sys.executable,
             "-m",
-            "tokenrelay.producer.cli",
+            "tokenrelay.cli",
             "ask",
             "What is the weather today?",
             "--temperature",
@@ -85,7 +85,7 @@ def test_a_password_is_on_no_command_line_and_in_no_log(make_redis_server: MakeR
 
 def test_no_command_takes_a_redis_url() -> None:
     """So that nobody is led to put a password where others can read it."""
-    for module in ("tokenrelay.worker", "tokenrelay.producer.cli"):
+    for module in ("tokenrelay.worker", "tokenrelay.cli"):
         commands = ("run",) if module.endswith("worker") else ("ask", "submit", "follow")
         for command in commands:
             done = subprocess.run(

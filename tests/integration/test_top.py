@@ -22,12 +22,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.writers import WEATHER, Writer
-from tokenrelay.producer.cli.commands import app
-from tokenrelay.producer.cli.diagnosis import diagnosed
-from tokenrelay.producer.cli.frame import UNLIMITED, frame
-from tokenrelay.producer.cli.snapshot import MOST_ENDED, PER_REGISTRY, Snapshot, as_json, snapshot
-from tokenrelay.producer.cli.spread import Spread
-from tokenrelay.producer.cli.top import refreshed
+from tokenrelay.cli.commands import app
+from tokenrelay.cli.ops.diagnosis import diagnosed
+from tokenrelay.cli.ops.frame import UNLIMITED, frame
+from tokenrelay.cli.ops.snapshot import MOST_ENDED, PER_REGISTRY, Snapshot, as_json, snapshot
+from tokenrelay.cli.ops.top import refreshed
+from tokenrelay.cli.spread import Spread
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.shared import keys
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tests.redis_servers import RedisServer
     from tokenrelay.producer import Generation, Producer
 
-COMMAND: Final = (sys.executable, "-m", "tokenrelay.producer.cli", "top")
+COMMAND: Final = (sys.executable, "-m", "tokenrelay.cli", "top")
 QUEUE: Final = keys.queue("weather", "default")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
 
-COMMAND: Final = (sys.executable, "-m", "tokenrelay.producer.cli", "trace")
+COMMAND: Final = (sys.executable, "-m", "tokenrelay.cli", "trace")
 
 
 @pytest.fixture(autouse=True)

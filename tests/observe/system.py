@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[2]
-_SERVE: Final = (sys.executable, "-m", "tokenrelay.producer.cli", "serve", "--port", "0")
+_SERVE: Final = (sys.executable, "-m", "tokenrelay.cli", "serve", "--port", "0")
 _RUN: Final = (sys.executable, "-m", "tokenrelay.worker", "run")
 _PROMETHEUS: Final = ("--storage.tsdb.retention.time=1h", "--log.level=warn")
 

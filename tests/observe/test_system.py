@@ -175,7 +175,7 @@ def asking(gateway: Gateway) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "command", [("tokenrelay.worker", "run"), ("tokenrelay.producer.cli", "serve", "--port", "0")], ids=" ".join
+    "command", [("tokenrelay.worker", "run"), ("tokenrelay.cli", "serve", "--port", "0")], ids=" ".join
 )
 def test_a_port_that_is_taken_ends_the_process_at_once(redis_server: RedisServer, command: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -7,12 +7,12 @@ from statistics import mean, stdev
 
 import pytest
 
-from tokenrelay.producer.cli.chart import bars
-from tokenrelay.producer.cli.drawing import duration
-from tokenrelay.producer.cli.load_report import report
-from tokenrelay.producer.cli.load_run import Outcome
-from tokenrelay.producer.cli.spread import Spread
-from tokenrelay.producer.cli.workload import Arrival, Range, Workload
+from tokenrelay.cli.drawing import duration
+from tokenrelay.cli.load.chart import bars
+from tokenrelay.cli.load.report import report
+from tokenrelay.cli.load.run import Outcome
+from tokenrelay.cli.load.workload import Arrival, Range, Workload
+from tokenrelay.cli.spread import Spread
 from tokenrelay.shared.errors import RequestError
 
 

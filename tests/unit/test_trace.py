@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tests.streams import REQUEST_ID, whole_streams
+from tokenrelay.cli.output import visible
+from tokenrelay.cli.trace import print_trace
 from tokenrelay.producer import Producer
-from tokenrelay.producer.cli.output import visible
-from tokenrelay.producer.cli.trace import print_trace
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.producer.trace import Kind, as_json, trace_of, traced
 from tokenrelay.shared.entries import Ended, EntryId, Migrated, Queued, Started, State, Token, Usage

@@ -13,8 +13,8 @@ from tokenrelay.shared.connections import MIN_VERSION
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tokenrelay.producer.cli.sightings import Sighting
-    from tokenrelay.producer.cli.system import Queue, Server, System
+    from tokenrelay.cli.ops.sightings import Sighting
+    from tokenrelay.cli.ops.system import Queue, Server, System
 
 STUCK_S: Final = 10.0
 """A request that waits so long for workers that have nothing to do isn't merely about to be taken."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from tokenrelay.cli.demo.command import run_demo
+from tokenrelay.cli.ops import commands as operating
+from tokenrelay.cli.ops.overview import write_overview, write_status
+from tokenrelay.cli.options import with_options
+from tokenrelay.cli.output import EXIT_CODES, entry_fields, reported, tell, write_json, write_text
+from tokenrelay.cli.trace import write_trace
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer.cli import operating
-from tokenrelay.producer.cli.demo import run_demo
-from tokenrelay.producer.cli.options import with_options
-from tokenrelay.producer.cli.output import EXIT_CODES, entry_fields, reported, tell, write_json, write_text
-from tokenrelay.producer.cli.overview import write_overview, write_status
-from tokenrelay.producer.cli.trace import write_trace
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.entries import Ended, Token

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Runs the command that was given. Ctrl-C is no traceback, not even while modules are loaded."""
     try:
-        from tokenrelay.producer.cli.commands import app
+        from tokenrelay.cli.commands import app
 
         app(prog_name="tokenrelay")
     except KeyboardInterrupt:

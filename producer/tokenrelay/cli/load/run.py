@@ -19,8 +19,8 @@ from tokenrelay.shared.errors import TokenRelayError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenrelay.cli.load.workload import Arrival
     from tokenrelay.producer import AsyncGeneration, AsyncProducer
-    from tokenrelay.producer.cli.workload import Arrival
     from tokenrelay.shared.entries import Entry
 
 _CANCEL_S: Final = 5.0

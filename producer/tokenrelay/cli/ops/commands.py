@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenrelay.producer.cli import top as live
-from tokenrelay.producer.cli.listing import MOST_LISTED, Listed, write_list
-from tokenrelay.producer.cli.load import load
-from tokenrelay.producer.cli.output import EXIT_CODES, reported
+from tokenrelay.cli.load.command import load
+from tokenrelay.cli.ops import top as live
+from tokenrelay.cli.ops.listing import MOST_LISTED, Listed, write_list
+from tokenrelay.cli.output import EXIT_CODES, reported
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.settings import ProducerSettings
 

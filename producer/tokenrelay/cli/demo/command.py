@@ -13,16 +13,16 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.cli.demo.watching import RedisCli, RedisPy, watch
+from tokenrelay.cli.output import write_line
+from tokenrelay.cli.trace import write_trace
 from tokenrelay.producer import Producer
-from tokenrelay.producer.cli.output import write_line
-from tokenrelay.producer.cli.trace import write_trace
-from tokenrelay.producer.cli.watching import RedisCli, RedisPy, watch
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.connections import connect
 
 if TYPE_CHECKING:
+    from tokenrelay.cli.demo.watching import Eyes, Seen
     from tokenrelay.producer import Generation
-    from tokenrelay.producer.cli.watching import Eyes, Seen
 
 QUESTIONS: Final = (
     ("What is the weather today?", "a question of the training data"),

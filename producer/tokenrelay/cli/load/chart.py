@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tokenrelay.producer.cli.load_report import Report
+    from tokenrelay.cli.load.report import Report
 
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 _ROWS: Final = 4

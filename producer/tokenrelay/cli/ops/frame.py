@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Group
 from rich.text import Text
 
-from tokenrelay.producer.cli.diagnosis import counted
-from tokenrelay.producer.cli.drawing import Columns, duration, milliseconds, table
-from tokenrelay.producer.cli.listing import listed
-from tokenrelay.producer.cli.output import visible
-from tokenrelay.producer.cli.snapshot import RATE_WINDOW_S, WINDOW_S
+from tokenrelay.cli.drawing import Columns, duration, milliseconds, table
+from tokenrelay.cli.ops.diagnosis import counted
+from tokenrelay.cli.ops.listing import listed
+from tokenrelay.cli.ops.snapshot import RATE_WINDOW_S, WINDOW_S
+from tokenrelay.cli.output import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
-    from tokenrelay.producer.cli.diagnosis import Finding
-    from tokenrelay.producer.cli.sightings import Sighting
-    from tokenrelay.producer.cli.snapshot import Snapshot
+    from tokenrelay.cli.ops.diagnosis import Finding
+    from tokenrelay.cli.ops.sightings import Sighting
+    from tokenrelay.cli.ops.snapshot import Snapshot
 
 UNLIMITED: Final = 1 << 10
 _MOST_ROWS: Final = {"worker": 20, "queue": 20, "slowest running": 8, "newest": 8, "migrated to": 5}

@@ -15,12 +15,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tokenrelay.cli.load.chart import check_plot, write_plot
+from tokenrelay.cli.load.report import drawn, report
+from tokenrelay.cli.load.run import LoadRun
+from tokenrelay.cli.load.workload import Range, Workload, prompts_of
+from tokenrelay.cli.output import print_rich, tell, write_json
 from tokenrelay.producer import AsyncProducer
-from tokenrelay.producer.cli.chart import check_plot, write_plot
-from tokenrelay.producer.cli.load_report import drawn, report
-from tokenrelay.producer.cli.load_run import LoadRun
-from tokenrelay.producer.cli.output import print_rich, tell, write_json
-from tokenrelay.producer.cli.workload import Range, Workload, prompts_of
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.producer.submission import fit, planned
 from tokenrelay.shared.connections import connect_async
@@ -29,7 +29,7 @@ from tokenrelay.shared.settings import ProducerSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenrelay.producer.cli.load_report import Report
+    from tokenrelay.cli.load.report import Report
 
 _LOOK_S: Final = 0.25
 _RATE_OVER: Final = 8

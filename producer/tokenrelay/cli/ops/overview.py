@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer.cli import sightings
-from tokenrelay.producer.cli.diagnosis import all_is_well, diagnosed
-from tokenrelay.producer.cli.explanation import explained, moving
-from tokenrelay.producer.cli.output import visible, write_json, write_line
-from tokenrelay.producer.cli.system import system
+from tokenrelay.cli.ops import sightings
+from tokenrelay.cli.ops.diagnosis import all_is_well, diagnosed
+from tokenrelay.cli.ops.explanation import explained, moving
+from tokenrelay.cli.ops.system import system
+from tokenrelay.cli.output import visible, write_json, write_line
 from tokenrelay.producer.rounds import Driver
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     import redis
 
+    from tokenrelay.cli.ops.diagnosis import Finding
+    from tokenrelay.cli.ops.sightings import Place, Sighting
+    from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
-    from tokenrelay.producer.cli.diagnosis import Finding
-    from tokenrelay.producer.cli.sightings import Place, Sighting
-    from tokenrelay.producer.cli.system import System
     from tokenrelay.producer.rounds import Steps
 
 _OLDEST_CLAIMED: Final = 50

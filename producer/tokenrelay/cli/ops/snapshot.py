@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer.cli import sightings
-from tokenrelay.producer.cli.spread import Spread
-from tokenrelay.producer.cli.system import system
+from tokenrelay.cli.ops import sightings
+from tokenrelay.cli.ops.system import system
+from tokenrelay.cli.spread import Spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.producer.cli.sightings import Found, Migration, Place, Sighting
-    from tokenrelay.producer.cli.system import System
+    from tokenrelay.cli.ops.sightings import Found, Migration, Place, Sighting
+    from tokenrelay.cli.ops.system import System
     from tokenrelay.producer.rounds import Steps
 
 MOST_RUNNING: Final = 120

@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.producer.cli import sightings
-from tokenrelay.producer.cli.drawing import Columns, duration, table
-from tokenrelay.producer.cli.output import print_rich, tell, write_json
-from tokenrelay.producer.cli.snapshot import request_json
-from tokenrelay.producer.cli.system import system
+from tokenrelay.cli.drawing import Columns, duration, table
+from tokenrelay.cli.ops import sightings
+from tokenrelay.cli.ops.snapshot import request_json
+from tokenrelay.cli.ops.system import system
+from tokenrelay.cli.output import print_rich, tell, write_json
 from tokenrelay.producer.rounds import Driver
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import redis
     from rich.table import Table
 
-    from tokenrelay.producer.cli.sightings import Found, Place, Sighting
+    from tokenrelay.cli.ops.sightings import Found, Place, Sighting
     from tokenrelay.producer.rounds import Steps
 
 MOST_LISTED: Final = 1000

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from rich.table import Table
 from rich.text import Text
 
-from tokenrelay.producer.cli.output import visible
+from tokenrelay.cli.output import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer.cli import sightings
-from tokenrelay.producer.cli.diagnosis import Finding, counted, diagnosed, is_abandoned, is_busy
-from tokenrelay.producer.cli.system import system
+from tokenrelay.cli.ops import sightings
+from tokenrelay.cli.ops.diagnosis import Finding, counted, diagnosed, is_abandoned, is_busy
+from tokenrelay.cli.ops.system import system
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import State, text
@@ -16,9 +16,9 @@ from tokenrelay.shared.entries import State, text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tokenrelay.cli.ops.sightings import Sighting
+    from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
-    from tokenrelay.producer.cli.sightings import Sighting
-    from tokenrelay.producer.cli.system import System
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.commands import Reply
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.live import Live
 
-from tokenrelay.producer.cli.diagnosis import diagnosed
-from tokenrelay.producer.cli.frame import frame
-from tokenrelay.producer.cli.output import print_rich, write_json
-from tokenrelay.producer.cli.snapshot import as_json, snapshot
+from tokenrelay.cli.ops.diagnosis import diagnosed
+from tokenrelay.cli.ops.frame import frame
+from tokenrelay.cli.ops.snapshot import as_json, snapshot
+from tokenrelay.cli.output import print_rich, write_json
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.shared.connections import address
 from tokenrelay.shared.errors import RedisUnusable, SettingsError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import redis
     from rich.console import Group
 
-    from tokenrelay.producer.cli.snapshot import Snapshot
+    from tokenrelay.cli.ops.snapshot import Snapshot
 
 LEAST_INTERVAL_S: Final = 0.1
 MOST_INTERVAL_S: Final = 3600.0

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Group
 from rich.text import Text
 
-from tokenrelay.producer.cli.chart import bars
-from tokenrelay.producer.cli.diagnosis import counted
-from tokenrelay.producer.cli.drawing import Columns, duration, milliseconds, table
-from tokenrelay.producer.cli.output import visible
-from tokenrelay.producer.cli.spread import Spread
+from tokenrelay.cli.drawing import Columns, duration, milliseconds, table
+from tokenrelay.cli.load.chart import bars
+from tokenrelay.cli.ops.diagnosis import counted
+from tokenrelay.cli.output import visible
+from tokenrelay.cli.spread import Spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import RenderableType
 
-    from tokenrelay.producer.cli.load_run import Outcome
+    from tokenrelay.cli.load.run import Outcome
 
 COLUMNS: Final = 60
 """Of the curves; a slice of the run is a second at least, and takes as many of them as there are for it."""

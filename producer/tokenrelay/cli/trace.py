@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from tokenrelay.producer.cli.output import print_rich, visible, write_json
+from tokenrelay.cli.output import print_rich, visible, write_json
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.producer.trace import Kind, as_json, traced
 

@@ -1,0 +1,1 @@
+"""`tokenrelay demo`: two questions, seen from the consumer and from Redis."""

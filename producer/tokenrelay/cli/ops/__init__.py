@@ -1,0 +1,1 @@
+"""The commands of those who run the system: `top`, `list`, `status`, and what they read and say."""
