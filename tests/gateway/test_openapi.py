@@ -19,6 +19,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 if TYPE_CHECKING:
+    import httpx
+
     from tests.gateway.live import LiveGateway
 
 CHECKS: Final = [
@@ -54,3 +56,16 @@ def _check(operation: Any, mode: GenerationMode, session: requests.Session) -> N
 
     with suppress(Unsatisfiable):  # nothing can be wrong with what takes no parameters
         answers_as_described()
+
+
+BODIES: Final = ("/requests", "/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_every_field_of_a_body_is_described(http: httpx.Client, path: str) -> None:
+    description: dict[str, Any] = http.get("/openapi.json").json()
+    body = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    if "$ref" in body:
+        body = description["components"]["schemas"][body["$ref"].rpartition("/")[2]]
+    assert {"model", "temperature", "max_new_tokens"} <= body["properties"].keys()
+    assert [name for name, field in body["properties"].items() if not field.get("description")] == []

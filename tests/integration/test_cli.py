@@ -99,6 +99,7 @@ def test_every_generation_option_is_offered() -> None:
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["ask", "--help"])
     for name in get_type_hints(Options):
         assert f"--{name.replace('_', '-')} " in done.output
+    assert "The answer ends before the first of these strings." in done.output
     assert "default: 600.0" in done.output
 
 

@@ -6,18 +6,16 @@ the limit in the same words everywhere.
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import json
-import textwrap
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
 
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.options import DEFAULTS, Options
+from tokenrelay.shared.options import DEFAULTS, Options, json_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,10 +35,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         options = {name: _value(name, kinds[name], value) for name, value in given.items() if value not in (None, [])}
         command(**arguments, **options)
 
-    kinds, helps = _kinds(), _docstrings()
+    kinds, described = _kinds(), json_schema()["properties"]
     signature = inspect.signature(command, eval_str=True)
     own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
-    made = [_parameter(name, kind, helps[name]) for name, kind in kinds.items()]
+    made = [_parameter(name, kind, described[name].get("description", "")) for name, kind in kinds.items()]
     cast("Any", wrapper).__signature__ = signature.replace(parameters=[*own, *made])
     return wrapper
 
@@ -54,19 +52,6 @@ def _plain(hint: Any) -> Any:
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
     return hint
-
-
-def _docstrings() -> dict[str, str]:
-    """The text below each field. Python keeps it nowhere but in the source."""
-    (schema,) = ast.parse(textwrap.dedent(inspect.getsource(Options))).body
-    found, name = {}, ""
-    for node in cast("ast.ClassDef", schema).body:
-        match node:
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                found[name] = ""
-            case ast.Expr(value=ast.Constant(value=str(text))) if name:
-                found[name] = text
-    return found
 
 
 def _parameter(name: str, kind: Any, text: str) -> inspect.Parameter:

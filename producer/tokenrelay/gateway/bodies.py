@@ -81,19 +81,20 @@ def _one_prompt(value: Any) -> Any:
 class StreamOptions(BaseModel):
     """How an answer is streamed."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
     include_usage: Flag | None = None
-    include_obfuscation: Flag | None = Field(default=None, description="Changes nothing: answers aren't padded.")
-    continuous_usage_stats: Flag | None = Field(
-        default=None, description="vLLM's: with include_usage, every chunk says the usage so far."
-    )
+    """A last chunk gives the usage."""
+    include_obfuscation: Flag | None = None
+    """Changes nothing: answers aren't padded."""
+    continuous_usage_stats: Flag | None = None
+    """vLLM's: with include_usage, every chunk gives the usage so far."""
 
 
 class Common(BaseModel):
     """What the endpoints share. Bounds are ours to check at submit, in the same words for everybody."""
 
-    model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
     asks: ClassVar[tuple[str, ...]] = (
         "model",
         "temperature",
@@ -108,24 +109,39 @@ class Common(BaseModel):
     undone: ClassVar = UNDONE
 
     model: str
+    """One of GET /v1/models."""
     temperature: Real | None = None
+    """0 is greedy; otherwise logits are divided by it before sampling."""
     top_p: Real | None = None
+    """Sample among the likeliest tokens that hold this share of the probability; 1: all."""
     stop: Annotated[Any, PlainValidator(_stop, str | list[str] | None)] = None
+    """The answer ends before the first of these strings."""
     stream: Flag | None = None
+    """Answer with server-sent events."""
     stream_options: StreamOptions | None = None
+    """What a stream says beside its text."""
     store: Flag | None = None
+    """The value that a response repeats; every request is kept for the retention time."""
     metadata: dict[str, Any] | None = None
+    """Kept with the request, for whoever looks it up."""
     seed: Whole | None = None
+    """Decides every draw together with the token's position; drawn where none or -1 is given."""
     max_completion_tokens: Whole | None = None
+    """The answer's limit in tokens; none where it is -1."""
     max_output_tokens: Whole | None = None
+    """Another name of max_completion_tokens."""
     max_tokens: Whole | None = None
+    """Another name of max_completion_tokens."""
     max_new_tokens: Whole | None = None
-    top_k: Whole | None = Field(default=None, description="Ours: sample among the k likeliest tokens; 0 or -1: all.")
-    ignore_eos: Flag | None = Field(default=None, description="Ours: go on past the end-of-sequence token.")
-    priority: Annotated[Literal["high", "default", "low"] | None, BeforeValidator(_queue)] = Field(
-        default=None, description="Ours: which queue."
-    )
-    deadline_s: Real | None = Field(default=None, description="Ours: seconds after which the request ends.")
+    """Another name of max_completion_tokens."""
+    top_k: Whole | None = None
+    """Ours: sample among the k likeliest tokens; 0 or -1: all."""
+    ignore_eos: Flag | None = None
+    """Ours: continue past the end-of-sequence token."""
+    priority: Annotated[Literal["high", "default", "low"] | None, BeforeValidator(_queue)] = None
+    """Ours: the queue to wait in."""
+    deadline_s: Real | None = None
+    """Ours: seconds after which the request ends."""
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +220,7 @@ class ChatBody(Streamed):
     """POST /v1/chat/completions."""
 
     messages: Annotated[Conversation, PlainValidator(read_messages), WithJsonSchema(_MESSAGES_SCHEMA)]
+    """The conversation so far; the worker applies the model's chat template."""
 
     @property
     def ignored(self) -> list[str]:
@@ -219,6 +236,7 @@ class CompletionBody(Streamed):
     undone: ClassVar = PROMPT_UNDONE
 
     prompt: Annotated[str, BeforeValidator(_one_prompt, str | Annotated[list[str], Field(min_length=1, max_length=1)])]
+    """The text to continue."""
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "prompt": self.prompt}
@@ -230,8 +248,11 @@ class ResponseBody(Common):
     input: Annotated[
         Conversation, PlainValidator(read_input), WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES_SCHEMA]})
     ]
+    """The user's message, or the conversation so far."""
     instructions: Text | None = None
+    """A system message that goes before the input."""
     background: Flag | None = None
+    """Answer at once, and generate on even if the client leaves."""
 
     @property
     def stored(self) -> bool:

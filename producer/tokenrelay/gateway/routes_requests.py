@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body
-from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from tokenrelay.gateway import ignored
@@ -18,13 +17,13 @@ from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer.endings import cancel
 from tokenrelay.producer.trace import as_json, traced
 from tokenrelay.shared.entries import EntryId
-from tokenrelay.shared.options import Submission
+from tokenrelay.shared.options import json_schema
 
 router: Final = APIRouter(prefix="/requests", tags=["requests"])
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": inlined(TypeAdapter(Submission).json_schema())}},
+        "content": {"application/json": {"schema": inlined(json_schema())}},
     }
 }
 

@@ -11,6 +11,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
@@ -86,7 +87,7 @@ class Message(TypedDict):
 class Options(TypedDict, total=False):
     """How to generate. Each has a default; a value out of bounds is a RequestError that names the field."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)  # type: ignore[misc]
 
     messages: Annotated[list[Message] | None, Field(min_length=1, max_length=1024)]
     """A chat instead of a prompt; the worker applies the model's chat template."""
@@ -144,7 +145,6 @@ MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p"})
 """Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
 
 _ADAPTER: Final = TypeAdapter(Submission)
-_OPTIONS: Final = TypeAdapter(Options)
 _NOT_IN_BODY: Final = ("idempotency_key",)
 _HASHED_BUDGET: Final = 256
 """Stands in the body hash of a request without a limit: its default when idempotency keys began to be stored."""
@@ -158,6 +158,19 @@ class Limits:
 
     max_prompt_chars: int
     max_new_tokens: int
+
+
+@cache
+def _options() -> TypeAdapter[Options]:
+    return TypeAdapter(Options)
+
+
+def json_schema() -> dict[str, Any]:
+    """Of a submission, every field with its description."""
+    schema = _ADAPTER.json_schema()
+    # Of a TypedDict pydantic reads the docstrings of its own fields, not of those that it inherits.
+    schema["properties"] |= _options().json_schema()["properties"]
+    return schema
 
 
 def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
@@ -212,7 +225,7 @@ def sampling_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name in sorted(MODELS_OWN & found.keys()):
         with suppress(ValidationError):
-            kept.update(_OPTIONS.validate_python({name: found[name]}))
+            kept.update(_options().validate_python({name: found[name]}))
     return kept
 
 
