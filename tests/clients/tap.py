@@ -165,5 +165,5 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, n
             writer.write(data)
             await writer.drain()
         writer.write_eof()
-    except OSError:
+    except (OSError, RuntimeError):  # uvloop's writers raise the latter once they are closed
         writer.close()

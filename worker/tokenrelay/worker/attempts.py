@@ -68,6 +68,9 @@ class Attempt:
     renewed_at: float | None = None
     """When the last append that renewed its lease was sent, on the same clock: the lease began no earlier."""
 
+    reopened: bool = False
+    """Whether it had ended, and Redis lost that: its end is written again."""
+
     @property
     def request_id(self) -> str:
         return self.execution.job_id

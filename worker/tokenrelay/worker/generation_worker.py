@@ -277,6 +277,8 @@ class GenerationWorker(BaseWorker):
 
     def handle_payload(self, message: Any) -> None:
         """RQ's commands: shutdown, stop-job, stop-execution. A malformed one is logged and changes nothing."""
+        if not message["data"]:
+            return  # from `unsubscribe`
         try:
             payload = parse_payload(message)
             command, job_id = payload["command"], str(payload.get("job_id", ""))
@@ -310,11 +312,20 @@ class GenerationWorker(BaseWorker):
         """RQ's clean-up fails or requeues jobs without a fence; `Maintenance` repairs RQ from the hashes instead."""
 
     def unsubscribe(self) -> None:
-        """Stop listening; without Redis there is nobody to tell, and the thread ends with the process."""
+        """Stop listening; without Redis there is nobody to tell, and the thread ends with the process.
+
+        A message to itself wakes the thread, which then ends: `PubSub.unsubscribe` connects a lost connection
+        and subscribes again while it holds its own lock, and never returns (redis-py 6.2).
+        """
+        if self.pubsub_thread is None:
+            return
+        self.pubsub_thread.stop()
         try:
-            super().unsubscribe()  # type: ignore[no-untyped-call]
+            self.connection.publish(self.pubsub_channel_name, b"")
         except RedisError as error:
             log.warning("the worker couldn't unsubscribe: %s", error)
+        self.pubsub_thread.join(timeout=1)
+        self.pubsub.close()
 
     def register_birth(self) -> None:
         """Register. A namesake that was killed keeps the name until its registration runs out: wait for that.

@@ -33,9 +33,13 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 CONFIRM_S = 2.0
-"""When RQ is told of an end once more: a clean-up of its own that read the job before then calls it failed after."""
+"""When an end is written once more. RQ's own clean-up, if it had read the job before, calls it failed after. And a
+failover may have lost the terminal event of a request whose job was closed on the new primary: nobody would look at it
+again, and this worker still has its tokens."""
 CLOSE_TRIES = 3
 """How often RQ is told of an end where Redis refuses it for good. Then it's maintenance's: the job stays claimed."""
+SETTLE_TRIES = 5
+"""How often a worker that stops writes an end that Redis has lost."""
 MAX_TOKENS_A_CALL = 1000
 """A script's arguments go through Lua's stack, which holds 8,000 values."""
 
@@ -47,6 +51,8 @@ class _Closing:
     call: Call
     confirm: bool
     tries: int = 0
+    written: Attempt | None = None
+    """The attempt whose end this worker wrote: written once more together with the confirmation."""
 
 
 class Publisher:
@@ -71,7 +77,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._closing: deque[_Closing] = deque()  # The heartbeat's thread appends, too.
         self._closing_at = 0.0
-        self._confirming: deque[tuple[float, Call]] = deque()  # by when
+        self._confirming: deque[tuple[float, _Closing]] = deque()  # by when
         self._again_at = 0.0
         self._unsent_since: float | None = None
 
@@ -98,6 +104,8 @@ class Publisher:
                 batch.append(("PUBLISH", keys.WAKE, " ".join(attempt.request_id for attempt in due)))
                 self._unsent_since = self._unsent_since or time.monotonic()
             closing += self._to_confirm()
+            repeated = [each.written for each in closing if each.written is not None and not each.confirm]
+            batch += [self._call(attempt) for attempt in repeated]
             batch += [each.call for each in closing]
             if not batch:
                 return
@@ -112,26 +120,34 @@ class Publisher:
             now = time.monotonic()
             for attempt, reply in zip(due, replies, strict=False):
                 self._receive(attempt, reply, sent_at, now)
+            for attempt, reply in zip(repeated, replies[len(batch) - len(closing) - len(repeated) :], strict=False):
+                self._confirm_end(attempt, reply)
             if self._unsent_since is not None and self._again_at <= now:
                 self.figures.publish_lag_s.observe(now - self._unsent_since)
                 self._unsent_since = None
 
     def settle(self) -> None:
-        """Tell RQ now what it would be told once more later: nobody will be here then."""
+        """Write now what would be written once more later: nobody will be here then."""
         with self._lock:
-            self._closing.extend(_Closing(call, confirm=False) for _, call in self._confirming)
-            self._confirming.clear()
+            self._confirming = deque((0.0, closing) for _, closing in self._confirming)
+        self.publish(())
+        for _ in range(SETTLE_TRIES):
+            if not (reopened := [attempt for attempt in self._in_flight.all() if attempt.reopened]):
+                return
+            self.publish(reopened)
         self.publish(())
 
-    def close(self, attempt: Attempt, state: State, detail: str) -> None:
-        """Forget an ended attempt; RQ hears of it with the next pipeline."""
+    def close(self, attempt: Attempt, state: State, detail: str, *, written: bool = False) -> None:
+        """Forget an ended attempt; RQ hears of it with the next pipeline. `written`: it ended by this worker's call."""
         if not self._in_flight.drop(attempt):
             return
-        self._on_drop(attempt)
-        self.figures.ended(attempt, state, time.monotonic())
+        if not attempt.reopened:
+            self._on_drop(attempt)
+            self.figures.ended(attempt, state, time.monotonic())
         status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
         outcome = Outcome(status, attempt.retention_s, detail)
-        self._closing.append(_Closing(close_call(attempt.execution, outcome), confirm=True))
+        closing = _Closing(close_call(attempt.execution, outcome), confirm=True, written=attempt if written else None)
+        self._closing.append(closing)
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
 
@@ -155,8 +171,15 @@ class Publisher:
     def _to_confirm(self) -> list[_Closing]:
         calls, now = [], time.monotonic()
         while self._confirming and self._confirming[0][0] <= now:
-            calls.append(_Closing(self._confirming.popleft()[1], confirm=False))
+            calls.append(self._confirming.popleft()[1])
         return calls
+
+    def _confirm_end(self, attempt: Attempt, reply: Reply) -> None:
+        """Take the reply to an end that was written once more; where Redis lacks tokens of it, they are sent again."""
+        if isinstance(reply, list) and reply and reply[0] == b"GAP":
+            log.warning("request %s: Redis lost the end of its stream; it is written again", attempt.request_id)
+            attempt.acknowledged, attempt.reopened = reply[1] - 1, True
+            self._in_flight.add(attempt)
 
     def _call(self, attempt: Attempt) -> Call:
         """The call that sends what is unpublished. What can't be sent, such as text with a lone surrogate, fails its
@@ -188,7 +211,7 @@ class Publisher:
         for each, reply in zip(sent, replies, strict=True):
             if not isinstance(reply, Exception):
                 if each.confirm:
-                    self._confirming.append((now + CONFIRM_S, each.call))
+                    self._confirming.append((now + CONFIRM_S, replace(each, confirm=False)))
                 continue
             refused = is_unusable(reply)
             again = replace(each, tries=each.tries + refused)
@@ -229,9 +252,10 @@ class Publisher:
             case "OK" if len(reply) == 1:  # of finish
                 assert attempt.ending is not None
                 self.figures.appended(attempt, len(attempt.tokens) - attempt.acknowledged, now)
-                self.close(attempt, attempt.ending.state, _summary(attempt))
+                attempt.acknowledged = len(attempt.tokens)
+                self.close(attempt, attempt.ending.state, _summary(attempt), written=True)
             case "OK" if isinstance(reply[1], bytes):  # of expire
-                self.close(attempt, State(text(reply[1])), "deadline passed")
+                self.close(attempt, State(text(reply[1])), "deadline passed", written=True)
             case "OK" | "GAP":
                 self.figures.appended(attempt, reply[1] - 1 - attempt.acknowledged, now)
                 attempt.acknowledged = reply[1] - 1

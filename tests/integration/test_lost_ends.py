@@ -1,0 +1,67 @@
+"""A failover that loses the end of a stream, and not that its job was closed: the worker that wrote it still has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engines import CountingEngine
+from tests.integration.test_worker import job, result, state, words
+from tests.waiting import wait_until
+from tests.workers import VOCABULARY, running_worker, submit
+from tokenrelay.shared import keys
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from tests.redis_servers import RedisServer
+    from tokenrelay.shared.commands import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """What a replica has of a request that missed everything from now on."""
+
+    redis: Redis
+    dumps: dict[str, bytes]
+
+    def promote(self) -> None:
+        for key, dump in self.dumps.items():
+            self.redis.restore(key, 60_000, dump, replace=True)
+
+
+def replica(redis: Redis, request_id: str) -> Replica:
+    return Replica(redis, {key: redis.dump(key) or b"" for key in keys.of_request(request_id)})
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["goes on", "stops"])
+def test_the_end_of_a_stream_that_a_failover_lost_is_written_again(
+    redis: Redis, redis_server: RedisServer, pipeline: Pipeline, stops: bool
+) -> None:
+    """Its job was closed on the new primary, so nobody else would look at it before its deadline."""
+    engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=0.02)
+    with running_worker(redis_server.url, engine) as worker:
+        request_id = submit(pipeline, datetime.now(UTC), seed=5, max_new_tokens=40)
+        wait_until(lambda: redis.xlen(keys.stream(request_id)) > 10)
+        missed = replica(redis, request_id)
+        wait_until(lambda: job(redis, request_id).get_status() == "finished")
+        missed.promote()
+        assert state(redis, request_id) == "in_progress"
+        if not stops:
+            wait_until(lambda: state(redis, request_id) == "incomplete")
+    ended = result(redis, request_id)
+    assert (ended.text, ended.usage.completion_tokens) == (words(5, 40), 40)
+    assert worker.loop.finished == 1
+    assert job(redis, request_id).get_status() == "finished"
+
+
+def test_an_end_that_redis_has_is_written_once(redis: Redis, redis_server: RedisServer, pipeline: Pipeline) -> None:
+    with running_worker(redis_server.url, CountingEngine(vocabulary=VOCABULARY)) as worker:
+        request_id = submit(pipeline, datetime.now(UTC), seed=5, max_new_tokens=4)
+        wait_until(lambda: job(redis, request_id).get_status() == "finished")
+        length = redis.xlen(keys.stream(request_id))
+        assert worker.loop.publisher._confirming
+    assert redis.xlen(keys.stream(request_id)) == length
