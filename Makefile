@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 # What packages say of each other's other versions is nothing that we could mend.
-OTHER_VERSIONS := -W ignore::DeprecationWarning --ignore tests/docs
+OTHER_VERSIONS := PYTEST_ADDOPTS="-W ignore::DeprecationWarning --ignore tests/docs"
 MODEL := worker/tokenrelay/worker/models/weather
 SOURCES := producer worker shared tests benchmarks
 
@@ -58,10 +58,10 @@ families: $(INSTALLED)  ## serve a tiny folder of every causal architecture of t
 	@$(BIN)/python -m tests.families $(FAMILIES)
 
 lowest: $(LOWEST)/.installed  ## run the tests with the lowest version of every dependency
-	@$(LOWEST)/bin/python -m pytest -m "not slow" $(OTHER_VERSIONS) $(PYTEST_ARGS)
+	@$(OTHER_VERSIONS) $(LOWEST)/bin/python scripts/run_tests.py $(PYTEST_ARGS)
 
 newest: $(NEWEST)/.installed  ## run the tests on the newest Python of this machine
-	@$(NEWEST)/bin/python -m pytest -m "not slow" $(OTHER_VERSIONS) $(PYTEST_ARGS)
+	@$(OTHER_VERSIONS) $(NEWEST)/bin/python scripts/run_tests.py $(PYTEST_ARGS)
 
 loaded: $(INSTALLED)  ## run the tests three times beside busy loops on all cores
 	@for run in 1 2 3; do bash scripts/loaded.sh $(MAKE) test || exit 1; done
