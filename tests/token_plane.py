@@ -9,8 +9,9 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from tests.streams import REQUEST_ID
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Argument, Call, Pipeline, source
+from tokenrelay.shared.commands import Argument, Call, Pipeline
 from tokenrelay.shared.entries import Entry, parse_entry
+from tokenrelay.shared.store.scripts import source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,9 +15,10 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Batch, Call, Command, Pipeline, _packed, _sha1
+from tokenrelay.shared.commands import AsyncPipeline, Batch, Call, Command, Pipeline, _packed
 from tokenrelay.shared.connections import connect, connect_async
 from tokenrelay.shared.entries import State
+from tokenrelay.shared.store.scripts import sha1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +120,7 @@ def test_the_bytes_are_those_of_redis_py(arguments: list[Any]) -> None:
     theirs = b"".join(PythonRespSerializer(6000, encode).pack(*command))  # type: ignore[no-untyped-call]
     assert _packed(command, modern=True) == theirs
     call = Call("append", PAIR, tuple(arguments))
-    packed = ("EVALSHA", _sha1("append", modern=True), 2, *PAIR, *arguments)
+    packed = ("EVALSHA", sha1("append", modern=True), 2, *PAIR, *arguments)
     assert _packed(call, modern=True) == b"".join(PythonRespSerializer(6000, encode).pack(*packed))  # type: ignore[no-untyped-call]
 
 

@@ -9,8 +9,8 @@ from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
 from tokenrelay.producer import Producer
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import source
 from tokenrelay.shared.entries import State
+from tokenrelay.shared.store.scripts import source
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import source
+from tokenrelay.shared.store.scripts import source
 
 PART = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
 MODEL = (PART | st.builds("{}/{}".format, PART, PART)).filter(keys.is_model_name)

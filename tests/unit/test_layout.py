@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tokenrelay.shared import diagram, keys
-from tokenrelay.shared.commands import SCRIPTS, source
 from tokenrelay.shared.entries import State
 from tokenrelay.shared.protocol import NOTHING, TRANSITIONS
+from tokenrelay.shared.store.scripts import SCRIPTS, source
 
 ROOT = Path(__file__).parents[2]
 TREES = {"shared": ROOT / "shared", "producer": ROOT / "producer", "worker": ROOT / "worker"}

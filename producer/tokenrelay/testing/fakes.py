@@ -10,7 +10,7 @@ import hashlib
 
 from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
 
-from tokenrelay.shared.commands import SCRIPTS, source
+from tokenrelay.shared.store.scripts import SCRIPTS, source
 
 
 def fake_redis() -> FakeRedis:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import hashlib
 import math
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib.resources import files
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError
+
+from tokenrelay.shared.store.scripts import sha1, source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -32,50 +32,6 @@ Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 Reply = Any
 
-SCRIPTS: Final = {
-    "token": ("create", "claim", "append", "finish", "cancel", "expire", "fail", "renew", "release", "suspect"),
-    "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "bind", "place"),
-}
-_SHORT_OF_MEMORY: Final = frozenset(
-    {
-        "claim",
-        "renew",
-        "release",
-        "finish",
-        "cancel",
-        "expire",
-        "fail",
-        "suspect",
-        "close",
-        "requeue",
-        "drop",
-        "keep",
-        "extend",
-        "maintain",
-        "forget",
-    }
-)
-"""Scripts that must work when Redis is full: they end requests, which is what frees memory."""
-_PARTS: Final = {
-    "create": ("prelude", "ending"),
-    "claim": ("prelude", "ending"),
-    "append": ("prelude", "appending"),
-    "finish": ("prelude", "ending", "appending"),
-    "cancel": ("prelude", "ending"),
-    "expire": ("prelude", "ending"),
-    "fail": ("prelude", "ending"),
-    "close": ("clock", "prelude"),
-    "requeue": ("clock", "prelude"),
-    "keep": ("clock", "prelude"),
-    "extend": ("clock", "prelude"),
-    "take": ("empty", "clock"),
-    "enqueue": (),
-    "maintain": (),
-    "forget": (),
-    "bind": (),
-    "place": (),
-}
-"""What stands before a script, where that isn't the prelude of its plane alone."""
 _REQUEST_KEYS: Final = 2
 _REPLIES_A_TIMER: Final = 8
 
@@ -92,22 +48,6 @@ class Call:
 Batch = list[Command | Call]
 
 
-@cache
-def source(script: str, *, modern: bool) -> str:
-    """The Lua source of a script. `modern` servers (Redis ≥ 7) take the flag that allows it when memory is short."""
-    plane = next(plane for plane, names in SCRIPTS.items() if script in names)
-    folder = files("tokenrelay.shared") / "lua" / plane
-    names = (*_PARTS.get(script, ("prelude",)), script)
-    body = "".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
-    header = "#!lua flags=allow-oom\n" if modern and script in _SHORT_OF_MEMORY else ""
-    return header + body
-
-
-@cache
-def _sha1(script: str, *, modern: bool) -> str:
-    return hashlib.sha1(source(script, modern=modern).encode(), usedforsecurity=False).hexdigest()
-
-
 def _packed(item: Command | Call, *, modern: bool) -> bytes:
     """The command as RESP, the bytes that redis-py's own packer makes of it."""
     if isinstance(item, Call):
@@ -120,7 +60,7 @@ def _packed(item: Command | Call, *, modern: bool) -> bytes:
 @lru_cache(maxsize=16_384)
 def _head(script: str, keys: tuple[str, ...], arguments: int, *, modern: bool) -> bytes:
     """A call without its arguments: the same for all of a request's appends of so many tokens."""
-    head: Command = ("EVALSHA", _sha1(script, modern=modern), len(keys), *keys)
+    head: Command = ("EVALSHA", sha1(script, modern=modern), len(keys), *keys)
     return b"*%d\r\n" % (len(head) + arguments) + _packed_arguments(head)
 
 

@@ -14,7 +14,7 @@ from typing import Final
 WAKE: Final = "tokenrelay:wake"
 """Channel: the IDs of the requests that one step appended to, separated by blanks."""
 ENDED: Final = "tokenrelay:ended"
-"""Channel: the ID of a request that somebody else than its worker ended; spelled in lua/token/ending.lua too."""
+"""Channel: the ID of a request that somebody else than its worker ended; scripts/token/ending.lua spells it too."""
 QUEUED: Final = "tokenrelay:queued"
 """Channel: the key of a queue that just got a job."""
 PRIORITIES: Final = ("high", "default", "low")

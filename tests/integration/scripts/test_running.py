@@ -15,8 +15,9 @@ from tests.integration.scripts.queue_plane import (
 from tests.streams import REQUEST_ID
 from tests.token_plane import TokenPlane, decoded
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import SCRIPTS, AsyncPipeline, Call, Pipeline, reply_word, source
+from tokenrelay.shared.commands import AsyncPipeline, Call, Pipeline, reply_word
 from tokenrelay.shared.connections import connect_async
+from tokenrelay.shared.store.scripts import SCRIPTS, source
 
 if TYPE_CHECKING:
     from redis import Redis

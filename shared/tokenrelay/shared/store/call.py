@@ -1,0 +1,68 @@
+"""A script's call together with how its reply is read: every builder gives one, and the reply is one of its types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeGuard, TypeVar
+
+from redis.exceptions import ResponseError
+
+from tokenrelay.shared.commands import Call
+from tokenrelay.shared.connections import is_for_now
+from tokenrelay.shared.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tokenrelay.shared.commands import Reply
+
+T = TypeVar("T")
+_OF_THE_KEYS: Final = ("WRONGTYPE", "user_script")
+"""In the errors of commands that met another type, and of all that a script ran into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """The keys aren't what a script makes of them (another type, say), so that no script can work with them."""
+
+    error: ResponseError
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall(Call, Generic[T]):
+    """A call whose replies are T. `words`: what is made of a reply, by its first word."""
+
+    words: Mapping[str, Callable[[Any], T]] = field(default_factory=dict, compare=False, repr=False)
+
+    def parse(self, reply: Reply) -> T | Unusable:
+        """The reply. Raises the error that stands in its place, and ProtocolError for one that can't be read, such as
+        a newer version's script may give."""
+        if isinstance(reply, Exception):
+            if is_unusable(reply):
+                return Unusable(reply)
+            raise reply
+        try:
+            word = reply[0]
+            return self.words[word.decode() if isinstance(word, bytes) else word](reply)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            raise ProtocolError(f"script {self.script} gave {reply!a:.80}, which can't be read") from error
+
+
+def is_unusable(reply: Reply) -> TypeGuard[ResponseError]:
+    """Whether a command or script was refused for what the keys are (another type, say): nothing else ends a request.
+
+    What the server is in, and what a proxy before it says, passes.
+    """
+    if not isinstance(reply, ResponseError) or is_for_now(reply):
+        return False
+    return any(word in str(reply) for word in _OF_THE_KEYS)
+
+
+def whole_at(reply: Reply, place: int) -> int:
+    """The number in a reply. Raises ProtocolError where there is none."""
+    found = reply[place]
+    if not isinstance(found, int):
+        raise ProtocolError(f"{reply!a:.80} holds no number at {place}")
+    return found

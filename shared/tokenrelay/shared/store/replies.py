@@ -1,0 +1,273 @@
+"""What the token plane's scripts answer: a type for each word, and for each script the union of those that it gives.
+
+Callers match them exhaustively. A word that isn't known here is a ProtocolError of `ScriptCall.parse`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.shared.entries import State, parse_state, text, whole
+from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.store.call import Unusable, whole_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The request and its `queued` event are written."""
+
+    deadline_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The same request was there before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Another request has this ID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The execution is the request's only writer."""
+
+    fence: str
+    attempt: int
+    next_index: int
+    crashes: int
+    deadline_us: int
+    prompt_ids: bytes
+    """JSON, as the first claim stored it."""
+    emitted: tuple[bytes, ...]
+    """What earlier attempts wrote: token ID, text, token ID, text, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another execution's lease holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """The request took too many workers down: it was ended as failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotMine:
+    """Another kind of worker must serve the request."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The tokens are in the stream, and the lease is renewed."""
+
+    next_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Tokens are missing before those that were sent: send again from `next_index`."""
+
+    next_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last tokens and the terminal event are in the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request was ended as failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The request was ended as cancelled. `fence`: of the attempt that held it, empty where none did."""
+
+    fence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The request was ended by its deadline: `expired`, or `incomplete` where it had tokens."""
+
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """The deadline is still to come."""
+
+    left_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The lease is renewed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The request has no fence any more: any worker may claim it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The lease holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """The lease ran out; a second look is to confirm it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """The request has no fence: it was released, or never claimed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Another attempt has the request, or none: stop writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The request had ended before."""
+
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """The deadline is past."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The hash holds no number in `field`: nobody can go on with the request."""
+
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Hash or stream is gone, or the stream lacks tokens that the hash counts."""
+
+
+CreateReply = Created | Attached | Conflict | Unusable
+ClaimReply = Granted | Busy | Done | Past | Poison | NotMine | Unreadable | Lost | Unusable
+AppendReply = Appended | Fenced | Done | Past | Gap | Unreadable | Lost | Unusable
+FinishReply = Finished | Fenced | Done | Gap | Unreadable | Lost | Unusable
+CancelReply = Cancelled | Done | Lost | Unusable
+ExpireReply = Expired | Early | Done | Unreadable | Lost | Unusable
+FailReply = Failed | Done | Lost | Unusable
+RenewReply = Renewed | Fenced | Done | Past | Unreadable | Lost | Unusable
+ReleaseReply = Released | Fenced | Done | Lost | Unusable
+SuspectReply = Live | Suspect | Released | Free | Done | Lost | Unusable
+
+_Reply = list[Any]
+
+
+def _granted(reply: _Reply) -> Granted:
+    _, fence, _, _, _, deadline_us, prompt_ids, emitted = reply
+    deadline = whole(deadline_us)
+    if deadline is None:
+        raise ProtocolError("the claim's reply holds no deadline")
+    numbers = whole_at(reply, 2), whole_at(reply, 3), whole_at(reply, 4)
+    return Granted(text(fence), *numbers, deadline, prompt_ids, tuple(emitted))
+
+
+def _done(reply: _Reply) -> Done:
+    return Done(parse_state(reply[1]))
+
+
+def _gap(reply: _Reply) -> Gap:
+    return Gap(whole_at(reply, 1))
+
+
+def _unreadable(reply: _Reply) -> Unreadable:
+    return Unreadable(text(reply[1]))
+
+
+CREATE: Final[Mapping[str, Callable[[_Reply], CreateReply]]] = {
+    "OK": lambda reply: Created(int(reply[1])),
+    "ATTACHED": lambda _: Attached(),
+    "CONFLICT": lambda _: Conflict(),
+}
+CLAIM: Final[Mapping[str, Callable[[_Reply], ClaimReply]]] = {
+    "OK": _granted,
+    "BUSY": lambda _: Busy(),
+    "DONE": _done,
+    "PAST": lambda _: Past(),
+    "POISON": lambda _: Poison(),
+    "NOT_MINE": lambda reply: NotMine(text(reply[1])),
+    "UNREADABLE": _unreadable,
+    "LOST": lambda _: Lost(),
+}
+APPEND: Final[Mapping[str, Callable[[_Reply], AppendReply]]] = {
+    "OK": lambda reply: Appended(whole_at(reply, 1)),
+    "FENCED": lambda _: Fenced(),
+    "DONE": _done,
+    "PAST": lambda _: Past(),
+    "GAP": _gap,
+    "UNREADABLE": _unreadable,
+    "LOST": lambda _: Lost(),
+}
+FINISH: Final[Mapping[str, Callable[[_Reply], FinishReply]]] = {
+    "OK": lambda _: Finished(),
+    "FENCED": lambda _: Fenced(),
+    "DONE": _done,
+    "GAP": _gap,
+    "UNREADABLE": _unreadable,
+    "LOST": lambda _: Lost(),
+}
+CANCEL: Final[Mapping[str, Callable[[_Reply], CancelReply]]] = {
+    "OK": lambda reply: Cancelled(text(reply[1])),
+    "DONE": _done,
+    "LOST": lambda _: Lost(),
+}
+EXPIRE: Final[Mapping[str, Callable[[_Reply], ExpireReply]]] = {
+    "OK": lambda reply: Expired(parse_state(reply[1])),
+    "EARLY": lambda reply: Early(int(reply[1])),
+    "DONE": _done,
+    "UNREADABLE": _unreadable,
+    "LOST": lambda _: Lost(),
+}
+FAIL: Final[Mapping[str, Callable[[_Reply], FailReply]]] = {
+    "OK": lambda _: Failed(),
+    "DONE": _done,
+    "LOST": lambda _: Lost(),
+}
+RENEW: Final[Mapping[str, Callable[[_Reply], RenewReply]]] = {
+    "OK": lambda _: Renewed(),
+    "FENCED": lambda _: Fenced(),
+    "DONE": _done,
+    "PAST": lambda _: Past(),
+    "UNREADABLE": _unreadable,
+    "LOST": lambda _: Lost(),
+}
+RELEASE: Final[Mapping[str, Callable[[_Reply], ReleaseReply]]] = {
+    "OK": lambda _: Released(),
+    "FENCED": lambda _: Fenced(),
+    "DONE": _done,
+    "LOST": lambda _: Lost(),
+}
+SUSPECT: Final[Mapping[str, Callable[[_Reply], SuspectReply]]] = {
+    "LIVE": lambda _: Live(),
+    "SUSPECT": lambda _: Suspect(),
+    "RELEASED": lambda _: Released(),
+    "FREE": lambda _: Free(),
+    "DONE": _done,
+    "LOST": lambda _: Lost(),
+}
+"""What is made of each script's reply, by its first word."""

@@ -1,0 +1,154 @@
+"""The token plane: the calls of the scripts that read and write a request's own keys. Their replies: `replies`.
+
+A fence is `attempt:execution ID`; whoever writes gives the one that its claim was granted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.store import replies
+from tokenrelay.shared.store.call import ScriptCall
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenrelay.shared.commands import Argument
+    from tokenrelay.shared.store.replies import (
+        AppendReply,
+        CancelReply,
+        ClaimReply,
+        CreateReply,
+        ExpireReply,
+        FailReply,
+        FinishReply,
+        ReleaseReply,
+        RenewReply,
+        SuspectReply,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """A request to be created. `body`: its JSON, `metadata`: the caller's, as JSON, empty where there is none."""
+
+    request_id: str
+    queue: str
+    body: str
+    body_sha256: str
+    deadline_ms: int
+    retention_ms: int
+    owner: str = ""
+    metadata: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who claims requests, and by which rules. Of another fingerprint than the first attempt's, it is refused."""
+
+    worker: str
+    model: str
+    fingerprint: str
+    lease_ms: int
+    max_crashes: int
+    suspicion_ms: int
+
+
+class Prompt(NamedTuple):
+    """What the first claim stores. `ids` and `texts`: JSON; `texts` is empty for a long prompt."""
+
+    seed: int
+    length: int
+    ids: bytes | str
+    texts: bytes | str = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalEvent:
+    """What the terminal event says, besides what Redis knows itself."""
+
+    state: str
+    finish_reason: str
+    text: str = ""
+    code: str = ""
+    message: str = ""
+
+
+def create(new: NewRequest) -> ScriptCall[CreateReply]:
+    """Write the request and its `queued` event; a repeat attaches to what is there."""
+    arguments = (new.body_sha256, new.deadline_ms, new.retention_ms, new.owner, new.metadata, new.queue, new.body)
+    return ScriptCall("create", keys.of_request(new.request_id), arguments, replies.CREATE)
+
+
+def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt) -> ScriptCall[ClaimReply]:
+    """Make the execution the request's only writer. A repeat is granted again."""
+    arguments: tuple[Argument, ...] = (
+        execution_id,
+        claimant.lease_ms,
+        claimant.worker,
+        claimant.model,
+        claimant.fingerprint,
+        claimant.max_crashes,
+        claimant.suspicion_ms,
+        str(prompt.seed),
+        prompt.length,
+        prompt.ids,
+    )
+    arguments = (*arguments, prompt.texts) if prompt.texts else arguments
+    return ScriptCall("claim", keys.of_request(request_id), arguments, replies.CLAIM)
+
+
+def append(
+    request_id: str, fence: str, first: int, tokens: Sequence[tuple[str, int]], lease_ms: int
+) -> ScriptCall[AppendReply]:
+    """Write tokens, the first of them at index `first`, and renew the lease. A repeat writes none twice.
+
+    Raises UnicodeEncodeError for a text that isn't Unicode.
+    """
+    arguments: tuple[Argument, ...] = (fence, first, lease_ms, *_flat(tokens))
+    return ScriptCall("append", keys.of_request(request_id), arguments, replies.APPEND)
+
+
+def finish(
+    request_id: str, fence: str, first: int, tokens: Sequence[tuple[str, int]], end: TerminalEvent
+) -> ScriptCall[FinishReply]:
+    """Write the last tokens, as `append`, and the terminal event. A repeat by the same fence is answered the same."""
+    said = (text.encode() for text in (end.text, end.code, end.message))
+    arguments: tuple[Argument, ...] = (fence, first, end.state, end.finish_reason, *said, *_flat(tokens))
+    return ScriptCall("finish", keys.of_request(request_id), arguments, replies.FINISH)
+
+
+def cancel(request_id: str, cancelled_by: str) -> ScriptCall[CancelReply]:
+    """End the request as cancelled, whoever owns it."""
+    return ScriptCall("cancel", keys.of_request(request_id), (cancelled_by,), replies.CANCEL)
+
+
+def expire(request_id: str) -> ScriptCall[ExpireReply]:
+    """End the request if its deadline is past."""
+    return ScriptCall("expire", keys.of_request(request_id), (), replies.EXPIRE)
+
+
+def fail(request_id: str, code: str, message: str) -> ScriptCall[FailReply]:
+    """End a request that nobody can go on with, as far as its keys allow."""
+    return ScriptCall("fail", keys.of_request(request_id), (code, message), replies.FAIL)
+
+
+def renew(request_id: str, fence: str, lease_ms: int) -> ScriptCall[RenewReply]:
+    """Keep the lease."""
+    return ScriptCall("renew", keys.of_request(request_id), (fence, lease_ms), replies.RENEW)
+
+
+def release(request_id: str, execution_id: str, *, crashed: bool) -> ScriptCall[ReleaseReply]:
+    """Give the request up. `crashed`: its worker died, which is counted."""
+    return ScriptCall("release", keys.of_request(request_id), (execution_id, int(crashed)), replies.RELEASE)
+
+
+def suspect(request_id: str, suspicion_ms: int) -> ScriptCall[SuspectReply]:
+    """Look at a lease that may have run out; the second look, `suspicion_ms` after the first, releases it."""
+    return ScriptCall("suspect", keys.of_request(request_id), (suspicion_ms,), replies.SUSPECT)
+
+
+def _flat(tokens: Sequence[tuple[str, int]]) -> list[Argument]:
+    return [item for text, token_id in tokens for item in (text.encode(), token_id)]
