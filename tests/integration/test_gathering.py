@@ -13,7 +13,7 @@ from tests.engines import CountingEngine
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
-from tokenrelay.worker.intake import Claimed, Intake
+from tokenrelay.worker.intake import Intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.workers import ThreadedWorker
     from tokenrelay.shared.commands import Pipeline
     from tokenrelay.worker.engine import EngineRequest
+    from tokenrelay.worker.taken import Claimed
 
 NOW = datetime.now(UTC)
 NEVER_S = 60.0

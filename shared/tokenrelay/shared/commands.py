@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection as AsyncConnection
     from redis.connection import AbstractConnection
 
+    from tokenrelay.shared.store.call import ScriptCall, Unusable
+
+T = TypeVar("T")
 Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 Reply = Any
@@ -134,6 +137,11 @@ class Pipeline(_Batches):
             self._load(unknown)
             replies = self._send(batch, atomic=atomic)
         return replies
+
+    def ask(self, call: ScriptCall[T]) -> T | Unusable:
+        """The one call's reply. Raises redis errors, ProtocolError."""
+        (reply,) = self.run([call])
+        return call.parse(reply)
 
     def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
         return self._replies(batch, self._exchange(*self._commands(batch, atomic=atomic)), atomic=atomic)

@@ -10,23 +10,28 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
-from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.entries import State
 from tokenrelay.shared.rq_jobs import extend_call, keep_call
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import Unusable
+from tokenrelay.shared.store.replies import Cancelled, Done, Fenced, Lost, Past, Renewed, Unreadable
 from tokenrelay.worker.intake import RQ_LEASE_S
-from tokenrelay.worker.unreadable import is_unusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.commands import Batch, Pipeline, Reply
+    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.replies import CancelReply, RenewReply
     from tokenrelay.worker.attempts import Attempt, InFlight
     from tokenrelay.worker.publisher import Publisher
+
+    _Asked = ScriptCall[RenewReply] | ScriptCall[CancelReply]
 
 log = logging.getLogger(__name__)
 
@@ -70,59 +75,53 @@ class Heartbeat:
     def _renew(self, attempts: Sequence[Attempt], now: float, *, rq: bool) -> None:
         recently = now - self.lease_ms / 1000 / LEASE_SHARE
         silent = [each for each in attempts if each.renewed_at is None or each.renewed_at < recently]
-        batch: Batch = [self._renewal(attempt) for attempt in silent]
-        if rq:
-            batch += [extend_call(attempt.execution, RQ_LEASE_S) for attempt in attempts]
-        replies = self.pipeline.run(batch) if batch else []
-        for attempt, reply in zip(silent, replies, strict=False):
-            self._renewed(attempt, reply)
+        self._send([(attempt, requests.renew(attempt.request_id, attempt.fence, self.lease_ms)) for attempt in silent])
+        if rq and attempts:
+            self.pipeline.run([extend_call(attempt.execution, RQ_LEASE_S) for attempt in attempts])
 
     def look(self, attempt: Attempt) -> None:
         """See at once whether somebody ended this request; its next heartbeat would too."""
-        self._renewed(attempt, self.pipeline.run([self._renewal(attempt)])[0])
+        self._send([(attempt, requests.renew(attempt.request_id, attempt.fence, self.lease_ms))])
 
     def cancel(self, attempt: Attempt, cancelled_by: str) -> None:
         """End the request as cancelled, durably, then hear of it as everybody does."""
-        call = Call("cancel", keys.of_request(attempt.request_id), (cancelled_by,))
-        self._renewed(attempt, self.pipeline.run([call])[0])
+        self._send([(attempt, requests.cancel(attempt.request_id, cancelled_by))])
 
-    def _renewal(self, attempt: Attempt) -> Call:
-        request_keys = keys.of_request(attempt.request_id)
-        return Call("renew", request_keys, (attempt.fence, self.lease_ms))
+    def _send(self, asked: Sequence[tuple[Attempt, _Asked]]) -> None:
+        replies = self.pipeline.run([call for _, call in asked]) if asked else []
+        for (attempt, call), reply in zip(asked, replies, strict=True):
+            self._receive(attempt, call, reply)
 
-    def _renewed(self, attempt: Attempt, reply: Reply) -> None:
+    def _receive(self, attempt: Attempt, call: _Asked, reply: Reply) -> None:
         try:
-            self._act(attempt, reply)
+            self._act(attempt, call.parse(reply))
+        except RedisError as error:
+            self.publisher.figures.redis_errors.add("heartbeat")
+            log.warning("request %s: its lease couldn't be renewed: %s", attempt.request_id, error)
         except BaseException:  # noqa: BLE001  the per-request boundary; the loop publishes how it ended
             attempt.fail()
 
-    def _act(self, attempt: Attempt, reply: Reply) -> None:
+    def _act(self, attempt: Attempt, reply: RenewReply | CancelReply) -> None:
         """What a reply about one attempt asks for."""
-        if is_unusable(reply):
-            self.publisher.fail(attempt, reply)
-            return
-        if isinstance(reply, RedisError):
-            self.publisher.figures.redis_errors.add("heartbeat")
-            log.warning("request %s: its lease couldn't be renewed: %s", attempt.request_id, reply)
-            return
-        match reply_word(reply):
-            case "OK" if len(reply) == 2:  # of cancel
-                self.publisher.close(attempt, State.CANCELLED, "cancelled")
-            case "OK":
+        match reply:
+            case Renewed():
                 pass
-            case "DONE":
-                state = State(text(reply[1]))
+            case Cancelled():
+                self.publisher.close(attempt, State.CANCELLED, "cancelled")
+            case Done(state):
                 # Ended by this worker itself a moment ago: the publisher has the reply, or is about to.
                 if attempt.ending is None or state is State.CANCELLED:
                     self.publisher.close(attempt, state, f"{state} by somebody else")
-            case "PAST":
+            case Past():
                 attempt.overdue = True
-            case "LOST":
+            case Lost():
                 self.publisher.close(attempt, State.FAILED, "its request is gone from Redis")
-            case "UNREADABLE":
+            case Unreadable() | Unusable():
                 self.publisher.fail(attempt, reply)
-            case word:
-                self.publisher.abandon(attempt, word)
+            case Fenced():
+                self.publisher.abandon(attempt, type(reply).__name__.upper())
+            case _:
+                assert_never(reply)
 
     def _look_at_jobs(self, attempts: Sequence[Attempt]) -> None:
         """A job that was cancelled or deleted through RQ's own API cancels its request; one that RQ's clean-up failed

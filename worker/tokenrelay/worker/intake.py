@@ -5,21 +5,17 @@ Owns the claim. A job that can't be worked on is ended or given back here, alone
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final, assert_never
 from uuid import uuid4
 
-from redis.exceptions import RedisError
-
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, reply_word
 from tokenrelay.shared.entries import State, loggable, text, whole
-from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.errors import ProtocolError, RequestError
 from tokenrelay.shared.options import load
 from tokenrelay.shared.rq_jobs import (
     STATUS_OF,
@@ -35,19 +31,39 @@ from tokenrelay.shared.rq_jobs import (
     take_call,
 )
 from tokenrelay.shared.settings import MAX_RETENTION_S
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import Unusable, is_unusable
+from tokenrelay.shared.store.replies import (
+    Busy,
+    Done,
+    Early,
+    Expired,
+    Granted,
+    Lost,
+    NotMine,
+    Past,
+    Poison,
+    Unreadable,
+)
+from tokenrelay.shared.store.requests import Claimant, Prompt
 from tokenrelay.worker.attempts import Attempt, Ending
 from tokenrelay.worker.figures import reason_of
 from tokenrelay.worker.recovery import ALONE_FROM_CRASHES
-from tokenrelay.worker.unreadable import fail_call, is_unusable, told
+from tokenrelay.worker.taken import Claimed, Job, encoded, waited_s
+from tokenrelay.worker.unreadable import fail_call, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from tokenrelay.shared.commands import Pipeline, Reply
+    from tokenrelay.shared.commands import Batch, Call, Pipeline, Reply
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.replies import ClaimReply
     from tokenrelay.worker.figures import Figures
     from tokenrelay.worker.prompts import PromptReader
+
+    _Refusal = Busy | Done | Past | Poison | NotMine | Unreadable | Lost | Unusable
 
 log = logging.getLogger(__name__)
 
@@ -58,38 +74,16 @@ MISSING_S = 1.0
 REFUSED_MS = 5_000
 """How long workers of this kind leave a job to others that they were refused; others take it at once."""
 
-
-@dataclass(slots=True)
-class Job:
-    """A job on its way from the queue to an attempt."""
-
-    execution: Execution
-    data: bytes
-    crashed: int = 0
-    """How many workers died with it before they could claim the request."""
-    options: Submission | None = None
-    prompt_ids: tuple[int, ...] = ()
-    encoded: tuple[bytes, ...] = (b"[]",)
-    """The prompt as the claim stores it: token IDs as JSON, and of a short prompt their texts."""
-    retention_s: int = 1
-    crashes: int = 0
-    gone_since: float | None = None
-    """Since when its request isn't found in Redis, on this process's monotonic clock."""
-    refusal: Ending | None = None
-
-    @property
-    def request_keys(self) -> tuple[str, str]:
-        return keys.of_request(self.execution.job_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """An attempt, and what the engine needs of it; `options` is None where only its ending is to be published."""
-
-    attempt: Attempt
-    options: Submission | None
-    prompt_ids: tuple[int, ...]
-    budget: int
+_REFUSALS: Final[dict[type, str]] = {
+    Busy: "busy",
+    Done: "done",
+    Past: "past",
+    Poison: "poison",
+    NotMine: "not_mine",
+    Unreadable: "unreadable",
+    Lost: "lost",
+}
+"""What the metrics call why a claim was refused."""
 
 
 @dataclass(slots=True)
@@ -198,7 +192,7 @@ class Intake:
     def _read(self, jobs: list[Job]) -> None:
         """The requests behind the jobs; the first claim's prompt IDs, where there was one."""
         fields = ("request", "prompt_ids", "retention_ms", "crashes")
-        replies = self.pipeline.run([("HMGET", job.request_keys[0], *fields) for job in jobs])
+        replies = self.pipeline.run([("HMGET", keys.request(job.execution.job_id), *fields) for job in jobs])
         for job, reply in zip(jobs, replies, strict=True):
             if is_unusable(reply):
                 job.refusal = Ending.failure("invalid_request", "its key doesn't hold a request")
@@ -221,7 +215,7 @@ class Intake:
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
             job.options = load(request)
             job.prompt_ids = self.reader.known(prompt_ids) if prompt_ids else self._encode(job, job.options)
-            job.encoded = _encoded(job.prompt_ids, self.reader.texts(job.prompt_ids))
+            job.encoded = encoded(job.prompt_ids, self.reader.texts(job.prompt_ids))
             self.reader.budget(len(job.prompt_ids), 0, job.options)
         except RequestError as error:
             job.refusal = Ending.failure(error.code, error.message)
@@ -244,59 +238,62 @@ class Intake:
         self._uncounted.clear()
         claimed: list[Claimed] = []
         clean_up: Batch = []
-        *replies, time_now = self.pipeline.run([*map(self._claim_call, jobs), ("TIME",)]) if jobs else [None]
-        for job, reply in zip(jobs, replies, strict=True):
-            if is_unusable(reply):
-                clean_up += self._fail(job, reply)
-            elif (word := reply_word(reply)) == "OK":
-                claimed.append(self._grant(job, reply, time_now))
-            else:
-                clean_up += self._refused_alone(job, word, reply)
+        calls = [self._claim_call(job) for job in jobs]
+        *replies, time_now = self.pipeline.run([*calls, ("TIME",)]) if jobs else [None]
+        for job, call, reply in zip(jobs, calls, replies, strict=True):
+            match self._understood(job, call, reply):
+                case Granted() as granted:
+                    claimed.append(self._grant(job, granted, time_now))
+                case None:
+                    clean_up.append(self._end(job, State.FAILED, "the claim's reply can't be read"))
+                case refusal:
+                    clean_up.append(self._refused(job, refusal))
         if clean_up:
             self._settle(clean_up)
         for count in self._uncounted:
             count()
         return claimed
 
-    def _claim_call(self, job: Job) -> Call:
-        settings, seed = self.settings, job.options["seed"] if job.options else 0
-        return Call(
-            "claim",
-            job.request_keys,
-            (
-                job.execution.execution_id,
-                settings.lease_ms,
-                self.worker,
-                self.reader.served_model,
-                self.reader.fingerprint,
-                settings.max_crashes,
-                settings.suspicion_ms,
-                str(seed or 0),
-                len(job.prompt_ids),
-                *job.encoded,
-            ),
+    def _claim_call(self, job: Job) -> ScriptCall[ClaimReply]:
+        settings, reader = self.settings, self.reader
+        claimant = Claimant(
+            worker=self.worker,
+            model=reader.served_model,
+            fingerprint=reader.fingerprint,
+            lease_ms=settings.lease_ms,
+            max_crashes=settings.max_crashes,
+            suspicion_ms=settings.suspicion_ms,
         )
+        prompt = Prompt((job.options["seed"] if job.options else 0) or 0, len(job.prompt_ids), *job.encoded)
+        return requests.claim(job.execution.job_id, job.execution.execution_id, claimant, prompt)
 
-    def _grant(self, job: Job, reply: list[Any], time_now: Reply) -> Claimed:
-        """The attempt behind a claim; with its ending, where it can't be generated."""
-        _, fence, number, *_ = reply
-        attempt = Attempt(job.execution, text(fence), number, job.retention_s, ending=job.refusal)
+    @staticmethod
+    def _understood(job: Job, call: ScriptCall[ClaimReply], reply: Reply) -> ClaimReply | None:
+        """The reply; None where it can't be read, which fails this job alone. Raises redis errors."""
         try:
-            return self._granted(job, attempt, reply, time_now)
+            return call.parse(reply)
+        except ProtocolError:
+            log.exception("the claim of request %s can't be understood", job.execution.job_id)
+            return None
+
+    def _grant(self, job: Job, granted: Granted, time_now: Reply) -> Claimed:
+        """The attempt behind a claim; with its ending, where it can't be generated."""
+        attempt = Attempt(job.execution, granted.fence, granted.attempt, job.retention_s, ending=job.refusal)
+        try:
+            return self._granted(job, attempt, granted, time_now)
         except BaseException:  # noqa: BLE001  the per-request boundary
             attempt.fail()
             return Claimed(attempt, None, (), 0)
 
-    def _granted(self, job: Job, attempt: Attempt, reply: list[Any], time_now: Reply) -> Claimed:
-        *_, next_index, _, deadline_us, prompt_ids, emitted = reply
-        waited_s = _waited_s(job, int(deadline_us), time_now)
-        attempt.submitted_at = None if waited_s is None else time.monotonic() - waited_s
-        count = partial(self.figures.claimed, attempt, len(job.prompt_ids), next_index - 1, waited_s)
+    def _granted(self, job: Job, attempt: Attempt, granted: Granted, time_now: Reply) -> Claimed:
+        waited = waited_s(job, granted.deadline_us, time_now)
+        attempt.submitted_at = None if waited is None else time.monotonic() - waited
+        count = partial(self.figures.claimed, attempt, len(job.prompt_ids), granted.next_index - 1, waited)
         self._uncounted.append(count)
         if job.options is None or job.refusal is not None:
             return Claimed(attempt, None, (), 0)
         try:
-            stored, pairs = self.reader.known(prompt_ids), self._emitted(emitted)
+            stored, pairs = self.reader.known(granted.prompt_ids), self._emitted(granted.emitted)
             budget = self.reader.budget(len(stored), len(pairs), job.options)
             attempt.text = self.reader.text(tuple(job.options["stop"]))
             attempt.resume(pairs, budget)
@@ -305,7 +302,7 @@ class Intake:
             return Claimed(attempt, None, (), 0)
         return Claimed(attempt, None if attempt.ending else job.options, stored, budget)
 
-    def _emitted(self, emitted: list[bytes]) -> list[tuple[str, int]]:
+    def _emitted(self, emitted: Sequence[bytes]) -> list[tuple[str, int]]:
         """What earlier attempts emitted, as (text, token ID). Raises RequestError `continuation_mismatch`."""
         try:
             pairs = [(piece.decode(), int(token)) for token, piece in zip(emitted[::2], emitted[1::2], strict=True)]
@@ -315,55 +312,49 @@ class Intake:
             raise RequestError("the stream holds tokens that aren't this model's", code="continuation_mismatch")
         return pairs
 
-    def _refused_alone(self, job: Job, word: str, reply: list[Any]) -> Batch:
-        """What a refused claim does to the job; a reply that can't be read fails the job alone. Raises redis errors."""
-        try:
-            return self._refused(job, word, reply)
-        except RedisError:
-            raise
-        except BaseException:  # the per-request boundary: see Attempt.fail
-            log.exception("the claim of request %s can't be understood", job.execution.job_id)
-            return [self._end(job, State.FAILED, "the claim's reply can't be read")]
-
-    def _refused(self, job: Job, word: str, reply: list[Any]) -> Batch:
-        """What a refused claim does to the job. BUSY changes nothing: somebody else is at it."""
+    def _refused(self, job: Job, reply: _Refusal) -> Call:
+        """What a refused claim does to the job. BUSY changes nothing: somebody else is at it. Raises redis errors."""
         execution = job.execution
-        self._uncounted.append(partial(self.figures.refused_claims.add, word.lower()))
-        match word:
-            case "BUSY":
-                return [drop_call(execution)]
-            case "NOT_MINE":
-                log.warning("request %s needs another worker: %s", loggable(execution.job_id), loggable(text(reply[1])))
-                return [requeue_call(execution, "back", Note(self.reader.kind, REFUSED_MS))]
-            case "PAST":
-                return [self._expire(job)]
-            case "DONE":
-                return [self._ended(job, State(text(reply[1])))]
-            case "UNREADABLE" | "LOST":
+        if not isinstance(reply, Unusable):
+            self._uncounted.append(partial(self.figures.refused_claims.add, _REFUSALS[type(reply)]))
+        match reply:
+            case Busy():
+                return drop_call(execution)
+            case NotMine(why):
+                log.warning("request %s needs another worker: %s", loggable(execution.job_id), loggable(why))
+                return requeue_call(execution, "back", Note(self.reader.kind, REFUSED_MS))
+            case Past():
+                return self._expire(job)
+            case Done(state):
+                return self._ended(job, state)
+            case Unreadable() | Lost() | Unusable():
                 return self._fail(job, reply)
-            case "POISON":
-                return [self._end(job, State.FAILED, "poison_request: it took its worker down", "poison_request")]
+            case Poison():
+                return self._end(job, State.FAILED, "poison_request: it took its worker down", "poison_request")
             case _:
-                raise AssertionError(f"claim answered {word}")
+                assert_never(reply)
 
-    def _fail(self, job: Job, reply: Reply) -> Batch:
+    def _fail(self, job: Job, reply: Unreadable | Lost | Unusable) -> Call:
         """End a request whose keys nobody can go on with. Where they're gone, there's only RQ to tell."""
         detail = told(reply)
         log.warning("request %s: %s", loggable(job.execution.job_id), detail)
-        return [fail_call(job.execution.job_id, detail), self._end(job, State.FAILED, detail)]
+        self._settle([fail_call(job.execution.job_id, detail)])
+        return self._end(job, State.FAILED, detail)
 
     def _expire(self, job: Job) -> Call:
         """End the request; the call that tells RQ how: a handed-over one may have tokens. Raises redis errors."""
-        (reply,) = self.pipeline.run([Call("expire", job.request_keys)])
-        match reply_word(reply):
-            case "OK":
-                return self._end(job, State(text(reply[1])), "deadline passed", "deadline")
-            case "DONE":
-                return self._ended(job, State(text(reply[1])))
-            case "EARLY":  # Redis's clock went back
+        reply = self.pipeline.ask(requests.expire(job.execution.job_id))
+        match reply:
+            case Expired(state):
+                return self._end(job, state, "deadline passed", "deadline")
+            case Done(state):
+                return self._ended(job, state)
+            case Early():  # Redis's clock went back
                 return requeue_call(job.execution, "front")
-            case _:
+            case Unreadable() | Lost() | Unusable():
                 return self._end(job, State.FAILED, "its request is gone from Redis")
+            case _:
+                assert_never(reply)
 
     def _ended(self, job: Job, state: State) -> Call:
         """Close the job of a request that somebody else ended. A worker has counted it itself."""
@@ -383,18 +374,3 @@ class Intake:
         for reply in self.pipeline.run(batch):
             if isinstance(reply, Exception):
                 log.warning("a refused job couldn't be settled: %s", reply)
-
-
-def _encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, ...]:
-    ids = json.dumps(prompt_ids).encode()
-    # The texts are for people: what isn't Unicode in them is no reason to fail a request.
-    return (ids, json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace")) if texts else (ids,)
-
-
-def _waited_s(job: Job, deadline_us: int, time_now: Reply) -> float | None:
-    """How long ago the request was submitted, by Redis's clock: its deadline was set then."""
-    if job.options is None or isinstance(time_now, Exception):
-        return None
-    submitted_us = deadline_us - int(job.options["deadline_s"] * 1000) * 1000
-    now_us: int = time_now[0] * 1_000_000 + time_now[1]
-    return max((now_us - submitted_us) / 1e6, 0.0)

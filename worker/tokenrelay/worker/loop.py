@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tokenrelay.shared.commands import Pipeline
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.engine import EngineOutput
-    from tokenrelay.worker.intake import Claimed
     from tokenrelay.worker.model import Served
+    from tokenrelay.worker.taken import Claimed
 
 log = logging.getLogger(__name__)
 

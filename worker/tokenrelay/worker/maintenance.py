@@ -13,7 +13,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 from uuid import uuid4
 
 from redis.exceptions import RedisError
@@ -22,15 +22,19 @@ from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, reply_word
 from tokenrelay.shared.entries import State, loggable, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, requeue_call, retention_s
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import Unusable, is_unusable
+from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect
 from tokenrelay.worker.dependents import enqueue_dependents
 from tokenrelay.worker.registries import Registries
-from tokenrelay.worker.unreadable import fail_call, is_unusable, told
+from tokenrelay.worker.unreadable import fail_call, told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenrelay.shared.commands import Pipeline, Reply
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.shared.store.replies import SuspectReply
     from tokenrelay.worker.attempts import InFlight
     from tokenrelay.worker.figures import Figures
 
@@ -173,53 +177,61 @@ class Maintenance:
                 if not isinstance(fields, Exception):
                     each.retention_s = retention_s(fields[-1], self.settings.retention_s)
         if odd:
-            self._repair(odd, now_us / 1000)
+            self._repair(odd)
 
-    def _repair(self, odd: Sequence[_Watched], now_ms: float) -> None:
-        looks: Batch = []
-        for each in odd:
-            looks.append(Call("suspect", keys.of_request(each.execution.job_id), (self.settings.suspicion_ms,)))
-            looks.append(("ZSCORE", keys.claimed(each.execution.queue), each.execution.job_id))
-        replies = self.pipeline.run(looks)
-        todo: list[tuple[_Watched, Call, Reply]] = []
-        for each, reply, score in zip(odd, replies[::2], replies[1::2], strict=True):
+    def _repair(self, odd: Sequence[_Watched]) -> None:
+        looks = [requests.suspect(each.execution.job_id, self.settings.suspicion_ms) for each in odd]
+        seen = self.pipeline.run([*looks])
+        # `claimed` is scored by the clock of its own server.
+        scores: Batch = [("ZSCORE", keys.claimed(each.execution.queue), each.execution.job_id) for each in odd]
+        *scored, time_now = self.pipeline.run([*scores, ("TIME",)])
+        if isinstance(time_now, Exception):
+            raise time_now
+        now_ms = (time_now[0] * 1_000_000 + time_now[1]) / 1000
+        todo: list[tuple[_Watched, Call, SuspectReply]] = []
+        for each, look, raw, score in zip(odd, looks, seen, scored, strict=True):
             if score is None:  # ended, or queued again, since it was listed
                 self._watched.pop(each.execution.job_id, None)
-            elif call := self._repair_call(each, reply, now_ms):
+                continue
+            try:
+                reply = look.parse(raw)
+            except RedisError:
+                continue
+            if call := self._repair_call(each, reply, now_ms):
                 todo.append((each, call, reply))
-        for (each, call, seen), reply in zip(
-            todo, self.pipeline.run([call for _, call, _ in todo]) if todo else [], strict=True
-        ):
-            self._repaired(each, call, seen, reply)
+        repaired = self.pipeline.run([call for _, call, _ in todo]) if todo else []
+        for (each, call, cause), answer in zip(todo, repaired, strict=True):
+            self._repaired(each, call, cause, answer)
 
-    def _repair_call(self, each: _Watched, reply: Reply, now_ms: float) -> Call | None:
-        """What makes RQ agree with what `suspect` says of the request."""
+    def _repair_call(self, each: _Watched, reply: SuspectReply, now_ms: float) -> Call | None:
+        """What makes RQ agree with what the look at a request's lease said."""
         job_id = each.execution.job_id
-        if is_unusable(reply):
-            if not each.refused:
-                log.warning("request %s is given up: %s", loggable(job_id), reply)
-            self.pipeline.run([fail_call(job_id, told(reply))])
-            return self._close(each, State.FAILED)
-        if isinstance(reply, Exception):
-            return None
-        match reply_word(reply):
-            case "DONE":
-                return self._close(each, State(text(reply[1])))
-            case "LOST":
+        match reply:
+            case Unusable(error):
+                if not each.refused:
+                    log.warning("request %s is given up: %s", loggable(job_id), error)
+                self.pipeline.run([fail_call(job_id, told(reply))])
                 return self._close(each, State.FAILED)
-            case "RELEASED":
+            case Done(state):
+                return self._close(each, state)
+            case Lost():
+                return self._close(each, State.FAILED)
+            case Released():
                 log.warning("request %s lost its worker: it goes to the front of its queue", loggable(job_id))
                 return requeue_call(each.execution, "front")
-            case "SUSPECT":
+            case Suspect():
                 each.due = time.monotonic() + SUSPECTED_EVERY_S
                 self._due = min(self._due, each.due)
                 return None
-            case "FREE" if now_ms - each.taken_ms > UNCLAIMED_MS:
-                return requeue_call(each.execution, "front")
-            case _:
+            case Free():
+                is_old = now_ms - each.taken_ms > UNCLAIMED_MS
+                return requeue_call(each.execution, "front") if is_old else None
+            case Live():
                 return None
+            case _:
+                assert_never(reply)
 
-    def _repaired(self, each: _Watched, call: Call, seen: Reply, reply: Reply) -> None:
+    def _repaired(self, each: _Watched, call: Call, seen: SuspectReply, reply: Reply) -> None:
         """Take the reply to a repair."""
         job_id, claimed = each.execution.job_id, keys.claimed(each.execution.queue)
         if isinstance(reply, Exception):
@@ -230,7 +242,8 @@ class Maintenance:
             self.figures.recovered.add()
         elif call.script == "requeue" and (word == "LOST" or reply[1:] == [b"canceled"]):
             # Deleted or cancelled through RQ, in the hands of a worker that died.
-            self.pipeline.run([Call("cancel", keys.of_request(job_id), ("rq",)), self._close(each, State.CANCELLED)])
+            self.pipeline.run([requests.cancel(job_id, "rq")])
+            self.pipeline.run([self._close(each, State.CANCELLED)])
         elif word == "DEPENDENTS":
             enqueue_dependents(self.pipeline.redis, each.execution)
             self.pipeline.run([("ZREM", claimed, job_id)])
@@ -238,7 +251,7 @@ class Maintenance:
             return  # RQ calls it something that is none of ours: look again
         self._watched.pop(job_id, None)
 
-    def _refused(self, each: _Watched, seen: Reply, error: Exception) -> None:
+    def _refused(self, each: _Watched, seen: SuspectReply, error: Exception) -> None:
         """Redis refused a repair: try again, less often each time, for as long as the request is there."""
         job_id = each.execution.job_id
         if not is_unusable(error):
@@ -247,7 +260,7 @@ class Maintenance:
             log.warning("job %s can't be repaired: %s; trying again, more slowly each time", loggable(job_id), error)
         each.refused += 1
         each.due = time.monotonic() + min(LOOK_EVERY_S * 2**each.refused, LONGEST_PAUSE_S)
-        if isinstance(seen, Exception) or reply_word(seen) == "LOST":
+        if isinstance(seen, Unusable | Lost):
             self.pipeline.run([("ZREM", keys.claimed(each.execution.queue), job_id)])
 
     @staticmethod

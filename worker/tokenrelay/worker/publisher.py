@@ -11,23 +11,41 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from redis.exceptions import RedisError
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, Reply, reply_word
-from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.entries import State
+from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.rq_jobs import STATUS_OF, Outcome, close_call, drop_call
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import Unusable, is_unusable
+from tokenrelay.shared.store.replies import (
+    Appended,
+    Done,
+    Early,
+    Expired,
+    Fenced,
+    Finished,
+    Gap,
+    Lost,
+    Past,
+    Unreadable,
+)
+from tokenrelay.shared.store.requests import TerminalEvent
 from tokenrelay.worker.attempts import Ending
-from tokenrelay.worker.unreadable import fail_call, is_unusable, told
+from tokenrelay.worker.unreadable import fail_call, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenrelay.shared.commands import Argument, Pipeline
+    from tokenrelay.shared.commands import Batch, Call, Pipeline, Reply
+    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.replies import AppendReply, ExpireReply, FinishReply
     from tokenrelay.worker.attempts import Attempt, InFlight
     from tokenrelay.worker.figures import Figures
+
+    _Publishing = ScriptCall[AppendReply] | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +64,11 @@ MAX_TOKENS_A_CALL = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Closing:
-    """What RQ is to be told. `confirm`: and once more, later. `tries`: how often Redis refused it for good."""
+    """What RQ is to be told, or of a request that nobody can go on with its hash. `confirm`: and once more, later.
+    `tries`: how often Redis refused it for good."""
 
     call: Call
-    confirm: bool
+    confirm: bool = False
     tries: int = 0
     written: Attempt | None = None
     """The attempt whose end this worker wrote: written once more together with the confirmation."""
@@ -58,7 +77,7 @@ class _Closing:
 class Publisher:
     """Sends what the attempts hold and Redis hasn't. `on_drop(attempt)` hears of each that is over for this worker.
 
-    Finishing closes the stream first, then the RQ job, with the next pipeline: never the other way round.
+    Finishing closes the stream first, then the RQ job, with a pipeline of its own: never the other way round.
     """
 
     def __init__(
@@ -75,7 +94,8 @@ class Publisher:
         self._lease_ms = lease_ms
         self._on_drop = on_drop
         self._lock = threading.Lock()
-        self._closing: deque[_Closing] = deque()  # The heartbeat's thread appends, too.
+        self._failing: deque[_Closing] = deque()  # The heartbeat's thread appends to both, too.
+        self._closing: deque[_Closing] = deque()
         self._closing_at = 0.0
         self._confirming: deque[tuple[float, _Closing]] = deque()  # by when
         self._again_at = 0.0
@@ -83,8 +103,8 @@ class Publisher:
 
     @property
     def behind(self) -> bool:
-        """Whether RQ is still to hear of an ended request."""
-        return bool(self._closing)
+        """Whether Redis or RQ is still to hear of an ended request."""
+        return bool(self._failing or self._closing)
 
     @property
     def waits_for_redis(self) -> bool:
@@ -96,35 +116,58 @@ class Publisher:
         with self._lock:
             if time.monotonic() < self._again_at:
                 return
-            due = [attempt for attempt in attempts if attempt.unpublished and self._in_flight.get(attempt.fence)]
-            ready = time.monotonic() >= self._closing_at
-            closing = [self._closing.popleft() for _ in range(len(self._closing))] if ready else []
-            batch: Batch = [self._call(attempt) for attempt in due]
-            if due:
-                batch.append(("PUBLISH", keys.WAKE, " ".join(attempt.request_id for attempt in due)))
-                self._unsent_since = self._unsent_since or time.monotonic()
-            closing += self._to_confirm()
-            repeated = [each.written for each in closing if each.written is not None and not each.confirm]
-            batch += [self._call(attempt) for attempt in repeated]
-            batch += [each.call for each in closing]
-            if not batch:
-                return
-            sent_at = time.monotonic()
-            try:
-                replies = self._pipeline.run(batch)
-            except RedisError as error:
-                self._refused_for_now("a step", error)
+            # Taken first: the stream of whatever RQ hears of in this round was ended before.
+            closing = self._take_due(self._closing) + self._to_confirm()
+            ended = [each.written for each in closing if each.written is not None and not each.confirm]
+            if not (self._send_tokens(attempts, ended) and self._tell_rq(closing)):
                 self._closing.extendleft(reversed(closing))
-                return
-            self._keep_failed(closing, replies[len(batch) - len(closing) :])
-            now = time.monotonic()
-            for attempt, reply in zip(due, replies, strict=False):
-                self._receive(attempt, reply, sent_at, now)
-            for attempt, reply in zip(repeated, replies[len(batch) - len(closing) - len(repeated) :], strict=False):
-                self._confirm_end(attempt, reply)
-            if self._unsent_since is not None and self._again_at <= now:
-                self.figures.publish_lag_s.observe(now - self._unsent_since)
-                self._unsent_since = None
+
+    def _send_tokens(self, attempts: Sequence[Attempt], ended: Sequence[Attempt]) -> bool:
+        """Send what is unpublished, and once more the ends of `ended`. False where Redis is away."""
+        due = [attempt for attempt in attempts if attempt.unpublished and self._in_flight.get(attempt.fence)]
+        failing = self._take_due(self._failing)
+        calls = [self._call(attempt) for attempt in due]
+        repeats = [self._call(attempt) for attempt in ended]
+        batch: Batch = [*calls, *repeats]
+        if due:
+            batch.append(requests.wake(attempt.request_id for attempt in due))
+            self._unsent_since = self._unsent_since or time.monotonic()
+        batch += [each.call for each in failing]
+        if not batch:
+            return True
+        sent_at = time.monotonic()
+        try:
+            replies = self._pipeline.run(batch)
+        except RedisError as error:
+            self._refused_for_now("a step", error)
+            self._failing.extendleft(reversed(failing))
+            return False
+        self._keep_failed(self._failing, failing, replies[len(batch) - len(failing) :])
+        now = time.monotonic()
+        for attempt, call, reply in zip(due, calls, replies, strict=False):
+            self._receive(attempt, call, reply, sent_at, now)
+        for attempt, call, reply in zip(ended, repeats, replies[len(due) :], strict=False):
+            self._confirm_end(attempt, call, reply)
+        if self._unsent_since is not None and self._again_at <= now:
+            self.figures.publish_lag_s.observe(now - self._unsent_since)
+            self._unsent_since = None
+        return True
+
+    def _tell_rq(self, closing: list[_Closing]) -> bool:
+        """False where Redis is away."""
+        if not closing:
+            return True
+        try:
+            replies = self._pipeline.run([each.call for each in closing])
+        except RedisError as error:
+            self._refused_for_now("the end of a job", error)
+            return False
+        self._keep_failed(self._closing, closing, replies)
+        return True
+
+    def _take_due(self, told: deque[_Closing]) -> list[_Closing]:
+        is_due = time.monotonic() >= self._closing_at
+        return [told.popleft() for _ in range(len(told))] if is_due else []
 
     def settle(self) -> None:
         """Write now what would be written once more later: nobody will be here then."""
@@ -151,11 +194,11 @@ class Publisher:
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
 
-    def fail(self, attempt: Attempt, reply: Reply) -> None:
+    def fail(self, attempt: Attempt, reply: Unreadable | Lost | Unusable) -> None:
         """End an attempt whose keys it can't go on with; `reply` says why."""
         detail = told(reply)
         log.warning("request %s: %s", attempt.request_id, detail)
-        self._closing.append(_Closing(fail_call(attempt.request_id, detail), confirm=False))
+        self._failing.append(_Closing(fail_call(attempt.request_id, detail)))
         self.close(attempt, State.FAILED, detail)
 
     def abandon(self, attempt: Attempt, why: str) -> None:
@@ -164,7 +207,7 @@ class Publisher:
             return
         self._on_drop(attempt)
         self.figures.fenced_writes.add()
-        self._closing.append(_Closing(drop_call(attempt.execution), confirm=False))
+        self._closing.append(_Closing(drop_call(attempt.execution)))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
 
@@ -174,14 +217,18 @@ class Publisher:
             calls.append(self._confirming.popleft()[1])
         return calls
 
-    def _confirm_end(self, attempt: Attempt, reply: Reply) -> None:
+    def _confirm_end(self, attempt: Attempt, call: _Publishing, reply: Reply) -> None:
         """Take the reply to an end that was written once more; where Redis lacks tokens of it, they are sent again."""
-        if isinstance(reply, list) and reply and reply[0] == b"GAP":
+        try:
+            answer = call.parse(reply)
+        except (RedisError, ProtocolError):
+            return  # it was written before; this was to see whether it still is
+        if isinstance(answer, Gap):
             log.warning("request %s: Redis lost the end of its stream; it is written again", attempt.request_id)
-            attempt.acknowledged, attempt.reopened = reply[1] - 1, True
+            attempt.acknowledged, attempt.reopened = answer.next_index - 1, True
             self._in_flight.add(attempt)
 
-    def _call(self, attempt: Attempt) -> Call:
+    def _call(self, attempt: Attempt) -> _Publishing:
         """The call that sends what is unpublished. What can't be sent, such as text with a lone surrogate, fails its
         request: the tokens that Redis has stay."""
         try:
@@ -191,22 +238,19 @@ class Publisher:
             attempt.fail()
             return self._built(attempt)
 
-    def _built(self, attempt: Attempt) -> Call:
-        request_keys = keys.of_request(attempt.request_id)
+    def _built(self, attempt: Attempt) -> _Publishing:
+        request_id, fence, first = attempt.request_id, attempt.fence, attempt.acknowledged + 1
         pending = attempt.tokens[attempt.acknowledged : attempt.acknowledged + MAX_TOKENS_A_CALL]
-        tokens: list[Argument] = [item for text, token_id in pending for item in (text.encode(), token_id)]
-        first = attempt.acknowledged + 1
         ending = attempt.ending
         if ending is None or attempt.acknowledged + len(pending) < len(attempt.tokens):
-            return Call("append", request_keys, (attempt.fence, first, self._lease_ms, *tokens))
+            return requests.append(request_id, fence, first, pending, self._lease_ms)
         if ending.finish_reason == "deadline" and not attempt.tokens:
-            return Call("expire", request_keys)
-        said = (text.encode() for text in (ending.text, ending.code, ending.message))
-        end: tuple[Argument, ...] = (ending.state, ending.finish_reason, *said)
-        return Call("finish", request_keys, (attempt.fence, first, *end, *tokens))
+            return requests.expire(request_id)
+        end = TerminalEvent(ending.state, ending.finish_reason, ending.text, ending.code, ending.message)
+        return requests.finish(request_id, fence, first, pending, end)
 
-    def _keep_failed(self, sent: list[_Closing], replies: Sequence[Reply]) -> None:
-        """RQ's side is repaired by sending it again; a job that can't be closed costs its own entry only."""
+    def _keep_failed(self, told: deque[_Closing], sent: list[_Closing], replies: Sequence[Reply]) -> None:
+        """What was refused is sent again; a job that can't be closed costs its own entry only."""
         now = time.monotonic()
         for each, reply in zip(sent, replies, strict=True):
             if not isinstance(reply, Exception):
@@ -218,7 +262,7 @@ class Publisher:
             if again.tries >= CLOSE_TRIES:
                 log.warning("RQ can't be told of %s: %s", each.call.keys[0], reply)
                 continue
-            self._closing.append(again)
+            told.append(again)
             self._closing_at = now + RETRY_S
 
     def _refused_for_now(self, what: str, error: RedisError) -> None:
@@ -227,50 +271,50 @@ class Publisher:
         log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
         self._again_at = time.monotonic() + RETRY_S
 
-    def _receive(self, attempt: Attempt, reply: Reply, sent_at: float, now: float) -> None:
+    def _receive(self, attempt: Attempt, call: _Publishing, reply: Reply, sent_at: float, now: float) -> None:
         """Take the reply to one attempt's call, which came `now`. One that can't be read fails its request; where that
         can't be written either, the lease runs out."""
         failed = attempt.ending == Ending.internal_error()
         try:
-            self._acknowledge(attempt, reply, sent_at, now)
+            self._acknowledge(attempt, call.parse(reply), sent_at, now)
+        except RedisError as error:
+            self._refused_for_now(f"tokens of request {attempt.request_id}", error)
         except BaseException:  # noqa: BLE001  the per-request boundary
             attempt.fail()
             if failed:
                 self.abandon(attempt, "a reply of Redis can't be read")
 
-    def _acknowledge(self, attempt: Attempt, reply: Reply, sent_at: float, now: float) -> None:
-        """Take the reply to one attempt's call, which came `now`."""
-        if is_unusable(reply):
-            self.fail(attempt, reply)
-            return
-        try:
-            word = reply_word(reply)
-        except RedisError as error:
-            self._refused_for_now(f"tokens of request {attempt.request_id}", error)
-            return
-        match word:
-            case "OK" if len(reply) == 1:  # of finish
+    def _acknowledge(
+        self, attempt: Attempt, reply: AppendReply | FinishReply | ExpireReply, sent_at: float, now: float
+    ) -> None:
+        match reply:
+            case Appended(next_index):
+                self._advance(attempt, next_index, now)
+                attempt.renewed_at = sent_at
+            case Gap(next_index):
+                self._advance(attempt, next_index, now)
+            case Finished():
                 assert attempt.ending is not None
-                self.figures.appended(attempt, len(attempt.tokens) - attempt.acknowledged, now)
-                attempt.acknowledged = len(attempt.tokens)
+                self._advance(attempt, len(attempt.tokens) + 1, now)
                 self.close(attempt, attempt.ending.state, _summary(attempt), written=True)
-            case "OK" if isinstance(reply[1], bytes):  # of expire
-                self.close(attempt, State(text(reply[1])), "deadline passed", written=True)
-            case "OK" | "GAP":
-                self.figures.appended(attempt, reply[1] - 1 - attempt.acknowledged, now)
-                attempt.acknowledged = reply[1] - 1
-                attempt.renewed_at = sent_at if word == "OK" else attempt.renewed_at
-            case "PAST":
+            case Expired(state):
+                self.close(attempt, state, "deadline passed", written=True)
+            case Past():
                 attempt.past_deadline()
-            case "DONE":
-                state = State(text(reply[1]))
+            case Done(state):
                 self.close(attempt, state, f"{state} by somebody else")
-            case "LOST":
+            case Lost():
                 self.close(attempt, State.FAILED, "its stream is gone from Redis")
-            case "UNREADABLE":
+            case Unreadable() | Unusable():
                 self.fail(attempt, reply)
+            case Fenced() | Early():
+                self.abandon(attempt, type(reply).__name__.upper())
             case _:
-                self.abandon(attempt, word)
+                assert_never(reply)
+
+    def _advance(self, attempt: Attempt, next_index: int, now: float) -> None:
+        self.figures.appended(attempt, next_index - 1 - attempt.acknowledged, now)
+        attempt.acknowledged = next_index - 1
 
 
 def _summary(attempt: Attempt) -> str:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from tokenrelay.shared import keys, rq_jobs
-from tokenrelay.shared.commands import Batch, Call, reply_word
 from tokenrelay.shared.entries import State, loggable, text
 from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, iso, requeue_call
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import Unusable
+from tokenrelay.shared.store.replies import Done, Fenced, Lost, Released
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.commands import Command, Pipeline, Reply
+    from tokenrelay.shared.commands import Batch, Call, Command, Pipeline
+    from tokenrelay.shared.store.replies import ReleaseReply
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +54,17 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
 
     What it no longer holds stays as its new owner, or its end, left it.
     """
-    batch: Batch = []
-    for execution in held:
-        request_keys = keys.of_request(execution.job_id)
-        batch.append(Call("release", request_keys, (execution.execution_id, int(crashed))))
-        batch.append(("HMGET", request_keys[0], "fence", "retention_ms"))
+    releases = [requests.release(execution.job_id, execution.execution_id, crashed=crashed) for execution in held]
+    reads: Batch = [("HMGET", keys.request(execution.job_id), "fence", "retention_ms") for execution in held]
+    batch: Batch = [item for pair in zip(releases, reads, strict=True) for item in pair]
     replies = pipeline.run(batch) if batch else []
     repairs: Batch = []
     continued = 0
-    for execution, released, fields in zip(held, replies[::2], replies[1::2], strict=True):
-        if isinstance(released, Exception) or isinstance(fields, Exception):
-            log.warning("request %s can't be released: %s; its lease runs out", loggable(execution.job_id), released)
+    for execution, release_call, reply, fields in zip(held, releases, replies[::2], replies[1::2], strict=True):
+        if isinstance(reply, Exception) or isinstance(fields, Exception):
+            log.warning("request %s can't be released: %s; its lease runs out", loggable(execution.job_id), reply)
             continue
+        released = release_call.parse(reply)
         repair = _repair(execution, released, fields, retention_s, crashed=crashed)
         continued += repair.script == "requeue"
         repairs.append(repair)
@@ -72,18 +74,23 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
 
 
 def _repair(
-    execution: Execution, released: Reply, fields: list[bytes | None], retention_s: int, *, crashed: bool
+    execution: Execution, released: ReleaseReply, fields: list[bytes | None], retention_s: int, *, crashed: bool
 ) -> Call:
     fence, stored_ms = fields
-    word = reply_word(released)
-    if word == "OK":
-        return requeue_call(execution, "front")
-    if word == "FENCED" and fence == b"":  # it was taken and not yet claimed
-        return requeue_call(execution, "front", Note(alone_from=ALONE_FROM_CRASHES) if crashed else None)
-    if word in ("DONE", "LOST"):
-        state = State(text(released[1])) if word == "DONE" else State.FAILED
-        return close_call(execution, Outcome(STATUS_OF[state], rq_jobs.retention_s(stored_ms, retention_s), str(state)))
-    return drop_call(execution)
+    kept_s = rq_jobs.retention_s(stored_ms, retention_s)
+    match released:
+        case Released():
+            return requeue_call(execution, "front")
+        case Fenced() if fence == b"":  # it was taken and not yet claimed
+            return requeue_call(execution, "front", Note(alone_from=ALONE_FROM_CRASHES) if crashed else None)
+        case Fenced():
+            return drop_call(execution)
+        case Done(state):
+            return close_call(execution, Outcome(STATUS_OF[state], kept_s, str(state)))
+        case Lost() | Unusable():
+            return close_call(execution, Outcome(STATUS_OF[State.FAILED], kept_s, str(State.FAILED)))
+        case _:
+            assert_never(released)
 
 
 def _death(worker: str, queues: tuple[str, ...]) -> list[Command]:

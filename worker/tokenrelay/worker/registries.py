@@ -13,8 +13,9 @@ from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call
 from tokenrelay.shared.entries import loggable, text
 from tokenrelay.shared.rq_jobs import Execution, Outcome, close_call, retention_s
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import is_unusable
 from tokenrelay.worker.intake import RQ_LEASE_S
-from tokenrelay.worker.unreadable import is_unusable
 
 if TYPE_CHECKING:
     from tokenrelay.shared.commands import Pipeline
@@ -68,7 +69,7 @@ class Registries:
         cancels: Batch = []
         for job_id in ids:
             cancels += [
-                Call("cancel", keys.of_request(job_id), ("rq",)),
+                requests.cancel(job_id, "rq"),
                 ("HGET", keys.request(job_id), "retention_ms"),
             ]
         replies = self.pipeline.run(cancels)

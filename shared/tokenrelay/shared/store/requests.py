@@ -13,9 +13,9 @@ from tokenrelay.shared.store import replies
 from tokenrelay.shared.store.call import ScriptCall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from tokenrelay.shared.commands import Argument
+    from tokenrelay.shared.commands import Argument, Command
     from tokenrelay.shared.store.replies import (
         AppendReply,
         CancelReply,
@@ -148,6 +148,11 @@ def release(request_id: str, execution_id: str, *, crashed: bool) -> ScriptCall[
 def suspect(request_id: str, suspicion_ms: int) -> ScriptCall[SuspectReply]:
     """Look at a lease that may have run out; the second look, `suspicion_ms` after the first, releases it."""
     return ScriptCall("suspect", keys.of_request(request_id), (suspicion_ms,), replies.SUSPECT)
+
+
+def wake(request_ids: Iterable[str]) -> Command:
+    """Tell readers which streams have grown."""
+    return ("PUBLISH", keys.WAKE, " ".join(request_ids))
 
 
 def _flat(tokens: Sequence[tuple[str, int]]) -> list[Argument]:
