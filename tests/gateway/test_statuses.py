@@ -163,6 +163,28 @@ def test_a_stream_that_nobody_answers_begins_all_the_same(
     assert (last.kind, last.json["response"]["error"]["code"]) == ("response.failed", "context_length_exceeded")
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", [*ASKS, "/requests"])
+def test_a_prompt_beyond_the_operators_limit_is_one_beyond_the_context(
+    make_gateway: MakeGateway, writer: WakingWriter, path: str, stream: bool
+) -> None:
+    """In the same code and words: clients shorten the conversation, and know no other sign for that."""
+    text = "x" * 101
+    ask: dict[str, Any] = {
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": text}]},
+        "/v1/responses": {"input": text},
+    }
+    own: dict[str, Any] = {} if path == "/requests" else {"stream": stream}
+    body = {"model": "weather", **own, **ask.get(path, {"prompt": text})}
+    with make_gateway(max_prompt_chars=100).client() as client:
+        answer = client.post(path, json=body)
+    error, param = answer.json()["error"], PARAMS.get(path, "prompt")
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+    assert (error["type"], error["limit"]) == ("invalid_request_error", 100)
+    assert error["message"].startswith(f"{param}: the prompt is too long: 101 characters, at most 100 are allowed")
+    assert "this model's maximum context length is 100 characters" in error["message"]
+
+
 def test_a_key_that_comes_again_hears_the_same(
     http: httpx.Client, redis_server: RedisServer, writer: WakingWriter
 ) -> None:

@@ -8,28 +8,49 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from tokenrelay.gateway.coercion import Flag, Real, Whole, flag, number, whole
 from tokenrelay.gateway.contents import Conversation, read_input, read_messages, refuse
-from tokenrelay.gateway.fields import HINTS, NOTES, PROMPT_UNDONE, UNDONE, is_usual
+from tokenrelay.gateway.fields import HINTS, INSTEAD, NOTES, PROMPT_UNDONE, UNDONE, is_usual
+from tokenrelay.gateway.harmless import is_nothing
 from tokenrelay.shared.options import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tokenrelay.gateway.views.chat import ToldUsage
     from tokenrelay.shared.errors import RequestError
 
-LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens")
-"""The names of the answer's limit, OpenAI's three and ours: taken at each endpoint, for all mean the same."""
+LIMITS: Final = (
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "n_predict",
+    "num_predict",
+)
+"""The names of the answer's limit, OpenAI's three, ours and other servers': taken at each endpoint, for all mean the
+same."""
+STOPS: Final = ("stop", "stop_sequences", "stop_strings")
+"""Likewise of the texts that end an answer."""
 NO_LIMIT: Final = -1
 """What llama.cpp, LM Studio and their clients call no limit."""
 ANY_SEED: Final = -1
 """Likewise a seed that is drawn; other negative ones are seeds, as OpenAI has them."""
 _INT64: Final = -(2**63)
-_UNSUPPORTED: Final = ("isn't supported here; leave it out", "unsupported_parameter")
+_LEAVE_OUT: Final = "isn't supported here; leave it out"
 _MESSAGES_SCHEMA: Final = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}}
 
 
@@ -54,14 +75,35 @@ def in_our_range(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _stop(value: Any) -> Any:
+def _stop(value: Any, field: ValidationInfo) -> Any:
     if isinstance(value, list):
         for number_, text in enumerate(value):
             if not isinstance(text, str):
-                refuse(f"stop.{number_}", "must be text")
+                refuse(f"{field.field_name}.{number_}", "must be text")
     elif value is not None and not isinstance(value, str):
-        refuse("stop", "must be text or a list of texts")
+        refuse(str(field.field_name), "must be text or a list of texts")
     return value
+
+
+def _prediction(value: Any) -> Any:
+    """llama.cpp's and Ollama's numbers: -2 is up to the context's end, where every answer without a limit ends."""
+    return NO_LIMIT if number(value) == -2 else whole(value)
+
+
+def _differing(name: str, other: str) -> PydanticCustomError:
+    return PydanticCustomError("differing", "differs from {other}; give one of them", {"field": name, "other": other})
+
+
+def callers_index(stop: Sequence[str], index: int) -> int:
+    """Where the text stood in the caller's list that is at `index` without the empty ones."""
+    return [place for place, text in enumerate(stop) if text != ""][index]
+
+
+def renamed(error: RequestError, path: str) -> RequestError:
+    """The error at the caller's path."""
+    ours, _, _ = (error.field or "").partition(".")
+    told = error.message.removeprefix(error.field or "").removeprefix(ours)
+    return type(error)(f"{path}{told}", field=path, limit=error.limit, code=error.code, request_id=error.request_id)
 
 
 def _queue(value: Any) -> Any:
@@ -76,6 +118,10 @@ def _one_prompt(value: Any) -> Any:
         why = "token IDs aren't supported; give text" if tokens else "give one prompt a request"
         refuse("prompt", why, "unsupported_parameter")
     return one
+
+
+Stop = Annotated[Any, PlainValidator(_stop, str | list[str] | None)]
+Prediction = Annotated[int, BeforeValidator(_prediction)]
 
 
 class StreamOptions(BaseModel):
@@ -101,12 +147,12 @@ class Common(BaseModel):
         "top_p",
         "top_k",
         "seed",
-        "stop",
         "ignore_eos",
         "priority",
         "deadline_s",
     )
     undone: ClassVar = UNDONE
+    instead: ClassVar = INSTEAD
 
     model: str
     """One of GET /v1/models."""
@@ -114,8 +160,12 @@ class Common(BaseModel):
     """0 is greedy; otherwise logits are divided by it before sampling."""
     top_p: Real | None = None
     """Sample among the likeliest tokens that hold this share of the probability; 1: all."""
-    stop: Annotated[Any, PlainValidator(_stop, str | list[str] | None)] = None
+    stop: Stop = None
     """The answer ends before the first of these strings."""
+    stop_sequences: Stop = None
+    """Anthropic's and TGI's name of stop."""
+    stop_strings: Stop = None
+    """Hugging Face's name of stop."""
     stream: Flag | None = None
     """Answer with server-sent events."""
     stream_options: StreamOptions | None = None
@@ -134,6 +184,14 @@ class Common(BaseModel):
     """Another name of max_completion_tokens."""
     max_new_tokens: Whole | None = None
     """Another name of max_completion_tokens."""
+    max_tokens_to_sample: Whole | None = None
+    """Another name of max_completion_tokens, Anthropic's."""
+    n_predict: Prediction | None = None
+    """Another name of max_completion_tokens, llama.cpp's."""
+    num_predict: Prediction | None = None
+    """Another name of max_completion_tokens, Ollama's."""
+    do_sample: Flag | None = None
+    """Hugging Face's: false is temperature 0."""
     top_k: Whole | None = None
     """Ours: sample among the k likeliest tokens; 0 or -1: all."""
     ignore_eos: Flag | None = None
@@ -152,7 +210,7 @@ class Common(BaseModel):
         others = {name: value for name, value in given.items() if name not in cls.model_fields}
         for name, value in others.items():
             if name in cls.undone and not cls.undone[name](value):
-                refuse(name, *_UNSUPPORTED)
+                refuse(name, cls.instead.get(name, _LEAVE_OUT), "unsupported_parameter")
         quiet = {
             name
             for name, value in others.items()
@@ -161,17 +219,22 @@ class Common(BaseModel):
         return {name: value for name, value in given.items() if name not in quiet}
 
     @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        given = self._limits()
-        if len(set(given.values())) > 1:
-            first, second = list(given)[:2]
-            raise PydanticCustomError(
-                "two_limits", "differs from {other}; give one of them", {"field": second, "other": first}
-            )
+    def _one_of_each(self) -> Self:
+        for names in (LIMITS, STOPS):
+            first, *others = self._given(names).items() or [("", None)]
+            for name, value in others:
+                if value != first[1]:
+                    raise _differing(name, first[0])
+        if self.do_sample is False and self.temperature:
+            raise _differing("do_sample", "temperature")
         return self
 
-    def _limits(self) -> dict[str, int]:
-        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Those of the fields that ask for something; one text as a list of it."""
+        found = {name: getattr(self, name) for name in names}
+        return {
+            name: [value] if isinstance(value, str) else value for name, value in found.items() if not is_nothing(value)
+        }
 
     @property
     def unknown(self) -> list[str]:
@@ -188,18 +251,21 @@ class Common(BaseModel):
     def options(self) -> dict[str, Any]:
         """Those of our options that were given."""
         given = {name: getattr(self, name) for name in self.asks}
-        given["max_new_tokens"] = next(iter(self._limits().values()), None)
+        given["max_new_tokens"] = next(iter(self._given(LIMITS).values()), None)
+        given["stop"] = next(iter(self._given(STOPS).values()), None)
+        if self.do_sample is False:
+            given["temperature"] = 0.0
         options = in_our_range({name: value for name, value in given.items() if value is not None})
         return {**options, "metadata": self.metadata or {}}
 
     def in_callers_words(self, error: RequestError) -> RequestError:
         """The error with the field as the caller sent it."""
         ours, _, rest = (error.field or "").partition(".")
-        names = {"max_new_tokens": next(iter(self._limits()), "max_new_tokens"), **self._names()}
-        theirs = names.get(ours, ours)
-        path = f"{theirs}.{rest}" if ours == "stop" and isinstance(self.stop, list) and rest else theirs
-        told = error.message.removeprefix(error.field or "").removeprefix(ours)
-        return type(error)(f"{path}{told}", field=path, limit=error.limit, code=error.code, request_id=error.request_id)
+        limit, stop = next(iter(self._given(LIMITS)), "max_new_tokens"), next(iter(self._given(STOPS)), "stop")
+        path = {"max_new_tokens": limit, "stop": stop, **self._names()}.get(ours, ours)
+        if ours == "stop" and rest and isinstance(texts := getattr(self, stop), list):
+            path = f"{path}.{callers_index(texts, int(rest))}"
+        return renamed(error, path)
 
     def _names(self) -> dict[str, str]:
         return {}
@@ -244,6 +310,8 @@ class CompletionBody(Streamed):
 
 class ResponseBody(Common):
     """POST /v1/responses."""
+
+    instead: ClassVar = {**INSTEAD, "prompt": "is a field of /v1/completions, or a template, which isn't supported"}
 
     input: Annotated[
         Conversation, PlainValidator(read_input), WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES_SCHEMA]})
@@ -296,3 +364,11 @@ def read_submission(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str,
         return read, ()
     conversation = read_messages(read["messages"])
     return {**read, "messages": list(conversation.messages)}, conversation.ignored
+
+
+def in_callers_words(error: RequestError, body: Mapping[str, Any]) -> RequestError:
+    """The error of a submission with the field as its body has it."""
+    ours, _, rest = (error.field or "").partition(".")
+    if ours == "stop" and rest and isinstance(texts := body["stop"], list):
+        return renamed(error, f"stop.{callers_index(texts, int(rest))}")
+    return error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from tokenrelay.gateway.fields import is_nothing
+from tokenrelay.gateway.harmless import is_nothing
 from tokenrelay.gateway.problems import Problem
 from tokenrelay.shared.options import encodable
 

@@ -8,41 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.gateway.coercion import flag, number
+from tokenrelay.gateway import foreign
+from tokenrelay.gateway.harmless import absent, equal, is_nothing, off, on, one_of, unasked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    Harmless = Callable[[Any], bool]
-
-
-def is_nothing(value: Any) -> bool:
-    """Whether a value is how clients write that they ask for nothing: null, or empty."""
-    return value is None or value in ("", [], {})
-
-
-def _off(value: Any) -> bool:
-    return value is None or flag(value) is False
-
-
-def _on(value: Any) -> bool:
-    return value is None or flag(value) is True
-
-
-def _absent(value: Any) -> bool:
-    return value is None
-
-
-def _one_of(*words: Any) -> Harmless:
-    return lambda value: is_nothing(value) or value in words
-
-
-def _equal(neutral: float) -> Harmless:
-    return lambda value: value is None or (not isinstance(value, bool) and number(value) == neutral)
+    from tokenrelay.gateway.harmless import Harmless
 
 
 def _no_bias(value: Any) -> bool:
-    return is_nothing(value) or (isinstance(value, dict) and all(map(_equal(0), value.values())))
+    return is_nothing(value) or (isinstance(value, dict) and all(map(equal(0), value.values())))
 
 
 def _plain_text(value: Any) -> bool:
@@ -51,7 +27,7 @@ def _plain_text(value: Any) -> bool:
 
 
 def _plain_format(value: Any) -> bool:
-    return is_nothing(value) or value == {"type": "text"}
+    return is_nothing(value) or value == "text" or (isinstance(value, dict) and value.get("type") == "text")
 
 
 def _no_output(value: Any) -> bool:
@@ -59,82 +35,88 @@ def _no_output(value: Any) -> bool:
     return is_nothing(value) or (isinstance(value, list) and "message.output_text.logprobs" not in value)
 
 
+def _no_tool(value: Any) -> bool:
+    """Of `tool_choice`: what chooses none where there are none."""
+    word = value.get("type") if isinstance(value, dict) else value
+    return is_nothing(value) or word in ("none", "auto")
+
+
 UNDONE: Final[Mapping[str, Harmless]] = {
     # OpenAI's
     "audio": is_nothing,
-    "best_of": _equal(1),
+    "best_of": equal(1),
     "context_management": is_nothing,
     "conversation": is_nothing,
-    "echo": _off,
-    "frequency_penalty": _equal(0),
-    "function_call": _one_of("none", "auto"),
+    "echo": off,
+    "frequency_penalty": equal(0),
+    "function_call": _no_tool,
     "functions": is_nothing,
     "include": _no_output,
     "logit_bias": _no_bias,
-    "logprobs": _off,
-    "modalities": _one_of(["text"]),
+    "logprobs": off,
+    "modalities": one_of(["text"], "text"),
     "moderation": is_nothing,
-    "n": _equal(1),
-    "presence_penalty": _equal(0),
+    "n": equal(1),
+    "presence_penalty": equal(0),
     "previous_response_id": is_nothing,
     "response_format": _plain_format,
     "suffix": is_nothing,
     "text": _plain_text,
-    "tool_choice": _one_of("none", "auto"),
+    "tool_choice": _no_tool,
     "tools": is_nothing,
-    "top_logprobs": _equal(0),
-    "truncation": _one_of("disabled", "auto"),
-    "web_search_options": _absent,
+    "top_logprobs": equal(0),
+    "truncation": one_of("disabled", "auto"),
+    "web_search_options": absent,
     # OpenAI's, of another endpoint than the one that was asked
     "input": is_nothing,
     "instructions": is_nothing,
     "messages": is_nothing,
     "prompt": is_nothing,
     # vLLM's and its like's
-    "add_generation_prompt": _on,
-    "add_special_tokens": _off,
+    "add_generation_prompt": on,
+    "add_special_tokens": off,
     "allowed_token_ids": is_nothing,
     "bad_words": is_nothing,
     "chat_template": is_nothing,
     "chat_template_kwargs": is_nothing,
-    "continue_final_message": _off,
-    "detokenize": _on,
+    "continue_final_message": off,
+    "detokenize": on,
     "documents": is_nothing,
-    "enable_response_messages": _off,
+    "enable_response_messages": off,
     "grammar": is_nothing,
     "guided_choice": is_nothing,
     "guided_grammar": is_nothing,
     "guided_json": is_nothing,
-    "guided_json_object": _off,
+    "guided_json_object": off,
     "guided_regex": is_nothing,
-    "include_stop_str_in_output": _off,
+    "include_stop_str_in_output": off,
     "json_schema": is_nothing,
-    "length_penalty": _equal(1),
     "logits_processors": is_nothing,
-    "min_p": _equal(0),
-    "min_tokens": _equal(0),
+    "min_p": equal(0),
+    "min_tokens": equal(0),
     "mm_processor_kwargs": is_nothing,
     "previous_input_messages": is_nothing,
     "prompt_embeds": is_nothing,
-    "prompt_logprobs": _absent,
+    "prompt_logprobs": unasked,
     "regex": is_nothing,
     "repetition_detection": is_nothing,
-    "repetition_penalty": _equal(1),
-    "return_prompt_text": _off,
-    "return_token_ids": _off,
-    "skip_special_tokens": _on,
+    "repetition_penalty": equal(1),
+    "return_prompt_text": off,
+    "return_token_ids": off,
+    "skip_special_tokens": on,
     "stop_token_ids": is_nothing,
     "structural_tag": is_nothing,
     "structured_outputs": is_nothing,
-    "truncate_prompt_tokens": _absent,
-    "typical_p": _equal(1),
-    "use_beam_search": _off,
+    "truncate_prompt_tokens": equal(-1),
+    "use_beam_search": off,
     "vllm_xargs": is_nothing,
-    "watermarking": _off,
+    "watermarking": off,
+    **foreign.UNDONE,
+    **dict.fromkeys(foreign.CONTAINERS, lambda value: is_nothing(value) or _holds_nothing(value)),
 }
 """Field → whether a value of it asks for nothing. Any other one would change the answer, and is refused."""
 
-PROMPT_UNDONE: Final[Mapping[str, Harmless]] = {**UNDONE, "add_special_tokens": _on, "logprobs": _absent}
+PROMPT_UNDONE: Final[Mapping[str, Harmless]] = {**UNDONE, "add_special_tokens": on, "logprobs": unasked}
 """Of plain completions, where `logprobs: 0` asks for those of the tokens themselves."""
 
 HINTS: Final = frozenset(
@@ -159,6 +141,7 @@ HINTS: Final = frozenset(
         "thinking_token_budget",
         "truncation_side",
         "verbosity",
+        *foreign.HINTS,
     }
 )
 """How fast, or how models that reason, see, speak or use tools should answer: it changes no answer here."""
@@ -170,6 +153,9 @@ _USUAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True, False),
     "verbosity": ("medium",),
+    "early_stopping": (False,),
+    "length_penalty": (1,),
+    "thinking_token_budget": (-1,),
 }
 
 NOTES: Final = frozenset(
@@ -186,6 +172,24 @@ NOTES: Final = frozenset(
     }
 )
 """They say who asks, and where a cache may look."""
+
+
+INSTEAD: Final[Mapping[str, str]] = {
+    "input": "is a field of /v1/responses; ask there",
+    "instructions": "is a field of /v1/responses; ask there, or give a message of the role system",
+    "messages": "is a field of /v1/chat/completions; ask there",
+    "prompt": "is a field of /v1/completions; ask there",
+    "system": "isn't a field here; give a message of the role system",
+    **dict.fromkeys(foreign.CONTAINERS, "isn't read here; give the fields that it holds beside model"),
+}
+"""Field → what to do in place of giving it, where that isn't just to leave it out."""
+
+
+def _holds_nothing(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        is_nothing(inner) or name in HINTS | NOTES or (name in UNDONE and UNDONE[name](inner))
+        for name, inner in value.items()
+    )
 
 
 def is_usual(name: str, value: Any) -> bool:

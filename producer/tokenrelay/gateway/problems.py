@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARS: Final = 80
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/responses", "/models")
+OPENAI_CODES: Final = {"prompt_too_long": "context_length_exceeded"}
+"""Codes of ours that OpenAI's clients know by another."""
 NO_RETRY: Final = {"x-should-retry": "false"}
 """OpenAI's clients send again what failed; a request that ended must not be."""
 
@@ -61,7 +63,8 @@ def problem_of(error: TokenRelayError) -> Problem:
             return Problem(422, error.message, error.code, "Idempotency-Key")
         case RequestError():
             extra = {} if error.limit is None else {"limit": error.limit}
-            return Problem(400, error.message, error.code, error.field, extra=extra)
+            code = OPENAI_CODES.get(error.code, error.code)
+            return Problem(400, error.message, code, error.field, extra=extra)
         case QueueFull():
             return too_many(error.message, "queue_full", error.retry_after_s)
         case RedisUnusable():

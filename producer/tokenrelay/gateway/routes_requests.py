@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from tokenrelay.gateway import ignored
 from tokenrelay.gateway.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
-from tokenrelay.gateway.bodies import read_submission
+from tokenrelay.gateway.bodies import in_callers_words, read_submission
 from tokenrelay.gateway.gateway import Gateway
 from tokenrelay.gateway.records import Record
 from tokenrelay.gateway.responses import Delivery, EventStream, json_response
@@ -17,6 +17,7 @@ from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer.endings import cancel
 from tokenrelay.producer.trace import as_json, traced
 from tokenrelay.shared.entries import EntryId
+from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import json_schema
 
 router: Final = APIRouter(prefix="/requests", tags=["requests"])
@@ -35,7 +36,10 @@ async def submit(
     """Queue a request. It is durable: once this answers, it ends in an answer or an error, whatever dies."""
     key = idempotency(idempotency_key, body.get("idempotency_key"))
     given, unused = read_submission(body)
-    record = await gateway.submit({**given, **({"idempotency_key": key} if key else {})}, tenant)
+    try:
+        record = await gateway.submit({**given, **({"idempotency_key": key} if key else {})}, tenant)
+    except RequestError as error:
+        raise in_callers_words(error, body) from None
     ignored.report(record.request_id, unused)
     path = f"/requests/{record.request_id}"
     accepted = {"request_id": record.request_id, "model": record.model, "events": f"{path}/events"}

@@ -186,15 +186,22 @@ def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
     # One blank message among others is fine: chat clients send an empty system message, for one.
     if contents and not any(content.strip() for content in contents):
         raise RequestError("messages: every content is empty or blank; give some text", field="messages")
-    name = "messages" if contents else "prompt"
-    check_limit(name, sum(map(len, contents)) or len(request["prompt"] or ""), limits.max_prompt_chars, "characters")
+    size = sum(map(len, contents)) or len(request["prompt"] or "")
+    _check_size("messages" if contents else "prompt", size, limits.max_prompt_chars)
     return request
 
 
-def check_limit(field: str, value: int, limit: int, unit: str) -> None:
-    """Raises RequestError where `value` is over `limit`."""
-    if value > limit:
-        raise RequestError(f"{field}: {value} {unit}, at most {limit} are allowed", field=field, limit=limit)
+def _check_size(field: str, chars: int, limit: int) -> None:
+    """Raises RequestError where the text is over the limit: in the code and words of a prompt beyond the model's
+    context, by which clients tell that they have to shorten it."""
+    if chars > limit:
+        raise RequestError(
+            f"{field}: the prompt is too long: {chars} characters, at most {limit} are allowed; this model's maximum "
+            f"context length is {limit} characters here (TOKENRELAY_MAX_PROMPT_CHARS)",
+            field=field,
+            limit=limit,
+            code="prompt_too_long",
+        )
 
 
 def dump(request: Submission) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from tokenrelay.gateway.problems import OPENAI_CODES
 from tokenrelay.gateway.views.sse import encode
 from tokenrelay.shared.entries import Ended, Started, State, Token, Usage
 
@@ -134,7 +135,7 @@ def is_callers_fault(ended: Ended) -> bool:
 
 
 CALLERS_FAULTS: Final = {
-    "prompt_too_long": "context_length_exceeded",
+    **OPENAI_CODES,
     "control_token": "control_token",
     "invalid_request": None,
 }
