@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parent.parent
 GROUPS: Final = {"gateway": ("gateway", "browser"), "integration": ("integration",)}
 """Folders of tests/ that take longest; all others are the group `rest`."""
+PARTS: Final = {"integration": 2}
+"""Sessions that a group's files are dealt to, where one would take longer than all others."""
 PYTEST: Final = (sys.executable, "-m", "pytest", "-m", "not slow")
 _NO_TESTS: Final = 5
 _COUNT: Final = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
@@ -27,11 +29,11 @@ _COUNT: Final = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
 class Session:
     """One group's pytest; `output` is passed on line by line, behind the group's name."""
 
-    def __init__(self, name: str, folders: Sequence[str]) -> None:
+    def __init__(self, name: str, files: Sequence[str]) -> None:
         self.name = name
         self.counts: dict[str, int] = {}
         self.process = subprocess.Popen(
-            [*PYTEST, "-q", *(f"tests/{folder}" for folder in folders)],
+            [*PYTEST, "-q", *files],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -44,7 +46,7 @@ class Session:
     def _pass_on(self) -> None:
         last = ""
         for line in self.process.stdout or ():
-            sys.stdout.write(f"{self.name:>11} | {line}")
+            sys.stdout.write(f"{self.name:>13} | {line}")
             sys.stdout.flush()
             last = line if line.strip() else last
         self.counts = {kind.rstrip("s") if "error" in kind else kind: int(n) for n, kind in _COUNT.findall(last)}
@@ -56,11 +58,18 @@ class Session:
         return 0 if code == _NO_TESTS else code
 
 
-def folders_of_groups() -> dict[str, tuple[str, ...]]:
-    """Group → its folders of tests/, which are together all that hold tests."""
-    named = {folder for folders in GROUPS.values() for folder in folders}
-    found = {file.relative_to(ROOT / "tests").parts[0] for file in (ROOT / "tests").rglob("test_*.py")}
-    return {**GROUPS, "rest": tuple(sorted(found - named))}
+def files_of_sessions() -> dict[str, tuple[str, ...]]:
+    """Session's name → its test files, which are together all that there are."""
+    group_of = {folder: group for group, folders in GROUPS.items() for folder in folders}
+    files: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        path = file.relative_to(ROOT)
+        files.setdefault(group_of.get(path.parts[1], "rest"), []).append(str(path))
+    return {
+        f"{group} {part + 1}" if PARTS.get(group, 1) > 1 else group: tuple(found[part :: PARTS.get(group, 1)])
+        for group, found in sorted(files.items())
+        for part in range(PARTS.get(group, 1))
+    }
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments:
         return subprocess.run([*PYTEST, *arguments], cwd=ROOT, check=False).returncode
     began = time.monotonic()
-    sessions = [Session(name, folders) for name, folders in folders_of_groups().items()]
+    sessions = [Session(name, files) for name, files in files_of_sessions().items()]
     try:
         code = max(abs(session.wait()) for session in sessions)
     except KeyboardInterrupt:

@@ -158,6 +158,20 @@ class Writer:
         return list(reply)
 
 
+class AnnouncingWriter(Writer):
+    """A writer that announces each write on the wake channel, as real workers do: gateways read at once."""
+
+    def append(self, request_id: str, *texts: str) -> str:
+        word = super().append(request_id, *texts)
+        self.redis.publish(keys.WAKE, request_id)
+        return word
+
+    def finish(self, request_id: str, end: End | None = None) -> str:
+        word = super().finish(request_id, end)
+        self.redis.publish(keys.WAKE, request_id)
+        return word
+
+
 def _call(script: str, request_id: str, *arguments: str | int) -> Call:
     return Call(script, (keys.request(request_id), keys.stream(request_id)), arguments)
 
@@ -170,7 +184,7 @@ def serving(url: str, respond: Callable[[Writer, str], None] = Writer.answer, mo
 
     def serve() -> None:
         with connect(url) as redis:
-            writer = Writer(redis, model=model)
+            writer = AnnouncingWriter(redis, model=model)
             writer.appear()
             queue = keys.rq_queue(keys.queue(model, "default"))
             try:

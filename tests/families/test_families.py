@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from _pytest.mark import ParameterSet
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_torch_thread() -> Iterator[None]:
@@ -24,15 +26,22 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def more(*names: str) -> list[ParameterSet]:
+    """Further families: each is a process that imports everything, which takes seconds."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.mark.parametrize(
-    "name", ["qwen2, windows in some layers", "phi3, rope longrope", "mixtral", "gemma2, strong softcap"]
+    "name", ["phi3, rope longrope", *more("qwen2, windows in some layers", "mixtral", "gemma2, strong softcap")]
 )
 def test_a_served_family_is_right_alone_together_and_resumed(name: str) -> None:
     outcome = try_architecture(name)
     assert (outcome.word, outcome.refused, outcome.unbuilt) == ("served", "", ""), outcome
 
 
-@pytest.mark.parametrize("name", ["falcon, ALiBi", "gptj", "mamba", "deepseek_v3", "bart", "bert, as an encoder"])
+@pytest.mark.parametrize(
+    "name", ["gptj", "mamba", *more("falcon, ALiBi", "deepseek_v3", "bart", "bert, as an encoder")]
+)
 def test_a_family_that_would_be_wrong_is_refused(name: str) -> None:
     outcome = try_architecture(name)
     assert outcome.word == "refused", outcome

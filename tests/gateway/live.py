@@ -12,7 +12,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from tests.waiting import wait_until
-from tests.writers import Writer
+from tests.writers import AnnouncingWriter
 from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.serving import configuration
 from tokenrelay.shared import keys
@@ -22,7 +22,6 @@ from tokenrelay.shared.settings import GatewaySettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.writers import End
     from tokenrelay.gateway.gateway import Gateway
 
 
@@ -75,21 +74,11 @@ class LiveGateway:
         assert not self._thread.is_alive()
 
 
-class WakingWriter(Writer):
-    """A writer that announces each write, and registers with what it serves, as real workers do."""
+class WakingWriter(AnnouncingWriter):
+    """An announcing writer that also registers with what it serves, as real workers do."""
 
     def appear(self) -> None:
         super().appear()
         worker = keys.rq_worker(self.name)
         self.redis.hset(worker, mapping={"queues": ",".join(keys.queues(self.model)), "birth": iso(datetime.now(UTC))})
         self.redis.sadd(keys.RQ_WORKERS, worker)
-
-    def append(self, request_id: str, *texts: str) -> str:
-        word = super().append(request_id, *texts)
-        self.redis.publish(keys.WAKE, request_id)
-        return word
-
-    def finish(self, request_id: str, end: End | None = None) -> str:
-        word = super().finish(request_id, end)
-        self.redis.publish(keys.WAKE, request_id)
-        return word
