@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
 
 from tests.waiting import wait_until
 from tests.writers import Writer
-from tokenrelay.producer import IdempotencyConflict, Producer, ProducerSettings, QueueFull
+from tokenrelay.producer import IdempotencyConflict, Producer, ProducerSettings, QueueFull, RedisUnusable
 from tokenrelay.shared import keys
+from tokenrelay.shared.commands import Batch, Call, Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
+    from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
 
 SETTINGS = ProducerSettings(max_queue_depth=5)
@@ -103,3 +105,29 @@ def test_a_key_whose_request_is_gone_is_bound_anew(
         second = producer.submit("x", idempotency_key="k", deadline_s=second_s)
         assert second.request_id != first.request_id
         assert producer.submit("x", idempotency_key="k", deadline_s=second_s).request_id == second.request_id
+
+
+def test_a_try_whose_job_redis_refused_goes_on_with_the_next(make_redis_server: MakeRedisServer) -> None:
+    """Redis ran full between the request and its job: the next try attached to a request that had been cancelled."""
+    server = make_redis_server("--maxmemory-policy", "noeviction")
+    with server.client() as redis, Producer(server.url) as producer:
+        producer.submit("x")  # both scripts are known now
+
+        class Filling(Pipeline):
+            """Redis is full once a request was created."""
+
+            def run(self, batch: Batch, *, atomic: bool = False) -> list[Any]:
+                replies = super().run(batch, atomic=atomic)
+                if any(isinstance(each, Call) and each.script == "create" for each in batch):
+                    redis.config_set("maxmemory", 1)
+                return replies
+
+        filled = producer._driver._pipeline
+        producer._driver._pipeline = Filling(producer._driver.redis)
+        with pytest.raises(RedisUnusable):
+            producer.submit("x", idempotency_key="k")
+        redis.config_set("maxmemory", 0)
+        producer._driver._pipeline = filled
+        again = producer.submit("x", idempotency_key="k")
+        assert again.status().state == "queued"
+        assert redis.lpos(keys.rq_queue(again.status().queue), again.request_id) is not None

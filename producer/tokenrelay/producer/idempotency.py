@@ -14,7 +14,6 @@ from tokenrelay.producer.submission import Planned, check_depth, check_enqueued,
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call
 from tokenrelay.shared.entries import State, text
-from tokenrelay.shared.errors import TokenRelayError
 
 if TYPE_CHECKING:
     from tokenrelay.producer.rounds import Steps
@@ -62,10 +61,5 @@ def _bound_and_written(plan: Planned, bound_keys: tuple[str, str], gone: str, li
     new_ms = min(plan.retention_s * 500, _NEW_MS)
     ((bound, _),) = yield from ask([Call("bind", bound_keys, (plan.request_id, plan.lifetime_s * 1000, gone, new_ms))])
     bound_plan = replace(plan, request_id=text(bound))
-    try:
-        yield from written([bound_plan], limit)
-    except TokenRelayError:
-        if bound_plan.request_id == plan.request_id:
-            yield from ask([("DEL", *bound_keys)])  # else the next try would attach to a request that was taken back
-        raise
+    yield from written([bound_plan], limit)
     return bound_plan.request_id

@@ -124,7 +124,8 @@ def submitted_many(plans: list[Planned], settings: ProducerSettings) -> Steps[No
 
 
 def written(plans: list[Planned], limit: int) -> Steps[None]:
-    """Create all requests, then enqueue their jobs. What was created before another was refused is cancelled.
+    """Create all requests, then enqueue their jobs. What was created before another was refused is cancelled, but for a
+    request under an idempotency key: the next try attaches to it and enqueues it, and so may another producer by now.
 
     Never in one batch, MULTI/EXEC or not: a server that knows the second script and not the first, which is another
     release's, queues a job without its request, and a worker may take it before the batch is sent again.
@@ -152,10 +153,8 @@ def check_enqueued(plan: Planned, enqueue: Reply, limit: int) -> None:
 
 
 def _is_ours(plan: Planned, create: Reply) -> bool:
-    """Whether this call created the request. A batch that was sent twice finds its own: ATTACHED."""
-    if isinstance(create, Exception):
-        return False
-    return reply_word(create) == "OK" or plan.idempotency_key is None
+    """Whether only this call knows of the request that it created."""
+    return not isinstance(create, Exception) and plan.idempotency_key is None
 
 
 def conflict(request_id: str) -> IdempotencyConflict:
