@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 ROOT: Final = Path(__file__).parent.parent
 GROUPS: Final = {"gateway": ("gateway", "browser"), "integration": ("integration",)}
@@ -22,19 +23,20 @@ GROUPS: Final = {"gateway": ("gateway", "browser"), "integration": ("integration
 PARTS: Final = {"integration": 2}
 """Sessions that a group's files are dealt to, where one would take longer than all others."""
 PYTEST: Final = (sys.executable, "-m", "pytest", "-m", "not slow")
+_FAILED: Final = 1
 _NO_TESTS: Final = 5
 _COUNT: Final = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
 
 
 class Session:
-    """One group's pytest; `output` is passed on line by line, behind the group's name."""
+    """One group's pytest; its output is passed on line by line, behind the group's name."""
 
-    def __init__(self, name: str, files: Sequence[str]) -> None:
+    def __init__(self, name: str, files: Sequence[str], root: Path) -> None:
         self.name = name
         self.counts: dict[str, int] = {}
         self.process = subprocess.Popen(
             [*PYTEST, "-q", *files],
-            cwd=ROOT,
+            cwd=root,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -45,50 +47,60 @@ class Session:
 
     def _pass_on(self) -> None:
         last = ""
-        for line in self.process.stdout or ():
-            sys.stdout.write(f"{self.name:>13} | {line}")
-            sys.stdout.flush()
-            last = line if line.strip() else last
+        with self.process.stdout or nullcontext(()) as lines:
+            for line in lines:
+                sys.stdout.write(f"{self.name:>13} | {line}")
+                sys.stdout.flush()
+                last = line if line.strip() else last
         self.counts = {kind.rstrip("s") if "error" in kind else kind: int(n) for n, kind in _COUNT.findall(last)}
 
     def wait(self) -> int:
-        """The session's exit code; a group without tests is no failure."""
-        code = self.process.wait()
+        """The session's exit code; a signal's number where one ended it."""
+        code = abs(self.process.wait())
         self._reader.join()
-        return 0 if code == _NO_TESTS else code
+        return code
 
 
-def files_of_sessions() -> dict[str, tuple[str, ...]]:
+def files_of_sessions(root: Path = ROOT) -> dict[str, tuple[str, ...]]:
     """Session's name → its test files, which are together all that there are."""
     group_of = {folder: group for group, folders in GROUPS.items() for folder in folders}
     files: dict[str, list[str]] = {}
-    for file in sorted((ROOT / "tests").rglob("test_*.py")):
-        path = file.relative_to(ROOT)
+    for file in sorted((root / "tests").rglob("test_*.py")):
+        path = file.relative_to(root)
         files.setdefault(group_of.get(path.parts[1], "rest"), []).append(str(path))
     return {
         f"{group} {part + 1}" if PARTS.get(group, 1) > 1 else group: tuple(found[part :: PARTS.get(group, 1)])
         for group, found in sorted(files.items())
-        for part in range(PARTS.get(group, 1))
+        for part in range(min(PARTS.get(group, 1), len(found)))  # pytest without a file would run all
     }
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], root: Path = ROOT) -> int:
     """pytest's exit code; of several sessions the worst one's."""
     if arguments:
-        return subprocess.run([*PYTEST, *arguments], cwd=ROOT, check=False).returncode
+        return subprocess.run([*PYTEST, *arguments], cwd=root, check=False).returncode
     began = time.monotonic()
-    sessions = [Session(name, files) for name, files in files_of_sessions().items()]
+    sessions = [Session(name, files, root) for name, files in files_of_sessions(root).items()]
     try:
-        code = max(abs(session.wait()) for session in sessions)
+        codes = {session.name: session.wait() for session in sessions}
     except KeyboardInterrupt:
         for session in sessions:
             session.wait()
         return 130
+    for name, code in codes.items():
+        if code > _FAILED and code != _NO_TESTS:
+            sys.stdout.write(f"{name} ended with exit code {code}, and its tests aren't all counted\n")
     total = {kind: sum(session.counts.get(kind, 0) for session in sessions) for kind in ("passed", "failed", "skipped")}
     errors = sum(session.counts.get("error", 0) for session in sessions)
     sys.stdout.write(f"{(time.monotonic() - began) / 60:.1f} minutes\n")
     sys.stdout.write(f"{total['passed']} passed, {total['failed'] + errors} failed, {total['skipped']} skipped\n")
-    return code
+    return worst(codes.values())
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The highest exit code. A session without tests is no failure, unless none has any."""
+    found = list(codes)
+    return max((code for code in found if code != _NO_TESTS), default=_NO_TESTS)
 
 
 if __name__ == "__main__":
