@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 from contextlib import ExitStack
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from tests.gateway.events import following
 from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.waiting import wait_until
+from tokenrelay.gateway.attachments import Attachments
+from tokenrelay.gateway.gateway import Gateway
+from tokenrelay.gateway.marks import Mark
 from tokenrelay.shared import keys
 from tokenrelay.shared.settings import GatewaySettings
 
@@ -235,6 +240,45 @@ class TestLeaving:
                 assert gone.status_code == 410
             assert other.gateway.attachments.leaving == 0
             assert writer.append(request_id, "It") == "OK"
+
+
+def test_after_an_outage_it_is_looked_at_a_second_time(make_redis_server: MakeRedisServer) -> None:
+    """The other gateways couldn't say either that they have readers: what the first look finds isn't the last word."""
+    server = make_redis_server()
+    gateway = Gateway(GatewaySettings(redis_url=SecretStr(server.url)))
+    with server.client() as redis:
+        asyncio.run(_looked_at_twice(gateway, redis))
+
+
+async def _looked_at_twice(gateway: Gateway, redis: Any) -> None:
+    async def until(condition: Callable[[], object]) -> None:
+        await asyncio.to_thread(wait_until, condition)
+
+    def looks() -> int:
+        return int(redis.info("commandstats").get("cmdstat_hgetall", {}).get("calls", 0))
+
+    async with gateway.running():
+        tenant, mark = gateway.tenants.tenant(None), Mark(api="chat", fleeting=True)
+        record = await gateway.submit({"prompt": "x"}, tenant, mark)
+        attachments = Attachments(gateway.hub, gateway.driver, 0.0, settled_s=2.0)
+        attachment = attachments.attach(record)
+        attachment.follow()
+        before = looks()
+        redis.execute_command("ACL", "SETUSER", "default", "-hgetall")
+        attachment.leave(departed=True)
+        await until(lambda: dict(gateway.figures.redis_errors.items()).get(("readers",)))
+        redis.execute_command("ACL", "SETUSER", "default", "+hgetall")
+        await until(lambda: looks() > before)
+        redis.hset(keys.attached(record.request_id), "another", 2**60)
+
+        def state() -> object:
+            return redis.hget(keys.request(record.request_id), "state")
+
+        await until(lambda: looks() > before + 1 or state() == b"cancelled")
+        assert (state(), attachments.leaving) == (b"queued", 1)
+        redis.delete(keys.attached(record.request_id))
+        await until(lambda: state() == b"cancelled")
+        await until(lambda: attachments.leaving == 0)
 
 
 def _redis_us(redis: Redis) -> int:

@@ -34,13 +34,15 @@ _LONGEST_S: Final = 5.0
 _BACK_OFF_S: Final = 0.5
 _MOST_BACK_OFF_S: Final = 30.0
 _SETTLED_S: Final = 2 * RENEW_S
+"""After an outage every gateway has said by then again what it has readers of."""
 
 
 class Attachments:
     """All clients of this process. `run` keeps what Redis knows of them current, until it's cancelled."""
 
-    def __init__(self, hub: Hub, driver: AsyncDriver, grace_s: float) -> None:
+    def __init__(self, hub: Hub, driver: AsyncDriver, grace_s: float, settled_s: float = _SETTLED_S) -> None:
         self.hub = hub
+        self._settled_s = settled_s
         self._driver = driver
         self._grace_s = grace_s
         self._presence = Presence()
@@ -136,7 +138,7 @@ class Attachments:
             if elsewhere is not None and (elsewhere or not doubted):
                 return elsewhere
             doubted = elsewhere is None
-            await asyncio.sleep(back_off_s if doubted else _SETTLED_S)
+            await asyncio.sleep(back_off_s if doubted else self._settled_s)
             back_off_s = min(back_off_s * 2, _MOST_BACK_OFF_S)
         return True
 
