@@ -55,6 +55,10 @@ class LiveGateway:
         return sum(each.transport.get_write_buffer_size() for each in connections)
 
     @property
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
+
+    @property
     def keep_alive_s(self) -> int:
         """How long uvicorn keeps an idle connection."""
         return self._server.config.timeout_keep_alive

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import openai
 import pytest
 
+from tests.gateway.events import parse
 from tests.writers import serving
 from tokenrelay.shared.entries import text
 
@@ -225,12 +226,13 @@ def test_an_idempotency_key_attaches_over_an_upgrade(
 
 @pytest.mark.usefixtures("worker")
 def test_a_limit_beyond_the_operators_is_cut(make_gateway: MakeGateway) -> None:
+    """And none that was given is told as none."""
     with make_gateway(max_new_tokens_limit=300).client() as http:
         told = [
             http.post("/v1/responses", json={"model": "weather", "input": "x", **limit}).json()["max_output_tokens"]
             for limit in ({}, {"max_output_tokens": 5}, {"max_output_tokens": 32_000})
         ]
-    assert told == [300, 5, 300]
+    assert told == [None, 5, 300]
 
 
 @pytest.mark.usefixtures("worker")
@@ -248,3 +250,31 @@ def test_requests_takes_a_chats_messages_and_scalars(http: httpx.Client, redis: 
 def test_requests_takes_one_stop_string(http: httpx.Client, redis: Redis) -> None:
     assert http.post("/requests", json={"prompt": "x", "stop": "END"}).status_code == 202
     assert b'"stop":["END"]' in stored(redis)[b"request"]
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("limit", [{}, {"max_output_tokens": None}, {"max_tokens": -1}])
+def test_no_limit_is_told_as_none(http: httpx.Client, limit: dict[str, Any]) -> None:
+    """In the answer, its stream, in the background, and read again."""
+    body = {"model": "weather", "input": "x", "metadata": {"a": "b"}, **limit}
+    whole = http.post("/v1/responses", json=body).json()
+    begun = http.post("/v1/responses", json={**body, "background": True}).json()
+    read = http.get(f"/v1/responses/{whole['id']}").json()
+    streamed = [event.json for event in parse(http.post("/v1/responses", json={**body, "stream": True}).text)]
+    told = [whole, begun, read, *(event["response"] for event in streamed if "response" in event)]
+    assert len(told) == 6
+    assert {each["max_output_tokens"] for each in told} == {None}
+    assert all(each["metadata"] == {"a": "b"} for each in told)
+
+
+@pytest.mark.usefixtures("worker")
+def test_metadata_as_large_as_it_may_be_is_taken(http: httpx.Client) -> None:
+    """Whatever the gateway writes beside it."""
+    for size in range(16_300, 16_390, 6):
+        body = {"model": "weather", "input": "x", "metadata": {"a": "x" * size}}
+        answer = http.post("/v1/responses", json=body)
+        assert answer.status_code in (200, 400)
+        if answer.status_code == 400:
+            assert answer.json()["error"]["param"] == "metadata"
+            return
+    raise AssertionError("all were taken")

@@ -81,10 +81,18 @@ def test_headers_that_are_too_large(make_gateway: MakeGateway, size: int) -> Non
         assert answered(connection).split(b" ")[1] in (b"400", b"431")
 
 
-def test_more_connections_than_may(make_gateway: MakeGateway) -> None:
+@pytest.mark.parametrize("path", ["/health", "/v1/chat/completions"])
+def test_more_connections_than_may(make_gateway: MakeGateway, path: str) -> None:
     gateway = make_gateway(max_connections=3)
-    with connected(gateway), connected(gateway), gateway.client() as client:
-        assert client.get("/health").status_code == 503
+    with connected(gateway), connected(gateway) as second, gateway.client() as third, gateway.client() as fourth:
+        assert third.get("/health").status_code == 200
+        answer = fourth.get(path) if path == "/health" else fourth.post(path, json={"model": "weather"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["type"]) == (503, "too_many_connections", "server_error")
+        assert (answer.headers["retry-after"], answer.headers["connection"]) == ("1", "close")
+        second.close()
+        wait_until(lambda: gateway.connections < 3)
+        assert fourth.get("/health").status_code == 200
 
 
 def test_a_form_can_not_submit(http: httpx.Client) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.shared import options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tokenrelay.producer.submission import Planned
 
 NAME: Final = "tokenrelay.gateway"
 """The metadata field that is ours; callers can't set it."""
@@ -22,6 +27,8 @@ class Mark:
     store: bool = False
     instructions: bool = False
     """Whether the first message is the Responses API's `instructions`."""
+    unlimited: bool = False
+    """Whether no limit of the answer's length was given; what is stored is the operator's."""
 
 
 def marked(metadata: Mapping[str, Any], mark: Mark) -> dict[str, Any]:
@@ -29,6 +36,21 @@ def marked(metadata: Mapping[str, Any], mark: Mark) -> dict[str, Any]:
     plain = Mark()
     told = {name: value for name, value in asdict(mark).items() if value != getattr(plain, name)}
     return {**metadata, NAME: told} if told else dict(metadata)
+
+
+def unlimited(plan: Planned) -> Planned:
+    """A marked request whose mark says that no limit was given. Only once it's planned: the hash that an idempotency
+    key's repeats must share covers the metadata, and was taken without this."""
+    metadata = plan.request["metadata"]
+    mark = metadata.get(NAME)
+    if not isinstance(mark, dict):
+        return plan
+    told = {**metadata, NAME: {**mark, "unlimited": True}}
+    stored = json.dumps(told, ensure_ascii=False, allow_nan=False)
+    if len(stored.encode()) > options.MAX_METADATA_BYTES:
+        return plan  # the caller's own fills it
+    request: options.Submission = {**plan.request, "metadata": told}
+    return replace(plan, request=request, body=options.dump(request), metadata=stored)
 
 
 def unmarked(metadata: Mapping[str, Any]) -> tuple[Mark, dict[str, Any]]:

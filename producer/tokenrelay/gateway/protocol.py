@@ -1,5 +1,6 @@
-"""uvicorn's HTTP protocol with what it lacks: a limit on the bytes and on the time before a request's body, writing to
-many clients without waking each one's task, offers of other protocols that are ignored, and HTTP/1.0 as it is.
+"""uvicorn's HTTP protocol with what it lacks: limits on the connections, and on the bytes and the time before a
+request's body; writing to many clients without waking each one's task; offers of other protocols that are ignored;
+HTTP/1.0 as it is.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenrelay.gateway.chunks import EXTENSION
 from tokenrelay.gateway.parsing import RequestParser
+from tokenrelay.gateway.problems import Problem
+from tokenrelay.gateway.responses import problem_response
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
     from typing import Any
 
+    from starlette.types import Receive, Scope, Send
     from uvicorn._types import ASGISendEvent
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -29,6 +33,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     max_header_bytes: ClassVar[int] = 65_536
     header_timeout_s: ClassVar[float] = 20.0
+    max_connections: ClassVar[int] = 4000
 
     _full = False
     _in_headers = True
@@ -40,9 +45,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]
 
     @classmethod
-    def with_limits(cls, max_header_bytes: int, header_timeout_s: float) -> type[LimitedProtocol]:
+    def with_limits(cls, max_header_bytes: int, header_timeout_s: float, max_connections: int) -> type[LimitedProtocol]:
         """The protocol with these limits: uvicorn makes one itself for every connection."""
-        limits = {"max_header_bytes": max_header_bytes, "header_timeout_s": header_timeout_s}
+        limits = {
+            "max_header_bytes": max_header_bytes,
+            "header_timeout_s": header_timeout_s,
+            "max_connections": max_connections,
+        }
         return type("LimitedProtocol", (cls,), limits)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -88,6 +97,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.parser.offered:
             return  # they come again
         self._got_headers()
+        self.app = _crowded if len(self.connections) > self.max_connections else self.config.loaded_app
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             del self.scope["extensions"]
@@ -112,6 +122,15 @@ class LimitedProtocol(HttpToolsProtocol):
     def _cut_off(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a connection too many. uvicorn's own answer, a line of text, is none that OpenAI's clients understand."""
+    told = "the gateway has as many connections as it may; ask again"
+    headers = {"Retry-After": "1", "Connection": "close"}
+    await problem_response(Problem(503, told, "too_many_connections", None, "server_error", headers))(
+        scope, receive, send
+    )
 
 
 def _speak_http_1_0(cycle: RequestResponseCycle) -> None:

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from tokenrelay.gateway.marks import unlimited
 from tokenrelay.gateway.problems import Problem, too_many
 from tokenrelay.producer.endings import server_time_us
 from tokenrelay.producer.idempotency import submitted_once
@@ -39,7 +40,8 @@ def admitted(
 
     Raises RequestError, IdempotencyConflict, QueueFull, and Problem 429 where the tenant has enough already.
     """
-    plan = yield from defaults.applied(planned(submission, settings))
+    plan = planned(submission, settings)
+    plan = yield from defaults.applied(unlimited(plan) if submission.get("max_new_tokens") is None else plan)
     if tenant.owner is None:
         return (yield from _written(plan, settings))
     key = plan.idempotency_key

@@ -72,13 +72,14 @@ def configuration(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
     """How uvicorn is run: one process, one event loop, our limits."""
     return uvicorn.Config(
         app,
-        http=LimitedProtocol.with_limits(settings.max_header_bytes, settings.receive_timeout_s),
+        http=LimitedProtocol.with_limits(
+            settings.max_header_bytes, settings.receive_timeout_s, settings.max_connections
+        ),
         ws="none",
         lifespan="on",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.max_connections,
         backlog=_BACKLOG,
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=_DRAIN_S,

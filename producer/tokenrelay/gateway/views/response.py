@@ -125,7 +125,7 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
         "error": _error(record, ended) if ended else None,
         "incomplete_details": _CUT if state is State.INCOMPLETE else None,
         "instructions": messages[0]["content"] if mark.instructions and messages else None,
-        "max_output_tokens": options["max_new_tokens"],
+        "max_output_tokens": None if mark.unlimited else options["max_new_tokens"],
         "metadata": dict(record.metadata),
         "model": record.model,
         "output": output,
