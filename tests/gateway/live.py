@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import uvicorn
 from pydantic import SecretStr
 
 from tests.waiting import wait_until
 from tests.writers import AnnouncingWriter
 from tokenrelay.gateway.app import create_app
-from tokenrelay.gateway.serving import configuration
+from tokenrelay.gateway.serving import Server, configuration
 from tokenrelay.shared import keys
 from tokenrelay.shared.rq_jobs import iso
 from tokenrelay.shared.settings import GatewaySettings
@@ -33,7 +32,7 @@ class LiveGateway:
         self._app = create_app(self.settings)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(configuration(self._app, self.settings))
+        self._server = Server(configuration(self._app, self.settings))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="gateway")
         self._thread.start()
         wait_until(lambda: self._server.started)

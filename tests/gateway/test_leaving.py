@@ -66,6 +66,23 @@ def _leave_somewhere(gateway: LiveGateway, draw: random.Random) -> None:
                 return
 
 
+def test_a_stop_cuts_event_streams_off(
+    make_gateway: MakeGateway, writer: WakingWriter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where they are, and not after the time that answers in one piece have: their clients go on elsewhere."""
+    gateway = make_gateway()
+    with gateway.client() as client:
+        request_id = client.post("/requests", json={"prompt": "x"}).json()["request_id"]
+        with client.stream("GET", f"/requests/{request_id}/events") as response:
+            wait_until(lambda: gateway.gateway.attachments.sending)
+            gateway.stop()
+            with pytest.raises(httpx.RemoteProtocolError):
+                response.read()
+    assert "timeout graceful shutdown exceeded" not in caplog.text
+    assert writer.take() == request_id
+    assert writer.claim(request_id) == 1
+
+
 class TestLeaving:
     """A request that isn't durable is cancelled once its last reader has been gone for the grace."""
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
+from weakref import WeakSet
 
 from tokenrelay.gateway.presence import RENEW_S, Presence
 from tokenrelay.gateway.tasks import stop
@@ -50,11 +51,18 @@ class Attachments:
         self._marked_at: dict[str, float] = {}
         """Requests with followers here whose leaving would cancel them → when Redis was told last."""
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self.sending: WeakSet[asyncio.Task[None]] = WeakSet()
+        """Each sends one client its events."""
 
     @property
     def leaving(self) -> int:
         """Requests whose last reader has left, and which aren't cancelled yet."""
         return len(self._leaving)
+
+    def cut_off(self) -> None:
+        """End all event streams where they are, for their clients to go on elsewhere."""
+        for sending in self.sending:
+            sending.cancel()
 
     def attach(self, record: Record) -> Attachment:
         """A hold on the request's feed, until its `leave`. It counts as a reader's from its `follow` on."""
@@ -165,6 +173,11 @@ class Attachment:
         if self._attachments is not None and not self._followed:
             self._followed = True
             self._attachments.followed(self.feed)
+
+    def send_by(self, task: asyncio.Task[None]) -> None:
+        """Have the task, which sends the client its events, cancelled where the gateway stops."""
+        if self._attachments is not None:
+            self._attachments.sending.add(task)
 
     def leave(self, *, departed: bool = False) -> None:
         """Give it back; only the first call counts. `departed`: the client left before it had everything."""

@@ -146,16 +146,18 @@ class Feed:
                 _let_go(reader, len(view.events))
         self._level.clear()
 
-    async def follow(self, view: View, write: Write) -> int:
+    async def follow(self, view: View, write: Write, timeout_s: float | None = None) -> int | None:
         """Have `write` given each new chunk, framed, until it refuses one or the stream is over.
 
-        Its reader must be level with the view, and the stream not over yet. Returns the reader's position then.
+        Its reader must be level with the view, and the stream not over yet. Returns the reader's position then; None
+        after the timeout, with the reader level.
         """
         reader: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         level = self._level.setdefault(view, {})
         level[reader] = write
         try:
-            return await reader
+            await asyncio.wait((reader,), timeout=timeout_s)
+            return reader.result() if reader.done() else None
         finally:
             level.pop(reader, None)
 

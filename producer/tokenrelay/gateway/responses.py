@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sse_starlette import EventSourceResponse
-from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
 from starlette.responses import Response
 
 from tokenrelay.gateway.chunks import writer
 from tokenrelay.gateway.problems import Problem, problem_of
 from tokenrelay.gateway.records import as_json
-from tokenrelay.gateway.views.sse import encode
-from tokenrelay.gateway.waiting import refusal, waited
+from tokenrelay.gateway.tasks import stop
+from tokenrelay.gateway.views.sse import COMMENT, encode
+from tokenrelay.gateway.waiting import client_left, refusal, waited
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from tokenrelay.gateway.attachments import Attachment
     from tokenrelay.gateway.views.view import View
 
 CLIENT_LEFT: Final = 499
 """nginx's word in the metrics for an answer that nobody was there to read."""
-_STREAM_HEADERS: Final = {"Cache-Control": "no-store, no-transform"}
-"""no-transform: a proxy that compressed the stream would hold it back. X-Accel-Buffering comes from the library."""
+_STREAM_HEADERS: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+"""A proxy that compressed the stream (no-transform) or buffered it (nginx's header) would hold tokens back."""
 _STUCK_S: Final = 30.0
-"""How long a client may take to take a comment: one that is gone without a word takes nothing."""
-_COMMENT: Final = ServerSentEvent(comment="waiting", sep="\n")
+"""How long a client may take to take a piece: one that is gone without a word takes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +40,34 @@ class Delivery:
     first_word_s: float = 0.0
 
 
-class EventStream(EventSourceResponse):
+class EventStream(Response):
     """A view's events from `position` on, and the attachment's end with the response's, however that ends.
 
     Its status waits up to `first_word_s` for the first token: a request that fails before is answered as a whole
     answer would be.
     """
 
+    media_type = "text/event-stream"
+
     def __init__(self, attachment: Attachment, view: View, position: int, delivery: Delivery) -> None:
         self._attachment = attachment
         self._view = view
         self._position = position
+        self._comment_s = delivery.comment_s
         self._first_word_s = delivery.first_word_s
         self._departed = False
         self._write = writer({})
-        super().__init__(
-            self._chunks(),
-            headers={**_STREAM_HEADERS, **delivery.headers},
-            ping=delivery.comment_s,
-            sep="\n",
-            ping_message_factory=lambda: _COMMENT,
-            send_timeout=_STUCK_S,
-            client_close_handler_callable=self._depart,
-        )
-        del self.headers["connection"]  # the library's keep-alive: whether it is kept is for the server to say
+        self.status_code, self.background = 200, None
+        self.init_headers({**_STREAM_HEADERS, **delivery.headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._write = writer(scope)
         try:
             response = await self._first_word(receive)
             if response is None:
-                await super().__call__(scope, receive, send)
+                await self._stream(receive, send)
             else:
                 await response(scope, receive, send)
-        except SendTimeoutError:
-            self._departed = True  # the server closes a response that wasn't ended
         finally:
             self._attachment.leave(departed=self._departed)
 
@@ -91,11 +82,35 @@ class EventStream(EventSourceResponse):
         problem = refusal(feed)
         return problem_response(problem) if problem else None
 
-    async def _depart(self, _: Message) -> None:
-        self._departed = True
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        """Send until the end, or until the client leaves or takes nothing, or the gateway stops.
+
+        The server cuts off a response that wasn't ended, so that its client knows that there is more to come.
+        """
+        sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(client_left(receive))
+        self._attachment.send_by(sending)
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                self._departed = True
+            elif not sending.cancelled():
+                sending.result()
+        except TimeoutError:
+            self._departed = True
+        finally:
+            await stop((sending, leaving))
+
+    async def _send(self, send: Send) -> None:
+        """Raises TimeoutError where the client is stuck."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for chunk in self._chunks():
+            async with asyncio.timeout(_STUCK_S):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        """What the feed can't write itself: events that were there before the reader, or that it was too slow for."""
+        """What the feed can't write itself: events that were there before the reader, or that it was too slow for; and
+        comments, which show proxies that the connection is alive, and us that the client is."""
         feed, events = self._attachment.feed, self._view.events
         while True:
             if self._position < len(events):
@@ -107,15 +122,11 @@ class EventStream(EventSourceResponse):
                 return
             elif feed.over:
                 return
+            elif (behind := await feed.follow(self._view, self._write, self._comment_s)) is None:
+                self._position = len(events)
+                yield COMMENT
             else:
-                self._position = await feed.follow(self._view, self._write)
-
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """The library's, for comments alone: a timer for each event of each reader is a fifth of the gateway's time."""
-        if message.get("body", b"").startswith(b":"):
-            await super()._send_with_timeout(send, message)
-        else:
-            await send(message)
+                self._position = behind
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

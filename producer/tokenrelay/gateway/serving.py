@@ -7,7 +7,7 @@ import logging
 import resource
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import uvicorn
 
@@ -64,8 +64,15 @@ def serve(*, demo: bool, tell: Callable[[str], None], **given: str | int | None)
 
 def _run(app: FastAPI, settings: GatewaySettings, listener: socket.socket) -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
-    server = uvicorn.Server(configuration(app, settings))
-    server.run(sockets=[listener])
+    Server(configuration(app, settings)).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which waits for clients when it stops: those of event streams would stay until the answer's end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cast("FastAPI", self.config.app).state.gateway.attachments.cut_off()
+        await super().shutdown(sockets)
 
 
 def configuration(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:

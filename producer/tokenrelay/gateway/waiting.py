@@ -26,7 +26,7 @@ async def waited(event: asyncio.Event, receive: Receive, timeout_s: float | None
     """Wait for the event. False where the client left first; True also after the timeout."""
     if event.is_set():
         return True
-    there, gone = asyncio.ensure_future(event.wait()), asyncio.ensure_future(_gone(receive))
+    there, gone = asyncio.ensure_future(event.wait()), asyncio.ensure_future(client_left(receive))
     try:
         await asyncio.wait((there, gone), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         return event.is_set() or not gone.done()
@@ -35,7 +35,8 @@ async def waited(event: asyncio.Event, receive: Receive, timeout_s: float | None
         gone.cancel()
 
 
-async def _gone(receive: Receive) -> None:
+async def client_left(receive: Receive) -> None:
+    """Returns once the client has left, or has its whole response."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

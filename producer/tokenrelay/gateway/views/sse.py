@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from sse_starlette.event import ServerSentEvent
-
-COMMENT: Final = b": go on\n\n"
+COMMENT: Final = b": waiting\n\n"
 """Keeps proxies from closing a silent connection; clients ignore it."""
 
 
@@ -17,8 +15,9 @@ def encode(data: dict[str, Any] | str, *, event: str | None = None, entry_id: ob
     JSON escapes line ends and NUL, so nothing that a model writes can end the event or begin another.
     """
     text = data if isinstance(data, str) else _json(data)
-    identity = None if entry_id is None else str(entry_id)
-    return ServerSentEvent(text, event=event, id=identity, sep="\n").encode()
+    identity = "" if entry_id is None else f"id: {entry_id}\n"
+    kind = "" if event is None else f"event: {event}\n"
+    return f"{identity}{kind}data: {text}\n\n".encode()
 
 
 def _json(data: dict[str, Any]) -> str:
