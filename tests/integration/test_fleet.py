@@ -21,6 +21,7 @@ from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, Pipeline
+from tokenrelay.shared.connections import connect
 from tokenrelay.shared.rq_jobs import Take, take_call
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.attempts import InFlight
@@ -186,6 +187,23 @@ def test_thousands_of_cancelled_jobs_are_ended_in_bounded_rounds(make_redis_serv
     assert max(recording.sizes) <= 2 * A_PART + 1
     assert job(redis, ids[0]).get_status() == "canceled"
     maintainer.leave()
+
+
+def test_refused_cancels_keep_no_other_waiting(make_redis_server: MakeRedisServer) -> None:
+    """More than one look takes, before all others; here for a user who may not touch the keys of these."""
+    server = make_redis_server()
+    redis = server.client()
+    rights = ("+@all", "~rq:*", "~tokenrelay:{ok*", "~tokenrelay:[^{]*", "&*")
+    redis.execute_command("ACL", "SETUSER", "worker", "on", "nopass", *rights)  # type: ignore[no-untyped-call]
+    canceled, then = keys.rq_registry("canceled", QUEUE), int(NOW.timestamp())
+    redis.zadd(canceled, {f"no{number:020}": then for number in range(MOST_CANCELS)})
+    redis.zadd(canceled, {"ok": then + 1})
+    with connect(server.url.replace("://", "://worker:any@")) as restricted:
+        maintainer = maintenance(Pipeline(restricted))
+        run_until(maintainer, lambda: redis.zscore(canceled, "ok") is None, 5)
+        redis.execute_command("ACL", "SETUSER", "worker", "~*")  # type: ignore[no-untyped-call]
+        run_until(maintainer, lambda: not redis.zrange(canceled, "-inf", then + 1, byscore=True), 5)
+        maintainer.leave()
 
 
 @pytest.mark.slow

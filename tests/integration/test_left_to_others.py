@@ -6,19 +6,20 @@ import threading
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rq.suspension import resume, suspend
 
 from tests.engines import CountingEngine
+from tests.fleet import Meter
 from tests.integration.test_worker import QUEUE, refused, result, state, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call
-from tokenrelay.shared.rq_jobs import Take, take_call
-from tokenrelay.worker.intake import REFUSED_MS
+from tokenrelay.shared.rq_jobs import Execution, Note, Take, requeue_call, take_call
+from tokenrelay.worker.intake import MOST_REFUSED_MS, REFUSED_MS
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -182,6 +183,70 @@ def test_a_mixed_fleet_shares_a_queue(redis_server: RedisServer, redis: Redis, p
             assert result(redis, request_id).text == words(seed, 4)
         assert all(refused(worker) <= 40 for worker in workers)
     assert redis.llen(keys.rq_queue(QUEUE)) == 0
+
+
+def others_requests(redis: Redis, pipeline: Pipeline, number: int) -> list[str]:
+    """Queued requests that another kind of worker began."""
+    ids = [submit(pipeline, NOW) for _ in range(number)]
+    for request_id in ids:
+        redis.hset(keys.request(request_id), "fingerprint", "older weights")
+    return ids
+
+
+def test_what_is_refused_in_one_round_is_logged_in_one_line(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = others_requests(redis, pipeline, 8)
+    with running_worker(redis_server.url) as worker:
+        wait_until(lambda: refused(worker) == 8)
+    (line,) = [record.getMessage() for record in caplog.records if "need" in record.getMessage()]
+    assert line.startswith(f"8 requests need another worker, such as {ids[0]}: ")
+
+
+def test_what_is_refused_again_is_left_to_others_for_longer(redis: Redis, pipeline: Pipeline) -> None:
+    """Twice as long each time, up to a minute; to workers of that kind alone."""
+    request_id = submit(pipeline, NOW)
+    job, note = keys.rq_job(request_id), Note("us", REFUSED_MS, MOST_REFUSED_MS)
+    waits = []
+    for number in range(6):
+        (taken,) = pipeline.run([take_call(Take("w", (QUEUE,), (f"x{number}",), 60, kind="us"))])
+        assert [job_id for _, job_id, *_ in taken] == [request_id.encode()]
+        pipeline.run([requeue_call(Execution(request_id, QUEUE, "w", f"x{number}"), "back", note)])
+        now: Any = redis.time()
+        until: Any = redis.hget(job, "refused:us")
+        waits.append(round(int(until) / 1000 - now[0], -1) if number else round(int(until) / 1000 - now[0]))
+        assert pipeline.run([take_call(Take("w", (QUEUE,), ("y",), 60, kind="us"))]) == [[]]
+        redis.hdel(job, "refused:us")  # its time is over
+    assert waits[0] in (4, 5)
+    assert waits[1:] == [10, 20, 40, 60, 60]
+    redis.hset(job, "refused:us", until)
+    (taken,) = pipeline.run([take_call(Take("w", (QUEUE,), ("z",), 60, kind="them"))])
+    assert [job_id for _, job_id, *_ in taken] == [request_id.encode()]
+    redis.delete(keys.claimed(QUEUE))
+
+
+def test_a_look_past_hundreds_of_others_requests_is_one_command_each(redis: Redis, pipeline: Pipeline) -> None:
+    """Five looks a second meet them, of every idle worker that they aren't for; they keep their order."""
+    ids = others_requests(redis, pipeline, 200)
+    until = int(time.time() * 1000) + 30_000
+    for request_id in ids:
+        redis.hset(keys.rq_job(request_id), "refused:us", until)
+    look = take_call(Take("w", (QUEUE,), tuple(f"x{number}" for number in range(8)), 60, kind="us"))
+    pipeline.run([look])
+    meter = Meter(redis)
+    before = meter.read()
+    assert pipeline.run([look]) == [[]]
+    assert sum(meter.since(before).values()) <= 1.3 * len(ids)
+    assert redis.lrange(keys.rq_queue(QUEUE), 0, -1) == [request_id.encode() for request_id in ids]
+
+
+def test_what_runs_alone_leaves_those_behind_it_where_they_stand(redis: Redis, pipeline: Pipeline) -> None:
+    lonely, *rest = [submit(pipeline, NOW) for _ in range(6)]
+    redis.hset(keys.rq_job(lonely), "alone", 1)
+    (taken,) = pipeline.run([take_call(Take("w", (QUEUE,), tuple("abcd"), 60))])
+    assert [job_id.decode() for _, job_id, *_ in taken] == [lonely]
+    assert redis.lrange(keys.rq_queue(QUEUE), 0, -1) == [job_id.encode() for job_id in rest]
+    redis.delete(keys.claimed(QUEUE))
 
 
 @pytest.mark.parametrize("until", [b"1e30", b"9" * 5000, b"nan", b"\xff", b"4102444800000"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from tests.integration.test_metrics import intake_over
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
 from tokenrelay.producer import Producer
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import State
 from tokenrelay.shared.store.scripts import source
+from tokenrelay.worker.intake import MOST_MISSING
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -47,3 +49,39 @@ def test_a_job_is_kept_until_its_request_comes(redis_server: RedisServer, redis:
             assert producer.get(late).result(timeout_s=30).state is State.INCOMPLETE
         wait_until(lambda: redis.hget(keys.rq_job(never), "status") == b"failed")
         wait_until(lambda: not worker.loop.intake.unclaimed)
+
+
+def statuses(redis: Redis, ids: list[str]) -> set[bytes | None]:
+    """What RQ's jobs say; a job whose request is gone is kept for a second."""
+    return {redis.hget(keys.rq_job(request_id), "status") for request_id in ids}  # type: ignore[misc]
+
+
+def test_jobs_without_a_request_keep_no_request_waiting(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """Each waits a second for its request, beside the slots: in the two slots it would be a minute, for all of them."""
+    gone = [submit(pipeline, NOW) for _ in range(100)]
+    redis.delete(*(key for request_id in gone for key in keys.of_request(request_id)))
+    good = submit(pipeline, NOW)
+    with running_worker(redis_server.url, slots=2), Producer(url=redis_server.url) as producer:
+        assert producer.get(good).result(timeout_s=25).state is State.INCOMPLETE
+        wait_until(lambda: statuses(redis, gone) <= {b"failed", None})
+
+
+def test_jobs_that_wait_for_their_requests_are_so_many_at_a_time(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    gone = [submit(pipeline, NOW) for _ in range(MOST_MISSING + 40)]
+    redis.delete(*(key for request_id in gone for key in keys.of_request(request_id)))
+    intake = intake_over(pipeline, redis_server)
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        assert intake.claim(8, idle=True) == []
+        most = max(most, len(intake.taken))
+        return not intake.taken
+
+    wait_until(over)
+    assert most == MOST_MISSING
+    assert statuses(redis, gone) <= {b"failed", None}

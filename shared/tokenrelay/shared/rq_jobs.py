@@ -174,18 +174,21 @@ def close_call(execution: Execution, outcome: Outcome) -> Call:
 @dataclass(frozen=True, slots=True)
 class Note:
     """What the next takes are to know of a job that was given back: `alone`; or which `kind` of worker refused it and
-    for how long it is left to others; or that its worker died before it claimed the request, as it may do again: from
-    `alone_from` such deaths on the job is given alone."""
+    for how long it is left to others, twice as long each time up to `most_ms`; or that its worker died before it
+    claimed the request, as it may do again: from `alone_from` such deaths on the job is given alone."""
 
     refused_by: str = ""
     for_ms: int = 0
+    most_ms: int = 0
     alone_from: int = 0
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
         if self.alone_from:
             return ("crashed", self.alone_from)
-        return (f"refused:{self.refused_by}" if self.refused_by else "alone", self.for_ms)
+        if self.refused_by:
+            return (f"refused:{self.refused_by}", self.for_ms, self.most_ms)
+        return ("alone", self.for_ms)
 
 
 def requeue_call(execution: Execution, position: Literal["front", "back"], note: Note | None = None) -> Call:

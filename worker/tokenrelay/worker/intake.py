@@ -71,9 +71,14 @@ RQ_LEASE_S = 60
 """How long RQ lets an execution go without a heartbeat. Ours is the lease in the request's hash."""
 MISSING_S = 1.0
 """How long a job's request is waited for that isn't there."""
-REFUSED_MS = 5_000
-"""How long workers of this kind leave a job to others that they were refused; others take it at once."""
-
+MOST_MISSING = 256
+"""Jobs without a request that wait at a time. They take up no slots; each that is closed makes room for another."""
+MISSING_LOOK_S = 0.1
+"""How often they are looked at, at most."""
+REFUSED_MS, MOST_REFUSED_MS = 5_000, 60_000
+"""How long workers of this kind leave a job to others that they were refused, which take it at once: twice as long each
+time it comes back."""
+_GONE = "its request is gone from Redis"
 _REFUSALS: Final[dict[type, str]] = {
     Busy: "busy",
     Done: "done",
@@ -99,7 +104,8 @@ class Intake:
     _unread: deque[Job] = field(default_factory=deque)
     """Taken, not yet claimed: kept over an error, so that a taken job is never forgotten."""
     _missing: list[Job] = field(default_factory=list)
-    """Taken, their requests not there yet."""
+    """Taken, their requests not there yet; or there, and no slot is free. Looked at again at `_look_at`."""
+    _look_at: float = 0.0
     _execution_ids: tuple[str, ...] = ()
     """Of a take whose reply didn't come: repeated with the same IDs, it gives the same jobs."""
     _uncounted: list[Callable[[], object]] = field(default_factory=list)
@@ -133,35 +139,49 @@ class Intake:
         if self._alone and not idle and not self._unread:
             return []
         self._alone = self.exhausted = False
+        self._fill(limit, idle=idle)
         if not self._unread:
-            self._unread += self._missing[:limit]
-            del self._missing[:limit]
-            if len(self._unread) < limit:
-                self._take(limit - len(self._unread), idle=idle)
-        jobs = list(self._unread)
-        if not jobs:
-            self.exhausted = idle
+            self.exhausted = idle and not self._missing
             return []
-        self._read(jobs)
-        jobs = self._set_apart(self._set_missing_apart(jobs), idle=idle)
-        claimed = self._claim(jobs)
+        claimed = self._claim(self._set_apart(list(self._unread), idle=idle))
         self._unread.clear()
         return claimed
 
-    def _set_missing_apart(self, jobs: list[Job]) -> list[Job]:
-        """The jobs whose request is there. The others are looked at again, and closed where it doesn't come.
+    def _fill(self, limit: int, *, idle: bool) -> None:
+        """Have up to `limit` jobs in `_unread` whose requests are there. Jobs without one wait beside them."""
+        if self._unread:  # a claim of them failed
+            self._sort(list(self._unread), limit)
+            return
+        if time.monotonic() >= self._look_at:
+            self._unread, self._missing = deque(self._missing), []
+            self._look_at = time.monotonic() + MISSING_LOOK_S
+            self._sort(list(self._unread), limit)
+        while (room := min(limit - len(self._unread), MOST_MISSING - len(self._missing))) > 0:
+            kept = len(self._unread)
+            self._take(room, idle=idle and not kept)
+            taken = list(self._unread)[kept:]
+            self._sort(taken, limit)
+            if len(taken) < room:
+                return
 
-        A producer of an earlier release may enqueue a moment before it creates: see `submission.written`.
+    def _sort(self, jobs: list[Job], limit: int) -> None:
+        """Read jobs of `_unread`, and set those apart whose request isn't there.
+
+        These are looked at again, and closed where it doesn't come: a producer of an earlier release may enqueue a
+        moment before it creates, see `submission.written`.
         """
-        now = time.monotonic()
-        missing = [job for job in jobs if job.gone_since is not None]
-        gone = [job for job in missing if now - (job.gone_since or now) >= MISSING_S]
-        if gone:
-            self._settle([self._close(job, State.FAILED, "its request is gone from Redis") for job in gone])
-            self.figures.ends.add(str(State.FAILED), reason_of(State.FAILED), amount=len(gone))
-        self._missing += [job for job in missing if job not in gone]
-        self._unread = deque(job for job in jobs if job not in missing)
-        return list(self._unread)
+        if not jobs:
+            return
+        self._read(jobs)
+        lost_before = time.monotonic() - MISSING_S
+        here = [job for job in self._unread if job.gone_since is None]
+        gone = [job for job in self._unread if job.gone_since is not None]
+        lost = [job for job in gone if (job.gone_since or 0) <= lost_before]
+        if lost:
+            self._settle([self._close(job, State.FAILED, _GONE) for job in lost])
+            self.figures.ends.add(str(State.FAILED), reason_of(State.FAILED), amount=len(lost))
+        self._missing += [*(job for job in gone if (job.gone_since or 0) > lost_before), *here[limit:]]
+        self._unread = deque(here[:limit])
 
     def _set_apart(self, jobs: list[Job], *, idle: bool) -> list[Job]:
         """The jobs to claim now, without those that must run alone and can't yet: they go back to the front."""
@@ -238,6 +258,7 @@ class Intake:
         self._uncounted.clear()
         claimed: list[Claimed] = []
         clean_up: Batch = []
+        others: list[str] = []
         calls = [self._claim_call(job) for job in jobs]
         *replies, time_now = self.pipeline.run([*calls, ("TIME",)]) if jobs else [None]
         for job, call, reply in zip(jobs, calls, replies, strict=True):
@@ -248,6 +269,10 @@ class Intake:
                     clean_up.append(self._end(job, State.FAILED, "the claim's reply can't be read"))
                 case refusal:
                     clean_up.append(self._refused(job, refusal))
+                    if isinstance(refusal, NotMine):
+                        others.append(f"{loggable(job.execution.job_id)}: {loggable(refusal.why)}")
+        if others:  # one line: there may be thousands of them
+            log.warning("%s requests need another worker, such as %s", len(others), others[0])
         if clean_up:
             self._settle(clean_up)
         for count in self._uncounted:
@@ -320,9 +345,8 @@ class Intake:
         match reply:
             case Busy():
                 return drop_call(execution)
-            case NotMine(why):
-                log.warning("request %s needs another worker: %s", loggable(execution.job_id), loggable(why))
-                return requeue_call(execution, "back", Note(self.reader.kind, REFUSED_MS))
+            case NotMine():
+                return requeue_call(execution, "back", Note(self.reader.kind, REFUSED_MS, MOST_REFUSED_MS))
             case Past():
                 return self._expire(job)
             case Done(state):
@@ -352,7 +376,7 @@ class Intake:
             case Early():  # Redis's clock went back
                 return requeue_call(job.execution, "front")
             case Unreadable() | Lost() | Unusable():
-                return self._end(job, State.FAILED, "its request is gone from Redis")
+                return self._end(job, State.FAILED, _GONE)
             case _:
                 assert_never(reply)
 

@@ -6,7 +6,7 @@ All scores are compared with Redis's clock: a worker's own may be wrong.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared import keys
@@ -38,6 +38,9 @@ class Registries:
     pipeline: Pipeline
     queues: tuple[str, ...]
     retention_s: int
+    _refused: dict[str, int] = field(default_factory=dict)
+    """How many cancels of a queue were refused since its first look: the next one goes on behind these, and behind the
+    last one from the front again."""
 
     def clean(self) -> bool:
         """One bounded look at all of them; whether there is more to do at once. Raises redis errors."""
@@ -55,15 +58,23 @@ class Registries:
 
         RQ scores a cancelled job with the time of its cancelling; our close_call with the end of its retention.
         """
-        canceled = keys.rq_registry("canceled", queue)
-        (found,) = self.pipeline.run([("ZRANGE", canceled, "-inf", now, "BYSCORE", "LIMIT", 0, MOST_CANCELS)])
+        canceled, behind = keys.rq_registry("canceled", queue), self._refused.pop(queue, 0)
+        (found,) = self.pipeline.run([("ZRANGE", canceled, "-inf", now, "BYSCORE", "LIMIT", behind, MOST_CANCELS)])
+        if is_unusable(found):
+            return False
         if isinstance(found, Exception):
             raise found
+        refused: list[str] = []
         for first in range(0, len(found), A_PART):
-            self._cancel_part(queue, found[first : first + A_PART])
+            refused += self._cancel_part(queue, found[first : first + A_PART])
+        if refused:
+            log.warning("%s cancels through RQ were refused, such as of request %s", len(refused), refused[0])
+        if len(found) == MOST_CANCELS:
+            self._refused[queue] = behind + len(refused)
         return len(found) == MOST_CANCELS
 
-    def _cancel_part(self, queue: str, members: list[bytes]) -> None:
+    def _cancel_part(self, queue: str, members: list[bytes]) -> list[str]:
+        """Cancel these; which were refused and stay, with the reason."""
         canceled = keys.rq_registry("canceled", queue)
         ids = [text(member) for member in members]
         cancels: Batch = []
@@ -74,10 +85,12 @@ class Registries:
             ]
         replies = self.pipeline.run(cancels)
         batch: Batch = []
+        refused = []
         for member, job_id, reply, stored_ms in zip(members, ids, replies[::2], replies[1::2], strict=True):
             if is_unusable(reply):
                 log.warning("request %s, cancelled through RQ, is no request: %s", loggable(job_id), reply)
             elif isinstance(reply, Exception):
+                refused.append(f"{loggable(job_id)}: {reply}")
                 continue
             batch.append(("ZREM", canceled, member))
             batch.append(
@@ -85,6 +98,7 @@ class Registries:
             )
         if batch:
             self.pipeline.run(batch)
+        return refused
 
     def _drop_members(self, queue: str, now: int) -> None:
         """Drop the members whose time is over, which RQ keeps until somebody looks at the registry through it."""

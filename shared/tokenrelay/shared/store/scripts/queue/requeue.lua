@@ -1,6 +1,6 @@
 -- Give a taken job back to its queue, at the front (a hand-back continues first) or at the back.
--- ARGV: … [3] front or back, and for take.lua, if anything: [4] a note, `alone` or `refused:KIND`, [5] for how many ms;
---       or [4] `crashed`, [5] from how many crashes on it runs alone.
+-- ARGV: … [3] front or back, and for take.lua, if anything: [4] a note, `alone` or `refused:KIND`, [5] for how many ms,
+--       [6] for how many at most, where it's twice as long each time; or [4] `crashed`, [5] from how many crashes on it runs alone.
 -- Replies: OK | NOT_STARTED status | LOST
 drop_all_executions()
 if job_is_gone() then return { 'LOST' } end
@@ -26,7 +26,13 @@ if note == 'crashed' then
   redis.call('HSET', job, 'crashed', crashed)
   note = crashed >= tonumber(ARGV[5]) and 'alone'
 elseif note then
-  noted_ms = noted_ms + tonumber(ARGV[5])
+  local for_ms = tonumber(ARGV[5])
+  if ARGV[6] then
+    local before = tonumber(redis.call('HGET', job, 'times:' .. note) or 0) or 0
+    redis.call('HSET', job, 'times:' .. note, string.format('%.0f', before + 1))
+    for_ms = math.min(for_ms * 2 ^ before, tonumber(ARGV[6]))
+  end
+  noted_ms = noted_ms + for_ms
 end
 if note then redis.call('HSET', job, note, string.format('%.0f', noted_ms)) end
 redis.call(ARGV[3] == 'front' and 'LPUSH' or 'RPUSH', KEYS[6], job_id)

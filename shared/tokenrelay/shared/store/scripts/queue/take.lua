@@ -48,13 +48,12 @@ local function holds(until_ms)
   return left_ms > 0 and left_ms <= RESERVED_FOR_MS
 end
 
--- What requeue.lua noted on a job: FREE, ALONE where it is taken by an idle worker and nothing with it, BUSY where this
--- worker isn't idle, REFUSED where workers of its kind gave it back a moment ago.
-local function fit(job)
-  local m = redis.call('HMGET', job, 'alone', refused)
-  if holds(m[2]) then return 'REFUSED' end
-  if m[1] and not (idle and #taken == 0) then return 'BUSY' end
-  return m[1] and 'ALONE' or 'FREE'
+-- What requeue.lua noted on a queued job: FREE, ALONE where it is taken by an idle worker and nothing with it, BUSY where
+-- this worker isn't idle, REFUSED where workers of its kind gave it back a moment ago.
+local function fit(alone, refused_until)
+  if holds(refused_until) then return 'REFUSED' end
+  if alone and not (idle and #taken == 0) then return 'BUSY' end
+  return alone and 'ALONE' or 'FREE'
 end
 
 local function reservation(job)
@@ -84,16 +83,21 @@ for number = 1, (#KEYS - 3) / 3 do
   local usable = redis.call('TYPE', queue)['ok'] == 'list' and is(wip, 'zset') and is(claimed, 'zset')
   -- Left in the queue: what waits for an idle worker where it stood, what others are to take behind their own.
   local stay, behind = {}, {}
+  local popped, at = {}, 0
   while usable and used < #wanted and #stay + #behind < MAX_LEFT do
-    local job_id = redis.call('LPOP', queue)
-    if not job_id then break end
+    -- Few commands a job: there may be thousands that aren't for this worker, and each of its looks meets them.
+    if at == #popped then popped, at = redis.call('LPOP', queue, #wanted - used) or {}, 0 end
+    if #popped == 0 then break end
+    at = at + 1
+    local job_id = popped[at]
     local job = P .. ':job:' .. job_id
-    local kind = redis.call('TYPE', job)['ok']
-    -- Anything but a queued job is a duplicate that a clean-up left, or was cancelled or deleted meanwhile.
-    local status = kind == 'hash' and redis.call('HGET', job, 'status')
+    -- Anything but a queued job is a duplicate that a clean-up left, or was cancelled or deleted meanwhile. A key that is
+    -- no hash gives an error, which has no fields.
+    local fields = redis.pcall('HMGET', job, 'status', 'alone', refused)
+    local status = fields[1]
     -- RQ's clean-up may have failed it on its way back to the queue: maintenance looks whether it really has ended.
     if status == 'failed' then redis.call('ZADD', claimed, 'NX', 0, job_id) end
-    local how = status == 'queued' and fit(job)
+    local how = status == 'queued' and fit(fields[2], fields[3])
     if how == 'BUSY' then
       stay[#stay + 1] = job_id
       if reservation(job_id) == name then wanted = {} end
@@ -121,8 +125,9 @@ for number = 1, (#KEYS - 3) / 3 do
     end
   end
   reserve(stay)
-  for at = #stay, 1, -1 do redis.call('LPUSH', queue, stay[at]) end
-  for _, job_id in ipairs(behind) do redis.call('RPUSH', queue, job_id) end
+  for left = #popped, at + 1, -1 do redis.call('LPUSH', queue, popped[left]) end
+  for left = #stay, 1, -1 do redis.call('LPUSH', queue, stay[left]) end
+  if #behind > 0 then redis.call('RPUSH', queue, unpack(behind)) end
   if used >= #wanted then break end
 end
 if used > 0 then
