@@ -27,9 +27,9 @@ def asked(http: httpx.Client, *items: dict[str, Any], **fields: Any) -> httpx.Re
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}], ids=["typed", "bare"])
+@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}, {"type": None}], ids=["typed", "bare", "null"])
 def test_a_reference_is_the_answer_that_it_names(
-    http: httpx.Client, redis_server: RedisServer, writer: WakingWriter, kind: dict[str, str], stream: bool
+    http: httpx.Client, redis_server: RedisServer, writer: WakingWriter, kind: dict[str, Any], stream: bool
 ) -> None:
     with serving(redis_server.url):
         item = asked(http, FIRST).json()["output"][0]["id"]
@@ -69,11 +69,65 @@ def test_another_key_s_item_is_not_there(
     gateway = make_gateway(api_keys=f"[{entries}]")
     alice, bob = (gateway.client(Authorization=f"Bearer {key}") for key, _ in keys.values())
     with alice, bob, serving(redis_server.url):
-        reference = {"type": "item_reference", "id": asked(alice, FIRST).json()["output"][0]["id"]}
+        first = asked(alice, FIRST).json()
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
         assert asked(bob, FIRST, reference, NEXT).status_code == 404
         assert asked(alice, FIRST, reference, NEXT).status_code == 200
+        assert asked(bob, NEXT, previous_response_id=first["id"]).status_code == 400
+        assert asked(alice, NEXT, previous_response_id=first["id"]).status_code == 200
 
 
 def test_what_one_body_makes_the_gateway_read_is_bounded(http: httpx.Client) -> None:
     answer = asked(http, *[{"id": NOBODYS}] * (MOST + 1))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+
+
+ANSWER = {"role": "assistant", "content": "It is sunny and warm."}
+
+
+class TestPreviousResponse:
+    """A response may continue the conversation of an earlier one by its ID."""
+
+    def test_three_turns(self, http: httpx.Client, redis_server: RedisServer, writer: WakingWriter) -> None:
+        """Each with instructions of its own, which later ones don't take over."""
+        with serving(redis_server.url):
+            first = asked(http, FIRST, instructions="Be brief.").json()
+            second = asked(http, NEXT, previous_response_id=first["id"], instructions="Be kind.").json()
+            third = http.post(
+                "/v1/responses", json={"model": "weather", "input": "Thanks!", "previous_response_id": second["id"]}
+            ).json()
+        assert writer.request(third["id"].removeprefix("resp_"))["messages"] == [
+            FIRST,
+            ANSWER,
+            NEXT,
+            ANSWER,
+            {"role": "user", "content": "Thanks!"},
+        ]
+        kind = {"role": "system", "content": "Be kind."}
+        assert writer.request(second["id"].removeprefix("resp_"))["messages"] == [kind, FIRST, ANSWER, NEXT]
+        told = [each["previous_response_id"] for each in (first, second, third)]
+        assert told == [None, first["id"], second["id"]]
+        assert http.get(f"/v1/responses/{third['id']}").json()["previous_response_id"] == second["id"]
+
+    @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+    @pytest.mark.parametrize(
+        "response_id", ["resp_" + "x" * 22, "resp_", "nope", "msg_" + "x" * 22, "resp_\N{SNOWMAN}"]
+    )
+    def test_one_that_is_not_there(
+        self, http: httpx.Client, writer: WakingWriter, response_id: str, stream: bool
+    ) -> None:
+        del writer
+        answer = asked(http, NEXT, previous_response_id=response_id, stream=stream)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "previous_response_not_found")
+        assert error["param"] == "previous_response_id"
+        assert ascii(response_id) in error["message"]
+
+    def test_an_unfinished_one(self, http: httpx.Client, writer: WakingWriter) -> None:
+        response = asked(http, FIRST, background=True).json()["id"]
+        answer = asked(http, NEXT, previous_response_id=response)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")
+        assert "isn't finished" in answer.json()["error"]["message"]
+        http.post(f"/v1/responses/{response}/cancel")
+        with_none = asked(http, NEXT, previous_response_id=response, background=True).json()
+        assert writer.request(with_none["id"].removeprefix("resp_"))["messages"] == [FIRST, NEXT]

@@ -63,6 +63,12 @@ def test_another_method_is_told_which(http: httpx.Client) -> None:
     assert answer.json()["error"]["message"] == "GET isn't possible at /v1/chat/completions; use POST"
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
+def test_another_method_is_told_get_where_the_head_is_answered_too(http: httpx.Client, path: str) -> None:
+    answer = http.put(path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "zstd", "br"])
 def test_a_compressed_body_is_named(http: httpx.Client, encoding: str) -> None:
     headers = {**JSON, "Content-Encoding": encoding}

@@ -168,7 +168,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
         ("web_search_options", {}),
         ("moderation", {"model": "omni"}),
         ("include", ["message.output_text.logprobs"]),
-        ("previous_response_id", "resp_1"),
         ("conversation", "conv_1"),
         ("context_management", [{"type": "compaction"}]),
         ("suffix", "end"),
@@ -203,6 +202,16 @@ def test_what_would_change_the_answer_is_refused_by_name(kind: type[Common], nam
 )
 def test_another_endpoints_question_is_refused_by_name(kind: type[Common], name: str) -> None:
     assert refused(kind, **{name: "something else"}).param == name
+
+
+@pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
+def test_a_conversation_is_continued_by_responses_alone(kind: type[Common]) -> None:
+    assert "ask there" in refused(kind, previous_response_id="resp_1").message
+
+
+@pytest.mark.parametrize("kind", LEAST)
+def test_a_name_that_is_not_unicode_is_ignored_as_others_are(kind: type[Common]) -> None:
+    assert read(kind, **{"a\ud800": 1}).unknown == ["a?"]
 
 
 COERCED: Final[list[tuple[str, Any, Any]]] = [

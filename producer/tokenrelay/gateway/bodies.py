@@ -207,6 +207,7 @@ class Common(BaseModel):
         """Without what asks for nothing. Raises Problem 400 for what isn't done."""
         if not isinstance(given, dict):
             return given
+        given = {name.encode(errors="replace").decode(): value for name, value in given.items()}  # lone surrogates
         others = {name: value for name, value in given.items() if name not in cls.model_fields}
         for name, value in others.items():
             if name in cls.undone and not cls.undone[name](value):
@@ -319,6 +320,8 @@ class ResponseBody(Common):
     """The user's message, or the conversation so far."""
     instructions: Text | None = None
     """A system message that goes before the input."""
+    previous_response_id: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
+    """The response whose conversation this one continues."""
     background: Flag | None = None
     """Answer at once, and generate on even if the client leaves."""
 

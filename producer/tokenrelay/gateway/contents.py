@@ -118,7 +118,7 @@ class _Reader:
         kind = given.get("type") or "message"
         if self.items and kind == "reasoning":
             self.ignored.append(path)
-        elif self.items and (kind == "item_reference" or given.keys() == {"id"}):
+        elif self.items and (kind == "item_reference" or _named(given) == {"id"}):
             item_id = _text(given.get("id"), f"{path}.id")
             self.references.append(Reference(len(self.messages), path, item_id))
             self.messages.append({"role": "assistant", "content": ""})
@@ -174,6 +174,11 @@ class _Reader:
         self.ignored += [
             f"{path}.{name}" for name, value in given.items() if name not in known and not is_nothing(value)
         ]
+
+
+def _named(given: dict[str, Any]) -> set[str]:
+    """The fields that hold something: the openai package's types write the others as null."""
+    return {name for name, value in given.items() if value is not None}
 
 
 def _role(given: dict[str, Any], path: str) -> str:

@@ -175,6 +175,7 @@ NOTES: Final = frozenset(
 
 
 INSTEAD: Final[Mapping[str, str]] = {
+    "previous_response_id": "is a field of /v1/responses; ask there",
     "input": "is a field of /v1/responses; ask there",
     "instructions": "is a field of /v1/responses; ask there, or give a message of the role system",
     "messages": "is a field of /v1/chat/completions; ask there",

@@ -27,6 +27,7 @@ class Mark:
     store: bool = False
     instructions: bool = False
     """Whether the first message is the Responses API's `instructions`."""
+    previous_response_id: str = ""
     unlimited: bool = False
     """Whether no limit of the answer's length was given; what is stored is the operator's."""
 

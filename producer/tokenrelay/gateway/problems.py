@@ -24,6 +24,9 @@ _SHOWN_CHARS: Final = 80
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/responses", "/models")
 OPENAI_CODES: Final = {"prompt_too_long": "context_length_exceeded"}
 """Codes of ours that OpenAI's clients know by another."""
+_UNREADABLE: Final = (
+    "the body can't be read: send JSON in UTF-8, with numbers of hundreds of digits at most, and not deeply nested"
+)
 NO_RETRY: Final = {"x-should-retry": "false"}
 """OpenAI's clients send again what failed; a request that ended must not be."""
 
@@ -111,7 +114,7 @@ def framework(status: int, detail: str, place: Place, headers: dict[str, str]) -
         told = f"Content-Encoding: is {ascii(place.content_encoding)[:_SHOWN_CHARS]}; send the body as it is"
         return Problem(415, told, "invalid_request", "Content-Encoding")
     if status == 400:
-        return Problem(400, "the body can't be read: send JSON in UTF-8", "invalid_json", headers=headers)
+        return Problem(400, _UNREADABLE, "invalid_json", headers=headers)
     return Problem(status, detail, "invalid_request", headers=headers)
 
 

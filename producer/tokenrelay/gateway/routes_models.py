@@ -32,8 +32,8 @@ def described(model: Served) -> dict[str, object]:
     }
 
 
-@router.get("/v1/models", response_model=ModelList, responses=ERRORS)
 @router.head("/v1/models", include_in_schema=False)
+@router.get("/v1/models", response_model=ModelList, responses=ERRORS)
 async def models(gateway: Here, _: Asking) -> Response:
     """What live workers serve."""
     found = await gateway.models.served()

@@ -34,8 +34,8 @@ _TYPES: Final = {
 }
 
 
-@router.get("/", include_in_schema=False)
 @router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
 async def index() -> Response:
     """The page."""
     return _file("index.html")
@@ -63,8 +63,8 @@ async def config(gateway: Here) -> Response:
     return json_response({"demo": gateway.demo is not None, "models": models, "auth": gateway.tenants.required})
 
 
-@router.get("/health", responses={503: ERRORS[503]})
 @router.head("/health", include_in_schema=False)
+@router.get("/health", responses={503: ERRORS[503]})
 async def health(gateway: Here) -> Response:
     """200 where Redis answers and all background work goes on."""
     await gateway.run(ask([("PING",)]))

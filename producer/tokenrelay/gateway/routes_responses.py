@@ -27,7 +27,7 @@ from tokenrelay.gateway.records import Record
 from tokenrelay.gateway.responses import CLIENT_LEFT, Delivery, EventStream, json_response
 from tokenrelay.gateway.resuming import START, entry_after, sequence_after
 from tokenrelay.gateway.schemas import ERRORS, EVENTS
-from tokenrelay.gateway.stored_items import with_stored_items
+from tokenrelay.gateway.stored_items import with_stored
 from tokenrelay.gateway.tenants import Tenant
 from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
 from tokenrelay.gateway.waiting import check_answered, waited
@@ -56,8 +56,9 @@ async def create(
         background=background,
         store=body.stored,
         instructions=bool(body.instructions),
+        previous_response_id=body.previous_response_id or "",
     )
-    body = await with_stored_items(gateway, tenant, body)
+    body = await with_stored(gateway, tenant, body)
     record = await submit_body(gateway, tenant, body, mark, key)
     headers = answer_headers(record, body)
     if background and not body.stream:

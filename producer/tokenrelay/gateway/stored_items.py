@@ -1,4 +1,6 @@
-"""References to items of earlier responses: clients send them in place of the answer that they were given."""
+"""What a body takes from earlier responses: the conversation that it continues, and answers that it names by their IDs
+in place of repeating them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.gateway.contents import refuse
 from tokenrelay.gateway.problems import Problem
-from tokenrelay.gateway.views.response import ITEM_PREFIX
+from tokenrelay.gateway.views.response import ITEM_PREFIX, PREFIX
 from tokenrelay.shared.answer import Assembler
 from tokenrelay.shared.errors import RequestNotFound, StreamError
 
@@ -15,43 +17,74 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.bodies import ResponseBody
     from tokenrelay.gateway.contents import Reference
     from tokenrelay.gateway.gateway import Gateway
+    from tokenrelay.gateway.records import Record
     from tokenrelay.gateway.tenants import Tenant
 
 MOST: Final = 256
 """References in one body: each is read from Redis."""
+_PREVIOUS: Final = "previous_response_id"
 
 
-async def with_stored_items(gateway: Gateway, tenant: Tenant, body: ResponseBody) -> ResponseBody:
-    """The body with the answers that it refers to in their places.
+async def with_stored(gateway: Gateway, tenant: Tenant, body: ResponseBody) -> ResponseBody:
+    """The body with the conversation before it, and with the answers that it refers to in their places.
 
-    Raises RedisUnusable, and Problem: 404 for an item that isn't the tenant's or is gone, 400 for an unfinished one.
+    Raises RedisUnusable, and Problem: 404 for an item and 400 for a previous response that isn't the tenant's or is
+    gone, 400 for an unfinished one.
     """
     references = body.input.references
     if len(references) > MOST:
         refuse("input", f"has {len(references)} item references; {MOST} are possible")
     messages = list(body.input.messages)
     for reference in references:
-        content = await _text(gateway, tenant, reference)
-        messages[reference.number] = {"role": "assistant", "content": content}
+        messages[reference.number] = _said(await _item(gateway, tenant, reference))
+    if body.previous_response_id:
+        messages = [*await _conversation(gateway, tenant, body.previous_response_id), *messages]
     return body.model_copy(update={"input": replace(body.input, messages=tuple(messages), references=())})
 
 
-async def _text(gateway: Gateway, tenant: Tenant, reference: Reference) -> str:
-    request_id = reference.item_id.removeprefix(ITEM_PREFIX)
+async def _conversation(gateway: Gateway, tenant: Tenant, response_id: str) -> list[dict[str, str]]:
+    """What was said up to the response's end. Its `instructions` were its own."""
     try:
-        if request_id == reference.item_id:
-            raise RequestNotFound("not an item of ours")
-        record = await gateway.record(request_id, tenant)
-        attachment = await gateway.look(record)
+        record = await _record(gateway, tenant, response_id, PREFIX)
+        answer = await _answer(gateway, record, _PREVIOUS)
+        asked = record.options["messages"]
+        if asked is None:
+            raise RequestNotFound("it was no conversation")
+    except (RequestNotFound, StreamError):
+        told = f"{_PREVIOUS}: no response {ascii(response_id)[:80]}: it never was, or its retention is over"
+        raise Problem(400, told, "previous_response_not_found", _PREVIOUS) from None
+    messages = [{"role": str(each["role"]), "content": each["content"]} for each in asked[record.mark.instructions :]]
+    return [*messages, _said(answer)] if answer else messages
+
+
+async def _item(gateway: Gateway, tenant: Tenant, reference: Reference) -> str:
+    try:
+        record = await _record(gateway, tenant, reference.item_id, ITEM_PREFIX)
+        return await _answer(gateway, record, reference.path)
     except (RequestNotFound, StreamError):
         told = f"{reference.path}: no item {ascii(reference.item_id)[:80]}: it never was, or its retention is over"
         raise Problem(404, told, "not_found", reference.path) from None
+
+
+async def _record(gateway: Gateway, tenant: Tenant, given: str, prefix: str) -> Record:
+    request_id = given.removeprefix(prefix)
+    if request_id == given:
+        raise RequestNotFound("not an ID of ours")
+    return await gateway.record(request_id, tenant)
+
+
+async def _answer(gateway: Gateway, record: Record, path: str) -> str:
+    attachment = await gateway.look(record)
     try:
         if not attachment.feed.over:
-            refuse(reference.path, "is an item of a response that isn't finished yet")
+            refuse(path, "is of a response that isn't finished yet")
         assembler = Assembler(record.request_id)
         for entry in attachment.feed.entries:
             assembler.receive(entry)
         return assembler.text
     finally:
         attachment.leave()
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

@@ -130,7 +130,7 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
         "model": record.model,
         "output": output,
         "parallel_tool_calls": False,
-        "previous_response_id": None,
+        "previous_response_id": mark.previous_response_id or None,
         "reasoning": {"effort": None, "summary": None},
         "store": mark.store,
         "temperature": options["temperature"],
