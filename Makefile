@@ -72,10 +72,11 @@ nightly: $(INSTALLED)  ## run what takes too long for CI and write docs/nightly.
 bench: $(INSTALLED)  ## measure; BENCH_ARGS="--model FOLDER --rounds 5": docs/performance.md says how
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-check: $(INSTALLED)  ## lint, formatting, types, and that the generated docs are current
+check: $(INSTALLED)  ## lint, formatting, types (the page's with npm), and that the generated docs are current
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@bash scripts/page/check.sh
 	@$(BIN)/python -m pytest -q tests/docs
 
 train: $(INSTALLED)  ## train the bundled model again
@@ -88,7 +89,7 @@ format: $(INSTALLED)  ## fix what ruff can fix, and rewrite the generated docs
 	@$(BIN)/python scripts/metrics_docs.py
 
 clean:  ## remove .venv, .clients and everything that tools have cached
-	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt $(NEWEST) .clients build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt $(NEWEST) .clients .node build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
 $(LOWEST)/.installed: pyproject.toml constraints.txt scripts/install.sh scripts/lowest.py $(INSTALLED)

@@ -51,7 +51,7 @@ export async function follow(requestId, { signal, onEvent, onConnection }) {
 
 /** @param {ReadableStream<Uint8Array>} body */
 async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.pipeThrough(/** @type {ReadableWritablePair<string, Uint8Array>} */ (new TextDecoderStream())).getReader();
   const parser = new EventParser();
   try {
     for (;;) {

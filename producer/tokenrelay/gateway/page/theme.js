@@ -3,6 +3,7 @@
  */
 (() => {
   const NAME = "tokenrelay.theme";
+  /** @type {Record<string, string>} */
   const NEXT = { system: "light", light: "dark", dark: "system" };
   const root = document.documentElement;
   let theme = remembered();
@@ -32,9 +33,11 @@
   document.addEventListener("DOMContentLoaded", () => {
     const button = document.getElementById("theme");
     const name = document.getElementById("theme-name");
-    const tell = () => (name.textContent = theme.charAt(0).toUpperCase() + theme.slice(1));
+    const tell = () => {
+      if (name) name.textContent = theme.charAt(0).toUpperCase() + theme.slice(1);
+    };
     tell();
-    button.addEventListener("click", () => {
+    button?.addEventListener("click", () => {
       theme = NEXT[theme] ?? "system";
       remember();
       apply();
