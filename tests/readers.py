@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tests.waiting import wait_until
 
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from tokenrelay.producer import ReadOnlyGeneration, Token
 
 
+Read = TypeVar("Read")
+
+
 class Background:
     """Runs readers in threads of their own; daemons, so that one that hangs fails its test and nothing else."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def start(self, read: Callable[[], list[Token]]) -> Future[list[Token]]:
+    def start(self, read: Callable[[], list[Read]]) -> Future[list[Read]]:
         """Starts a reader, and returns once it's blocked in Redis."""
         before = self._blocked()
-        future: Future[list[Token]] = Future()
+        future: Future[list[Read]] = Future()
 
         def run() -> None:
             try:

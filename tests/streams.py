@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 
-from tokenrelay.shared.entries import Ended, Entry, EntryId, Migrated, Queued, Started, State, Token, Usage
+from tokenrelay.shared.entries import (
+    Ended,
+    Entry,
+    EntryId,
+    Migrated,
+    Queued,
+    Started,
+    State,
+    Token,
+    Unknown,
+    Usage,
+    parse_entry,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 REQUEST_ID: Final = "r" * 22
+
+
+def parsed(raw_id: object, fields: Mapping[Any, Any]) -> Entry:
+    """An entry as Redis gives it, of a kind that this version knows."""
+    found = parse_entry(raw_id, fields)
+    assert not isinstance(found, Unknown)
+    return found
 
 
 def token(index: int, text: str = "") -> Token:

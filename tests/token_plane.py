@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from tests.streams import REQUEST_ID
+from tests.streams import REQUEST_ID, parsed
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Argument, Call, Pipeline
-from tokenrelay.shared.entries import Entry, parse_entry
 from tokenrelay.shared.store.scripts import source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import redis
+
+    from tokenrelay.shared.entries import Entry
 
 Reply = list[Any]
 Tokens = tuple[tuple[str, int], ...]
@@ -134,4 +135,4 @@ def hashed(client: redis.Redis, key: str) -> dict[bytes, bytes]:
 
 def read_stream(client: redis.Redis, request_id: str = REQUEST_ID) -> list[Entry]:
     """All entries of a request's stream."""
-    return [parse_entry(entry_id, fields) for entry_id, fields in rows(client, keys.stream(request_id))]
+    return [parsed(entry_id, fields) for entry_id, fields in rows(client, keys.stream(request_id))]

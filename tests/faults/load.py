@@ -6,11 +6,12 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tests.streams import parsed
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
 from tokenrelay.shared import keys
 from tokenrelay.shared.answer import assemble
-from tokenrelay.shared.entries import parse_entry, text
+from tokenrelay.shared.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +76,7 @@ def submit(site: Site, submissions: Sequence[Submission]) -> list[str]:
 def entries(site: Site, request_ids: Sequence[str]) -> list[list[Entry]]:
     """The whole streams, as Redis has them."""
     found = site.pipeline.run([("XRANGE", keys.stream(request_id), "-", "+") for request_id in request_ids])
-    return [[parse_entry(*_pair(item)) for item in stream] for stream in found]
+    return [[parsed(*_pair(item)) for item in stream] for stream in found]
 
 
 def _pair(item: object) -> tuple[object, dict[object, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -19,6 +20,36 @@ if TYPE_CHECKING:
     from tests.gateway.live import LiveGateway, WakingWriter
 
 WEATHER_QUEUE: Final = keys.queue("weather", "default")
+
+
+LATER: Final = {
+    "model": "weather",
+    "messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": "y", "tool_call_id": "call_1"}],
+    "metadata": {"a": 1},
+    "max_new_tokens": 9,
+    "logprobs": True,
+}
+"""A request of the next wire version: fields that this one doesn't know, and none that the first claim decides."""
+
+
+def test_a_request_of_a_later_version_is_shown_and_read_without_what_is_new(
+    http: httpx.Client, redis: Redis, writer: WakingWriter, running: str
+) -> None:
+    redis.hset(keys.request(running), mapping={"wire": 2, "request": json.dumps(LATER), "effective": "{}"})
+    for number, kind in enumerate(("preempted", "forked"), 1):
+        redis.xadd(keys.stream(running), {"event": kind, "at_us": 5, "worker": "w"}, id=f"3-{number}")
+    status = http.get(f"/requests/{running}").raise_for_status().json()
+    assert (status["state"], status["model"], status["tokens"]) == ("in_progress", "weather", 3)
+    writer.append(running, " and")
+    writer.finish(running)
+    kinds = ["queued", "started", *["token"] * 4, "completed"]
+    with following(http, f"/requests/{running}/events") as events:
+        assert [event.kind for event in events] == kinds
+    with following(http, f"/requests/{running}/events", **{"Last-Event-ID": "3-0"}) as events:
+        assert [event.kind for event in events] == kinds[5:]
+    assert http.get(f"/requests/{running}/trace").raise_for_status().json()["text"] == "It is sunny and"
+    shown = http.get(f"/v1/responses/resp_{running}").raise_for_status().json()
+    assert (shown["status"], shown["temperature"], shown["max_output_tokens"]) == ("completed", 1.0, 9)
 
 
 def test_a_request_from_submit_to_its_last_event(http: httpx.Client, writer: WakingWriter) -> None:

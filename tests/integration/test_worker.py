@@ -17,11 +17,12 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
 from tests.engines import CountingEngine, counted_token
+from tests.streams import parsed
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, ThreadedWorker, running_worker, submit
 from tokenrelay.shared import answer, keys
 from tokenrelay.shared.commands import Call, Pipeline
-from tokenrelay.shared.entries import Ended, Entry, State, parse_entry
+from tokenrelay.shared.entries import Ended, Entry, State
 from tokenrelay.shared.errors import EngineError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def raw_entries(redis: Redis, request_id: str) -> list[tuple[bytes, dict[bytes, 
 
 
 def entries(redis: Redis, request_id: str) -> list[Entry]:
-    return [parse_entry(*item) for item in raw_entries(redis, request_id)]
+    return [parsed(*item) for item in raw_entries(redis, request_id)]
 
 
 def ended(redis: Redis, request_id: str) -> bool:

@@ -18,6 +18,7 @@ from tokenrelay.shared.entries import (
     Started,
     State,
     Token,
+    Unknown,
     Usage,
     parse_entry,
     parse_entry_id,
@@ -64,8 +65,8 @@ def test_a_missing_field_is_named(fields: dict[str, Any]) -> None:
     [
         ("4-1", TOKEN, "is a token"),
         ("4-0", QUEUED, "is an event"),
-        ("4-1", {**QUEUED, "event": "[DONE]"}, "unknown event"),
-        ("4-1", {**QUEUED, "event": "in_progress"}, "unknown event"),
+        ("4-1", {**ENDED, "event": "refused"}, "unknown terminal event 'refused': a newer version"),
+        ("4-1", {"event": "preempted"}, "no field 'at_us'"),
         ("4-0", {**TOKEN, "token": "many"}, "'token' is 'many', not a whole number"),
         ("4-0", {**TOKEN, "at_us": "1.7e+15"}, "not a whole number"),
         ("0-1", {**QUEUED, "metadata": "{"}, "no JSON object"),
@@ -76,6 +77,20 @@ def test_a_missing_field_is_named(fields: dict[str, Any]) -> None:
 def test_what_is_no_entry_says_why(entry_id: str, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ProtocolError, match=words.replace("[", r"\[")):
         parse_entry(entry_id, raw(fields))
+
+
+@pytest.mark.parametrize("kind", ["preempted", "in_progress", "[DONE]", ""])
+def test_an_event_of_a_later_version_is_none_that_ends_the_request(kind: str) -> None:
+    fields = {"event": kind, "at_us": 3, "worker": "w1", "attempt": 2, "anything": "else"}
+    assert parse_entry("4-1", raw(fields)) == Unknown(EntryId(4, 1), 3, kind)
+
+
+@pytest.mark.parametrize(
+    ("entry_id", "fields"), [("4-0", TOKEN), ("0-1", QUEUED), ("0-2", STARTED), ("4-1", MIGRATED), ("4-1", ENDED)]
+)
+def test_a_later_versions_fields_change_nothing(entry_id: str, fields: dict[str, Any]) -> None:
+    known = parse_entry(entry_id, raw(fields))
+    assert parse_entry(entry_id, raw({**fields, "logprobs": "[[1,-0.5]]", "reasoning_parser": "think"})) == known
 
 
 @pytest.mark.parametrize("bad", ["", "7", "7-", "-0", "a-b", "7-0-0", "-1-0", "7_0-0", b"7 -0", "1.0-0"])

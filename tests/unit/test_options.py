@@ -19,6 +19,7 @@ from tokenrelay.shared.options import (
     Submission,
     budget,
     dump,
+    glance,
     load,
     validate,
 )
@@ -263,6 +264,17 @@ def test_whole_and_fractional_spelling_of_a_number_are_one_body() -> None:
 def test_load_refuses_what_is_not_ours(raw: str | bytes) -> None:
     with pytest.raises(RequestError):
         load(raw)
+
+
+def test_a_later_versions_request_can_be_shown() -> None:
+    """Fields that this version doesn't know, roles and contents too, and absent ones that the first claim decides."""
+    messages = [{"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}]
+    later = {"model": "m", "messages": messages, "min_p": 0.1, "logprobs": True, "metadata": {"a": 1}, "stop": None}
+    shown = glance(json.dumps(later))
+    assert shown == {**DEFAULTS, "model": "m", "messages": messages, "metadata": {"a": 1}}
+    for raw in ("", "[]", '{"model": 1}', '{"messages": [1]}'):
+        with pytest.raises(RequestError):
+            glance(raw)
 
 
 @pytest.mark.parametrize("name", sorted(set(DEFAULTS) - {"idempotency_key"}))

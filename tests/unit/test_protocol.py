@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.streams import REQUEST_ID, ended, entry, migrated, queued, started, token, whole_streams
-from tokenrelay.shared.entries import Entry, EntryId, Migrated, State
+from tokenrelay.shared.entries import Entry, EntryId, Migrated, State, Unknown
 from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamGap
 from tokenrelay.shared.protocol import NOTHING, TRANSITIONS, StreamMachine
 
@@ -61,6 +61,22 @@ def test_every_state_is_in_the_table_and_the_ends_lead_nowhere() -> None:
     assert set(TRANSITIONS) == {NOTHING, *State}
     for state in State:
         assert bool(TRANSITIONS[state]) != state.terminal
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_event_of_a_later_version_changes_no_state_and_stands_between_the_first_and_the_last(state: str) -> None:
+    machine = machine_in(state)
+    unknown = Unknown(EntryId(0, len(path_to(state)) + 1), 1, "preempted")
+    if state not in (State.QUEUED, State.IN_PROGRESS):
+        with pytest.raises(ProtocolError, match="'preempted' at .* may not follow"):
+            machine.receive(unknown)
+        return
+    assert machine.receive(unknown)
+    assert machine.state == state
+    assert not machine.receive(unknown), "a repeat"
+    with pytest.raises(StreamGap):
+        machine.receive(ended(EntryId(0, unknown.entry_id.event + 2), State.CANCELLED))
+    assert machine.receive(ended(EntryId(0, unknown.entry_id.event + 1), State.CANCELLED))
 
 
 @pytest.mark.parametrize("index", [1, 5])

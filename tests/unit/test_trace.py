@@ -18,15 +18,17 @@ from tokenrelay.cli.trace import print_trace
 from tokenrelay.producer import Producer
 from tokenrelay.producer.rounds import Driver
 from tokenrelay.producer.trace import Kind, as_json, trace_of, traced
-from tokenrelay.shared.entries import Ended, EntryId, Migrated, Queued, Started, State, Token, Usage
+from tokenrelay.shared.entries import Ended, EntryId, Migrated, Queued, Started, State, Token, Unknown, Usage
 from tokenrelay.shared.errors import RequestError, RequestNotFound, StreamExpired, StreamGap
 from tokenrelay.testing import ScriptedWorker, answers, fails, stalls
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fakeredis import FakeRedis
 
     from tokenrelay.producer.trace import Trace
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.entries import AnyEntry, Entry
     from tokenrelay.testing import Script
 
 BEGIN_US: Final = 1_763_812_800_000_000  # 2025-11-22 12:00 UTC
@@ -80,7 +82,7 @@ def stream(*texts: str) -> list[Entry]:
     return [Queued(EntryId(0, 1), at(0), 1), started, *tokens, end]
 
 
-def trace(entries: list[Entry], **stored: str) -> Trace:
+def trace(entries: Sequence[AnyEntry], **stored: str) -> Trace:
     return trace_of(REQUEST_ID, {**STORED, **stored}, entries, at(500))
 
 
@@ -111,6 +113,13 @@ def test_the_eight_layers_and_four_stages() -> None:
     latency = shown.latency
     assert (latency.queue_wait_ms, latency.ttft_ms, latency.total_ms) == (8, 20, 80)
     assert (latency.inter_token_ms, latency.sooner_ms) == ((10,) * 5, 60)
+
+
+def test_an_event_of_a_later_version_is_no_line() -> None:
+    begin, end = stream(*TEXTS)[:4], Ended(EntryId(2, 2), at(80), State.COMPLETED, "stop", "", Usage(7, 2))
+    assert page(trace([*begin, Unknown(EntryId(2, 1), at(75), "preempted"), end])) == page(
+        trace([*begin, replace(end, entry_id=EntryId(2, 1))])
+    )
 
 
 def test_the_first_word_is_the_first_that_can_be_seen() -> None:

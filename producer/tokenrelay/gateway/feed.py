@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tokenrelay.gateway.chunks import framed
 from tokenrelay.gateway.problems import RangeGone
 from tokenrelay.gateway.views.view import View
-from tokenrelay.shared.entries import Ended, Entry, EntryId, Token, parse_entry
+from tokenrelay.shared.entries import AnyEntry, Ended, EntryId, Token, parse_entry
 from tokenrelay.shared.errors import StreamChanged, TokenRelayError
 from tokenrelay.shared.protocol import StreamMachine
 
@@ -38,7 +38,7 @@ class Feed:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.request_id = record.request_id
-        self.entries: list[Entry] = []
+        self.entries: list[AnyEntry] = []
         self.readers = 0
         self.error: TokenRelayError | None = None
         self._machine = StreamMachine(self.request_id)
@@ -95,7 +95,7 @@ class Feed:
         if new := [entry for entry in entries[len(known) :] if self._machine.receive(entry)]:
             self._take(new)
 
-    def _compare(self, now: Entry) -> None:
+    def _compare(self, now: AnyEntry) -> None:
         """See whether an entry that was read before says the same now. Events that are new among them come too late."""
         place = bisect_left(self.entries, now.entry_id, key=attrgetter("entry_id"))
         before = self.entries[place]
@@ -105,12 +105,12 @@ class Feed:
             raise StreamChanged(f"entry {now.entry_id} is another one now: Redis lost writes")
         self.entries[place] = now
 
-    def _begin(self, first: Entry) -> None:
+    def _begin(self, first: AnyEntry) -> None:
         """Stand where the stream begins now: an operator may have trimmed it."""
         token = first.entry_id.token - isinstance(first, Token)
         self._machine = StreamMachine(self.request_id, after=token)
 
-    def _take(self, new: list[Entry]) -> None:
+    def _take(self, new: list[AnyEntry]) -> None:
         self.entries += new
         if new[-1].entry_id.token:
             self.spoken.set()

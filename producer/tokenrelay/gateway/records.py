@@ -10,9 +10,9 @@ from tokenrelay.gateway.marks import Mark, unmarked
 from tokenrelay.producer.endings import GRACE_S, checked_id, overdue_state, server_time_us
 from tokenrelay.producer.rounds import ask
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Ended, Entry, State, number, parse_entry, parse_state, text
+from tokenrelay.shared.entries import AnyEntry, Ended, State, number, parse_entry, parse_state, text
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
-from tokenrelay.shared.options import load
+from tokenrelay.shared.options import WIRE, glance, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.options import Submission
 
-_FIELDS: Final = ("state", "next", "attempt", "queue", "owner", "deadline_us", "cancelled_by", "request")
+_FIELDS: Final = ("state", "next", "attempt", "queue", "owner", "deadline_us", "cancelled_by", "request", "wire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +98,18 @@ def recorded(request_id: str, owner: str | None) -> Steps[Record]:
         raise unreadable(request_id, ProtocolError(error.message)) from None
 
 
-def _entry(raw: list[Any]) -> Entry | None:
+def _entry(raw: list[Any]) -> AnyEntry | None:
     return parse_entry(*raw[0]) if raw else None
 
 
-def _record(request_id: str, values: list[str | None], first: Entry | None, last: Entry | None, now_us: int) -> Record:
-    state, next_index, attempt, queue, owner, deadline_us, cancelled_by, body = values
+def _record(
+    request_id: str, values: list[str | None], first: AnyEntry | None, last: AnyEntry | None, now_us: int
+) -> Record:
+    state, next_index, attempt, queue, owner, deadline_us, cancelled_by, body, wire = values
     known, tokens, deadline = parse_state(state), number("next", next_index) - 1, number("deadline_us", deadline_us)
     if not known.terminal and now_us > deadline + GRACE_S * 1e6:
         known = overdue_state(tokens)
-    options = load(body or "")
+    options = load(body or "") if wire == WIRE else glance(body or "")
     mark, metadata = unmarked(options["metadata"])
     return Record(
         request_id=request_id,

@@ -18,7 +18,7 @@ from tokenrelay.producer.sharing import completed
 from tokenrelay.producer.submission import planned, planned_many, submitted_many
 from tokenrelay.shared.answer import Answer, Assembler
 from tokenrelay.shared.connections import connect_async
-from tokenrelay.shared.entries import Ended, Token
+from tokenrelay.shared.entries import Ended, Token, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -75,7 +75,8 @@ class AsyncReadOnlyGeneration:
         while not follower.ended:
             for entry in await self._driver.run(follower.read()):
                 self._reader.note(entry)
-                yield entry
+                if not isinstance(entry, Unknown):
+                    yield entry
 
     async def result(self, timeout_s: float | None = None) -> Answer:
         """As ReadOnlyGeneration.result. Cancelling the task that awaits it cancels no request."""

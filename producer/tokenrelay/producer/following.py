@@ -18,8 +18,8 @@ from tokenrelay.producer.rounds import LOST, Pause, Round, ask, refused
 from tokenrelay.producer.waits import Wait
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import (
+    AnyEntry,
     Ended,
-    Entry,
     EntryId,
     Started,
     State,
@@ -99,13 +99,13 @@ class Follower:
     def ended(self) -> bool:
         return self._machine.ended
 
-    def read(self, until: float | None = None) -> Steps[list[Entry]]:
+    def read(self, until: float | None = None) -> Steps[list[AnyEntry]]:
         """The next entries, at least one, as soon as they're there. `until`: monotonic time.
 
         Raises StreamTimeout past `until`, StreamExpired, StreamGap, StreamChanged, ProtocolError.
         """
         self._until = float("inf") if until is None else until
-        entries: list[Entry] = []
+        entries: list[AnyEntry] = []
         while not entries:
             entries = yield from (self._look() if self._stale else self._wait())
             if not entries and self._now() >= self._until:
@@ -114,7 +114,7 @@ class Follower:
                 )
         return entries
 
-    def _wait(self) -> Steps[list[Entry]]:
+    def _wait(self) -> Steps[list[AnyEntry]]:
         """What comes within the block time; nothing where the next read should look."""
         left_s = min(self._overdue_at, self._until) - self._now()
         block_ms = max(1, int(min(self._reading.block_s, left_s) * 1000))
@@ -124,7 +124,7 @@ class Follower:
         self._stale = not entries
         return entries
 
-    def _look(self) -> Steps[list[Entry]]:
+    def _look(self) -> Steps[list[AnyEntry]]:
         """What is there now. Ends the wait where nothing will come: gone, overwritten, or past the deadline."""
         request, raw = yield from self._inspect()
         yield from self._check_last(raw[:1])
@@ -180,7 +180,7 @@ class Follower:
             return GRACE_S
         return _OWNER_GRACE_S if request.owned else 0.0
 
-    def _receive(self, raw: Iterable[Any]) -> list[Entry]:
+    def _receive(self, raw: Iterable[Any]) -> list[AnyEntry]:
         """The new ones among entries as Redis gave them."""
         entries = []
         for raw_id, fields in raw:
@@ -220,7 +220,7 @@ class Follower:
                 request_id=self.request_id,
             )
 
-    def _receive_overdue(self, request: _Request) -> list[Entry]:
+    def _receive_overdue(self, request: _Request) -> list[AnyEntry]:
         """The end that nobody was there to write, under the ID that it would have had."""
         ended = Ended(
             entry_id=EntryId(self._last.token, self._last.event + 1),

@@ -10,7 +10,7 @@ from tokenrelay.producer import endings
 from tokenrelay.producer.following import Follower, Reading
 from tokenrelay.producer.warning import warn_no_worker
 from tokenrelay.shared.answer import Answer, Assembler
-from tokenrelay.shared.entries import Ended, Token
+from tokenrelay.shared.entries import Ended, Token, Unknown
 from tokenrelay.shared.errors import RequestError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.producer.endings import Status
     from tokenrelay.producer.rounds import Driver
-    from tokenrelay.shared.entries import Entry, Event
+    from tokenrelay.shared.entries import AnyEntry, Entry, Event
 
 
 class Reader:
@@ -39,7 +39,7 @@ class Reader:
             raise RequestError(f"after: {after}; tokens count from 1, so 0 is the least", field="after", limit=0)
         return Follower(self.request_id, self._reading, after=after)
 
-    def note(self, entry: Entry) -> None:
+    def note(self, entry: AnyEntry) -> None:
         if isinstance(entry, Token):
             self._texts[entry.index] = entry.text
         elif isinstance(entry, Ended):
@@ -97,12 +97,16 @@ class ReadOnlyGeneration:
                 yield entry
 
     def entries(self, after: int = 0) -> Iterator[Entry]:
-        """Tokens and events behind token `after`, in the stream's order. Doesn't raise for how it ended."""
+        """Tokens and events behind token `after`, in the stream's order. Doesn't raise for how it ended.
+
+        An event of a later version is left out.
+        """
         follower = self._reader.follower(after)
         while not follower.ended:
             for entry in self._driver.run(follower.read()):
                 self._reader.note(entry)
-                yield entry
+                if not isinstance(entry, Unknown):
+                    yield entry
 
     def result(self, timeout_s: float | None = None) -> Answer:
         """The whole answer, once it's there; `completed` and `incomplete` ones are returned.

@@ -18,6 +18,7 @@ from tokenrelay.producer.rounds import Round, refused
 from tokenrelay.shared import keys
 from tokenrelay.shared.answer import Assembler
 from tokenrelay.shared.entries import (
+    AnyEntry,
     Ended,
     Entry,
     Migrated,
@@ -25,6 +26,7 @@ from tokenrelay.shared.entries import (
     Started,
     State,
     Token,
+    Unknown,
     parse_entry,
     parse_state,
     text,
@@ -149,10 +151,10 @@ def traced(request_id: str) -> Steps[Trace]:
         raise unreadable(request_id, ProtocolError(repr(error))) from None
 
 
-def trace_of(request_id: str, stored: Mapping[str, str], entries: Iterable[Entry], now_us: int) -> Trace:
+def trace_of(request_id: str, stored: Mapping[str, str], entries: Iterable[AnyEntry], now_us: int) -> Trace:
     """The trace of a request whose hash holds `stored` (of FIELDS). Raises StreamGap, ProtocolError."""
     assembler = Assembler(request_id)
-    kept = [entry for entry in entries if assembler.receive(entry)]
+    kept = [entry for entry in entries if assembler.receive(entry) and not isinstance(entry, Unknown)]
     claims = [event for event in assembler.events if isinstance(event, Started | Migrated)]
     ended = assembler.ended
     return Trace(

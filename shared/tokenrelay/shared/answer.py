@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenrelay.shared.entries import Ended, Entry, Event, Migrated, Queued, Started, State, Token, Usage
+from tokenrelay.shared.entries import AnyEntry, Ended, Event, Migrated, Queued, Started, State, Token, Unknown, Usage
 from tokenrelay.shared.protocol import StreamMachine
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ class Assembler:
         self.tokens: list[Token] = []
         self.events: list[Event] = []
 
-    def receive(self, entry: Entry) -> bool:
-        """Take the next entry; False for a repeat. Raises StreamGap, StreamChanged, ProtocolError."""
-        if not self.machine.receive(entry):
+    def receive(self, entry: AnyEntry) -> bool:
+        """Take the next entry; False for what adds nothing: a repeat, and a later version's event. Raises StreamGap,
+        StreamChanged, ProtocolError."""
+        if not self.machine.receive(entry) or isinstance(entry, Unknown):
             return False
         if isinstance(entry, Token):
             self.tokens.append(entry)
@@ -114,7 +115,7 @@ class Assembler:
         )
 
 
-def assemble(request_id: str, entries: Iterable[Entry]) -> Answer:
+def assemble(request_id: str, entries: Iterable[AnyEntry]) -> Answer:
     """The answer of a whole, ended stream. Raises StreamGap, ProtocolError; ValueError where it hasn't ended."""
     assembler = Assembler(request_id)
     for entry in entries:

@@ -133,8 +133,19 @@ class Ended:
         return str(self.state)
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """An event of a later version that ends nothing. Readers count it and skip it."""
+
+    entry_id: EntryId
+    at_us: int
+    kind: str
+
+
 Event = Queued | Started | Migrated | Ended
 Entry = Token | Event
+AnyEntry = Entry | Unknown
+"""What a stream may hold; an Entry is what its readers are given."""
 
 
 def text(value: object) -> str:
@@ -229,7 +240,7 @@ def parse_entry_id(value: object) -> EntryId:
     return EntryId(int(index), int(number))
 
 
-def parse_entry(raw_id: object, raw_fields: Mapping[Any, Any]) -> Entry:
+def parse_entry(raw_id: object, raw_fields: Mapping[Any, Any]) -> AnyEntry:
     """The entry behind one item of redis-py's XRANGE or XREAD reply. Raises ProtocolError."""
     entry_id = parse_entry_id(raw_id)
     fields = Fields(entry_id, raw_fields)
@@ -242,7 +253,7 @@ def parse_entry(raw_id: object, raw_fields: Mapping[Any, Any]) -> Entry:
     return _parse_event(entry_id, fields)
 
 
-def _parse_event(entry_id: EntryId, fields: Fields) -> Event:
+def _parse_event(entry_id: EntryId, fields: Fields) -> Event | Unknown:
     kind, at_us = fields.text("event"), fields.number("at_us")
     match kind:
         case "queued":
@@ -256,7 +267,11 @@ def _parse_event(entry_id: EntryId, fields: Fields) -> Event:
             return Migrated(entry_id, at_us, fields.text("worker"), attempt, resumed_at)
     if kind in TERMINAL:
         return _parse_ended(State(kind), entry_id, fields)
-    raise ProtocolError(f"entry {entry_id}: unknown event {kind!r}")
+    if "finish_reason" in fields:  # which terminal events have, and no others
+        raise ProtocolError(
+            f"entry {entry_id}: unknown terminal event {kind!a:.80}: a newer version may have written it"
+        )
+    return Unknown(entry_id, at_us, kind)
 
 
 def _parse_ended(state: State, entry_id: EntryId, fields: Fields) -> Ended:

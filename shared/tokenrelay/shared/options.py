@@ -124,6 +124,19 @@ class Submission(Options, total=False):
     """The text to continue, taken as text: control tokens in it have no power."""
 
 
+class _Glance(TypedDict, total=False):
+    """What of a request is shown whatever its version."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
+
+    model: Annotated[str, AfterValidator(_model_name)]
+    messages: list[dict[str, JsonValue]] | None
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float
+    metadata: dict[str, JsonValue]
+
+
 DEFAULTS: Final[Submission] = {
     "prompt": None,
     "messages": None,
@@ -144,7 +157,11 @@ DEFAULTS: Final[Submission] = {
 MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p"})
 """Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
 
+WIRE: Final = "1"
+"""The wire version of the requests that `load` reads, as their hash says it: docs/wire.md."""
+
 _ADAPTER: Final = TypeAdapter(Submission)
+_GLANCE: Final = TypeAdapter(_Glance)
 _NOT_IN_BODY: Final = ("idempotency_key",)
 _HASHED_BUDGET: Final = 256
 """Stands in the body hash of a request without a limit: its default when idempotency keys began to be stored."""
@@ -220,6 +237,18 @@ def load(raw: str | bytes) -> Submission:
     if missing:
         raise RequestError(f"{missing[0]}: missing from the stored request", field=missing[0])
     return request
+
+
+def glance(raw: str | bytes) -> Submission:
+    """The request of a later wire version, for those who only show it. Raises RequestError.
+
+    Its new fields are left out, and absent ones have their defaults.
+    """
+    try:
+        seen = _GLANCE.validate_json(raw)
+    except ValidationError as error:
+        raise _request_error(error) from None
+    return cast("Submission", {**DEFAULTS, **seen})
 
 
 def budget(request: Submission, limits: Limits) -> int:

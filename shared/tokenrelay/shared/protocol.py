@@ -6,6 +6,7 @@ The worker checks what it writes against it, every reader what it reads. Rules:
 2. Token indexes are contiguous from 1; event k after token N has the ID N-k, k contiguous from 1.
 3. `started` comes once; every later claim is a `migrated`.
 4. `expired` means that no token was written; past a deadline after the first token, the request is `incomplete`.
+5. An event of a later version may stand anywhere between `queued` and the end, and changes nothing.
 
 The diagram in docs/request-lifecycle.md is generated from TRANSITIONS.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenrelay.shared.entries import Ended, Entry, EntryId, Migrated, State
+from tokenrelay.shared.entries import AnyEntry, Ended, EntryId, Migrated, State, Unknown
 from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamGap
 
 NOTHING: Final = "(no entry)"
@@ -66,7 +67,7 @@ class StreamMachine:
     def ended(self) -> bool:
         return self.state != NOTHING and State(self.state).terminal
 
-    def receive(self, entry: Entry) -> bool:
+    def receive(self, entry: AnyEntry) -> bool:
         """Take the next entry; False where it's an event that was seen before (readers resume from `N-0`).
 
         Raises StreamGap for a missing index or event, StreamChanged for a stream that ends with fewer tokens than were
@@ -81,7 +82,7 @@ class StreamMachine:
                 )
             return False
         self._check_contiguous(entry_id)
-        following = TRANSITIONS[self.state].get(entry.kind)
+        following = self._following(entry)
         if following is None:
             raise self._refused(entry)
         if entry.kind == State.EXPIRED and entry_id.token > 0:
@@ -91,13 +92,19 @@ class StreamMachine:
         self.state, self._last = following, entry_id
         return True
 
+    def _following(self, entry: AnyEntry) -> str | None:
+        """The state behind the entry; None where it may not come here."""
+        if isinstance(entry, Unknown):
+            return None if self.state == NOTHING or self.ended else self.state
+        return TRANSITIONS[self.state].get(entry.kind)
+
     def _check_contiguous(self, entry_id: EntryId) -> None:
         last = self._last
         if entry_id in (EntryId(last.token + 1, 0), EntryId(last.token, last.event + 1)):
             return
         raise StreamGap(f"entry {entry_id} follows {last}: something between is missing", request_id=self.request_id)
 
-    def _refused(self, entry: Entry) -> ProtocolError:
+    def _refused(self, entry: AnyEntry) -> ProtocolError:
         return ProtocolError(
             f"{entry.kind!r} at {entry.entry_id} may not follow {self._last} in state {self.state!r}; "
             f"allowed: {', '.join(TRANSITIONS[self.state]) or 'nothing'}",

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.integration.scripts.model import MAX_CRASHES, Request
+from tests.streams import parsed
 from tests.token_plane import LONG_MS, AlteredScripts, TokenPlane, Tokens
 from tokenrelay.shared import keys
 from tokenrelay.shared.answer import Assembler
-from tokenrelay.shared.entries import Entry, Token, parse_entry
+from tokenrelay.shared.entries import Entry, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,7 +234,7 @@ class TokenPlaneMachine(RuleBasedStateMachine):
         if not self.model.stream_there:
             assert not rows, "a stream must not come back without its prefix"
             return
-        self._check_stream([parse_entry(entry_id, entry) for entry_id, entry in rows])
+        self._check_stream([parsed(entry_id, entry) for entry_id, entry in rows])
         assert stream_ttl_ms > 0
         if self.model.hash_there:
             assert abs(request_ttl_ms - stream_ttl_ms) < 100, "both keys go together"

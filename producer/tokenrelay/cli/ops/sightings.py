@@ -13,7 +13,7 @@ from redis.exceptions import NoPermissionError
 
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Ended, Entry, Migrated, Queued, Started, State, Token, parse_entry, text
+from tokenrelay.shared.entries import AnyEntry, Ended, Migrated, Queued, Started, State, Token, parse_entry, text
 from tokenrelay.shared.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ def _sighting(request_id: str, replies: Sequence[Reply]) -> Sighting | None:
         return None
 
 
-def _times(request_id: str, head: Sequence[Entry], first: Sequence[Entry], tail: Sequence[Entry]) -> dict[str, Any]:
+def _times(
+    request_id: str, head: Sequence[AnyEntry], first: Sequence[AnyEntry], tail: Sequence[AnyEntry]
+) -> dict[str, Any]:
     """The times of its milestones. Raises StopIteration for a stream whose beginning is gone."""
     return {
         "queued_us": next(entry.at_us for entry in head if isinstance(entry, Queued)),

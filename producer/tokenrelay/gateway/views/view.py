@@ -6,8 +6,10 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from tokenrelay.shared.entries import Unknown
+
 if TYPE_CHECKING:
-    from tokenrelay.shared.entries import Entry, EntryId
+    from tokenrelay.shared.entries import AnyEntry, Entry, EntryId
 
 
 class Encoder(Protocol):
@@ -27,9 +29,10 @@ class View:
     _entry_ids: list[EntryId] = field(default_factory=list)
     _ends: list[int] = field(default_factory=list)
 
-    def receive(self, entry: Entry) -> None:
-        """Take the stream's next entry."""
-        self.events += self.encoder.encode(entry)
+    def receive(self, entry: AnyEntry) -> None:
+        """Take the stream's next entry. A later version's event is none for readers."""
+        if not isinstance(entry, Unknown):
+            self.events += self.encoder.encode(entry)
         self._entry_ids.append(entry.entry_id)
         self._ends.append(len(self.events))
 
