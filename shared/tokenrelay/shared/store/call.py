@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeGuard, TypeVar
 
 from redis.exceptions import ResponseError
 
@@ -21,6 +21,10 @@ _OF_THE_KEYS: Final = ("WRONGTYPE", "user_script")
 """In the errors of commands that met another type, and of all that a script ran into."""
 
 
+def _unread(reply: Reply) -> NoReturn:
+    raise TypeError(f"a call without a reader got {reply!a:.80}")
+
+
 @dataclass(frozen=True, slots=True)
 class Unusable:
     """The keys aren't what a script makes of them (another type, say), so that no script can work with them."""
@@ -30,9 +34,9 @@ class Unusable:
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall(Call, Generic[T]):
-    """A call whose replies are T. `words`: what is made of a reply, by its first word."""
+    """A call whose replies are T. `read`: what makes a T of one."""
 
-    words: Mapping[str, Callable[[Any], T]] = field(default_factory=dict, compare=False, repr=False)
+    read: Callable[[Any], T] = field(default=_unread, compare=False, repr=False)
 
     def parse(self, reply: Reply) -> T | Unusable:
         """The reply. Raises the error that stands in its place, and ProtocolError for one that can't be read, such as
@@ -42,12 +46,19 @@ class ScriptCall(Call, Generic[T]):
                 return Unusable(reply)
             raise reply
         try:
-            word = reply[0]
-            return self.words[word.decode() if isinstance(word, bytes) else word](reply)
+            return self.read(reply)
         except ProtocolError:
             raise
         except Exception as error:
             raise ProtocolError(f"script {self.script} gave {reply!a:.80}, which can't be read") from error
+
+
+def by_word(words: Mapping[str, Callable[[Any], T]]) -> Callable[[Any], T]:
+    """A reply's reader, by its first word."""
+    made: dict[str | bytes, Callable[[Any], T]] = {}
+    for word, make in words.items():
+        made[word] = made[word.encode()] = make  # as bytes from clients that don't decode: the worker's
+    return lambda reply: made[reply[0]](reply)
 
 
 def is_unusable(reply: Reply) -> TypeGuard[ResponseError]:

@@ -6,14 +6,18 @@ Callers match them exhaustively. A word that isn't known here is a ProtocolError
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tokenrelay.shared.entries import State, parse_state, text, whole
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.store.call import Unusable, whole_at
+from tokenrelay.shared.store.call import Unusable, by_word, whole_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+    T = TypeVar("T")
+    _Reader = Callable[[Any], T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,8 @@ ReleaseReply = Released | Fenced | Done | Lost | Unusable
 SuspectReply = Live | Suspect | Released | Free | Done | Lost | Unusable
 
 _Reply = list[Any]
+_appended = lru_cache(maxsize=4096)(Appended)
+"""Equal ones are one: with each token comes one, and to make it takes longer than all else about its reply."""
 
 
 def _granted(reply: _Reply) -> Granted:
@@ -199,75 +205,95 @@ def _unreadable(reply: _Reply) -> Unreadable:
     return Unreadable(text(reply[1]))
 
 
-CREATE: Final[Mapping[str, Callable[[_Reply], CreateReply]]] = {
-    "OK": lambda reply: Created(int(reply[1])),
-    "ATTACHED": lambda _: Attached(),
-    "CONFLICT": lambda _: Conflict(),
-}
-CLAIM: Final[Mapping[str, Callable[[_Reply], ClaimReply]]] = {
-    "OK": _granted,
-    "BUSY": lambda _: Busy(),
-    "DONE": _done,
-    "PAST": lambda _: Past(),
-    "POISON": lambda _: Poison(),
-    "NOT_MINE": lambda reply: NotMine(text(reply[1])),
-    "UNREADABLE": _unreadable,
-    "LOST": lambda _: Lost(),
-}
-APPEND: Final[Mapping[str, Callable[[_Reply], AppendReply]]] = {
-    "OK": lambda reply: Appended(whole_at(reply, 1)),
-    "FENCED": lambda _: Fenced(),
-    "DONE": _done,
-    "PAST": lambda _: Past(),
-    "GAP": _gap,
-    "UNREADABLE": _unreadable,
-    "LOST": lambda _: Lost(),
-}
-FINISH: Final[Mapping[str, Callable[[_Reply], FinishReply]]] = {
-    "OK": lambda _: Finished(),
-    "FENCED": lambda _: Fenced(),
-    "DONE": _done,
-    "GAP": _gap,
-    "UNREADABLE": _unreadable,
-    "LOST": lambda _: Lost(),
-}
-CANCEL: Final[Mapping[str, Callable[[_Reply], CancelReply]]] = {
-    "OK": lambda reply: Cancelled(text(reply[1])),
-    "DONE": _done,
-    "LOST": lambda _: Lost(),
-}
-EXPIRE: Final[Mapping[str, Callable[[_Reply], ExpireReply]]] = {
-    "OK": lambda reply: Expired(parse_state(reply[1])),
-    "EARLY": lambda reply: Early(int(reply[1])),
-    "DONE": _done,
-    "UNREADABLE": _unreadable,
-    "LOST": lambda _: Lost(),
-}
-FAIL: Final[Mapping[str, Callable[[_Reply], FailReply]]] = {
-    "OK": lambda _: Failed(),
-    "DONE": _done,
-    "LOST": lambda _: Lost(),
-}
-RENEW: Final[Mapping[str, Callable[[_Reply], RenewReply]]] = {
-    "OK": lambda _: Renewed(),
-    "FENCED": lambda _: Fenced(),
-    "DONE": _done,
-    "PAST": lambda _: Past(),
-    "UNREADABLE": _unreadable,
-    "LOST": lambda _: Lost(),
-}
-RELEASE: Final[Mapping[str, Callable[[_Reply], ReleaseReply]]] = {
-    "OK": lambda _: Released(),
-    "FENCED": lambda _: Fenced(),
-    "DONE": _done,
-    "LOST": lambda _: Lost(),
-}
-SUSPECT: Final[Mapping[str, Callable[[_Reply], SuspectReply]]] = {
-    "LIVE": lambda _: Live(),
-    "SUSPECT": lambda _: Suspect(),
-    "RELEASED": lambda _: Released(),
-    "FREE": lambda _: Free(),
-    "DONE": _done,
-    "LOST": lambda _: Lost(),
-}
-"""What is made of each script's reply, by its first word."""
+CREATE: Final[_Reader[CreateReply]] = by_word(
+    {
+        "OK": lambda reply: Created(int(reply[1])),
+        "ATTACHED": lambda _: Attached(),
+        "CONFLICT": lambda _: Conflict(),
+    }
+)
+CLAIM: Final[_Reader[ClaimReply]] = by_word(
+    {
+        "OK": _granted,
+        "BUSY": lambda _: Busy(),
+        "DONE": _done,
+        "PAST": lambda _: Past(),
+        "POISON": lambda _: Poison(),
+        "NOT_MINE": lambda reply: NotMine(text(reply[1])),
+        "UNREADABLE": _unreadable,
+        "LOST": lambda _: Lost(),
+    }
+)
+APPEND: Final[_Reader[AppendReply]] = by_word(
+    {
+        "OK": lambda reply: _appended(whole_at(reply, 1)),
+        "FENCED": lambda _: Fenced(),
+        "DONE": _done,
+        "PAST": lambda _: Past(),
+        "GAP": _gap,
+        "UNREADABLE": _unreadable,
+        "LOST": lambda _: Lost(),
+    }
+)
+FINISH: Final[_Reader[FinishReply]] = by_word(
+    {
+        "OK": lambda _: Finished(),
+        "FENCED": lambda _: Fenced(),
+        "DONE": _done,
+        "GAP": _gap,
+        "UNREADABLE": _unreadable,
+        "LOST": lambda _: Lost(),
+    }
+)
+CANCEL: Final[_Reader[CancelReply]] = by_word(
+    {
+        "OK": lambda reply: Cancelled(text(reply[1])),
+        "DONE": _done,
+        "LOST": lambda _: Lost(),
+    }
+)
+EXPIRE: Final[_Reader[ExpireReply]] = by_word(
+    {
+        "OK": lambda reply: Expired(parse_state(reply[1])),
+        "EARLY": lambda reply: Early(int(reply[1])),
+        "DONE": _done,
+        "UNREADABLE": _unreadable,
+        "LOST": lambda _: Lost(),
+    }
+)
+FAIL: Final[_Reader[FailReply]] = by_word(
+    {
+        "OK": lambda _: Failed(),
+        "DONE": _done,
+        "LOST": lambda _: Lost(),
+    }
+)
+RENEW: Final[_Reader[RenewReply]] = by_word(
+    {
+        "OK": lambda _: Renewed(),
+        "FENCED": lambda _: Fenced(),
+        "DONE": _done,
+        "PAST": lambda _: Past(),
+        "UNREADABLE": _unreadable,
+        "LOST": lambda _: Lost(),
+    }
+)
+RELEASE: Final[_Reader[ReleaseReply]] = by_word(
+    {
+        "OK": lambda _: Released(),
+        "FENCED": lambda _: Fenced(),
+        "DONE": _done,
+        "LOST": lambda _: Lost(),
+    }
+)
+SUSPECT: Final[_Reader[SuspectReply]] = by_word(
+    {
+        "LIVE": lambda _: Live(),
+        "SUSPECT": lambda _: Suspect(),
+        "RELEASED": lambda _: Released(),
+        "FREE": lambda _: Free(),
+        "DONE": _done,
+        "LOST": lambda _: Lost(),
+    }
+)
+"""The readers of each script's replies."""
