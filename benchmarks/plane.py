@@ -11,7 +11,7 @@ from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, Pipeline, reply_word
-from tokenrelay.shared.rq_jobs import Execution
+from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.worker.attempts import Attempt, InFlight
 from tokenrelay.worker.figures import Figures
 from tokenrelay.worker.publisher import Publisher

@@ -17,8 +17,8 @@ from tests.waiting import wait_until
 from tokenrelay.shared import keys, options
 from tokenrelay.shared.commands import Call, Pipeline
 from tokenrelay.shared.connections import connect
-from tokenrelay.shared.rq_jobs import Enqueue, enqueue_call
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.store.jobs import Enqueue, enqueue_call
 from tokenrelay.worker.generation_worker import GenerationWorker
 from tokenrelay.worker.model import Served
 from tokenrelay.worker.prompts import PromptReader

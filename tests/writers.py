@@ -13,7 +13,7 @@ from tokenrelay.shared.commands import Call, Pipeline, reply_word
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.options import load
-from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
+from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

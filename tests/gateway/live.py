@@ -15,8 +15,8 @@ from tests.writers import AnnouncingWriter
 from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.serving import Server, configuration
 from tokenrelay.shared import keys
-from tokenrelay.shared.rq_jobs import iso
 from tokenrelay.shared.settings import GatewaySettings
+from tokenrelay.shared.store.jobs import iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable

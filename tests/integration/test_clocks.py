@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 from tests.workers import submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call
-from tokenrelay.shared.rq_jobs import Outcome, close_call, extend_call, requeue_call
+from tokenrelay.shared.store.jobs import Outcome, close_call, extend_call, requeue_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

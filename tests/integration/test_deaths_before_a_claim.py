@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 from tests.workers import submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import reply_word
-from tokenrelay.shared.rq_jobs import Note, Take, requeue_call, take_call
+from tokenrelay.shared.store.jobs import Note, Take, requeue_call, take_call
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -22,8 +22,8 @@ from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Batch, Call, Pipeline
 from tokenrelay.shared.connections import connect
-from tokenrelay.shared.rq_jobs import Take, take_call
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.store.jobs import Take, take_call
 from tokenrelay.worker.attempts import InFlight
 from tokenrelay.worker.figures import Figures
 from tokenrelay.worker.maintenance import A_PART, LOCK_MS, Maintenance

@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call
-from tokenrelay.shared.rq_jobs import Execution, Note, Take, requeue_call, take_call
+from tokenrelay.shared.store.jobs import Execution, Note, Take, requeue_call, take_call
 from tokenrelay.worker.intake import MOST_REFUSED_MS, REFUSED_MS
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call, Pipeline
 from tokenrelay.shared.entries import State, Token, text
-from tokenrelay.shared.rq_jobs import Execution, Take, keep_call, take_call
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.store.jobs import Execution, Take, keep_call, take_call
 from tokenrelay.worker.recovery import release, release_worker
 from tokenrelay.worker.supervisor import Supervisor
 

@@ -8,7 +8,7 @@ import pytest
 
 from tokenrelay.shared.commands import Pipeline
 from tokenrelay.shared.connections import connect
-from tokenrelay.shared.rq_jobs import Execution
+from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.worker.attempts import Attempt, Ending, InFlight
 from tokenrelay.worker.figures import Figures
 from tokenrelay.worker.publisher import Publisher

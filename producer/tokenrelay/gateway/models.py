@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from tokenrelay.producer.rounds import Round, ask, refused
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import text, whole
-from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
+from tokenrelay.shared.store.jobs import WORKER_SILENT_S, WORKER_TTL_S
 
 if TYPE_CHECKING:
     from tokenrelay.producer.rounds import AsyncDriver, Steps

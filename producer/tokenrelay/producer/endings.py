@@ -20,7 +20,7 @@ from tokenrelay.shared.errors import (
     StreamExpired,
     unreadable,
 )
-from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call
+from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

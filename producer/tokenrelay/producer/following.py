@@ -39,7 +39,7 @@ from tokenrelay.shared.errors import (
     unreadable,
 )
 from tokenrelay.shared.protocol import StreamMachine
-from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
+from tokenrelay.shared.store.jobs import WORKER_SILENT_S, WORKER_TTL_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -21,7 +21,7 @@ from tokenrelay.shared import keys, options
 from tokenrelay.shared.commands import Call, reply_word
 from tokenrelay.shared.connections import check_fit
 from tokenrelay.shared.errors import IdempotencyConflict, QueueFull, RequestError, TokenRelayError
-from tokenrelay.shared.rq_jobs import Enqueue, enqueue_call
+from tokenrelay.shared.store.jobs import Enqueue, enqueue_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

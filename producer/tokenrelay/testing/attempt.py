@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call, Pipeline, reply_word
+from tokenrelay.shared.commands import Pipeline
 from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.options import load
-from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, requeue_call
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import ScriptCall, Unusable
+from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, requeue_call
+from tokenrelay.shared.store.replies import Appended, Busy, Done, Early, Fenced, Granted, Past
+from tokenrelay.shared.store.requests import Claimant, Prompt, TerminalEvent
 from tokenrelay.testing.script import End, pieces
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tokenrelay.shared.commands import Argument, Reply
+    from tokenrelay.shared.commands import Argument, Call, Reply
+    from tokenrelay.shared.store.replies import AppendReply, ClaimReply, ExpireReply, FinishReply, RenewReply
 
+T = TypeVar("T")
 LEASE_MS: Final = 6000
 _MAX_CRASHES: Final = 3
 _SUSPICION_MS: Final = 500
@@ -25,7 +31,7 @@ _VOCABULARY: Final = 50_000
 
 
 class Attempt:
-    """Of the worker `worker` at a request that it has taken. Each write returns its script's word: OK, DONE, …"""
+    """Of the worker `worker` at a request that it has taken. Each write returns what its script answered."""
 
     def __init__(self, redis: Redis, execution: Execution, model: str, worker: str) -> None:
         self.execution = execution
@@ -42,52 +48,55 @@ class Attempt:
         """From 1 once it is claimed; until then that of the attempt before, 0 where there was none."""
         self._name = f"{worker}-{self.number + 1}"
 
-    def claim(self) -> str:
+    def claim(self) -> ClaimReply:
         """Become the request's only writer."""
         messages = self.request["messages"] or []
         texts = pieces(self.request["prompt"] or "\n".join(message["content"] for message in messages))
         ids = [token_id(piece) for piece in texts]
-        identity = (self.execution.execution_id, LEASE_MS, self._name, self._model, "scripted")
-        prompt = (self.request["seed"] or 0, len(ids), json.dumps(ids), json.dumps([piece.strip() for piece in texts]))
-        reply = self._call("claim", *identity, _MAX_CRASHES, _SUSPICION_MS, *prompt)
-        if reply_word(reply) == "OK":
-            self._fence, self.number, self.written = text(reply[1]), int(reply[2]), int(reply[3]) - 1
-        return reply_word(reply)
+        claimant = Claimant(self._name, self._model, "scripted", LEASE_MS, _MAX_CRASHES, _SUSPICION_MS)
+        shown = json.dumps([piece.strip() for piece in texts])
+        prompt = Prompt(self.request["seed"] or 0, len(ids), json.dumps(ids), shown)
+        reply = self._ask(requests.claim(self.execution.job_id, self.execution.execution_id, claimant, prompt))
+        if isinstance(reply, Granted):
+            self._fence, self.number, self.written = reply.fence, reply.attempt, reply.next_index - 1
+        return reply
 
-    def append(self, *texts: str) -> str:
+    def append(self, *texts: str) -> AppendReply:
         """Write the next tokens."""
-        pairs = [item for piece in texts for item in (piece, token_id(piece))]
-        word = reply_word(self._call("append", self._fence, self.written + 1, LEASE_MS, *pairs))
-        self.written += len(texts) if word == "OK" else 0
-        return word
+        tokens = [(piece, token_id(piece)) for piece in texts]
+        reply = self._ask(requests.append(self.execution.job_id, self._fence, self.written + 1, tokens, LEASE_MS))
+        self.written += len(texts) if isinstance(reply, Appended) else 0
+        return reply
 
-    def finish(self, end: End) -> str:
+    def finish(self, end: End) -> FinishReply:
         """Write the terminal event, and close RQ's job."""
-        told = (end.state, end.finish_reason, end.text, end.code, end.message)
-        word = reply_word(self._call("finish", self._fence, self.written + 1, *told))
+        told = TerminalEvent(end.state, end.finish_reason, end.text, end.code, end.message)
+        reply = self._ask(requests.finish(self.execution.job_id, self._fence, self.written + 1, (), told))
         self.close(end.message)
-        return word
+        return reply
 
-    def beat(self) -> str:
-        """Renew the lease, or end the request where its deadline is past: OK while it goes on."""
-        if reply_word(self._call("expire")) != "EARLY":
-            return "DONE"
-        return reply_word(self._call("renew", self._fence, LEASE_MS))
+    def beat(self) -> RenewReply | ExpireReply:
+        """Renew the lease, or end the request where its deadline is past: Renewed while it goes on."""
+        expiry = self._ask(requests.expire(self.execution.job_id))
+        if not isinstance(expiry, Early):
+            return expiry
+        return self._ask(requests.renew(self.execution.job_id, self._fence, LEASE_MS))
 
     def hand_over(self, *, crashed: bool = False) -> None:
         """Give the request up, as a draining worker does, or a supervisor for its dead child."""
-        if reply_word(self._call("release", self.execution.execution_id, int(crashed))) == "DONE":
+        release = requests.release(self.execution.job_id, self.execution.execution_id, crashed=crashed)
+        if isinstance(self._ask(release), Done):
             self.close()
         else:
             self._send(requeue_call(self.execution, "front"))
 
-    def give_up(self, word: str) -> None:
+    def give_up(self, reply: ClaimReply | AppendReply | RenewReply | ExpireReply) -> None:
         """Draw the consequence of a refused write: a request that has ended is closed in RQ too."""
-        if word in ("BUSY", "FENCED"):
+        if isinstance(reply, Busy | Fenced):
             self._send(drop_call(self.execution))
             return
-        if word == "PAST":
-            self._call("expire")
+        if isinstance(reply, Past):
+            self._ask(requests.expire(self.execution.job_id))
         self.close()
 
     def close(self, detail: str = "") -> None:
@@ -96,8 +105,11 @@ class Attempt:
         status = STATUS_OF[State(text(state))] if state else "failed"
         self._send(close_call(self.execution, Outcome(status, self._retention_s, detail)))
 
-    def _call(self, script: str, *arguments: Argument) -> Reply:
-        return self._send(Call(script, (self._hash, keys.stream(self.execution.job_id)), arguments))
+    def _ask(self, call: ScriptCall[T]) -> T:
+        reply = self._pipeline.ask(call)
+        if isinstance(reply, Unusable):
+            raise reply.error
+        return reply
 
     def _send(self, item: Call | tuple[Argument, ...]) -> Reply:
         (reply,) = self._pipeline.run([item])

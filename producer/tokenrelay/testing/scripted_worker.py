@@ -9,8 +9,9 @@ from uuid import uuid4
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.entries import text
-from tokenrelay.shared.rq_jobs import Execution, Take, take_call
+from tokenrelay.shared.store.call import Unusable
+from tokenrelay.shared.store.jobs import Take, take_call
+from tokenrelay.shared.store.replies import Appended, Granted, Renewed
 from tokenrelay.testing.attempt import Attempt
 from tokenrelay.testing.script import Script, answers
 
@@ -140,14 +141,10 @@ class ScriptedWorker:
 
     def _take(self) -> Attempt | None:
         take = Take(self.name, self._queues, (uuid4().hex,), _RQ_LEASE_S)
-        (taken,) = Pipeline(self._redis).run([take_call(take)])
-        if isinstance(taken, Exception):
-            raise taken
-        if not taken:
-            return None
-        number, job_id, execution_id, *_ = taken[0]
-        execution = Execution(text(job_id), self._queues[number - 1], self.name, text(execution_id))
-        return Attempt(self._redis, execution, self.model, self.name)
+        taken = Pipeline(self._redis).ask(take_call(take))
+        if isinstance(taken, Unusable):
+            raise taken.error
+        return Attempt(self._redis, taken[0].execution, self.model, self.name) if taken else None
 
     def _script_of(self, attempt: Attempt) -> Script:
         request_id = attempt.execution.job_id
@@ -163,8 +160,8 @@ class ScriptedWorker:
         if self._stopped.wait(script.wait_s if not attempt.number else 0):
             attempt.hand_over()
             return
-        if (word := attempt.claim()) != "OK":
-            attempt.give_up(word)
+        if not isinstance(claim := attempt.claim(), Granted):
+            attempt.give_up(claim)
             return
         hand_overs = script.hand_overs[attempt.number - 1 :]
         for token in script.tokens[attempt.written :]:
@@ -172,8 +169,8 @@ class ScriptedWorker:
                 break
             if not self._rest(attempt, script.pause_s):
                 return
-            if (word := attempt.append(token)) != "OK":
-                attempt.give_up(word)
+            if not isinstance(appended := attempt.append(token), Appended):
+                attempt.give_up(appended)
                 return
         if hand_overs:
             attempt.hand_over(crashed=hand_overs[0].crashed)
@@ -189,7 +186,7 @@ class ScriptedWorker:
                 attempt.hand_over()
                 return False
             seconds -= HEARTBEAT_S
-            if seconds > 0 and (word := attempt.beat()) != "OK":
-                attempt.give_up(word)
+            if seconds > 0 and not isinstance(renewed := attempt.beat(), Renewed):
+                attempt.give_up(renewed)
                 return False
         return True

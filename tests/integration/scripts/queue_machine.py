@@ -33,7 +33,7 @@ from rq.serializers import JSONSerializer
 from tests.integration.scripts.queue_plane import DEFAULT, HIGH, RETENTION_S
 from tests.token_plane import AlteredScripts, TokenPlane, decoded
 from tokenrelay.shared import keys
-from tokenrelay.shared.rq_jobs import (
+from tokenrelay.shared.store.jobs import (
     Enqueue,
     Execution,
     Outcome,

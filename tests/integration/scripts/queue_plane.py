@@ -12,7 +12,7 @@ from rq.serializers import JSONSerializer
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded
 from tokenrelay.shared import keys
-from tokenrelay.shared.rq_jobs import (
+from tokenrelay.shared.store.jobs import (
     Enqueue,
     Execution,
     Outcome,

@@ -23,7 +23,7 @@ from tests.integration.scripts.queue_plane import (
 from tests.streams import REQUEST_ID
 from tests.token_plane import hashed, rows
 from tokenrelay.shared import keys
-from tokenrelay.shared.rq_jobs import (
+from tokenrelay.shared.store.jobs import (
     Outcome,
 )
 

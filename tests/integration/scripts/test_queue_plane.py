@@ -32,7 +32,7 @@ from tests.streams import REQUEST_ID
 from tests.token_plane import decoded, hashed
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Call, Pipeline
-from tokenrelay.shared.rq_jobs import (
+from tokenrelay.shared.store.jobs import (
     Execution,
     Outcome,
     drop_call,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenrelay.shared.options import Submission
-    from tokenrelay.shared.rq_jobs import Execution
+    from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.worker.engine import EngineOutput
     from tokenrelay.worker.text import TokenText
 

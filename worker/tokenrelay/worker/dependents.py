@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from tokenrelay.shared.rq_jobs import Execution
+    from tokenrelay.shared.store.jobs import Execution
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from tokenrelay.shared.commands import Pipeline
 from tokenrelay.shared.connections import address, connect, explain, is_for_now
 from tokenrelay.shared.entries import text
 from tokenrelay.shared.errors import SettingsError
-from tokenrelay.shared.rq_jobs import WORKER_TTL_S, iso
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.store.jobs import WORKER_TTL_S, iso
 from tokenrelay.worker.intake import RQ_LEASE_S
 from tokenrelay.worker.loop import GenerationLoop
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, assert_never
 
 from redis.exceptions import RedisError
 
-from tokenrelay.shared import keys
 from tokenrelay.shared.entries import State
-from tokenrelay.shared.rq_jobs import extend_call, keep_call
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import Unusable
+from tokenrelay.shared.store.jobs import extend_call, keep_call, status_look
 from tokenrelay.shared.store.replies import Cancelled, Done, Fenced, Lost, Past, Renewed, Unreadable
 from tokenrelay.worker.intake import RQ_LEASE_S
 
@@ -126,7 +125,7 @@ class Heartbeat:
     def _look_at_jobs(self, attempts: Sequence[Attempt]) -> None:
         """A job that was cancelled or deleted through RQ's own API cancels its request; one that RQ's clean-up failed
         runs on, and RQ is told."""
-        looks: Batch = [("HGET", keys.rq_job(attempt.request_id), "status") for attempt in attempts]
+        looks: Batch = [status_look(attempt.request_id) for attempt in attempts]
         statuses = self.pipeline.run(looks) if looks else []
         repairs: Batch = []
         for attempt, status in zip(attempts, statuses, strict=True):

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Final, assert_never
 from uuid import uuid4
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State, loggable, text, whole
+from tokenrelay.shared.entries import State, loggable, whole
 from tokenrelay.shared.errors import ProtocolError, RequestError
 from tokenrelay.shared.options import load
-from tokenrelay.shared.rq_jobs import (
+from tokenrelay.shared.settings import MAX_RETENTION_S
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.call import Unusable, is_unusable
+from tokenrelay.shared.store.jobs import (
     STATUS_OF,
-    Execution,
     Note,
     Outcome,
     Take,
@@ -30,9 +32,6 @@ from tokenrelay.shared.rq_jobs import (
     requeue_call,
     take_call,
 )
-from tokenrelay.shared.settings import MAX_RETENTION_S
-from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import Unusable, is_unusable
 from tokenrelay.shared.store.replies import (
     Busy,
     Done,
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.shared.store.replies import ClaimReply
     from tokenrelay.worker.figures import Figures
     from tokenrelay.worker.prompts import PromptReader
@@ -200,14 +200,11 @@ class Intake:
                 return
             self._execution_ids = tuple(uuid4().hex for _ in range(limit))
         take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self.reader.kind)
-        (reply,) = self.pipeline.run([take_call(take)])
-        if isinstance(reply, Exception):
-            raise reply
+        taken = self.pipeline.ask(take_call(take))
+        if isinstance(taken, Unusable):
+            raise taken.error
         self._execution_ids = ()
-        for number, job_id, execution_id, data, crashed in reply:
-            queue = self.queues[number - 1]
-            execution = Execution(text(job_id), queue, self.worker, text(execution_id))
-            self._unread.append(Job(execution, data, whole(crashed) or 0))
+        self._unread += [Job(each.execution, each.data, each.crashed) for each in taken]
 
     def _read(self, jobs: list[Job]) -> None:
         """The requests behind the jobs; the first claim's prompt IDs, where there was one."""

@@ -19,11 +19,28 @@ from uuid import uuid4
 from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, reply_word
 from tokenrelay.shared.entries import State, loggable, text
-from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Outcome, close_call, requeue_call, retention_s
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import Unusable, is_unusable
+from tokenrelay.shared.store.job_replies import (
+    Closed,
+    Deleted,
+    HasDependents,
+    LockHeld,
+    LockTaken,
+    NoJob,
+    NotStarted,
+    Requeued,
+)
+from tokenrelay.shared.store.jobs import (
+    STATUS_OF,
+    Execution,
+    Outcome,
+    close_call,
+    maintain_call,
+    requeue_call,
+    retention_s,
+)
 from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect
 from tokenrelay.worker.dependents import enqueue_dependents
 from tokenrelay.worker.registries import Registries
@@ -32,11 +49,15 @@ from tokenrelay.worker.unreadable import fail_call, told
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.commands import Pipeline, Reply
+    from tokenrelay.shared.commands import Batch, Pipeline, Reply
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.job_replies import CloseReply, RequeueReply
     from tokenrelay.shared.store.replies import SuspectReply
     from tokenrelay.worker.attempts import InFlight
     from tokenrelay.worker.figures import Figures
+
+    _RepairCall = ScriptCall[CloseReply] | ScriptCall[RequeueReply]
 
 log = logging.getLogger(__name__)
 
@@ -132,10 +153,17 @@ class Maintenance:
         now = time.monotonic()
         if ttl_ms and now < self._held_until:
             return 0.0
-        (reply,) = self.pipeline.run([Call("maintain", (keys.maintainer(self.queues[0]),), (self._owner, ttl_ms))])
-        is_held = reply_word(reply) == "OK"
-        self._held_until = now + ttl_ms / 2000 if is_held else 0.0
-        return 0.0 if is_held else float(reply[1]) / 1000
+        reply = self.pipeline.ask(maintain_call(self.queues[0], self._owner, ttl_ms))
+        match reply:
+            case LockHeld():
+                self._held_until, left_ms = now + ttl_ms / 2000, 0
+            case LockTaken(left_ms):
+                self._held_until = 0.0
+            case Unusable(error):
+                raise error
+            case _:
+                assert_never(reply)
+        return left_ms / 1000
 
     def _list_claimed(self) -> None:
         listed: dict[str, _Watched] = {}
@@ -188,7 +216,7 @@ class Maintenance:
         if isinstance(time_now, Exception):
             raise time_now
         now_ms = (time_now[0] * 1_000_000 + time_now[1]) / 1000
-        todo: list[tuple[_Watched, Call, SuspectReply]] = []
+        todo: list[tuple[_Watched, _RepairCall, SuspectReply]] = []
         for each, look, raw, score in zip(odd, looks, seen, scored, strict=True):
             if score is None:  # ended, or queued again, since it was listed
                 self._watched.pop(each.execution.job_id, None)
@@ -203,7 +231,7 @@ class Maintenance:
         for (each, call, cause), answer in zip(todo, repaired, strict=True):
             self._repaired(each, call, cause, answer)
 
-    def _repair_call(self, each: _Watched, reply: SuspectReply, now_ms: float) -> Call | None:
+    def _repair_call(self, each: _Watched, reply: SuspectReply, now_ms: float) -> _RepairCall | None:
         """What makes RQ agree with what the look at a request's lease said."""
         job_id = each.execution.job_id
         match reply:
@@ -231,24 +259,29 @@ class Maintenance:
             case _:
                 assert_never(reply)
 
-    def _repaired(self, each: _Watched, call: Call, seen: SuspectReply, reply: Reply) -> None:
+    def _repaired(self, each: _Watched, call: _RepairCall, seen: SuspectReply, reply: Reply) -> None:
         """Take the reply to a repair."""
         job_id, claimed = each.execution.job_id, keys.claimed(each.execution.queue)
         if isinstance(reply, Exception):
             self._refused(each, seen, reply)
             return
-        word = reply_word(reply)
-        if call.script == "requeue" and word == "OK":
-            self.figures.recovered.add()
-        elif call.script == "requeue" and (word == "LOST" or reply[1:] == [b"canceled"]):
-            # Deleted or cancelled through RQ, in the hands of a worker that died.
-            self.pipeline.run([requests.cancel(job_id, "rq")])
-            self.pipeline.run([self._close(each, State.CANCELLED)])
-        elif word == "DEPENDENTS":
-            enqueue_dependents(self.pipeline.redis, each.execution)
-            self.pipeline.run([("ZREM", claimed, job_id)])
-        elif word == "NOT_STARTED" and reply[1:] != [b"queued"]:
-            return  # RQ calls it something that is none of ours: look again
+        answer = call.parse(reply)
+        match answer:
+            case Requeued():
+                self.figures.recovered.add()
+            case Deleted() | NotStarted("canceled"):
+                # Deleted or cancelled through RQ, in the hands of a worker that died.
+                self.pipeline.run([requests.cancel(job_id, "rq")])
+                self.pipeline.run([self._close(each, State.CANCELLED)])
+            case HasDependents():
+                enqueue_dependents(self.pipeline.redis, each.execution)
+                self.pipeline.run([("ZREM", claimed, job_id)])
+            case NotStarted(status) if status != "queued":
+                return  # RQ calls it something that is none of ours: look again
+            case NotStarted() | Closed() | NoJob() | Unusable():
+                pass
+            case _:
+                assert_never(answer)
         self._watched.pop(job_id, None)
 
     def _refused(self, each: _Watched, seen: SuspectReply, error: Exception) -> None:
@@ -264,7 +297,7 @@ class Maintenance:
             self.pipeline.run([("ZREM", keys.claimed(each.execution.queue), job_id)])
 
     @staticmethod
-    def _close(each: _Watched, state: State) -> Call:
+    def _close(each: _Watched, state: State) -> ScriptCall[CloseReply]:
         return close_call(each.execution, Outcome(STATUS_OF[state], each.retention_s, str(state)))
 
 

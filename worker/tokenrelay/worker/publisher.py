@@ -17,9 +17,9 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.rq_jobs import STATUS_OF, Outcome, close_call, drop_call
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import Unusable, is_unusable
+from tokenrelay.shared.store.jobs import STATUS_OF, Outcome, close_call, drop_call
 from tokenrelay.shared.store.replies import (
     Appended,
     Done,

@@ -9,18 +9,18 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, assert_never
 
-from tokenrelay.shared import keys, rq_jobs
+from tokenrelay.shared import keys
 from tokenrelay.shared.entries import State, loggable, text
-from tokenrelay.shared.rq_jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, iso, requeue_call
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import Unusable
+from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, iso, requeue_call
+from tokenrelay.shared.store.jobs import retention_s as kept_for_s
 from tokenrelay.shared.store.replies import Done, Fenced, Lost, Released
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenrelay.shared.commands import Batch, Call, Command, Pipeline
-    from tokenrelay.shared.store.replies import ReleaseReply
 
 log = logging.getLogger(__name__)
 
@@ -65,32 +65,30 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
             log.warning("request %s can't be released: %s; its lease runs out", loggable(execution.job_id), reply)
             continue
         released = release_call.parse(reply)
-        repair = _repair(execution, released, fields, retention_s, crashed=crashed)
-        continued += repair.script == "requeue"
-        repairs.append(repair)
+        fence, stored_ms = fields
+        unclaimed = isinstance(released, Fenced) and fence == b""
+        if isinstance(released, Released) or unclaimed:
+            note = Note(alone_from=ALONE_FROM_CRASHES) if unclaimed and crashed else None
+            repairs.append(requeue_call(execution, "front", note))
+            continued += 1
+        else:
+            repairs.append(_given_up(execution, released, kept_for_s(stored_ms, retention_s)))
     if repairs:
         pipeline.run(repairs)
     return continued
 
 
-def _repair(
-    execution: Execution, released: ReleaseReply, fields: list[bytes | None], retention_s: int, *, crashed: bool
-) -> Call:
-    fence, stored_ms = fields
-    kept_s = rq_jobs.retention_s(stored_ms, retention_s)
-    match released:
-        case Released():
-            return requeue_call(execution, "front")
-        case Fenced() if fence == b"":  # it was taken and not yet claimed
-            return requeue_call(execution, "front", Note(alone_from=ALONE_FROM_CRASHES) if crashed else None)
+def _given_up(execution: Execution, reply: Fenced | Done | Lost | Unusable, retention_s: int) -> Call:
+    """What tells RQ that a job isn't this worker's any more."""
+    match reply:
         case Fenced():
             return drop_call(execution)
         case Done(state):
-            return close_call(execution, Outcome(STATUS_OF[state], kept_s, str(state)))
+            return close_call(execution, Outcome(STATUS_OF[state], retention_s, str(state)))
         case Lost() | Unusable():
-            return close_call(execution, Outcome(STATUS_OF[State.FAILED], kept_s, str(State.FAILED)))
+            return close_call(execution, Outcome(STATUS_OF[State.FAILED], retention_s, str(State.FAILED)))
         case _:
-            assert_never(released)
+            assert_never(reply)
 
 
 def _death(worker: str, queues: tuple[str, ...]) -> list[Command]:

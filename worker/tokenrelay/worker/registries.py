@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call
 from tokenrelay.shared.entries import loggable, text
-from tokenrelay.shared.rq_jobs import Execution, Outcome, close_call, retention_s
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import is_unusable
+from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, forget_call, retention_s
 from tokenrelay.worker.intake import RQ_LEASE_S
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.commands import Batch, Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -122,4 +121,4 @@ class Registries:
         members = self.pipeline.run([("SMEMBERS", name) for name in sets[:-1]])
         known = sorted({member for found in members if not isinstance(found, Exception) for member in found})
         for first in range(0, len(known), _WORKERS_A_CALL):
-            self.pipeline.run([Call("forget", tuple(sets), tuple(known[first : first + _WORKERS_A_CALL]))])
+            self.pipeline.run([forget_call(tuple(sets), tuple(known[first : first + _WORKERS_A_CALL]))])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenrelay.shared.commands import Reply
     from tokenrelay.shared.options import Submission
-    from tokenrelay.shared.rq_jobs import Execution
+    from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.worker.attempts import Attempt, Ending
 
 

@@ -15,7 +15,7 @@ from tokenrelay.producer.endings import server_time_us
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import text, whole
-from tokenrelay.shared.rq_jobs import WORKER_SILENT_S, WORKER_TTL_S
+from tokenrelay.shared.store.jobs import WORKER_SILENT_S, WORKER_TTL_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,4 +1,5 @@
-"""RQ's jobs, as rq 3.0 keeps them in Redis: the queue-plane script calls with RQ's own fields.
+"""The queue plane: RQ's jobs as rq 3.0 keeps them in Redis, and the calls of the scripts that write them, with RQ's own
+fields. Their replies: `job_replies`.
 
 The request's hash is the truth; these keep `rq info`, dashboards and `Job.fetch(id, serializer=JSONSerializer)` right.
 A job holds the request ID and nothing else: prompts never sit in jobs, nothing in them is imported or unpickled.
@@ -11,17 +12,29 @@ import zlib
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Argument, Call
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.entries import State, text, whole
+from tokenrelay.shared.store import job_replies
+from tokenrelay.shared.store.call import ScriptCall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.commands import Argument, Command, Pipeline, Reply
+    from tokenrelay.shared.store.job_replies import (
+        CloseReply,
+        EnqueueReply,
+        Forgotten,
+        KeepReply,
+        MaintainReply,
+        Noted,
+        RequeueReply,
+    )
 
+
+T = TypeVar("T")
 JobStatus = Literal["finished", "failed", "stopped", "canceled"]
 
 STATUS_OF: Final[dict[State, JobStatus]] = {
@@ -101,8 +114,8 @@ class Enqueue:
     depth_limit: int
 
 
-def enqueue_call(job: Enqueue, now: datetime) -> Call:
-    """Put the request's job on its queue (enqueue.lua), with the fields of RQ's own enqueue."""
+def enqueue_call(job: Enqueue, now: datetime) -> ScriptCall[EnqueueReply]:
+    """Put the request's job on its queue, with the fields of RQ's own enqueue."""
     stamp = iso(now)
     fields: dict[str, Argument] = {
         "created_at": stamp,
@@ -126,7 +139,7 @@ def enqueue_call(job: Enqueue, now: datetime) -> Call:
     }
     flat = [item for pair in fields.items() for item in pair]
     script_keys = (keys.rq_job(job.request_id), keys.rq_queue(job.queue), keys.RQ_QUEUES, keys.QUEUED)
-    return Call("enqueue", script_keys, (job.request_id, job.ttl_s, job.depth_limit, *flat))
+    return ScriptCall("enqueue", script_keys, (job.request_id, job.ttl_s, job.depth_limit, *flat), job_replies.ENQUEUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,19 +169,40 @@ def any_queued(pipeline: Pipeline, queues: tuple[str, ...]) -> bool:
     return bool(found)
 
 
-def take_call(take: Take) -> Call:
-    """Take jobs (take.lua). Repeat it with the same execution IDs where its reply was lost."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A job that was taken. `data`: its call, empty where it's too long; `crashed`: how many workers died with it
+    before they could claim its request."""
+
+    execution: Execution
+    data: bytes
+    crashed: int
+
+
+def take_call(take: Take) -> ScriptCall[list[Taken]]:
+    """Take jobs. Repeat it with the same execution IDs where its reply was lost."""
     script_keys = [keys.rq_worker_executions(take.worker), keys.rq_worker(take.worker), keys.RQ_SUSPENDED]
     for queue in take.queues:
         script_keys += [keys.rq_queue(queue), keys.rq_registry("wip", queue), keys.claimed(queue)]
     arguments = (keys.RQ_PREFIX, take.lease_s, take.worker, MAX_JOB_DATA_BYTES, int(take.idle), take.kind)
-    return Call("take", tuple(script_keys), (*arguments, *take.execution_ids))
+
+    def read(reply: list[list[Reply]]) -> list[Taken]:
+        return [
+            Taken(
+                Execution(text(job_id), take.queues[number - 1], take.worker, text(execution_id)),
+                data,
+                whole(crashed) or 0,
+            )
+            for number, job_id, execution_id, data, crashed in reply
+        ]
+
+    return ScriptCall("take", tuple(script_keys), (*arguments, *take.execution_ids), read)
 
 
-def close_call(execution: Execution, outcome: Outcome) -> Call:
-    """Make RQ agree that the job has ended (close.lua). Nobody held it: an Execution without worker."""
+def close_call(execution: Execution, outcome: Outcome) -> ScriptCall[CloseReply]:
+    """Make RQ agree that the job has ended. Nobody held it: an Execution without worker."""
     result = _result_fields(execution, outcome)
-    return _execution_call("close", execution, outcome.status, outcome.retention_s, *result)
+    return _execution_call("close", job_replies.CLOSE, execution, outcome.status, outcome.retention_s, *result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,28 +225,61 @@ class Note:
         return ("alone", self.for_ms)
 
 
-def requeue_call(execution: Execution, position: Literal["front", "back"], note: Note | None = None) -> Call:
-    """Give a taken job back to its queue (requeue.lua)."""
-    return _execution_call("requeue", execution, position, *(note.arguments if note else ()))
+def requeue_call(
+    execution: Execution, position: Literal["front", "back"], note: Note | None = None
+) -> ScriptCall[RequeueReply]:
+    """Give a taken job back to its queue."""
+    return _execution_call("requeue", job_replies.REQUEUE, execution, position, *(note.arguments if note else ()))
 
 
-def keep_call(execution: Execution, lease_s: int) -> Call:
-    """Make RQ say again that a job runs which its clean-up has failed (keep.lua)."""
-    return _execution_call("keep", execution, lease_s)
+def keep_call(execution: Execution, lease_s: int) -> ScriptCall[KeepReply]:
+    """Make RQ say again that a job runs which its clean-up has failed."""
+    return _execution_call("keep", job_replies.KEEP, execution, lease_s)
 
 
-def extend_call(execution: Execution, lease_s: int) -> Call:
-    """Renew RQ's lease of an execution (extend.lua)."""
-    return _execution_call("extend", execution, lease_s)
+def extend_call(execution: Execution, lease_s: int) -> ScriptCall[Noted]:
+    """Renew RQ's lease of an execution."""
+    return _execution_call("extend", job_replies.NOTE, execution, lease_s)
 
 
-def drop_call(execution: Execution) -> Call:
-    """Forget an execution of a job that somebody else holds (drop.lua)."""
-    return _execution_call("drop", execution)
+def drop_call(execution: Execution) -> ScriptCall[Noted]:
+    """Forget an execution of a job that somebody else holds."""
+    return _execution_call("drop", job_replies.NOTE, execution)
 
 
-def _execution_call(script: str, execution: Execution, *arguments: Argument) -> Call:
-    return Call(script, _execution_keys(execution), (execution.job_id, execution.execution_id, *arguments))
+def maintain_call(queue: str, owner: str, ttl_ms: int) -> ScriptCall[MaintainReply]:
+    """Become, or stay, the one worker that maintains a model's queues, named by their first; 0 leaves it to others."""
+    return ScriptCall("maintain", (keys.maintainer(queue),), (owner, ttl_ms), job_replies.MAINTAIN)
+
+
+def forget_call(sets: tuple[str, ...], workers: tuple[str, ...]) -> ScriptCall[Forgotten]:
+    """Take those of the workers out of RQ's sets whose registration ran out."""
+    return ScriptCall("forget", sets, workers, job_replies.FORGET)
+
+
+def bind_call(idempotency_key: str, request_id: str, *, ttl_ms: int, expected: str, new_ms: int) -> ScriptCall[str]:
+    """Bind an idempotency key to a request ID where it is unbound, or bound to `expected`; answers with the ID that it
+    is bound to. For `new_ms` a mark says that the request may be about to be created."""
+    bound_keys = (keys.idempotency(idempotency_key), keys.idempotency_mark(idempotency_key))
+    return ScriptCall("bind", bound_keys, (request_id, ttl_ms, expected, new_ms), lambda reply: text(reply[0]))
+
+
+def place_call(owner: str, request_id: str) -> ScriptCall[int]:
+    """Take a place among an owner's requests, behind all that came before; answers with its time, microseconds."""
+    return ScriptCall(
+        "place", (keys.of_owner(owner),), (request_id,), lambda reply: int(reply[0]) * 1_000_000 + int(reply[1])
+    )
+
+
+def status_look(job_id: str) -> Command:
+    """What RQ calls a job."""
+    return ("HGET", keys.rq_job(job_id), "status")
+
+
+def _execution_call(
+    script: str, read: Callable[[Reply], T], execution: Execution, *arguments: Argument
+) -> ScriptCall[T]:
+    return ScriptCall(script, _execution_keys(execution), (execution.job_id, execution.execution_id, *arguments), read)
 
 
 def _execution_keys(execution: Execution) -> tuple[str, ...]:
