@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Batch, Call, Command, Pipeline, _packed
+from tokenrelay.shared.commands import AsyncPipeline, Batch, Call, Command, Pipeline, _packed, pack_command
 from tokenrelay.shared.connections import connect, connect_async
 from tokenrelay.shared.entries import State
 from tokenrelay.shared.store.scripts import sha1
@@ -118,7 +118,7 @@ def test_the_bytes_are_those_of_redis_py(arguments: list[Any]) -> None:
     command: Command = ("SET", *arguments)
     encode = connect("redis://localhost:1").connection_pool.get_encoder().encode
     theirs = b"".join(PythonRespSerializer(6000, encode).pack(*command))  # type: ignore[no-untyped-call]
-    assert _packed(command, modern=True) == theirs
+    assert _packed(command, modern=True) == pack_command(command) == theirs
     call = Call("append", PAIR, tuple(arguments))
     packed = ("EVALSHA", sha1("append", modern=True), 2, *PAIR, *arguments)
     assert _packed(call, modern=True) == b"".join(PythonRespSerializer(6000, encode).pack(*packed))  # type: ignore[no-untyped-call]

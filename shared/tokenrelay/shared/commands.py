@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -35,7 +35,6 @@ Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 Reply = Any
 
-_REQUEST_KEYS: Final = 2
 _REPLIES_A_TIMER: Final = 8
 
 
@@ -54,26 +53,27 @@ Batch = list[Command | Call]
 def _packed(item: Command | Call, *, modern: bool) -> bytes:
     """The command as RESP, the bytes that redis-py's own packer makes of it."""
     if isinstance(item, Call):
-        # Of a request's own scripts, which come again with each step; RQ's have fourteen keys, and come once.
-        head = _head if len(item.keys) == _REQUEST_KEYS else _head.__wrapped__
-        return head(item.script, item.keys, len(item.args), modern=modern) + _packed_arguments(item.args)
-    return b"*%d\r\n" % len(item) + _packed_arguments(item)
+        item = ("EVALSHA", sha1(item.script, modern=modern), len(item.keys), *item.keys, *item.args)
+    try:
+        return _pack(item)
+    except UnicodeEncodeError:  # a name that isn't UTF-8
+        return pack_command(item)
 
 
-@lru_cache(maxsize=16_384)
-def _head(script: str, keys: tuple[str, ...], arguments: int, *, modern: bool) -> bytes:
-    """A call without its arguments: the same for all of a request's appends of so many tokens."""
-    head: Command = ("EVALSHA", sha1(script, modern=modern), len(keys), *keys)
-    return b"*%d\r\n" % (len(head) + arguments) + _packed_arguments(head)
-
-
-def _packed_arguments(arguments: Sequence[Argument]) -> bytes:
-    parts = []
+def pack_command(arguments: Command) -> bytes:
+    """What hiredis makes of them, where there is none, and of text as `entries.text` reads what isn't UTF-8."""
+    parts = [b"*%d\r\n" % len(arguments)]
     for argument in arguments:
-        # As `entries.text` reads it: a name that isn't UTF-8 goes back as the bytes that it came as.
         data = argument if isinstance(argument, bytes) else str(argument).encode("utf-8", "surrogateescape")
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+_pack: Callable[[Command], bytes] = pack_command
+with contextlib.suppress(ImportError):  # it comes with the extras of the worker and the gateway
+    import hiredis
+
+    _pack = cast("Callable[[Command], bytes]", hiredis.pack_command)
 
 
 def _reply(connection: AbstractConnection) -> Reply:
