@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client as http_client
+import json
 import socket
 import time
 from contextlib import suppress
@@ -42,6 +44,25 @@ def test_a_body_that_is_too_large(make_gateway: MakeGateway) -> None:
             answer = client.post("/requests", content=content, headers={"Content-Type": "application/json"})
             assert (answer.status_code, answer.json()["error"]["limit"]) == (413, 2048)
         assert client.post("/requests", json={"prompt": "x" * 1500}).status_code == 202
+
+
+def test_a_body_that_is_far_too_large(make_gateway: MakeGateway) -> None:
+    """A picture, say. A client that is still writing it is told so as well, and not a reset, after which it would send
+    it again."""
+    gateway = make_gateway(max_body_bytes=2048)
+    for content in (b"x" * 30_000_000, (b"x" * 100_000 for _ in range(300))):
+        connection = http_client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=60)
+        connection.request("POST", "/requests", content, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "body_too_large")
+        connection.close()
+
+
+def test_a_body_that_never_ends(make_gateway: MakeGateway) -> None:
+    with connected(make_gateway(receive_timeout_s=0.3, max_body_bytes=1024)) as connection:
+        head = b"POST /requests HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+        connection.sendall(head + b"x" * 2000)
+        assert b" 413 " in answered(connection).split(b"\r\n")[0]
 
 
 def test_a_body_that_never_comes(make_gateway: MakeGateway) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.gateway.draining import drain
 from tokenrelay.gateway.problems import Problem
 from tokenrelay.gateway.responses import problem_response
 
@@ -78,12 +79,14 @@ class SizeGuard:
             return
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = await self._body(receive)
+                body, more = await self._body(receive)
         except TimeoutError:
             told = f"the body hasn't come within {self._timeout_s:g} s"
             await problem_response(Problem(408, told, "too_slow", headers=_CLOSE))(scope, receive, send)
             return
         if body is None:
+            if more:
+                await drain(receive, self._timeout_s)
             told = f"the body is larger than {self._max_bytes} bytes, which is the limit here"
             problem = Problem(413, told, "body_too_large", headers=_CLOSE, extra={"limit": self._max_bytes})
             await problem_response(problem)(scope, receive, send)
@@ -97,20 +100,20 @@ class SizeGuard:
 
         await self._app(scope, replayed, send)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """All of it; None where it's too large; what came where the client has gone."""
+    async def _body(self, receive: Receive) -> tuple[bytes | None, bool]:
+        """All of it; None where it's too large, and whether more would come; what came where the client has gone."""
         parts: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return b"".join(parts)
+                return b"".join(parts), False
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._max_bytes:
-                return None
+                return None, bool(message.get("more_body"))
             if not message.get("more_body"):
-                return b"".join(parts)
+                return b"".join(parts), False
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenrelay.gateway.chunks import EXTENSION
+from tokenrelay.gateway.draining import drain
 from tokenrelay.gateway.parsing import RequestParser
 from tokenrelay.gateway.problems import Problem
 from tokenrelay.gateway.responses import problem_response
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
     from uvicorn._types import ASGISendEvent
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+_CROWDED_S: Final = 1.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -126,6 +130,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
 async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a connection too many. uvicorn's own answer, a line of text, is none that OpenAI's clients understand."""
+    if not any(name == b"expect" for name, _ in scope["headers"]):
+        await drain(receive, _CROWDED_S)
     told = "the gateway has as many connections as it may; ask again"
     headers = {"Retry-After": "1", "Connection": "close"}
     await problem_response(Problem(503, told, "too_many_connections", None, "server_error", headers))(
