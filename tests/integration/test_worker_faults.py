@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.engines import CountingEngine, counted_token
 from tests.integration.test_worker import ended, result, state, words
+from tests.unit.test_prompt import ENDLESS
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tests.workers import words as word_model
@@ -89,6 +90,25 @@ def check_fails_alone(redis: Redis, sick: str, healthy: dict[int, str], caplog: 
         assert redis.hget(keys.request(request_id), "attempt") == b"1"
     traces = [record for record in caplog.records if record.exc_info and sick in record.getMessage()]
     assert len(traces) == 1, "the traceback is logged, once"
+
+
+@pytest.mark.slow
+def test_a_chat_template_that_never_ends_fails_its_request_alone(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """It's interrupted: the worker isn't killed as hung, and nothing that it holds is begun again."""
+    tokenizer = fussy()
+    tokenizer.chat_template = ENDLESS
+    with running_worker(redis_server.url, slow(), tokenizer=tokenizer):
+        healthy = {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=40) for seed in HEALTHY[:4]}
+        sick = submit(pipeline, NOW, **{"prompt": None, "messages": [{"role": "user", "content": "w1"}]})  # type: ignore[arg-type]
+        healthy |= {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=40) for seed in HEALTHY[4:]}
+        got = result(redis, sick)
+        assert (got.state, got.code) == (State.FAILED, "invalid_request")
+        assert "chat template took longer" in (got.message or "")
+        for seed, request_id in healthy.items():
+            assert result(redis, request_id).text == words(seed, 40)
+            assert redis.hget(keys.request(request_id), "attempt") == b"1"
 
 
 @pytest.mark.parametrize(

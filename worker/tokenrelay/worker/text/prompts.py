@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from jinja2 import TemplateError
 
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.worker.text.time_limit import TimeLimitReached, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+TEMPLATE_LIMIT_S: Final = 5.0
+"""How long a chat template may take: a hundred times what the longest conversation does."""
 _STAND_IN: Final = -1
 """No token of any vocabulary."""
 
@@ -22,11 +26,12 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | None = None,
     messages: Sequence[dict[str, object]] | None = None,
+    limit_s: float = TEMPLATE_LIMIT_S,
 ) -> list[int]:
     """The token IDs of a prompt, with the tokens that the tokenizer adds by itself, or of a conversation.
 
-    A conversation goes through the tokenizer's chat template, which opens the assistant's turn. Not to be called from
-    two threads at once with one tokenizer: it switches the tokenizer's treatment of special tokens.
+    A conversation goes through the tokenizer's chat template, which opens the assistant's turn, within `limit_s`. Not
+    to be called from two threads at once with one tokenizer: it switches the tokenizer's treatment of special tokens.
     Raises RequestError naming `prompt` or `messages`.
     """
     if (prompt is None) == (messages is None):
@@ -34,7 +39,7 @@ def encode_prompt(
     if prompt is not None:
         field, token_ids = "prompt", _encode_text(tokenizer, prompt)
     else:
-        field, token_ids = "messages", _encode_messages(tokenizer, messages or [])
+        field, token_ids = "messages", _encode_messages(tokenizer, messages or [], limit_s)
     if not token_ids:
         raise RequestError("nothing is left of it after tokenization", field=field, limit=1)
     return token_ids
@@ -88,13 +93,19 @@ def _unknown_words_as(stand_in: int, tokenizer: PreTrainedTokenizerBase) -> Iter
         del tokenizer._encode_without_added_tokens
 
 
-def _encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]]) -> list[int]:
+def _encode_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], limit_s: float
+) -> list[int]:
     if not tokenizer.chat_template:
         raise RequestError("this model's tokenizer has no chat template: give a prompt instead", field="messages")
     if not messages:
         raise RequestError("give at least one message", field="messages", limit=1)
     try:
-        return _rendered(tokenizer, messages)
+        return within(limit_s, partial(_rendered, tokenizer, messages))
+    except TimeLimitReached:
+        # Jinja's sandbox bounds a range, and no loop of loops.
+        told = f"the model's chat template took longer than {limit_s:g} s for these messages"
+        raise RequestError(told, field="messages") from None
     except Exception as error:
         if isinstance(error, ValueError) and "Can't sanitize" in str(error):
             raise RequestError(str(error), field="messages", code="control_token") from error

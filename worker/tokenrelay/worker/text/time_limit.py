@@ -1,0 +1,42 @@
+"""A time limit for code of others that may never end, such as a model's chat template. Knows nothing of prompts."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class TimeLimitReached(BaseException):
+    """The code was interrupted. No Exception: the code itself isn't to catch it."""
+
+
+def within(limit_s: float, do: Callable[[], T]) -> T:
+    """What `do` gives. Raises what it raises, and TimeLimitReached where it takes longer than the limit.
+
+    It runs in a thread of its own, which Python interrupts between two bytecodes: what hangs inside of a C function
+    hangs on, and the caller with it.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(do())
+        except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="within", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive() and thread.ident is not None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeLimitReached))
+        thread.join()
+    if results:
+        return results[0]
+    raise errors[0] if errors else TimeLimitReached
