@@ -32,7 +32,8 @@ def more(*names: str) -> list[ParameterSet]:
 
 
 @pytest.mark.parametrize(
-    "name", ["phi3, rope longrope", *more("qwen2, windows in some layers", "mixtral", "gemma2, strong softcap")]
+    "name",
+    ["phi3, rope longrope", *more("qwen2, windows in some layers", "mixtral", "gemma2, strong softcap", "got_ocr2")],
 )
 def test_a_served_family_is_right_alone_together_and_resumed(name: str) -> None:
     outcome = try_architecture(name)

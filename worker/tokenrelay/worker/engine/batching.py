@@ -76,7 +76,8 @@ class TransformersEngine:
             attend_request_by_request()
         else:
             contain_packed_attention()
-        self._own_attention = str(loaded.model.config._attn_implementation)
+        # The text model's: a whole model with a part that knows only one kind of attention may say another.
+        self._own_attention = str(loaded.model.config.get_text_config()._attn_implementation)
         self._sampler = PositionKeyedSampler()
         with refusing(loaded.model):
             self._manager = self._new_manager()
@@ -207,7 +208,7 @@ class TransformersEngine:
         """The model's scores after each token of a sequence, as it computes them by itself: (tokens, vocab). Only while
         the engine has nothing to do."""
         model = self._loaded.model
-        batched = model.config._attn_implementation
+        batched = model.config.get_text_config()._attn_implementation
         model.set_attn_implementation(self._own_attention)
         try:
             with torch.no_grad():
