@@ -6,21 +6,48 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.engines import CountingEngine
 from tests.integration.test_worker import result, state, words
 from tests.integration.test_worker_faults import BAD, SICK, fussy
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
+from tokenrelay.shared.errors import EngineError
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
     from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.worker.engine import EngineOutput
 
 NOW = datetime.now(UTC)
 LOCK = keys.maintainer(keys.queues(MODEL)[0])
+
+
+class HangingEngine(CountingEngine):
+    """Takes its first request in and never steps again, as a kernel that doesn't return."""
+
+    def outputs(self, timeout_s: float) -> list[EngineOutput]:
+        threading.Event().wait(min(timeout_s, 0.05))
+        return []
+
+
+@pytest.mark.slow
+def test_a_worker_without_a_supervisor_gives_up_an_engine_that_hangs(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """Its leases end with it, and others go on with what it held."""
+    hanging = running_worker(redis_server.url, HangingEngine(vocabulary=VOCABULARY), stall_timeout_s=1.0)
+    with pytest.raises(EngineError, match="no progress"), hanging as worker:  # noqa: PT012
+        request_id = submit(pipeline, NOW, seed=3, max_new_tokens=10)
+        wait_until(lambda: state(redis, request_id) == "in_progress")
+        with running_worker(redis_server.url):
+            got = result(redis, request_id)
+        assert (got.text, got.attempts) == (words(3, 10), 2)
+        wait_until(lambda: not redis.sismember(keys.RQ_WORKERS, worker.key))
 
 
 def test_a_maintainer_whose_loop_hangs_keeps_its_requests_from_nobody(

@@ -23,7 +23,7 @@ from tokenrelay.worker.intake import Intake
 from tokenrelay.worker.maintenance import Maintenance
 from tokenrelay.worker.publisher import Publisher
 from tokenrelay.worker.recovery import release
-from tokenrelay.worker.reports import Progress
+from tokenrelay.worker.reports import Progress, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,9 @@ BURST_GAP_S = 0.002
 """How long intake waits for the next of a burst, which are two or more found together."""
 BEHIND_S = 0.005
 """How long the loop waits for tokens while Redis or RQ hasn't heard of the last ones."""
+UNWATCHED_S = 5.0
+"""How long beyond the stall timeout the loop itself gives up a hung engine. A supervisor kills it at the timeout; this
+is for a worker that has none, such as RQ's `rq worker`."""
 
 
 class GenerationLoop:
@@ -72,6 +75,7 @@ class GenerationLoop:
         self._closed = threading.Event()
         self._fatal: BaseException | None = None
         self._looped_at = time.monotonic()
+        self._watchdog = Watchdog(settings.stall_timeout_s + UNWATCHED_S)
         self._beat_at = 0.0
         queues = keys.queues(served.reader.served_model)
         self.in_flight = InFlight(min(settings.slots, self.engine.slots), self.wake.set)
@@ -183,6 +187,8 @@ class GenerationLoop:
         self.publisher.publish(self.in_flight.all())
         self._progress = self.engine.progress
         self._looped_at = time.monotonic()
+        if self._watchdog.stalled(self.progress(), self._looped_at):
+            raise EngineError(f"the engine made no progress for {self._watchdog.limit_s:g} s")
 
     def _receive(self, attempt: Attempt, output: EngineOutput) -> None:
         try:

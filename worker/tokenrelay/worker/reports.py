@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_LOOK_S: Final = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Requests that the engine is to give tokens for, and a number that grows while it computes, prefill included."""
@@ -27,6 +30,24 @@ class Progress:
 
     def line(self) -> bytes:
         return f"{self.in_flight} {self.progress}\n".encode()
+
+
+@dataclass(slots=True)
+class Watchdog:
+    """Tells whether nothing moved for `limit_s`, of looks that follow each other closely."""
+
+    limit_s: float
+    _seen: int = -1
+    _stalled_s: float = 0.0
+    _looked_at: float = 0.0
+
+    def stalled(self, progress: Progress, now: float) -> bool:
+        # A process that was stopped itself didn't look, and nothing could move.
+        passed_s = min(now - self._looked_at, _LOOK_S)
+        moved = progress.progress != self._seen or progress.in_flight == 0
+        self._stalled_s = 0.0 if moved else self._stalled_s + passed_s
+        self._seen, self._looked_at = progress.progress, now
+        return self._stalled_s > self.limit_s
 
 
 class ReportReader:
