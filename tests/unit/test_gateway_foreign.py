@@ -152,6 +152,13 @@ def test_what_would_change_the_answer_is_refused_by_name(kind: type[Common], nam
     assert problem.message.startswith(f"{name}: is")
 
 
+def test_objects_within_objects_are_refused_however_deep() -> None:
+    nested: Any = {"mirostat": 0}
+    for _ in range(5000):
+        nested = {"options": nested}
+    assert refused(ChatBody, **nested).param == "options"
+
+
 @pytest.mark.parametrize("name", foreign.UNDONE)
 def test_no_field_of_the_table_takes_everything(name: str) -> None:
     """Else it would be a hint."""

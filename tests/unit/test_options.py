@@ -14,6 +14,7 @@ from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import (
     DEFAULTS,
     MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
     MAX_SEED,
     Limits,
     Submission,
@@ -90,7 +91,8 @@ BAD: list[tuple[dict[str, Any], str, object, str]] = [
     ({"metadata": {"a": NAN}}, "metadata", None, "valid JSON"),
     ({"metadata": {"a": "\ud800"}}, "metadata", None, "valid JSON"),
     ({"metadata": {"a": 10**5000}}, "metadata", None, "valid JSON"),
-    ({"metadata": nested(3000)}, "metadata.a.dict", None, "metadata"),
+    ({"metadata": nested(3000)}, "metadata", MAX_METADATA_DEPTH, "190 levels"),
+    ({"metadata": nested(250)}, "metadata", MAX_METADATA_DEPTH, "190 levels"),
     ({"idempotency_key": ""}, "idempotency_key", 1, "at least 1"),
     ({"idempotency_key": "x" * 257}, "idempotency_key", 256, "at most 256"),
     ({"temprature": 1.0}, "temprature", None, "unknown field; did you mean temperature? known ones are deadline_s, "),
@@ -226,6 +228,25 @@ def test_body_hash_is_of_what_was_asked_not_of_what_was_drawn() -> None:
     assert request["seed"] is None, "the seed is drawn after the hash: two requests without one must agree"
     request["seed"] = 7
     assert body_sha256(request) != before
+
+
+@pytest.mark.parametrize(
+    "depth", [1, 100, MAX_METADATA_DEPTH - 1, MAX_METADATA_DEPTH, MAX_METADATA_DEPTH + 1, 200, 250]
+)
+def test_metadata_that_is_taken_can_be_read_by_workers(depth: int) -> None:
+    try:
+        request = validate({"prompt": "x", "metadata": nested(depth - 1)}, LIMITS)
+    except RequestError:
+        assert depth > MAX_METADATA_DEPTH
+    else:
+        assert load(dump({**request, "seed": 1}))["metadata"] == nested(depth - 1)
+
+
+def test_metadata_that_holds_itself_is_refused() -> None:
+    itself: dict[str, Any] = {}
+    itself.update(a=itself, b=[itself, itself])
+    with pytest.raises(RequestError, match="190 levels"):
+        validate({"prompt": "x", "metadata": itself}, LIMITS)
 
 
 @pytest.mark.parametrize("other", [{"prompt": "hellp"}, {"seed": 1}, {"temperature": 0.5}, {"metadata": {"a": 1}}])

@@ -187,8 +187,11 @@ INSTEAD: Final[Mapping[str, str]] = {
 
 
 def _holds_nothing(value: Any) -> bool:
+    """Of an object that holds options; one within another isn't looked into, however deep they go."""
     return isinstance(value, dict) and all(
-        is_nothing(inner) or name in HINTS | NOTES or (name in UNDONE and UNDONE[name](inner))
+        is_nothing(inner)
+        or name in HINTS | NOTES
+        or (name in UNDONE and name not in foreign.CONTAINERS and UNDONE[name](inner))
         for name, inner in value.items()
     )
 

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -30,6 +30,8 @@ MAX_TEMPERATURE: Final = 100.0
 MAX_DEADLINE_S: Final = 7 * 86_400.0
 MAX_TOP_K: Final = 2**31 - 1
 MAX_METADATA_BYTES: Final = 16_384
+MAX_METADATA_DEPTH: Final = 190
+"""Whoever reads the stored request gives up at 200 levels (pydantic's JSON parser)."""
 
 
 def encodable(value: str) -> str:
@@ -56,6 +58,18 @@ def _model_name(value: str) -> str:
             "must be a name such as 'weather' or 'owner/name': letters, digits, . _ - (no --), at most {le} characters",
             {"le": keys.MAX_MODEL_CHARS},
         )
+    return value
+
+
+def _shallow(value: Any) -> Any:
+    """Looked at level by level: Python's objects may hold themselves."""
+    layer, levels = [value], 0
+    while layer := [each for each in layer if isinstance(each, dict | list)]:
+        levels += 1
+        if levels > MAX_METADATA_DEPTH:
+            raise PydanticCustomError("too_deep", "nests more than {le} levels", {"le": MAX_METADATA_DEPTH})
+        inner = (child for each in layer for child in (each.values() if isinstance(each, dict) else each))
+        layer = list({id(child): child for child in inner}.values())
     return value
 
 
@@ -111,7 +125,7 @@ class Options(TypedDict, total=False):
     """Go on past the end-of-sequence token, up to the limit."""
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
     """Seconds from submit after which the request ends, finished or not."""
-    metadata: Annotated[dict[str, JsonValue], AfterValidator(_small_metadata)]
+    metadata: Annotated[dict[str, JsonValue], BeforeValidator(_shallow), AfterValidator(_small_metadata)]
     """Comes back in the stream's first entry and in the answer."""
     idempotency_key: Annotated[Text | None, Field(min_length=1, max_length=256)]
     """The same key and body attach to the generation that is there; another body is refused."""
