@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
+from tests.token_plane import reply_word
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, Pipeline, reply_word
+from tokenrelay.shared.commands import Batch, Call, Pipeline
 from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.worker.attempts import Attempt, InFlight
 from tokenrelay.worker.figures import Figures

@@ -31,6 +31,14 @@ def decoded(reply: Any) -> Any:
     return reply.decode("utf-8") if isinstance(reply, bytes) else reply
 
 
+def reply_word(reply: Any) -> str:
+    """The word that a script's reply begins with. Raises the error that stands in the reply's place."""
+    if isinstance(reply, Exception):
+        raise reply
+    word = reply[0]
+    return word.decode() if isinstance(word, bytes) else str(word)
+
+
 class TokenPlane:
     """One request's scripts. Replies are lists that begin with the script's word; errors are raised."""
 

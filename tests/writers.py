@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tests.token_plane import reply_word
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call, Pipeline, reply_word
+from tokenrelay.shared.commands import Call, Pipeline
 from tokenrelay.shared.connections import connect
 from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.options import load

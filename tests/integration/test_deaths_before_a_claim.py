@@ -12,10 +12,10 @@ from tests.integration.scripts.queue_plane import DEFAULT, enqueue, execution_of
 from tests.integration.test_supervisor import ready, supervised
 from tests.integration.test_worker import result, state, words
 from tests.streams import REQUEST_ID
+from tests.token_plane import reply_word
 from tests.waiting import wait_until
 from tests.workers import submit
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import reply_word
 from tokenrelay.shared.store.jobs import Note, Take, requeue_call, take_call
 
 if TYPE_CHECKING:

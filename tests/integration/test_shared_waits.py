@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from redis.exceptions import ResponseError
 
+from tests.token_plane import reply_word
 from tokenrelay.producer import AsyncProducer, ProtocolError
 from tokenrelay.producer.waits import SharedWaits, Wait
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Pipeline, reply_word
+from tokenrelay.shared.commands import AsyncPipeline, Pipeline
 from tokenrelay.shared.connections import connect_async
 
 if TYPE_CHECKING:

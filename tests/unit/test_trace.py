@@ -17,9 +17,10 @@ from tokenrelay.cli.output import visible
 from tokenrelay.cli.trace import print_trace
 from tokenrelay.producer import Producer
 from tokenrelay.producer.rounds import Driver
-from tokenrelay.producer.trace import Kind, as_json, trace_of, traced
+from tokenrelay.producer.trace import FIELDS, Kind, as_json, trace_of, traced
 from tokenrelay.shared.entries import Ended, EntryId, Migrated, Queued, Started, State, Token, Unknown, Usage
 from tokenrelay.shared.errors import RequestError, RequestNotFound, StreamExpired, StreamGap
+from tokenrelay.shared.store.record import RequestRecord
 from tokenrelay.testing import ScriptedWorker, answers, fails, stalls
 
 if TYPE_CHECKING:
@@ -83,7 +84,12 @@ def stream(*texts: str) -> list[Entry]:
 
 
 def trace(entries: Sequence[AnyEntry], **stored: str) -> Trace:
-    return trace_of(REQUEST_ID, {**STORED, **stored}, entries, at(500))
+    return trace_of(REQUEST_ID, record(**stored), entries, at(500))
+
+
+def record(**stored: str) -> RequestRecord:
+    held = {**STORED, **stored}
+    return RequestRecord(FIELDS, [held[field] for field in FIELDS])
 
 
 def page(shown: Trace, width: int = 80) -> str:
@@ -142,7 +148,7 @@ def test_json_has_all_of_it() -> None:
 
 
 def test_a_prompt_without_texts_shows_its_token_ids() -> None:
-    shown = trace_of(REQUEST_ID, {**STORED, "prompt_texts": "[]"}, stream("It"), at(500))
+    shown = trace_of(REQUEST_ID, record(prompt_texts="[]"), stream("It"), at(500))
     assert shown.stages[1].shape == "7 token IDs"
     assert "33 | 19 | 11 | 20 | 40 | 8 | 2" in page(shown)
 

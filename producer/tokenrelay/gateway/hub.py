@@ -19,8 +19,9 @@ from tokenrelay.producer.endings import expire, server_time_us
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import AsyncPipeline
 from tokenrelay.shared.connections import address, explain, is_for_now
-from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.entries import text
 from tokenrelay.shared.errors import ProtocolError, RedisUnusable, StreamChanged, StreamExpired, TokenRelayError
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -39,6 +40,7 @@ SWEEP_S: Final = 1.0
 """How late a reader hears of what nobody announced."""
 _A_READ: Final = 64
 """Streams in one pipeline: readers of others don't wait for a longer one to be parsed."""
+_FIELDS: Final = (Field.STATE, Field.DEADLINE_US, Field.FENCE, Field.NEXT)
 _COUNT: Final = 512
 _AGAIN_S: Final = 0.2
 _LISTEN_S: Final = 10.0
@@ -164,19 +166,18 @@ class Hub:
         """Redis's time, and the hashes of followed requests: gone, or past the deadline with nobody to say so?"""
         batch: Batch = []
         for feed in feeds:
-            request, stream = keys.of_request(feed.request_id)
-            batch += [("HMGET", request, "state", "deadline_us", "fence", "next"), ("XLEN", stream)]
+            batch += [look(feed.request_id, _FIELDS), ("XLEN", keys.stream(feed.request_id))]
         self.figures.clock.asked()
         *looks, time = await self._pipeline.run([*batch, ("TIME",)])
         if isinstance(time, Exception):
             raise time
         now_us = server_time_us(time)
         self.figures.clock.told(now_us)
-        for feed, look, length in zip(feeds, looks[::2], looks[1::2], strict=True):
-            if isinstance(look, Exception) or isinstance(length, Exception):
+        for feed, held, length in zip(feeds, looks[::2], looks[1::2], strict=True):
+            if isinstance(held, Exception) or isinstance(length, Exception):
                 continue  # a hash of another type: the read of the stream says so
             try:
-                overdue = _judge(feed, look, length, now_us)
+                overdue = _judge(feed, RequestRecord(_FIELDS, held), length, now_us)
             except Exception as error:  # noqa: BLE001  as above
                 _fail_unreadable(feed, error)
                 continue
@@ -197,16 +198,15 @@ class Hub:
             _fail_unreadable(feed, error)
 
 
-def _judge(feed: Feed, look: Sequence[Any], length: int, now_us: int) -> bool:
+def _judge(feed: Feed, record: RequestRecord, length: int, now_us: int) -> bool:
     """Whether the request is overdue, and nobody has said so. Fails a feed whose stream is gone, or was lost."""
-    if look[0] is None or not length:
+    if not record.exists or not length:
         told = f"the stream of request {feed.request_id} is gone: its retention is over, or it was deleted"
         feed.fail(StreamExpired(told, request_id=feed.request_id))
         return False
-    state, deadline_us, fence, next_index = State(text(look[0])), int(look[1]), look[2], int(look[3])
-    if not state.terminal:
-        return now_us > deadline_us + (_OWNER_GRACE_US if fence else 0)
-    if feed.last_id is not None and next_index <= feed.last_id.token:
+    if not record.state.terminal:
+        return now_us > record.deadline_us + (_OWNER_GRACE_US if record.owned else 0)
+    if feed.last_id is not None and record.tokens < feed.last_id.token:
         told = f"request {feed.request_id} ended before {feed.last_id}, which was read: Redis lost writes"
         feed.fail(StreamChanged(told, request_id=feed.request_id))
     return False

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
 from tokenrelay.producer.rounds import Round, ask, refused
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import text, whole
-from tokenrelay.shared.store.jobs import WORKER_SILENT_S, WORKER_TTL_S
+from tokenrelay.shared.store.registrations import Registration, WorkerField, is_alive, look
 
 if TYPE_CHECKING:
     from tokenrelay.producer.rounds import AsyncDriver, Steps
     from tokenrelay.shared.commands import Batch
 
-_LIVE_MS: Final = (WORKER_TTL_S - WORKER_SILENT_S) * 1000
+_FIELDS: Final = (
+    WorkerField.QUEUES,
+    WorkerField.BIRTH,
+    WorkerField.TRAINING,
+    WorkerField.PID,
+    WorkerField.CONTEXT_TOKENS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +64,23 @@ def served() -> Steps[dict[str, Served]]:
         return {}
     batch: Batch = []
     for worker in workers:
-        batch += [("HMGET", worker, "queues", "birth", "training", "pid", "context_tokens"), ("PTTL", worker)]
+        batch += [look(worker, _FIELDS), ("PTTL", worker)]
     replies = yield Round(batch)
     found: dict[str, Served] = {}
     for registered, left_ms in zip(replies[::2], replies[1::2], strict=True):
         if isinstance(registered, ResponseError) and "WRONGTYPE" in str(registered):
             continue  # no registration
-        queues, birth, training, pid, context = refused([registered])[0]
-        if queues is None or refused([left_ms])[0] <= _LIVE_MS:
+        worker = Registration(_FIELDS, refused([registered])[0])
+        if not worker.has_queues or not is_alive(refused([left_ms])[0]):
             continue
-        for name in _names(text(queues)):
+        for name in worker.models:
             before = found.get(name)
             found[name] = Served(
                 name=name,
-                since=min(_seconds(birth), before.since if before else _seconds(birth)),
-                training=text(training) if training else (before.training if before else None),
-                pids=(*(before.pids if before else ()), *([known] if (known := whole(pid)) else [])),
-                context_tokens=_least(before.context_tokens if before else None, whole(context) or None),
+                since=min(worker.since, before.since if before else worker.since),
+                training=worker.training or (before.training if before else None),
+                pids=(*(before.pids if before else ()), *([worker.pid] if worker.pid is not None else [])),
+                context_tokens=_least(before.context_tokens if before else None, worker.context_tokens),
             )
     return dict(sorted(found.items()))
 
@@ -89,18 +93,6 @@ def training(model: Served) -> Any:
         return None
 
 
-def _names(queues: str) -> set[str]:
-    return {name for name in map(keys.model_of, queues.split(",")) if name}
-
-
 def _least(*known: int | None) -> int | None:
     """Any of a model's workers may take a request: the smallest context is what certainly fits."""
     return min((each for each in known if each is not None), default=None)
-
-
-def _seconds(birth: object) -> int:
-    """RQ's birth date; 0 where it can't be read."""
-    try:
-        return int(datetime.fromisoformat(text(birth)).timestamp())
-    except (ValueError, OverflowError, OSError):
-        return 0

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.marks import unlimited
 from tokenrelay.gateway.problems import Problem, too_many
-from tokenrelay.producer.endings import server_time_us
 from tokenrelay.producer.idempotency import submitted_once
-from tokenrelay.producer.rounds import ask
+from tokenrelay.producer.rounds import ask, ask_script
 from tokenrelay.producer.submission import planned, submitted_many
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
-from tokenrelay.shared.entries import TERMINAL, State, text
-from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.errors import ProtocolError, TokenRelayError
+from tokenrelay.shared.store.jobs import place_call
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,21 +74,22 @@ def _is_bound(idempotency_key: str) -> Steps[bool]:
 def _take_place(plan: Planned, tenant: Tenant) -> Steps[None]:
     """Be counted. Raises Problem 429 where the tenant's limits are reached."""
     owned = keys.of_owner(plan.owner)
-    (time,) = yield from ask([Call("place", (owned,), (plan.request_id,))])
-    now_us = server_time_us(time)
+    now_us = yield from ask_script(place_call(plan.owner, plan.request_id))
     (members, kept_ms) = yield from ask([("ZRANGE", owned, 0, -1, "WITHSCORES"), ("PTTL", owned)])
     yield from ask([("PEXPIRE", owned, max(int(kept_ms), plan.lifetime_s * 1000))])
     before = _before([(text(member), score) for member, score in members], plan.request_id)
-    states = (yield from ask([("HGET", keys.request(other), "state") for other, _ in before])) if before else []
-    ended, open_states = [], []
-    for (other, at_us), state in zip(before, states, strict=True):
-        # A word that a newer version wrote counts as an open request's.
-        if state is not None and text(state) not in TERMINAL:
-            open_states.append(text(state))
+    looks = (yield from ask([look(other, _FIELDS) for other, _ in before])) if before else []
+    ended: list[str] = []
+    open_states: list[State] = []
+    for (other, at_us), held in zip(before, looks, strict=True):
+        record = RequestRecord(_FIELDS, held)
+        state = _state(record) if record.exists else None
+        if state is not None and not state.terminal:
+            open_states.append(state)
         elif state is not None or now_us - at_us > _ARRIVING_US:
             ended.append(other)
         else:
-            open_states.append(str(State.QUEUED))  # its gateway is about to write it
+            open_states.append(State.QUEUED)  # its gateway is about to write it
     if ended:
         yield from ask([("ZREM", owned, *ended)])
     problem = _over(open_states, tenant)
@@ -97,7 +98,15 @@ def _take_place(plan: Planned, tenant: Tenant) -> Steps[None]:
         raise problem
 
 
+def _state(record: RequestRecord) -> State:
+    try:
+        return record.state
+    except ProtocolError:  # a newer version's word: an open request's, for all that is known
+        return State.IN_PROGRESS
+
+
 _ARRIVING_US: Final = 10_000_000
+_FIELDS: Final = (Field.STATE,)
 
 
 def _before(members: list[tuple[str, float]], request_id: str) -> list[tuple[str, float]]:
@@ -106,7 +115,7 @@ def _before(members: list[tuple[str, float]], request_id: str) -> list[tuple[str
     return members[: ids.index(request_id)] if request_id in ids else members
 
 
-def _over(open_states: list[str], tenant: Tenant) -> Problem | None:
+def _over(open_states: list[State], tenant: Tenant) -> Problem | None:
     if len(open_states) >= tenant.max_concurrent:
         told = f"this key has {len(open_states)} requests that haven't ended, and may have {tenant.max_concurrent}"
         return too_many(f"{told}; try again in {_RETRY_AFTER_S:g} s", "concurrency_limit", _RETRY_AFTER_S)

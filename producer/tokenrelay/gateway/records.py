@@ -10,9 +10,10 @@ from tokenrelay.gateway.marks import Mark, unmarked
 from tokenrelay.producer.endings import GRACE_S, checked_id, overdue_state, server_time_us
 from tokenrelay.producer.rounds import ask
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import AnyEntry, Ended, State, number, parse_entry, parse_state, text
+from tokenrelay.shared.entries import AnyEntry, Ended, State, parse_entry, text
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.options import WIRE, glance, load
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.options import Submission
 
-_FIELDS: Final = ("state", "next", "attempt", "queue", "owner", "deadline_us", "cancelled_by", "request", "wire")
+_FIELDS: Final = (
+    Field.STATE,
+    Field.WIRE,
+    Field.NEXT,
+    Field.ATTEMPT,
+    Field.QUEUE,
+    Field.OWNER,
+    Field.DEADLINE_US,
+    Field.CANCELLED_BY,
+    Field.BODY,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +91,20 @@ def recorded(request_id: str, owner: str | None) -> Steps[Record]:
         checked_id(request_id)
     except RequestError as error:
         raise RequestNotFound(error.message, field="request_id", request_id=request_id) from None
-    request, stream = keys.of_request(request_id)
-    stored, first, last, time = yield from ask(
+    stream = keys.stream(request_id)
+    held, first, last, time = yield from ask(
         [
-            ("HMGET", request, *_FIELDS),
+            look(request_id, _FIELDS),
             ("XRANGE", stream, "-", "+", "COUNT", 1),
             ("XREVRANGE", stream, "+", "-", "COUNT", 1),
             ("TIME",),
         ]
     )
-    values = [None if value is None else text(value) for value in stored]
-    if values[0] is None or (owner is not None and (values[4] or "") != owner):
+    found = RequestRecord(_FIELDS, held)
+    if not found.exists or (owner is not None and found.owner != owner):
         raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
     try:
-        return _record(request_id, values, _entry(first), _entry(last), server_time_us(time))
+        return _record(request_id, found, _entry(first), _entry(last), server_time_us(time))
     except (ProtocolError, RequestError) as error:
         raise unreadable(request_id, ProtocolError(error.message)) from None
 
@@ -103,25 +114,25 @@ def _entry(raw: list[Any]) -> AnyEntry | None:
 
 
 def _record(
-    request_id: str, values: list[str | None], first: AnyEntry | None, last: AnyEntry | None, now_us: int
+    request_id: str, found: RequestRecord, first: AnyEntry | None, last: AnyEntry | None, now_us: int
 ) -> Record:
-    state, next_index, attempt, queue, owner, deadline_us, cancelled_by, body, wire = values
-    known, tokens, deadline = parse_state(state), number("next", next_index) - 1, number("deadline_us", deadline_us)
-    if not known.terminal and now_us > deadline + GRACE_S * 1e6:
-        known = overdue_state(tokens)
-    options = load(body or "") if wire == WIRE else glance(body or "")
+    state, tokens, deadline_us = found.state, found.tokens, found.deadline_us
+    if not state.terminal and now_us > deadline_us + GRACE_S * 1e6:
+        state = overdue_state(tokens)
+    body = text(found.body or "")
+    options = load(body) if found.wire == WIRE else glance(body)
     mark, metadata = unmarked(options["metadata"])
     return Record(
         request_id=request_id,
-        state=known,
+        state=state,
         tokens=tokens,
-        attempts=number("attempt", attempt),
-        queue=queue or "",
-        owner=owner or "",
-        deadline_us=deadline,
+        attempts=found.attempts,
+        queue=found.queue,
+        owner=found.owner,
+        deadline_us=deadline_us,
         created_us=first.at_us if first is not None and first.kind == "queued" else None,
         ended=last if isinstance(last, Ended) else None,
-        cancelled_by=cancelled_by or None,
+        cancelled_by=found.cancelled_by,
         options=options,
         mark=mark,
         metadata=metadata,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
 from tokenrelay.producer.rounds import ask
 from tokenrelay.shared import keys
 from tokenrelay.shared.answer import Answer, Assembler
-from tokenrelay.shared.commands import Call, reply_word
-from tokenrelay.shared.entries import Ended, State, number, parse_entry, parse_object, parse_state, text, whole
+from tokenrelay.shared.entries import Ended, State, parse_entry
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationExpired,
@@ -20,17 +19,30 @@ from tokenrelay.shared.errors import (
     StreamExpired,
     unreadable,
 )
+from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.replies import Cancelled, Done, Early, Expired, Lost, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenrelay.producer.rounds import Steps
-    from tokenrelay.shared.commands import Batch
+    from tokenrelay.shared.store.call import ScriptCall
 
+T = TypeVar("T")
 GRACE_S: Final = 2.0
 """How long past the deadline a reader that may not write waits for somebody who may."""
-_STATUS_FIELDS: Final = ("state", "deadline_us", "next", "attempt", "queue", "metadata", "cancelled_by")
+_STATUS_FIELDS: Final = (
+    Field.STATE,
+    Field.DEADLINE_US,
+    Field.NEXT,
+    Field.ATTEMPT,
+    Field.QUEUE,
+    Field.METADATA,
+    Field.CANCELLED_BY,
+)
+_CLOSING_FIELDS: Final = (Field.FENCE, Field.QUEUE, Field.RETENTION_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +78,28 @@ def checked_id(request_id: str) -> str:
 
 def status(request_id: str) -> Steps[Status]:
     """What the request is now. An unended one past its deadline is told as a reader would. Raises RequestNotFound."""
-    fields, time = yield from ask([("HMGET", keys.request(request_id), *_STATUS_FIELDS), ("TIME",)])
-    state, deadline_us, next_index, attempts, queue, metadata, cancelled_by = fields
-    if state is None:
+    held, time = yield from ask([look(request_id, _STATUS_FIELDS), ("TIME",)])
+    record = RequestRecord(_STATUS_FIELDS, held)
+    if not record.exists:
         raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
     now_us = server_time_us(time)
     try:
-        known, tokens, deadline = parse_state(state), number("next", next_index) - 1, number("deadline_us", deadline_us)
-        attempt, given = number("attempt", attempts), parse_object("metadata", metadata) if metadata else {}
+        state, tokens, deadline_us, attempts = record.state, record.tokens, record.deadline_us, record.attempts
+        metadata = record.metadata
     except ProtocolError as error:
         raise unreadable(request_id, error) from None
-    if not known.terminal and now_us > deadline + GRACE_S * 1e6:
-        known = overdue_state(tokens)
+    if not state.terminal and now_us > deadline_us + GRACE_S * 1e6:
+        state = overdue_state(tokens)
     return Status(
         request_id=request_id,
-        state=known,
+        state=state,
         tokens=tokens,
-        attempts=attempt,
-        queue=text(queue),
-        deadline_us=deadline,
+        attempts=attempts,
+        queue=record.queue,
+        deadline_us=deadline_us,
         now_us=now_us,
-        cancelled_by=text(cancelled_by) if cancelled_by else None,
-        metadata=given,
+        cancelled_by=record.cancelled_by,
+        metadata=metadata,
     )
 
 
@@ -103,27 +115,43 @@ def overdue_state(tokens: int) -> State:
 
 def cancel(request_id: str, cancelled_by: str = "producer") -> Steps[bool]:
     """End the request as cancelled. False where it had ended before, or is gone."""
-    return (yield from _end(request_id, Call("cancel", keys.of_request(request_id), (cancelled_by,))))
+    record, reply = yield from _read_and_end(request_id, requests.cancel(request_id, cancelled_by))
+    match reply:
+        case Cancelled():
+            yield from _tell_rq(request_id, record, State.CANCELLED)
+            return True
+        case Done() | Lost():
+            return False
+        case _:
+            assert_never(reply)
 
 
 def expire(request_id: str) -> Steps[bool]:
     """End the request if its deadline is past. False where it isn't, or where the request had ended before."""
-    return (yield from _end(request_id, Call("expire", keys.of_request(request_id))))
+    record, reply = yield from _read_and_end(request_id, requests.expire(request_id))
+    match reply:
+        case Expired(state):
+            yield from _tell_rq(request_id, record, state)
+            return True
+        case Early() | Done() | Unreadable() | Lost():
+            return False
+        case _:
+            assert_never(reply)
 
 
-def _end(request_id: str, ending: Call) -> Steps[bool]:
-    request = keys.request(request_id)
+def _read_and_end(request_id: str, ending: ScriptCall[T]) -> Steps[tuple[RequestRecord, T]]:
+    """The request as it was before the call, and the call's reply."""
     # Not in MULTI: a full Redis refuses every transaction, but not these scripts, whose work frees memory.
-    batch: Batch = [("HMGET", request, "fence", "queue", "retention_ms"), ending, ("HGET", request, "state")]
-    (fence, queue, retention_ms), reply, state = yield from ask(batch)
-    if reply_word(reply) != "OK":
-        return False
-    if not fence:
-        # Nobody owns it, so nobody else tells RQ. A worker that does own it hears DONE and closes its own job.
-        retention_s = max((whole(retention_ms) or 0) // 1000, 1)
-        outcome = Outcome(STATUS_OF[State(text(state))], retention_s, "the deadline passed")
-        yield from ask([close_call(Execution(request_id, text(queue)), outcome)])
-    return True
+    held, reply = yield from ask([look(request_id, _CLOSING_FIELDS), ending])
+    return RequestRecord(_CLOSING_FIELDS, held), ending.value(reply)
+
+
+def _tell_rq(request_id: str, record: RequestRecord, state: State) -> Steps[None]:
+    """Close the job of a request that nobody owned, so that nobody else tells RQ. A worker that does own it hears of
+    its end and closes its own job."""
+    if not record.owned:
+        outcome = Outcome(STATUS_OF[state], record.retention_s(1), "the deadline passed")
+        yield from ask([close_call(Execution(request_id, record.queue), outcome)])
 
 
 def raise_unless_answered(request_id: str, ended: Ended) -> Steps[None]:

@@ -25,10 +25,7 @@ from tokenrelay.shared.entries import (
     State,
     Token,
     Usage,
-    number,
     parse_entry,
-    parse_state,
-    text,
 )
 from tokenrelay.shared.errors import (
     ProtocolError,
@@ -39,7 +36,9 @@ from tokenrelay.shared.errors import (
     unreadable,
 )
 from tokenrelay.shared.protocol import StreamMachine
-from tokenrelay.shared.store.jobs import WORKER_SILENT_S, WORKER_TTL_S
+from tokenrelay.shared.store.jobs import status_look
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.registrations import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.commands import Batch, Reply
 
+_FIELDS: Final = (Field.STATE, Field.DEADLINE_US, Field.NEXT, Field.QUEUE, Field.FENCE)
 _COUNT: Final = 512
 _PATIENCE_S: Final = 15.0
 _RECONNECT_PAUSE_S: Final = 0.2
@@ -157,21 +157,20 @@ class Follower:
     def _inspect(self) -> Steps[tuple[_Request, list[Any]]]:
         """The hash, and then the stream from the last entry on: an end that the hash shows is in the stream too."""
         stream = keys.stream(self.request_id)
-        fields = ("state", "deadline_us", "next", "queue", "fence")
-        batch: Batch = [("HMGET", keys.request(self.request_id), *fields), ("TIME",), ("XLEN", stream)]
+        batch: Batch = [look(self.request_id, _FIELDS), ("TIME",), ("XLEN", stream)]
         batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
-        (state, deadline_us, next_index, queue, fence), now, length, raw = yield from self._ask(Round(batch))
-        if state is None or not length:
+        held, now, length, raw = yield from self._ask(Round(batch))
+        record = RequestRecord(_FIELDS, held)
+        if not record.exists or not length:
             raise StreamExpired(
                 f"the stream of request {self.request_id} is gone: its retention is over, or it was deleted",
                 request_id=self.request_id,
             )
         try:
-            known = parse_state(state)
-            deadline, following = number("deadline_us", deadline_us), number("next", next_index)
+            state, deadline_us, tokens = record.state, record.deadline_us, record.tokens
         except ProtocolError as error:
             raise unreadable(self.request_id, error) from None
-        request = _Request(known, deadline, following - 1, text(queue), bool(fence), server_time_us(now))
+        request = _Request(state, deadline_us, tokens, record.queue, record.owned, server_time_us(now))
         self._overdue_at = self._now() + (request.deadline_us - request.now_us) / 1e6 + self._grace(request)
         return request, raw
 
@@ -235,7 +234,7 @@ class Follower:
 
     def _look_for_workers(self, queue: str) -> Steps[None]:
         try:
-            batch: Batch = [("SMEMBERS", keys.rq_workers(queue)), ("HGET", keys.rq_job(self.request_id), "status")]
+            batch: Batch = [("SMEMBERS", keys.rq_workers(queue)), status_look(self.request_id)]
             workers, status = yield from ask(batch)
             left_ms = (yield from ask([("PTTL", worker) for worker in workers])) if workers else []
         except NoPermissionError:  # a read-only consumer needn't see RQ's keys
@@ -243,7 +242,7 @@ class Follower:
         if self._reading.expires and status in (None, b"canceled", "canceled"):
             # The job was cancelled, deleted or its queue emptied through RQ: nobody will ever take it.
             yield from cancel(self.request_id, "rq")
-        elif not any(left > (WORKER_TTL_S - WORKER_SILENT_S) * 1000 for left in left_ms):
+        elif not any(map(is_alive, left_ms)):
             self._reading.on_no_worker(queue)
 
     def _ask(self, item: Round | Wait) -> Steps[list[Reply]]:

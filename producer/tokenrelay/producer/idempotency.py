@@ -9,16 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.producer.rounds import ask
+from tokenrelay.producer.rounds import ask, ask_script
 from tokenrelay.producer.submission import Planned, check_depth, check_enqueued, conflict, enqueue_call_of, written
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
 from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.store.jobs import bind_call
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 
 if TYPE_CHECKING:
     from tokenrelay.producer.rounds import Steps
     from tokenrelay.shared.settings import ProducerSettings
 
+_FIELDS: Final = (Field.STATE, Field.BODY_SHA256)
 _NEW_MS: Final = 60_000
 """How long a producer may take from binding a key to creating its request."""
 
@@ -45,21 +48,29 @@ def submitted_once(plan: Planned, idempotency_key: str, settings: ProducerSettin
 
 def _attached(plan: Planned, limit: int) -> Steps[bool]:
     """Whether the request is there. Enqueues it where its producer died before it could."""
-    ((state, body),) = yield from ask([("HMGET", keys.request(plan.request_id), "state", "body_sha256")])
-    if state is None:
+    (held,) = yield from ask([look(plan.request_id, _FIELDS)])
+    record = RequestRecord(_FIELDS, held)
+    if not record.exists:
         return False
-    if text(body) != plan.body_sha256:
+    if record.body_sha256 != plan.body_sha256:
         raise conflict(plan.request_id)
-    if text(state) == State.QUEUED:
-        (reply,) = yield from ask([enqueue_call_of(plan, limit)])
+    if _is_queued(record):
+        reply = yield from ask_script(enqueue_call_of(plan, limit))
         check_enqueued(plan, reply, limit)
     return True
+
+
+def _is_queued(record: RequestRecord) -> bool:
+    try:
+        return record.state is State.QUEUED
+    except ProtocolError:  # a newer version's word: it has come further
+        return False
 
 
 def _bound_and_written(plan: Planned, bound_keys: tuple[str, str], gone: str, limit: int) -> Steps[str]:
     # Half of the retention: whatever was created is there for longer than the mark.
     new_ms = min(plan.retention_s * 500, _NEW_MS)
-    ((bound, _),) = yield from ask([Call("bind", bound_keys, (plan.request_id, plan.lifetime_s * 1000, gone, new_ms))])
-    bound_plan = replace(plan, request_id=text(bound))
+    bind = bind_call(bound_keys, plan.request_id, ttl_ms=plan.lifetime_s * 1000, expected=gone, new_ms=new_ms)
+    bound_plan = replace(plan, request_id=(yield from ask_script(bind)))
     yield from written([bound_plan], limit)
     return bound_plan.request_id

@@ -14,8 +14,8 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from tokenrelay.producer.rounds import Round, refused
 from tokenrelay.shared import keys, options
-from tokenrelay.shared.entries import parse_object
 from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.store.registrations import Registration, WorkerField, look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +27,7 @@ FRESH_S: Final = 10.0
 """How long a worker's word is believed."""
 ABSENT_S: Final = 1.0
 """How long it's believed that none is there."""
+_FIELDS: Final = (WorkerField.QUEUES, WorkerField.DEFAULTS)
 _MOST_ASKED: Final = 8
 
 
@@ -61,15 +62,15 @@ def _registered(model: str) -> Steps[Mapping[str, Any] | None]:
     if _unreadable(members):
         return None
     workers = sorted(refused([members])[0])[:_MOST_ASKED]
-    replies = (yield Round([("HMGET", worker, "queues", "defaults") for worker in workers])) if workers else []
+    replies = (yield Round([look(worker, _FIELDS) for worker in workers])) if workers else []
     alive = False
     for reply in replies:
         if _unreadable(reply):
             continue
-        queues, defaults = refused([reply])[0]
-        alive = alive or queues is not None
-        if defaults is not None:
-            return _valid(defaults)
+        worker = Registration(_FIELDS, refused([reply])[0])
+        alive = alive or worker.has_queues
+        if (defaults := _valid(worker)) is not None:
+            return defaults
     return {} if alive else None
 
 
@@ -77,8 +78,10 @@ def _unreadable(reply: object) -> bool:
     return isinstance(reply, NoPermissionError) or (isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply))
 
 
-def _valid(raw: object) -> Mapping[str, Any]:
+def _valid(worker: Registration) -> Mapping[str, Any] | None:
+    """The defaults that it registered; none of them where they can't be read."""
     try:
-        return options.sampling_defaults(parse_object("defaults", raw))
+        defaults = worker.defaults
+        return None if defaults is None else options.sampling_defaults(defaults)
     except ProtocolError:
         return {}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import redis
     import redis.asyncio
 
+    from tokenrelay.shared.store.call import ScriptCall
+
 Result = TypeVar("Result")
 
 LOST: Final = (ConnectionError, TimeoutError)
@@ -66,6 +68,12 @@ def refused(replies: Sequence[Reply]) -> list[Reply]:
         if isinstance(reply, Exception):
             raise reply
     return list(replies)
+
+
+def ask_script(call: ScriptCall[Result]) -> Steps[Result]:
+    """The call's reply. Raises the error that stands in its place, ProtocolError."""
+    (reply,) = yield Round([call])
+    return call.value(reply)
 
 
 def resent(batch: Batch) -> Steps[list[Reply]]:

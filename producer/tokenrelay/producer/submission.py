@@ -11,17 +11,20 @@ import math
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from redis.exceptions import ResponseError
 
 from tokenrelay.producer.endings import cancel
 from tokenrelay.producer.rounds import ask, resent
 from tokenrelay.shared import keys, options
-from tokenrelay.shared.commands import Call, reply_word
 from tokenrelay.shared.connections import check_fit
 from tokenrelay.shared.errors import IdempotencyConflict, QueueFull, RequestError, TokenRelayError
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.job_replies import AlreadyEnqueued, Enqueued, Full
 from tokenrelay.shared.store.jobs import Enqueue, enqueue_call
+from tokenrelay.shared.store.replies import Conflict
+from tokenrelay.shared.store.requests import NewRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from tokenrelay.shared.commands import Reply
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.settings import ProducerSettings
+    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.job_replies import EnqueueReply
+    from tokenrelay.shared.store.replies import CreateReply
 
 RETRY_AFTER_S: Final = 1.0
 _SEED_BITS: Final = 53
@@ -131,30 +137,37 @@ def written(plans: list[Planned], limit: int) -> Steps[None]:
     release's, queues a job without its request, and a worker may take it before the batch is sent again.
     Raises QueueFull where others filled the queue meanwhile; IdempotencyConflict.
     """
-    creates = yield from resent([create_call(plan) for plan in plans])
+    creates = [create_call(plan) for plan in plans]
+    created = yield from resent([*creates])
     try:
-        for plan, create in zip(plans, creates, strict=True):
-            if reply_word(create) == "CONFLICT":
+        for plan, create, reply in zip(plans, creates, created, strict=True):
+            if isinstance(create.value(reply), Conflict):
                 raise conflict(plan.request_id)
-        enqueues = yield from resent([enqueue_call_of(plan, limit) for plan in plans])
-        for plan, enqueue in zip(plans, enqueues, strict=True):
-            check_enqueued(plan, enqueue, limit)
+        enqueues = [enqueue_call_of(plan, limit) for plan in plans]
+        enqueued = yield from resent([*enqueues])
+        for plan, enqueue, reply in zip(plans, enqueues, enqueued, strict=True):
+            check_enqueued(plan, enqueue.value(reply), limit)
     except (ResponseError, TokenRelayError):
-        for plan, create in zip(plans, creates, strict=True):
-            if _is_ours(plan, create):
+        for plan, reply in zip(plans, created, strict=True):
+            if _is_ours(plan, reply):
                 yield from cancel(plan.request_id)
         raise
 
 
-def check_enqueued(plan: Planned, enqueue: Reply, limit: int) -> None:
-    """Raises QueueFull if the queue refused the request, and the error that stands in the reply's place."""
-    if reply_word(enqueue) == "FULL":
-        raise _queue_full(plan.queue, int(enqueue[1]), 1, limit)
+def check_enqueued(plan: Planned, reply: EnqueueReply, limit: int) -> None:
+    """Raises QueueFull if the queue refused the request."""
+    match reply:
+        case Full(depth):
+            raise _queue_full(plan.queue, depth, 1, limit)
+        case Enqueued() | AlreadyEnqueued():
+            return
+        case _:
+            assert_never(reply)
 
 
-def _is_ours(plan: Planned, create: Reply) -> bool:
+def _is_ours(plan: Planned, created: Reply) -> bool:
     """Whether only this call knows of the request that it created."""
-    return not isinstance(create, Exception) and plan.idempotency_key is None
+    return not isinstance(created, Exception) and plan.idempotency_key is None
 
 
 def conflict(request_id: str) -> IdempotencyConflict:
@@ -187,13 +200,22 @@ def _queue_full(queue: str, depth: int, count: int, limit: int) -> QueueFull:
     )
 
 
-def create_call(plan: Planned) -> Call:
-    retention_ms = plan.retention_s * 1000
-    arguments = (plan.body_sha256, plan.deadline_ms, retention_ms, plan.owner, plan.metadata, plan.queue, plan.body)
-    return Call("create", keys.of_request(plan.request_id), arguments)
+def create_call(plan: Planned) -> ScriptCall[CreateReply]:
+    return requests.create(
+        NewRequest(
+            request_id=plan.request_id,
+            queue=plan.queue,
+            body=plan.body,
+            body_sha256=plan.body_sha256,
+            deadline_ms=plan.deadline_ms,
+            retention_ms=plan.retention_s * 1000,
+            owner=plan.owner,
+            metadata=plan.metadata,
+        )
+    )
 
 
-def enqueue_call_of(plan: Planned, limit: int) -> Call:
+def enqueue_call_of(plan: Planned, limit: int) -> ScriptCall[EnqueueReply]:
     job = Enqueue(
         request_id=plan.request_id,
         queue=plan.queue,

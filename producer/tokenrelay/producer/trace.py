@@ -28,17 +28,17 @@ from tokenrelay.shared.entries import (
     Token,
     Unknown,
     parse_entry,
-    parse_state,
     text,
 )
 from tokenrelay.shared.errors import ProtocolError, RequestNotFound, StreamExpired, unreadable
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tokenrelay.producer.rounds import Steps
 
-FIELDS: Final = ("state", "request", "prompt_ids", "prompt_texts")
+FIELDS: Final = (Field.STATE, Field.BODY, Field.PROMPT_IDS, Field.PROMPT_TEXTS)
 """Of the request's hash, what a trace is made from."""
 
 
@@ -134,35 +134,35 @@ class Trace:
 
 def traced(request_id: str) -> Steps[Trace]:
     """The request's trace as it is now. Raises RequestNotFound, StreamExpired, StreamGap, ProtocolError."""
-    request, stream = keys.request(checked_id(request_id)), keys.stream(request_id)
+    stream = keys.stream(checked_id(request_id))
     # Atomic: a trace may not show a token that its own state hasn't come to.
-    fields, raw, time = refused(
-        (yield Round([("HMGET", request, *FIELDS), ("XRANGE", stream, "-", "+"), ("TIME",)], atomic=True))
+    held, raw, time = refused(
+        (yield Round([look(request_id, FIELDS), ("XRANGE", stream, "-", "+"), ("TIME",)], atomic=True))
     )
-    if fields[0] is None:
+    record = RequestRecord(FIELDS, held)
+    if not record.exists:
         raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
     if not raw:
         raise StreamExpired(f"the stream of request {request_id} is gone", request_id=request_id)
-    stored = {name: text(value) for name, value in zip(FIELDS, fields, strict=True) if value is not None}
     entries = [parse_entry(*item) for item in raw]
     try:
-        return trace_of(request_id, stored, entries, server_time_us(time))
+        return trace_of(request_id, record, entries, server_time_us(time))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise unreadable(request_id, ProtocolError(repr(error))) from None
 
 
-def trace_of(request_id: str, stored: Mapping[str, str], entries: Iterable[AnyEntry], now_us: int) -> Trace:
-    """The trace of a request whose hash holds `stored` (of FIELDS). Raises StreamGap, ProtocolError."""
+def trace_of(request_id: str, record: RequestRecord, entries: Iterable[AnyEntry], now_us: int) -> Trace:
+    """The trace of a request whose hash is `record` (of FIELDS). Raises StreamGap, ProtocolError."""
     assembler = Assembler(request_id)
     kept = [entry for entry in entries if assembler.receive(entry) and not isinstance(entry, Unknown)]
     claims = [event for event in assembler.events if isinstance(event, Started | Migrated)]
     ended = assembler.ended
     return Trace(
         request_id=request_id,
-        state=parse_state(stored["state"]),
+        state=record.state,
         model=next((event.model for event in claims if isinstance(event, Started)), None),
         workers=tuple(event.worker for event in claims),
-        stages=_stages(stored, assembler),
+        stages=_stages(record, assembler),
         lines=tuple(_lines(kept, assembler)),
         latency=_latency(kept, assembler.tokens),
         now_us=now_us,
@@ -179,12 +179,12 @@ def as_json(trace: Trace) -> dict[str, Any]:
     return {**asdict(trace), "layers": trace.layers, "latency": {**asdict(latency), **derived}}
 
 
-def _stages(stored: Mapping[str, str], assembler: Assembler) -> tuple[Stage, Stage, Stage, Stage]:
-    request: dict[str, Any] = json.loads(stored.get("request", "{}"))
+def _stages(record: RequestRecord, assembler: Assembler) -> tuple[Stage, Stage, Stage, Stage]:
+    request: dict[str, Any] = json.loads(text(record.body or "{}"))
     messages = [f"{message['role']}: {message['content']}" for message in request.get("messages") or ()]
     prompt = messages or [request.get("prompt") or ""]
-    known: list[int] = json.loads(stored.get("prompt_ids", "[]"))
-    tokens, texts = assembler.tokens, json.loads(stored.get("prompt_texts", "[]"))
+    known: list[int] = json.loads(text(record.prompt_ids or "[]"))
+    tokens, texts = assembler.tokens, json.loads(text(record.prompt_texts or "[]"))
     prompt_tokens = texts if len(texts) == len(known) else [str(token_id) for token_id in known]
     noun = "token" if prompt_tokens is texts else "token ID"
     assembled = _count(1, "text") if assembler.ended else "not yet"

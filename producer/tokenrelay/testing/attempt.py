@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.options import load
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import ScriptCall, Unusable
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, requeue_call
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Appended, Busy, Done, Early, Fenced, Granted, Past
 from tokenrelay.shared.store.requests import Claimant, Prompt, TerminalEvent
 from tokenrelay.testing.script import End, pieces
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
     from tokenrelay.shared.commands import Argument, Call, Reply
     from tokenrelay.shared.store.replies import AppendReply, ClaimReply, ExpireReply, FinishReply, RenewReply
 
-T = TypeVar("T")
 LEASE_MS: Final = 6000
+_FIELDS: Final = (Field.BODY, Field.RETENTION_MS, Field.ATTEMPT)
 _MAX_CRASHES: Final = 3
 _SUSPICION_MS: Final = 500
 _VOCABULARY: Final = 50_000
@@ -38,13 +36,13 @@ class Attempt:
         self.written = 0
         """Tokens that the stream has, those of earlier attempts included."""
         self._pipeline = Pipeline(redis)
-        self._hash = keys.request(execution.job_id)
         self._model = model
         self._fence = ""
-        raw, retention_ms, attempts = redis.hmget(self._hash, "request", "retention_ms", "attempt")
-        self.request = load(raw or "{}")
-        self._retention_s = int(retention_ms or 60_000) // 1000
-        self.number = int(attempts or 0)
+        (held,) = self._pipeline.run([look(execution.job_id, _FIELDS)])
+        record = RequestRecord(_FIELDS, held)
+        self.request = load(record.body or "{}")
+        self._retention_s = record.retention_s(60)
+        self.number = record.attempts if record.has(Field.ATTEMPT) else 0
         """From 1 once it is claimed; until then that of the attempt before, 0 where there was none."""
         self._name = f"{worker}-{self.number + 1}"
 
@@ -56,7 +54,7 @@ class Attempt:
         claimant = Claimant(self._name, self._model, "scripted", LEASE_MS, _MAX_CRASHES, _SUSPICION_MS)
         shown = json.dumps([piece.strip() for piece in texts])
         prompt = Prompt(self.request["seed"] or 0, len(ids), json.dumps(ids), shown)
-        reply = self._ask(requests.claim(self.execution.job_id, self.execution.execution_id, claimant, prompt))
+        reply = self._pipeline.ask(requests.claim(self.execution.job_id, self.execution.execution_id, claimant, prompt))
         if isinstance(reply, Granted):
             self._fence, self.number, self.written = reply.fence, reply.attempt, reply.next_index - 1
         return reply
@@ -64,28 +62,30 @@ class Attempt:
     def append(self, *texts: str) -> AppendReply:
         """Write the next tokens."""
         tokens = [(piece, token_id(piece)) for piece in texts]
-        reply = self._ask(requests.append(self.execution.job_id, self._fence, self.written + 1, tokens, LEASE_MS))
+        reply = self._pipeline.ask(
+            requests.append(self.execution.job_id, self._fence, self.written + 1, tokens, LEASE_MS)
+        )
         self.written += len(texts) if isinstance(reply, Appended) else 0
         return reply
 
     def finish(self, end: End) -> FinishReply:
         """Write the terminal event, and close RQ's job."""
         told = TerminalEvent(end.state, end.finish_reason, end.text, end.code, end.message)
-        reply = self._ask(requests.finish(self.execution.job_id, self._fence, self.written + 1, (), told))
+        reply = self._pipeline.ask(requests.finish(self.execution.job_id, self._fence, self.written + 1, (), told))
         self.close(end.message)
         return reply
 
     def beat(self) -> RenewReply | ExpireReply:
         """Renew the lease, or end the request where its deadline is past: Renewed while it goes on."""
-        expiry = self._ask(requests.expire(self.execution.job_id))
+        expiry = self._pipeline.ask(requests.expire(self.execution.job_id))
         if not isinstance(expiry, Early):
             return expiry
-        return self._ask(requests.renew(self.execution.job_id, self._fence, LEASE_MS))
+        return self._pipeline.ask(requests.renew(self.execution.job_id, self._fence, LEASE_MS))
 
     def hand_over(self, *, crashed: bool = False) -> None:
         """Give the request up, as a draining worker does, or a supervisor for its dead child."""
         release = requests.release(self.execution.job_id, self.execution.execution_id, crashed=crashed)
-        if isinstance(self._ask(release), Done):
+        if isinstance(self._pipeline.ask(release), Done):
             self.close()
         else:
             self._send(requeue_call(self.execution, "front"))
@@ -96,20 +96,14 @@ class Attempt:
             self._send(drop_call(self.execution))
             return
         if isinstance(reply, Past):
-            self._ask(requests.expire(self.execution.job_id))
+            self._pipeline.ask(requests.expire(self.execution.job_id))
         self.close()
 
     def close(self, detail: str = "") -> None:
         """Tell RQ how the request ended, by whomever."""
-        state = self._send(("HGET", self._hash, "state"))
-        status = STATUS_OF[State(text(state))] if state else "failed"
+        record = RequestRecord((Field.STATE,), self._send(look(self.execution.job_id, (Field.STATE,))))
+        status = STATUS_OF[record.state] if record.exists else "failed"
         self._send(close_call(self.execution, Outcome(status, self._retention_s, detail)))
-
-    def _ask(self, call: ScriptCall[T]) -> T:
-        reply = self._pipeline.ask(call)
-        if isinstance(reply, Unusable):
-            raise reply.error
-        return reply
 
     def _send(self, item: Call | tuple[Argument, ...]) -> Reply:
         (reply,) = self._pipeline.run([item])

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.store.call import Unusable
 from tokenrelay.shared.store.jobs import Take, take_call
+from tokenrelay.shared.store.registrations import WorkerField
 from tokenrelay.shared.store.replies import Appended, Granted, Renewed
 from tokenrelay.testing.attempt import Attempt
 from tokenrelay.testing.script import Script, answers
@@ -106,7 +106,7 @@ class ScriptedWorker:
     def _appear(self) -> None:
         """Be a live worker: readers warn of requests that nobody serves."""
         worker = keys.rq_worker(self.name)
-        self._redis.hset(worker, "state", "idle")
+        self._redis.hset(worker, WorkerField.STATE, "idle")
         self._redis.expire(worker, 3600)
         for queue in self._queues:
             self._redis.sadd(keys.rq_workers(queue), worker)
@@ -142,8 +142,6 @@ class ScriptedWorker:
     def _take(self) -> Attempt | None:
         take = Take(self.name, self._queues, (uuid4().hex,), _RQ_LEASE_S)
         taken = Pipeline(self._redis).ask(take_call(take))
-        if isinstance(taken, Unusable):
-            raise taken.error
         return Attempt(self._redis, taken[0].execution, self.model, self.name) if taken else None
 
     def _script_of(self, attempt: Attempt) -> Script:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection as AsyncConnection
     from redis.connection import AbstractConnection
 
-    from tokenrelay.shared.store.call import ScriptCall, Unusable
+    from tokenrelay.shared.store.call import ScriptCall
 
 T = TypeVar("T")
 Argument = str | bytes | int | float
@@ -138,10 +138,10 @@ class Pipeline(_Batches):
             replies = self._send(batch, atomic=atomic)
         return replies
 
-    def ask(self, call: ScriptCall[T]) -> T | Unusable:
+    def ask(self, call: ScriptCall[T]) -> T:
         """The one call's reply. Raises redis errors, ProtocolError."""
         (reply,) = self.run([call])
-        return call.parse(reply)
+        return call.value(reply)
 
     def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
         return self._replies(batch, self._exchange(*self._commands(batch, atomic=atomic)), atomic=atomic)
@@ -306,11 +306,3 @@ def _fall_back(error: ResponseError, modern: bool) -> bool:
     if modern and "compiling script" in str(error).lower():
         return False
     raise error
-
-
-def reply_word(reply: Reply) -> str:
-    """The word that a script's reply begins with. Raises the error that stands in the reply's place."""
-    if isinstance(reply, Exception):
-        raise reply
-    word = reply[0]
-    return word.decode() if isinstance(word, bytes) else str(word)

@@ -13,9 +13,9 @@ from tests.integration.scripts.queue_plane import (
     DEFAULT,
 )
 from tests.streams import REQUEST_ID
-from tests.token_plane import TokenPlane, decoded
+from tests.token_plane import TokenPlane, decoded, reply_word
 from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Call, Pipeline, reply_word
+from tokenrelay.shared.commands import AsyncPipeline, Call, Pipeline
 from tokenrelay.shared.connections import connect_async
 from tokenrelay.shared.store.scripts import SCRIPTS, source
 

@@ -38,7 +38,8 @@ from tokenrelay.shared.connections import address, connect, explain, is_for_now
 from tokenrelay.shared.entries import text
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.shared.store.jobs import WORKER_TTL_S, iso
+from tokenrelay.shared.store.jobs import iso
+from tokenrelay.shared.store.registrations import WORKER_TTL_S, WorkerField
 from tokenrelay.worker.intake import RQ_LEASE_S
 from tokenrelay.worker.loop import GenerationLoop
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from tokenrelay.worker.engine import Engine
 
 log = logging.getLogger(__name__)
+
+_IDENTITY = (WorkerField.HOSTNAME, WorkerField.PID, WorkerField.BIRTH)
 
 LISTEN_AGAIN_S = 1.0
 START_AGAIN_S = 0.5
@@ -212,20 +215,24 @@ class GenerationWorker(BaseWorker):
         fields: dict[Any, Any] = {
             **super().serialize(),
             **self._load(),
-            "context_tokens": self.loop.engine.context_tokens,
-            "defaults": self._defaults,
+            WorkerField.CONTEXT_TOKENS: self.loop.engine.context_tokens,
+            WorkerField.DEFAULTS: self._defaults,
         }
-        return fields if self._training is None else {**fields, "training": self._training}
+        return fields if self._training is None else {**fields, WorkerField.TRAINING: self._training}
 
     def _load(self) -> dict[Any, Any]:
         """How many requests it may hold at a time, and how many it does: what `tokenrelay top` shows."""
-        return {"slots": self.loop.in_flight.slots, "in_flight": len(self.loop.in_flight)}
+        return {WorkerField.SLOTS: self.loop.in_flight.slots, WorkerField.IN_FLIGHT: len(self.loop.in_flight)}
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Keep the registration for `timeout` seconds and the state true; register again if Redis lost it."""
         connection = pipeline if pipeline is not None else self.connection.pipeline(transaction=False)
         self.last_heartbeat = datetime.now(UTC)
-        fields = {**self._load(), "state": self.get_state(), "last_heartbeat": iso(self.last_heartbeat)}
+        fields = {
+            **self._load(),
+            WorkerField.STATE: self.get_state(),
+            WorkerField.LAST_HEARTBEAT: iso(self.last_heartbeat),
+        }
         connection.hset(self.key, mapping=fields)
         connection.expire(self.key, timeout or WORKER_TTL_S)
         connection.expire(self.executions_key, RQ_LEASE_S + 60)
@@ -342,7 +349,7 @@ class GenerationWorker(BaseWorker):
     def _is_registered(self) -> bool:
         """Whether the namesake is this worker itself, which heard no answer when it registered."""
         fields = (self.hostname, self.pid, self.birth_date and utcformat(self.birth_date))
-        found: list[Any] = self.connection.hmget(self.key, "hostname", "pid", "birth")
+        found: list[Any] = self.connection.hmget(self.key, *_IDENTITY)
         return [value and text(value) for value in found] == [str(field) for field in fields]
 
     def _register_after_namesake(self) -> None:

@@ -100,7 +100,7 @@ class Heartbeat:
         except BaseException:  # noqa: BLE001  the per-request boundary; the loop publishes how it ended
             attempt.fail()
 
-    def _act(self, attempt: Attempt, reply: RenewReply | CancelReply) -> None:
+    def _act(self, attempt: Attempt, reply: RenewReply | CancelReply | Unusable) -> None:
         """What a reply about one attempt asks for."""
         match reply:
             case Renewed():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from uuid import uuid4
 
 from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State, loggable, whole
+from tokenrelay.shared.entries import State, loggable
 from tokenrelay.shared.errors import ProtocolError, RequestError
 from tokenrelay.shared.options import load
 from tokenrelay.shared.settings import MAX_RETENTION_S
@@ -32,6 +32,7 @@ from tokenrelay.shared.store.jobs import (
     requeue_call,
     take_call,
 )
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import (
     Busy,
     Done,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FIELDS: Final = (Field.BODY, Field.PROMPT_IDS, Field.RETENTION_MS, Field.CRASHES)
 RQ_LEASE_S = 60
 """How long RQ lets an execution go without a heartbeat. Ours is the lease in the request's hash."""
 MISSING_S = 1.0
@@ -201,37 +203,35 @@ class Intake:
             self._execution_ids = tuple(uuid4().hex for _ in range(limit))
         take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self.reader.kind)
         taken = self.pipeline.ask(take_call(take))
-        if isinstance(taken, Unusable):
-            raise taken.error
         self._execution_ids = ()
         self._unread += [Job(each.execution, each.data, each.crashed) for each in taken]
 
     def _read(self, jobs: list[Job]) -> None:
         """The requests behind the jobs; the first claim's prompt IDs, where there was one."""
-        fields = ("request", "prompt_ids", "retention_ms", "crashes")
-        replies = self.pipeline.run([("HMGET", keys.request(job.execution.job_id), *fields) for job in jobs])
+        replies = self.pipeline.run([look(job.execution.job_id, _FIELDS) for job in jobs])
         for job, reply in zip(jobs, replies, strict=True):
             if is_unusable(reply):
                 job.refusal = Ending.failure("invalid_request", "its key doesn't hold a request")
                 continue
             if isinstance(reply, Exception):
                 raise reply
-            self._prepare(job, reply)
+            self._prepare(job, RequestRecord(_FIELDS, reply))
 
-    def _prepare(self, job: Job, fields: list[bytes | None]) -> None:
+    def _prepare(self, job: Job, record: RequestRecord) -> None:
         """Read a request. Whatever is wrong with it, it fails alone, and says why."""
-        request, prompt_ids, retention_ms, crashes = fields
-        if request is None:
+        if not record.has(Field.BODY):
             job.gone_since = job.gone_since or time.monotonic()
             return
         job.gone_since = None
         try:
-            job.retention_s = max(min(whole(retention_ms) or 0, MAX_RETENTION_S * 1000) // 1000, 1)
-            job.crashes = whole(crashes) or (0 if prompt_ids else job.crashed)
+            job.retention_s = min(record.retention_s(1), MAX_RETENTION_S)
+            job.crashes = record.crashes or (0 if record.prompt_ids else job.crashed)
             if not is_our_call(job.data, job.execution.job_id):
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
-            job.options = load(request)
-            job.prompt_ids = self.reader.known(prompt_ids) if prompt_ids else self._encode(job, job.options)
+            job.options = load(record.body)
+            job.prompt_ids = (
+                self.reader.known(record.prompt_ids) if record.prompt_ids else self._encode(job, job.options)
+            )
             job.encoded = encoded(job.prompt_ids, self.reader.texts(job.prompt_ids))
             self.reader.budget(len(job.prompt_ids), 0, job.options)
         except RequestError as error:
@@ -290,7 +290,7 @@ class Intake:
         return requests.claim(job.execution.job_id, job.execution.execution_id, claimant, prompt)
 
     @staticmethod
-    def _understood(job: Job, call: ScriptCall[ClaimReply], reply: Reply) -> ClaimReply | None:
+    def _understood(job: Job, call: ScriptCall[ClaimReply], reply: Reply) -> ClaimReply | Unusable | None:
         """The reply; None where it can't be read, which fails this job alone. Raises redis errors."""
         try:
             return call.parse(reply)
@@ -372,7 +372,7 @@ class Intake:
                 return self._ended(job, state)
             case Early():  # Redis's clock went back
                 return requeue_call(job.execution, "front")
-            case Unreadable() | Lost() | Unusable():
+            case Unreadable() | Lost():
                 return self._end(job, State.FAILED, _GONE)
             case _:
                 assert_never(reply)

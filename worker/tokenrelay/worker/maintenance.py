@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import State, loggable, text
+from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import Unusable, is_unusable
 from tokenrelay.shared.store.job_replies import (
@@ -39,8 +40,8 @@ from tokenrelay.shared.store.jobs import (
     close_call,
     maintain_call,
     requeue_call,
-    retention_s,
 )
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect
 from tokenrelay.worker.dependents import enqueue_dependents
 from tokenrelay.worker.registries import Registries
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from tokenrelay.worker.attempts import InFlight
     from tokenrelay.worker.figures import Figures
 
+    _Seen = SuspectReply | Unusable
     _RepairCall = ScriptCall[CloseReply] | ScriptCall[RequeueReply]
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ MOST_LOOKS: Final = 2_000
 """Requests looked at in one round."""
 A_PART: Final = 100
 """Requests in one pipeline: a step's tokens don't wait until Redis has seen to all."""
-_LEASE: Final = ("state", "fence", "lease_us", "suspect_us", "retention_ms")
+_FIELDS: Final = (Field.STATE, Field.FENCE, Field.LEASE_US, Field.SUSPECT_US, Field.RETENTION_MS)
 
 
 @dataclass(slots=True)
@@ -159,8 +161,6 @@ class Maintenance:
                 self._held_until, left_ms = now + ttl_ms / 2000, 0
             case LockTaken(left_ms):
                 self._held_until = 0.0
-            case Unusable(error):
-                raise error
             case _:
                 assert_never(reply)
         return left_ms / 1000
@@ -190,20 +190,21 @@ class Maintenance:
             self._look_at(due[first : first + A_PART])
 
     def _look_at(self, part: Sequence[_Watched]) -> None:
-        looks: Batch = [("HMGET", keys.request(each.execution.job_id), *_LEASE) for each in part]
+        looks: Batch = [look(each.execution.job_id, _FIELDS) for each in part]
         *found, time_now = self.pipeline.run([*looks, ("TIME",)])
         if isinstance(time_now, Exception):
             raise time_now
         now_us, now = time_now[0] * 1_000_000 + time_now[1], time.monotonic()
         odd = []
-        for each, fields in zip(part, found, strict=True):
+        for each, held in zip(part, found, strict=True):
+            record = None if isinstance(held, Exception) else RequestRecord(_FIELDS, held)
             # Nearly all of them are alive, and seen to be without a script.
-            left_s = _left_s(fields, now_us)
+            left_s = _left_s(record, now_us) if record else 0.0
             each.due = now + (min(left_s, LOOK_EVERY_S) if left_s > 0 else LOOK_EVERY_S)
             if left_s <= 0:
                 odd.append(each)
-                if not isinstance(fields, Exception):
-                    each.retention_s = retention_s(fields[-1], self.settings.retention_s)
+                if record:
+                    each.retention_s = record.retention_s(self.settings.retention_s)
         if odd:
             self._repair(odd)
 
@@ -216,13 +217,13 @@ class Maintenance:
         if isinstance(time_now, Exception):
             raise time_now
         now_ms = (time_now[0] * 1_000_000 + time_now[1]) / 1000
-        todo: list[tuple[_Watched, _RepairCall, SuspectReply]] = []
-        for each, look, raw, score in zip(odd, looks, seen, scored, strict=True):
+        todo: list[tuple[_Watched, _RepairCall, _Seen]] = []
+        for each, suspicion, raw, score in zip(odd, looks, seen, scored, strict=True):
             if score is None:  # ended, or queued again, since it was listed
                 self._watched.pop(each.execution.job_id, None)
                 continue
             try:
-                reply = look.parse(raw)
+                reply = suspicion.parse(raw)
             except RedisError:
                 continue
             if call := self._repair_call(each, reply, now_ms):
@@ -231,7 +232,7 @@ class Maintenance:
         for (each, call, cause), answer in zip(todo, repaired, strict=True):
             self._repaired(each, call, cause, answer)
 
-    def _repair_call(self, each: _Watched, reply: SuspectReply, now_ms: float) -> _RepairCall | None:
+    def _repair_call(self, each: _Watched, reply: _Seen, now_ms: float) -> _RepairCall | None:
         """What makes RQ agree with what the look at a request's lease said."""
         job_id = each.execution.job_id
         match reply:
@@ -259,7 +260,7 @@ class Maintenance:
             case _:
                 assert_never(reply)
 
-    def _repaired(self, each: _Watched, call: _RepairCall, seen: SuspectReply, reply: Reply) -> None:
+    def _repaired(self, each: _Watched, call: _RepairCall, seen: _Seen, reply: Reply) -> None:
         """Take the reply to a repair."""
         job_id, claimed = each.execution.job_id, keys.claimed(each.execution.queue)
         if isinstance(reply, Exception):
@@ -284,7 +285,7 @@ class Maintenance:
                 assert_never(answer)
         self._watched.pop(job_id, None)
 
-    def _refused(self, each: _Watched, seen: SuspectReply, error: Exception) -> None:
+    def _refused(self, each: _Watched, seen: _Seen, error: Exception) -> None:
         """Redis refused a repair: try again, less often each time, for as long as the request is there."""
         job_id = each.execution.job_id
         if not is_unusable(error):
@@ -301,10 +302,11 @@ class Maintenance:
         return close_call(each.execution, Outcome(STATUS_OF[state], each.retention_s, str(state)))
 
 
-def _left_s(fields: Reply, now_us: int) -> float:
-    """How long the request's lease holds, as far as _LEASE tells; 0 where a script must look."""
-    if isinstance(fields, Exception):
+def _left_s(record: RequestRecord, now_us: int) -> float:
+    """How long the request's lease holds; 0 where a script must look."""
+    try:
+        running = record.state is State.IN_PROGRESS
+    except ProtocolError:
         return 0.0
-    state, fence, lease_us, suspect_us, _ = fields
-    held = state == b"in_progress" and fence and not suspect_us and (lease_us or b"").isdigit()
-    return max((int(lease_us) - now_us) / 1e6, 0.0) if held else 0.0
+    held = running and record.owned and not record.suspected
+    return max((record.lease_us - now_us) / 1e6, 0.0) if held else 0.0

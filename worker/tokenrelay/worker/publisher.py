@@ -285,7 +285,7 @@ class Publisher:
                 self.abandon(attempt, "a reply of Redis can't be read")
 
     def _acknowledge(
-        self, attempt: Attempt, reply: AppendReply | FinishReply | ExpireReply, sent_at: float, now: float
+        self, attempt: Attempt, reply: AppendReply | FinishReply | ExpireReply | Unusable, sent_at: float, now: float
     ) -> None:
         match reply:
             case Appended(next_index):

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import State, loggable, text
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import Unusable
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, iso, requeue_call
-from tokenrelay.shared.store.jobs import retention_s as kept_for_s
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.registrations import WorkerField
 from tokenrelay.shared.store.replies import Done, Fenced, Lost, Released
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FIELDS: Final = (Field.FENCE, Field.RETENTION_MS)
 ALONE_FROM_CRASHES = 2
 """A request that took so many workers down runs alone."""
 
@@ -37,13 +39,13 @@ def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], ret
     if isinstance(members, Exception):
         raise members
     pairs = [text(member).partition(":") for member in members]
-    reads: Batch = [("HGET", keys.request(job_id), "queue") for job_id, _, _ in pairs]
+    reads: Batch = [look(job_id, (Field.QUEUE,)) for job_id, _, _ in pairs]
     found = pipeline.run(reads) if reads else []
     held = [
-        Execution(job_id, text(queue), worker, execution_id)
-        for (job_id, _, execution_id), queue in zip(pairs, found, strict=True)
-        if isinstance(queue, bytes)  # else nothing of ours: its keys run out by themselves
-    ]
+        Execution(job_id, record.queue, worker, execution_id)
+        for (job_id, _, execution_id), reply in zip(pairs, found, strict=True)
+        if not isinstance(reply, Exception) and (record := RequestRecord((Field.QUEUE,), reply)).has(Field.QUEUE)
+    ]  # what isn't held by these is nothing of ours: its keys run out by themselves
     continued = release(pipeline, held, crashed=True, retention_s=retention_s)
     pipeline.run([*_death(worker, queues)])
     return continued
@@ -55,7 +57,7 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
     What it no longer holds stays as its new owner, or its end, left it.
     """
     releases = [requests.release(execution.job_id, execution.execution_id, crashed=crashed) for execution in held]
-    reads: Batch = [("HMGET", keys.request(execution.job_id), "fence", "retention_ms") for execution in held]
+    reads: Batch = [look(execution.job_id, _FIELDS) for execution in held]
     batch: Batch = [item for pair in zip(releases, reads, strict=True) for item in pair]
     replies = pipeline.run(batch) if batch else []
     repairs: Batch = []
@@ -65,14 +67,14 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
             log.warning("request %s can't be released: %s; its lease runs out", loggable(execution.job_id), reply)
             continue
         released = release_call.parse(reply)
-        fence, stored_ms = fields
-        unclaimed = isinstance(released, Fenced) and fence == b""
+        record = RequestRecord(_FIELDS, fields)
+        unclaimed = isinstance(released, Fenced) and record.has(Field.FENCE) and not record.owned
         if isinstance(released, Released) or unclaimed:
             note = Note(alone_from=ALONE_FROM_CRASHES) if unclaimed and crashed else None
             repairs.append(requeue_call(execution, "front", note))
             continued += 1
         else:
-            repairs.append(_given_up(execution, released, kept_for_s(stored_ms, retention_s)))
+            repairs.append(_given_up(execution, released, record.retention_s(retention_s)))
     if repairs:
         pipeline.run(repairs)
     return continued
@@ -97,7 +99,7 @@ def _death(worker: str, queues: tuple[str, ...]) -> list[Command]:
     return [
         *(("SREM", keys.rq_workers(queue), key) for queue in queues),
         ("SREM", keys.RQ_WORKERS, key),
-        ("HSET", key, "death", iso(datetime.now(UTC))),
+        ("HSET", key, WorkerField.DEATH, iso(datetime.now(UTC))),
         ("EXPIRE", key, 60),
         ("DEL", keys.rq_worker_executions(worker)),
     ]

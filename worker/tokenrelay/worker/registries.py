@@ -13,7 +13,8 @@ from tokenrelay.shared import keys
 from tokenrelay.shared.entries import loggable, text
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.call import is_unusable
-from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, forget_call, retention_s
+from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, forget_call
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.worker.intake import RQ_LEASE_S
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FIELDS: Final = (Field.RETENTION_MS,)
 MOST_CANCELS: Final = 500
 """Jobs cancelled through RQ that one look ends, of each queue."""
 A_PART: Final = 50
@@ -78,23 +80,20 @@ class Registries:
         ids = [text(member) for member in members]
         cancels: Batch = []
         for job_id in ids:
-            cancels += [
-                requests.cancel(job_id, "rq"),
-                ("HGET", keys.request(job_id), "retention_ms"),
-            ]
+            cancels += [requests.cancel(job_id, "rq"), look(job_id, _FIELDS)]
         replies = self.pipeline.run(cancels)
         batch: Batch = []
         refused = []
-        for member, job_id, reply, stored_ms in zip(members, ids, replies[::2], replies[1::2], strict=True):
+        for member, job_id, reply, held in zip(members, ids, replies[::2], replies[1::2], strict=True):
             if is_unusable(reply):
                 log.warning("request %s, cancelled through RQ, is no request: %s", loggable(job_id), reply)
             elif isinstance(reply, Exception):
                 refused.append(f"{loggable(job_id)}: {reply}")
                 continue
+            known = not isinstance(held, Exception)
+            kept_s = RequestRecord(_FIELDS, held).retention_s(self.retention_s) if known else self.retention_s
             batch.append(("ZREM", canceled, member))
-            batch.append(
-                close_call(Execution(job_id, queue), Outcome("canceled", retention_s(stored_ms, self.retention_s)))
-            )
+            batch.append(close_call(Execution(job_id, queue), Outcome("canceled", kept_s)))
         if batch:
             self.pipeline.run(batch)
         return refused

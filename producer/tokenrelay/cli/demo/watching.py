@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import text
+from tokenrelay.shared.store.record import Field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +94,7 @@ def watch(eyes: Eyes, request_id: str) -> Iterator[Seen]:
         found = eyes.strings("XREAD", "COUNT", "1", "BLOCK", _BLOCK_MS, "STREAMS", keys.stream(request_id), last)
         if not found:
             continue
-        (state,) = eyes.strings("HGET", keys.request(request_id), "state")
+        (state,) = eyes.strings("HGET", keys.request(request_id), Field.STATE)
         last, pairs = found[1], found[2:]
         seen = Seen(last, dict(zip(pairs[::2], pairs[1::2], strict=True)), state)
         yield seen

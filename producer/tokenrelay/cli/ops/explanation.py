@@ -12,6 +12,7 @@ from tokenrelay.cli.ops.system import system
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.store.jobs import status_look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def moving(status: Status) -> str:
 def _looked_up(status: Status) -> Steps[tuple[Reply, Reply, list[Sighting]]]:
     job, position = yield Round(
         [
-            ("HGET", keys.rq_job(status.request_id), "status"),
+            status_look(status.request_id),
             ("LPOS", keys.rq_queue(status.queue), status.request_id),
         ]
     )

@@ -15,6 +15,8 @@ from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import AnyEntry, Ended, Migrated, Queued, Started, State, Token, parse_entry, text
 from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.store.jobs import holder_look
+from tokenrelay.shared.store.record import Field, RequestRecord, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,7 +28,15 @@ TAIL: Final = 64
 """Entries looked at from each stream's end."""
 _PER_ROUND: Final = 40
 """Requests asked for in one round trip: 2 ms of Redis's time, in which no worker's tokens get in."""
-_FIELDS: Final = ("state", "queue", "next", "attempt", "fence", "lease_us", "deadline_us")
+_FIELDS: Final = (
+    Field.STATE,
+    Field.QUEUE,
+    Field.NEXT,
+    Field.ATTEMPT,
+    Field.FENCE,
+    Field.LEASE_US,
+    Field.DEADLINE_US,
+)
 Place = Literal["queued", "running", "finished", "failed", "canceled"]
 
 
@@ -132,17 +142,20 @@ def _some(ids: Sequence[str], tail: int) -> Steps[list[Sighting]]:
     for request_id in ids:
         stream = keys.stream(request_id)
         batch += [
-            ("HMGET", keys.request(request_id), *_FIELDS),
-            ("HGET", keys.rq_job(request_id), "worker_name"),
+            look(request_id, _FIELDS),
             ("XRANGE", stream, "0-1", "0-2"),
             ("XRANGE", stream, "1-0", "1-0"),
             ("XREVRANGE", stream, "+", "-", "COUNT", tail),
         ]
     replies = yield Round(batch)
-    for reply in replies:
+    holders = yield Round([holder_look(request_id) for request_id in ids])
+    for reply in (*replies, *holders):
         if isinstance(reply, NoPermissionError):
             raise reply
-    seen = [_sighting(request_id, replies[5 * number : 5 * number + 5]) for number, request_id in enumerate(ids)]
+    seen = [
+        _sighting(request_id, holder, replies[4 * number : 4 * number + 4])
+        for number, (request_id, holder) in enumerate(zip(ids, holders, strict=True))
+    ]
     return [sighting for sighting in seen if sighting is not None]
 
 
@@ -150,23 +163,23 @@ def _key(queue: str, place: Place) -> str:
     return keys.claimed(queue) if place == "running" else keys.rq_registry(place, queue)
 
 
-def _sighting(request_id: str, replies: Sequence[Reply]) -> Sighting | None:
-    fields, worker, *ranges = replies
-    if any(isinstance(reply, Exception) for reply in replies) or fields[0] is None:
+def _sighting(request_id: str, holder: Reply, replies: Sequence[Reply]) -> Sighting | None:
+    held, *ranges = replies
+    if any(isinstance(reply, Exception) for reply in (holder, *replies)):
         return None
-    state, queue, next_index, attempt, fence, lease_us, deadline_us = (text(field or b"") for field in fields)
+    record = RequestRecord(_FIELDS, held)
     try:
         head, first, tail = ([parse_entry(*item) for item in found] for found in ranges)
         return Sighting(
             request_id=request_id,
-            queue=queue,
-            state=State(state),
-            tokens=int(next_index) - 1,
-            attempts=int(attempt),
-            owned=bool(fence),
-            lease_us=int(lease_us or 0),
-            deadline_us=int(deadline_us),
-            worker=text(worker) if worker else None,
+            queue=record.queue,
+            state=record.state,
+            tokens=record.tokens,
+            attempts=record.attempts,
+            owned=record.owned,
+            lease_us=record.lease_us,
+            deadline_us=record.deadline_us,
+            worker=text(holder) if holder else None,
             **_times(request_id, head, first, tail[::-1]),
         )
     except (ProtocolError, ValueError, StopIteration):

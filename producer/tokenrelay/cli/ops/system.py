@@ -1,4 +1,4 @@
-"""What a running system is at one moment: its queues, its workers, its Redis. Three round trips; no write.
+"""What a running system is at one moment: its queues, its workers, its Redis. Four round trips; no write.
 
 Neither KEYS nor SCAN: everything is found by RQ's own sets. What a Redis user may not look at is left out and named in
 `denied`, so that the least of users still sees something. This module knows nothing of single requests.
@@ -15,7 +15,13 @@ from tokenrelay.producer.endings import server_time_us
 from tokenrelay.producer.rounds import Round
 from tokenrelay.shared import keys
 from tokenrelay.shared.entries import text, whole
-from tokenrelay.shared.store.jobs import WORKER_SILENT_S, WORKER_TTL_S
+from tokenrelay.shared.store.registrations import (
+    WORKER_SILENT_S,
+    Registration,
+    WorkerField,
+    look,
+    silent_s,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,13 +33,13 @@ MOST_QUEUES: Final = 100
 MOST_WORKERS: Final = 200
 """Looked at in one go; those beyond are counted, and said to be left out."""
 _WORKER_FIELDS: Final = (
-    "queues",
-    "state",
-    "slots",
-    "in_flight",
-    "hostname",
-    "successful_job_count",
-    "failed_job_count",
+    WorkerField.QUEUES,
+    WorkerField.STATE,
+    WorkerField.SLOTS,
+    WorkerField.IN_FLIGHT,
+    WorkerField.HOSTNAME,
+    WorkerField.FINISHED,
+    WorkerField.FAILED,
 )
 
 
@@ -219,12 +225,13 @@ def _details(
             registered[key].add(found.model)
     batch: Batch = []
     for key in worker_keys:
-        batch += [("HMGET", key, *_WORKER_FIELDS), ("PTTL", key)]
-    heads = [found.head for found in lists]
-    batch += [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head and keys.is_request_id(head)]
+        batch += [look(key, _WORKER_FIELDS), ("PTTL", key)]
     replies = iter((yield Round(batch)) if batch else [])
     workers = [_worker(key, models, next(replies), next(replies)) for key, models in registered.items()]
-    waits = [_wait_s(next(replies), now_us) if head and keys.is_request_id(head) else None for head in heads]
+    heads = [found.head if found.head and keys.is_request_id(found.head) else None for found in lists]
+    looks: Batch = [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head]
+    begun = iter((yield Round(looks)) if looks else [])
+    waits = [_wait_s(next(begun), now_us) if head else None for head in heads]
     return [worker for worker in workers if worker is not None and worker.models], waits
 
 
@@ -237,22 +244,21 @@ def _wait_s(reply: Reply, now_us: int) -> float | None:
 
 
 def _worker(key: str, models: set[str], fields: Reply, left_ms: Reply) -> Worker | None:
-    if isinstance(fields, ResponseError) or isinstance(left_ms, ResponseError) or not any(fields):
+    if isinstance(fields, ResponseError) or isinstance(left_ms, ResponseError):
         return None
-    queues, state, slots, in_flight, host, finished, failed = (
-        None if value is None else text(value) for value in fields
-    )
-    models |= {model for model in map(keys.model_of, (queues or "").split(",")) if model}
+    registration = Registration(_WORKER_FIELDS, fields)
+    if not registration.exists:
+        return None
     return Worker(
         name=_worker_name(key),
-        models=tuple(sorted(models)),
-        state=state or "?",
-        slots=whole(slots),
-        in_flight=whole(in_flight),
-        silent_s=round(max(0.0, WORKER_TTL_S - int(left_ms) / 1000), 3),
-        host=host or "",
-        finished=whole(finished) or 0,
-        failed=whole(failed) or 0,
+        models=tuple(sorted(models | registration.models)),
+        state=registration.state,
+        slots=registration.slots,
+        in_flight=registration.in_flight,
+        silent_s=round(silent_s(left_ms), 3),
+        host=registration.hostname,
+        finished=registration.finished,
+        failed=registration.failed,
     )
 
 

@@ -34,7 +34,7 @@ class Unusable:
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall(Call, Generic[T]):
-    """A call whose replies are T. `read`: what makes a T of one."""
+    """A call whose replies are T, where the keys are usable. `read`: what makes a T of one."""
 
     read: Callable[[Any], T] = field(default=_unread, compare=False, repr=False)
 
@@ -51,6 +51,13 @@ class ScriptCall(Call, Generic[T]):
             raise
         except Exception as error:
             raise ProtocolError(f"script {self.script} gave {reply!a:.80}, which can't be read") from error
+
+    def value(self, reply: Reply) -> T:
+        """The reply. Raises as `parse`, and the error of unusable keys."""
+        found = self.parse(reply)
+        if isinstance(found, Unusable):
+            raise found.error
+        return found
 
 
 def by_word(words: Mapping[str, Callable[[Any], T]]) -> Callable[[Any], T]:

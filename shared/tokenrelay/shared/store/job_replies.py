@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tokenrelay.shared.entries import text
-from tokenrelay.shared.store.call import Unusable, by_word, whole_at
+from tokenrelay.shared.store.call import by_word, whole_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,11 +102,11 @@ class Forgotten:
     workers: int
 
 
-EnqueueReply = Enqueued | AlreadyEnqueued | Full | Unusable
-CloseReply = Closed | HasDependents | NoJob | Unusable
-RequeueReply = Requeued | NotStarted | Deleted | Unusable
-KeepReply = Kept | NotFailed | Unusable
-MaintainReply = LockHeld | LockTaken | Unusable
+EnqueueReply = Enqueued | AlreadyEnqueued | Full
+CloseReply = Closed | HasDependents | NoJob
+RequeueReply = Requeued | NotStarted | Deleted
+KeepReply = Kept | NotFailed
+MaintainReply = LockHeld | LockTaken
 
 ENQUEUE: Final[_Reader[EnqueueReply]] = by_word(
     {

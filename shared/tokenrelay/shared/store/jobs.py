@@ -47,10 +47,6 @@ STATUS_OF: Final[dict[State, JobStatus]] = {
 """What RQ calls the ends of a request."""
 
 
-WORKER_TTL_S: Final = 10
-"""How long a worker's registration outlives its last heartbeat."""
-WORKER_SILENT_S: Final = 1.5
-"""A worker that hasn't beaten for so long counts as dead; it beats every TOKENRELAY_HEARTBEAT_MS."""
 MAX_JOB_DATA_BYTES: Final = 4096
 _RESULT_TYPES: Final = {"finished": 1, "failed": 2, "stopped": 2}
 
@@ -72,11 +68,6 @@ class Outcome:
     status: JobStatus
     retention_s: int
     detail: str = ""
-
-
-def retention_s(stored_ms: object, otherwise: int) -> int:
-    """The retention in a request's hash (`retention_ms`), for an Outcome; `otherwise` where it holds none."""
-    return max(int(stored_ms) // 1000, 1) if isinstance(stored_ms, bytes) and stored_ms.isdigit() else otherwise
 
 
 def iso(at: datetime) -> str:
@@ -257,10 +248,11 @@ def forget_call(sets: tuple[str, ...], workers: tuple[str, ...]) -> ScriptCall[F
     return ScriptCall("forget", sets, workers, job_replies.FORGET)
 
 
-def bind_call(idempotency_key: str, request_id: str, *, ttl_ms: int, expected: str, new_ms: int) -> ScriptCall[str]:
+def bind_call(
+    bound_keys: tuple[str, str], request_id: str, *, ttl_ms: int, expected: str, new_ms: int
+) -> ScriptCall[str]:
     """Bind an idempotency key to a request ID where it is unbound, or bound to `expected`; answers with the ID that it
     is bound to. For `new_ms` a mark says that the request may be about to be created."""
-    bound_keys = (keys.idempotency(idempotency_key), keys.idempotency_mark(idempotency_key))
     return ScriptCall("bind", bound_keys, (request_id, ttl_ms, expected, new_ms), lambda reply: text(reply[0]))
 
 
@@ -274,6 +266,11 @@ def place_call(owner: str, request_id: str) -> ScriptCall[int]:
 def status_look(job_id: str) -> Command:
     """What RQ calls a job."""
     return ("HGET", keys.rq_job(job_id), "status")
+
+
+def holder_look(job_id: str) -> Command:
+    """The name of the worker that took a job last."""
+    return ("HGET", keys.rq_job(job_id), "worker_name")
 
 
 def _execution_call(

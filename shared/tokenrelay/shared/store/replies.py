@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tokenrelay.shared.entries import State, parse_state, text, whole
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.store.call import Unusable, by_word, whole_at
+from tokenrelay.shared.store.call import by_word, whole_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,16 +168,16 @@ class Lost:
     """Hash or stream is gone, or the stream lacks tokens that the hash counts."""
 
 
-CreateReply = Created | Attached | Conflict | Unusable
-ClaimReply = Granted | Busy | Done | Past | Poison | NotMine | Unreadable | Lost | Unusable
-AppendReply = Appended | Fenced | Done | Past | Gap | Unreadable | Lost | Unusable
-FinishReply = Finished | Fenced | Done | Gap | Unreadable | Lost | Unusable
-CancelReply = Cancelled | Done | Lost | Unusable
-ExpireReply = Expired | Early | Done | Unreadable | Lost | Unusable
-FailReply = Failed | Done | Lost | Unusable
-RenewReply = Renewed | Fenced | Done | Past | Unreadable | Lost | Unusable
-ReleaseReply = Released | Fenced | Done | Lost | Unusable
-SuspectReply = Live | Suspect | Released | Free | Done | Lost | Unusable
+CreateReply = Created | Attached | Conflict
+ClaimReply = Granted | Busy | Done | Past | Poison | NotMine | Unreadable | Lost
+AppendReply = Appended | Fenced | Done | Past | Gap | Unreadable | Lost
+FinishReply = Finished | Fenced | Done | Gap | Unreadable | Lost
+CancelReply = Cancelled | Done | Lost
+ExpireReply = Expired | Early | Done | Unreadable | Lost
+FailReply = Failed | Done | Lost
+RenewReply = Renewed | Fenced | Done | Past | Unreadable | Lost
+ReleaseReply = Released | Fenced | Done | Lost
+SuspectReply = Live | Suspect | Released | Free | Done | Lost
 
 _Reply = list[Any]
 _appended = lru_cache(maxsize=4096)(Appended)

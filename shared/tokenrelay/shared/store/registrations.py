@@ -1,0 +1,134 @@
+"""RQ's registrations of workers, and what ours add: which fields they have, and the one reader of them.
+
+A registration runs out WORKER_TTL_S after its worker's last heartbeat, so what is left of that tells how long it has
+been silent, by Redis's own clock.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import parse_object, text, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenrelay.shared.commands import Command
+
+WORKER_TTL_S: Final = 10
+"""How long a worker's registration outlives its last heartbeat."""
+WORKER_SILENT_S: Final = 1.5
+"""A worker that hasn't beaten for so long counts as dead; it beats every TOKENRELAY_HEARTBEAT_MS."""
+
+
+class WorkerField:
+    """The fields that are read or added outside RQ."""
+
+    QUEUES: Final = "queues"
+    BIRTH: Final = "birth"
+    STATE: Final = "state"
+    HOSTNAME: Final = "hostname"
+    PID: Final = "pid"
+    FINISHED: Final = "successful_job_count"
+    FAILED: Final = "failed_job_count"
+    LAST_HEARTBEAT: Final = "last_heartbeat"
+    DEATH: Final = "death"
+    SLOTS: Final = "slots"
+    IN_FLIGHT: Final = "in_flight"
+    CONTEXT_TOKENS: Final = "context_tokens"
+    DEFAULTS: Final = "defaults"
+    TRAINING: Final = "training"
+
+
+def look(worker_key: str, fields: Sequence[str]) -> Command:
+    """The command that reads these fields of a worker's registration."""
+    return ("HMGET", worker_key, *fields)
+
+
+def silent_s(left_ms: object) -> float:
+    """How long the worker hasn't beaten whose registration has so long to live (PTTL)."""
+    return max(0.0, WORKER_TTL_S - int(text(left_ms)) / 1000)
+
+
+def is_alive(left_ms: object) -> bool:
+    """Whether the worker has beaten lately whose registration has so long to live (PTTL)."""
+    return silent_s(left_ms) < WORKER_SILENT_S
+
+
+class Registration:
+    """What a worker's registration holds, of the fields that were asked for. A field is read when it's asked for: what
+    can't be read counts as absent. KeyError for a field that wasn't asked for."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self, fields: Sequence[str], reply: Sequence[Any]) -> None:
+        self._found: dict[str, Any] = dict(zip(fields, reply, strict=True))
+
+    @property
+    def exists(self) -> bool:
+        return any(value is not None for value in self._found.values())
+
+    @property
+    def has_queues(self) -> bool:
+        return self._found[WorkerField.QUEUES] is not None
+
+    @property
+    def models(self) -> set[str]:
+        """Those of our queues that it serves."""
+        queues = text(self._found[WorkerField.QUEUES] or "").split(",")
+        return {model for model in map(keys.model_of, queues) if model}
+
+    @property
+    def since(self) -> int:
+        """When it registered, seconds since 1970; 0 where that can't be read."""
+        try:
+            return int(datetime.fromisoformat(text(self._found[WorkerField.BIRTH])).timestamp())
+        except (ValueError, OverflowError, OSError):
+            return 0
+
+    @property
+    def state(self) -> str:
+        state = self._found[WorkerField.STATE]
+        return text(state) if state else "?"
+
+    @property
+    def hostname(self) -> str:
+        return text(self._found[WorkerField.HOSTNAME] or "")
+
+    @property
+    def pid(self) -> int | None:
+        return whole(self._found[WorkerField.PID])
+
+    @property
+    def slots(self) -> int | None:
+        return whole(self._found[WorkerField.SLOTS])
+
+    @property
+    def in_flight(self) -> int | None:
+        return whole(self._found[WorkerField.IN_FLIGHT])
+
+    @property
+    def finished(self) -> int:
+        return whole(self._found[WorkerField.FINISHED]) or 0
+
+    @property
+    def failed(self) -> int:
+        return whole(self._found[WorkerField.FAILED]) or 0
+
+    @property
+    def context_tokens(self) -> int | None:
+        return whole(self._found[WorkerField.CONTEXT_TOKENS]) or None
+
+    @property
+    def training(self) -> str | None:
+        """The training trace as JSON."""
+        training = self._found[WorkerField.TRAINING]
+        return text(training) if training else None
+
+    @property
+    def defaults(self) -> dict[str, Any] | None:
+        """What the model asks for where a request says nothing. Raises ProtocolError."""
+        defaults = self._found[WorkerField.DEFAULTS]
+        return None if defaults is None else parse_object(WorkerField.DEFAULTS, defaults)
