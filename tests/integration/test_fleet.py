@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 NOW = datetime.now(UTC)
 LOCK = keys.maintainer(keys.queues(MODEL)[0])
+LOST_RACE = 3
+"""Commands of an idle worker that is woken for a job which another one takes."""
 MANY = 900
 """Below the depth that `submit` allows."""
 
@@ -89,7 +91,9 @@ def test_a_worker_costs_the_same_in_a_fleet_of_sixteen(redis: Redis, redis_serve
     for fleet_of in (few, many):
         assert fleet_of.per_token <= 1.2 * alone.per_token, (alone, fleet_of)
         assert fleet_of.per_idle_worker_s <= 1.2 * alone.per_idle_worker_s, (alone, fleet_of)
-        assert fleet_of.per_short_request <= 1.2 * alone.per_short_request, (alone, fleet_of)
+        # Each enqueue wakes every idle worker: EXISTS, and the take of one that has lost the race.
+        woken = LOST_RACE * (fleet_of.workers - 1)
+        assert fleet_of.per_short_request <= 1.2 * alone.per_short_request + woken, (alone, fleet_of)
 
 
 def test_a_look_for_work_that_finds_none_is_one_command(redis: Redis, pipeline: Pipeline) -> None:
