@@ -21,7 +21,7 @@ from tokenrelay.shared.store.jobs import iso
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenrelay.gateway.gateway import Gateway
+    from tokenrelay.gateway.core.gateway import Gateway
 
 
 class LiveGateway:

@@ -16,9 +16,9 @@ from tests.gateway.events import following
 from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.waiting import wait_until
-from tokenrelay.gateway.attachments import Attachments
-from tokenrelay.gateway.gateway import Gateway
-from tokenrelay.gateway.marks import Mark
+from tokenrelay.gateway.core.gateway import Gateway
+from tokenrelay.gateway.records.marks import Mark
+from tokenrelay.gateway.streams.attachments import Attachments
 from tokenrelay.shared import keys
 from tokenrelay.shared.settings import GatewaySettings
 

@@ -15,11 +15,11 @@ from tests.gateway.test_guards import answered, connected
 from tests.gateway.test_views import RECORD
 from tests.streams import raw
 from tests.waiting import wait_until
-from tokenrelay.gateway.attachments import Attachments
-from tokenrelay.gateway.chunks import EXTENSION, framed
-from tokenrelay.gateway.figures import Figures
-from tokenrelay.gateway.hub import Hub
-from tokenrelay.gateway.responses import Delivery, EventStream
+from tokenrelay.gateway.http.chunks import EXTENSION, framed
+from tokenrelay.gateway.streams.attachments import Attachments
+from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
+from tokenrelay.gateway.streams.figures import Figures
+from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.shared.connections import connect_async
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import httpx
 
     from tests.gateway.live import LiveGateway, WakingWriter
-    from tokenrelay.gateway.feed import Feed
+    from tokenrelay.gateway.streams.feed import Feed
 
 ENDED: Final = {"state": "completed", "finish_reason": "stop", "text": "", "prompt_tokens": 3, "completion_tokens": 1}
 TOKENS: Final = 12

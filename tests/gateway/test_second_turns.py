@@ -17,7 +17,7 @@ from openai.types.responses import Response
 from tests.gateway.events import parse
 from tests.gateway.test_views import RECORD, view_of
 from tests.streams import whole_streams
-from tokenrelay.gateway.bodies import ChatBody, CompletionBody, ResponseBody, read_submission
+from tokenrelay.gateway.openai.bodies.requests import ChatBody, CompletionBody, ResponseBody, read_submission
 from tokenrelay.gateway.views.chat import ending, whole
 from tokenrelay.gateway.views.response import snapshot
 from tokenrelay.shared.answer import assemble

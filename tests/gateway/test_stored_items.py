@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.writers import serving
-from tokenrelay.gateway.stored_items import MOST
-from tokenrelay.gateway.tenants import new_key
+from tokenrelay.gateway.openai.stored_items import MOST
+from tokenrelay.gateway.tenancy.tenants import new_key
 
 if TYPE_CHECKING:
     import httpx

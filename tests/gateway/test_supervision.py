@@ -17,9 +17,9 @@ from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.gateway.test_views import RECORD
 from tests.waiting import wait_until
-from tokenrelay.gateway.figures import Figures
-from tokenrelay.gateway.hub import Hub
-from tokenrelay.gateway.tasks import Background
+from tokenrelay.gateway.http.tasks import Background
+from tokenrelay.gateway.streams.figures import Figures
+from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.producer.rounds import AsyncDriver
 from tokenrelay.shared import keys
 from tokenrelay.shared.connections import connect_async

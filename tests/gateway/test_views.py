@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.gateway.events import parse
 from tests.streams import REQUEST_ID, whole_streams
-from tokenrelay.gateway.marks import Mark, marked, unmarked
-from tokenrelay.gateway.records import Record
+from tokenrelay.gateway.records.marks import Mark, marked, unmarked
+from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.views.chat import ChatEncoder
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.gateway.views.response import ResponseEncoder

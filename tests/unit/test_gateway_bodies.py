@@ -12,12 +12,12 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 from pydantic import ValidationError
 
-from tokenrelay.gateway.bodies import ChatBody, CompletionBody, ResponseBody, read_submission
-from tokenrelay.gateway.fields import HINTS, NOTES
-from tokenrelay.gateway.problems import Problem, invalid
+from tokenrelay.gateway.http.problems import Problem, invalid
+from tokenrelay.gateway.openai.bodies.fields import HINTS, NOTES
+from tokenrelay.gateway.openai.bodies.requests import ChatBody, CompletionBody, ResponseBody, read_submission
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.bodies import Common
+    from tokenrelay.gateway.openai.bodies.requests import Common
 
 ASKED: Final = [{"role": "user", "content": "hi"}]
 LEAST: Final[dict[type[Common], dict[str, Any]]] = {

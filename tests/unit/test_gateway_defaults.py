@@ -10,11 +10,11 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from tests.unit.test_gateway_bodies import LEAST, read
-from tokenrelay.gateway.bodies import ChatBody, CompletionBody, ResponseBody
-from tokenrelay.gateway.fields import HINTS, NOTES
+from tokenrelay.gateway.openai.bodies.fields import HINTS, NOTES
+from tokenrelay.gateway.openai.bodies.requests import ChatBody, CompletionBody, ResponseBody
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.bodies import Common
+    from tokenrelay.gateway.openai.bodies.requests import Common
 
 SAMPLING: Final[dict[str, Any]] = {
     "frequency_penalty": 0.0,

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests.unit.test_gateway_bodies import LEAST, read, refused
-from tokenrelay.gateway import foreign
-from tokenrelay.gateway.bodies import ChatBody, CompletionBody, ResponseBody, in_callers_words, read_submission
+from tokenrelay.gateway.openai.bodies import foreign
+from tokenrelay.gateway.openai.bodies.requests import (
+    ChatBody,
+    CompletionBody,
+    ResponseBody,
+    in_callers_words,
+    read_submission,
+)
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import Limits, validate
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.bodies import Common
+    from tokenrelay.gateway.openai.bodies.requests import Common
 
 NO_OPS: Final[list[tuple[str, Any]]] = [
     *((name, None) for name in (*foreign.UNDONE, *foreign.HINTS, *foreign.CONTAINERS)),

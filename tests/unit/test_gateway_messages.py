@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_gateway_bodies import ASKED, read, refused
-from tokenrelay.gateway.bodies import ChatBody, ResponseBody, read_submission
-from tokenrelay.gateway.ignored import header
+from tokenrelay.gateway.openai.bodies.ignored import header
+from tokenrelay.gateway.openai.bodies.requests import ChatBody, ResponseBody, read_submission
 
 TEXTS: Final[list[tuple[Any, str]]] = [
     (["Say", "hello"], "Say\nhello"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tokenrelay.gateway.tasks import stop
+from tokenrelay.gateway.http.tasks import stop
 
 
 def test_tasks_that_swallow_a_cancellation_end_all_the_same() -> None:

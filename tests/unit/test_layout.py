@@ -26,6 +26,8 @@ FORBIDDEN = {
     "producer/tokenrelay/gateway": ("tokenrelay.cli",),
     "worker": (*APPLICATIONS, "tokenrelay.producer", "tokenrelay.testing"),
 }
+FLOORS = ("http", "records", "views", "streams", "tenancy", "core", "openai/bodies", "openai", "native", "")
+"""The gateway's rooms: each may import from those before it. The last is what stands above all of them."""
 LIFECYCLE = ROOT / "docs" / "request-lifecycle.md"
 SOURCES = [file for tree in TREES.values() for file in sorted(tree.rglob("*.py"))]
 
@@ -49,6 +51,24 @@ def test_imports_go_one_way(folder: str) -> None:
             for forbidden in FORBIDDEN[folder]:
                 assert name != forbidden, f"{file} imports {name}"
                 assert not name.startswith(forbidden + "."), f"{file} imports {name}"
+
+
+def test_the_gateways_rooms_import_downwards() -> None:
+    gateway = ROOT / "producer" / "tokenrelay" / "gateway"
+    for file in gateway.rglob("*.py"):
+        floor = FLOORS.index("/".join(file.relative_to(gateway).parts[:-1]))
+        for name in imported_names(file):
+            room, _, module = name.removeprefix("tokenrelay.gateway.").replace(".", "/").rpartition("/")
+            if name.startswith("tokenrelay.gateway.") and (gateway / room / f"{module}.py").exists():
+                assert FLOORS.index(room) <= floor, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("package", ["gateway", "cli"])
+def test_rooms_are_small(package: str) -> None:
+    root = ROOT / "producer" / "tokenrelay" / package
+    for folder in {file.parent for file in root.rglob("*.py")}:
+        modules = [file for file in folder.glob("*.py") if file.name not in ("__init__.py", "__main__.py")]
+        assert len(modules) <= 10, folder
 
 
 @pytest.mark.parametrize("module", ["tokenrelay.producer", "tokenrelay.shared.store.jobs"])

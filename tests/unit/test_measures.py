@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.redis_servers import free_port
 from tests.scrapes import Scrape
 from tokenrelay.gateway import metrics as gateway_metrics
-from tokenrelay.gateway.figures import Figures as GatewayFigures
+from tokenrelay.gateway.streams.figures import Figures as GatewayFigures
 from tokenrelay.shared import measures
 from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import SettingsError

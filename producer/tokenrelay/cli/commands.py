@@ -147,7 +147,7 @@ def serve(
 @reported()
 def api_key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
     """Make an API key for the gateway: the key itself on stderr, its entry for the keys' file on stdout."""
-    from tokenrelay.gateway.tenants import new_key
+    from tokenrelay.gateway.tenancy.tenants import new_key
 
     key, line = new_key(name)
     tell(key)

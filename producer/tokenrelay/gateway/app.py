@@ -13,20 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from tokenrelay.gateway import (
-    ignored,
-    routes_completions,
-    routes_models,
-    routes_page,
-    routes_requests,
-    routes_responses,
-)
-from tokenrelay.gateway.counting import RequestCount
-from tokenrelay.gateway.gateway import Gateway
-from tokenrelay.gateway.guards import PathGuard, SizeGuard, StopGuard
-from tokenrelay.gateway.origins import HostGuard, OriginGuard, origins_of
-from tokenrelay.gateway.problems import Place, Problem, framework, invalid, problem_of
-from tokenrelay.gateway.responses import problem_response
+from tokenrelay.gateway.core.gateway import Gateway
+from tokenrelay.gateway.http.counting import RequestCount
+from tokenrelay.gateway.http.guards import PathGuard, SizeGuard, StopGuard
+from tokenrelay.gateway.http.origins import HostGuard, OriginGuard, origins_of
+from tokenrelay.gateway.http.problems import Place, Problem, framework, invalid, problem_of
+from tokenrelay.gateway.http.replies import problem_response
+from tokenrelay.gateway.native import page as routes_page
+from tokenrelay.gateway.native import requests as routes_requests
+from tokenrelay.gateway.openai import completions as routes_completions
+from tokenrelay.gateway.openai import model_list as routes_models
+from tokenrelay.gateway.openai import responses as routes_responses
+from tokenrelay.gateway.openai.bodies import ignored
 from tokenrelay.shared.connections import address, explain
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from tokenrelay.gateway.demo import Demo
+    from tokenrelay.gateway.core.demo import Demo
     from tokenrelay.shared.settings import GatewaySettings
 
 _ROUTERS: Final = (

@@ -12,7 +12,7 @@ from tokenrelay.shared.queue_depths import QueueDepths
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenrelay.gateway.gateway import Gateway
+    from tokenrelay.gateway.core.gateway import Gateway
     from tokenrelay.shared.measures import Family
 
 INFO: Final = Metric("tokenrelay_gateway_info", "gauge", "1; what serves.", ("version",))

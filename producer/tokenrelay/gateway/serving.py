@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, cast
 import uvicorn
 
 from tokenrelay.gateway.app import create_app
-from tokenrelay.gateway.demo import Demo
+from tokenrelay.gateway.core.demo import Demo
+from tokenrelay.gateway.http.protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
-from tokenrelay.gateway.protocol import LimitedProtocol
 from tokenrelay.shared.connections import address, check_fit, connect, explain
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from tokenrelay.gateway.problems import OPENAI_CODES
+from tokenrelay.gateway.http.problems import OPENAI_CODES
 from tokenrelay.gateway.views.sse import encode
 from tokenrelay.shared.entries import Ended, Started, State, Token, Usage
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.records import Record
+    from tokenrelay.gateway.records.record import Record
     from tokenrelay.shared.answer import Answer
     from tokenrelay.shared.entries import Entry
 

@@ -13,7 +13,7 @@ from tokenrelay.gateway.views.sse import encode
 from tokenrelay.shared.entries import Ended, Queued, Started, State, Token
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.records import Record
+    from tokenrelay.gateway.records.record import Record
     from tokenrelay.shared.entries import Entry
 
 PREFIX: Final = "resp_"

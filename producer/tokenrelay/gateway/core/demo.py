@@ -1,0 +1,49 @@
+"""Demo mode: a Redis and a worker of the gateway's own, and a way to kill that worker's engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from tokenrelay.producer.local import LocalRedis, LocalWorker
+
+if TYPE_CHECKING:
+    from tokenrelay.gateway.core.gateway import Gateway
+
+
+class Demo:
+    """Up while the `with` block lasts; `redis_url` is where."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.redis_url = ""
+
+    def __enter__(self) -> Self:
+        """Returns once the worker serves the bundled model. Raises RedisUnusable, TokenRelayError."""
+        with ExitStack() as stack:
+            self.redis_url = stack.enter_context(LocalRedis()).url
+            stack.enter_context(LocalWorker(self.redis_url))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    async def kill_engine(self, gateway: Gateway) -> int:
+        """SIGKILL the engine's process; how many were hit. The worker's supervisor starts another.
+
+        The process says its ID with its registration in a Redis that only this user can reach.
+        """
+        models = await gateway.models.served()
+        pids = {pid for model in models.values() for pid in model.pids}
+        return sum(_killed(pid) for pid in pids)
+
+
+def _killed(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True

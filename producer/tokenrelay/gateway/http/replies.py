@@ -1,0 +1,29 @@
+"""Whole HTTP answers: JSON, and problems in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.gateway.http.problems import Problem
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`value` as JSON. Status as given."""
+    return Response(as_json(value), status, dict(headers or {}), "application/json")
+
+
+def problem_response(problem: Problem) -> Response:
+    """The problem as OpenAI's clients expect it."""
+    body: dict[str, Any] = problem.body()
+    return json_response(body, problem.status, problem.headers)
+
+
+def as_json(value: object) -> bytes:
+    """JSON that any text survives: what isn't valid Unicode goes out escaped."""
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,1 @@
+"""`/requests`, in our own vocabulary, and the page at `/`."""

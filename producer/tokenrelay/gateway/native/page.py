@@ -1,0 +1,101 @@
+"""The page at `/`, all of it from the package, and what it must know; health; and in demo mode the kill button."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
+from starlette.responses import FileResponse, Response
+
+from tokenrelay.gateway.core.asking import Asking, Here
+from tokenrelay.gateway.core.gateway import Gateway
+from tokenrelay.gateway.core.schemas import ERRORS
+from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.http.replies import json_response
+from tokenrelay.gateway.records.record import Record
+from tokenrelay.gateway.views.raw import RawEncoder
+from tokenrelay.producer.rounds import ask
+
+router: Final = APIRouter(tags=["page"])
+PAGE: Final = Path(str(files("tokenrelay.gateway") / "page"))
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".woff2": "font/woff2",
+}
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    """The page."""
+    return _file("index.html")
+
+
+@router.get("/static/{name}", include_in_schema=False)
+async def static(name: str) -> Response:
+    """One of the page's files."""
+    return _file(name)
+
+
+def _file(name: str) -> Response:
+    # One folder, no deeper: a name with a slash never gets here, and `..` is no file.
+    path = PAGE / name
+    kind = _TYPES.get(path.suffix)
+    if kind is None or not path.is_file():
+        raise Problem(404, f"there is no {name!r}", "not_found")
+    return FileResponse(path, headers=dict(_HEADERS), media_type=kind)
+
+
+@router.get("/config.json")
+async def config(gateway: Here) -> Response:
+    """What the page must know before it asks anything: without a key where keys are required, hence no more."""
+    models = [] if gateway.tenants.required else list(await gateway.models.served())
+    return json_response({"demo": gateway.demo is not None, "models": models, "auth": gateway.tenants.required})
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", responses={503: ERRORS[503]})
+async def health(gateway: Here) -> Response:
+    """200 where Redis answers and all background work goes on."""
+    await gateway.run(ask([("PING",)]))
+    if down := gateway.background.down:
+        told = "; ".join(f"{name}: {error}" for name, error in down.items())
+        raise Problem(
+            503, f"background work failed and is begun again ({told}); see the log", "degraded", kind="server_error"
+        )
+    return json_response({"status": "ok"})
+
+
+@router.post("/demo/kill-worker", include_in_schema=False)
+async def kill_worker(
+    gateway: Here, tenant: Asking, request_id: str = "", after: Annotated[int, Query(ge=0)] = 0
+) -> Response:
+    """Kill the demo's engine in the middle of whatever it does, or once a request has so many tokens: its requests go
+    on with the next one."""
+    if gateway.demo is None:
+        raise Problem(404, "this gateway doesn't run its own worker; `tokenrelay serve --demo` does", "not_found")
+    if request_id:
+        await _reached(gateway, await gateway.record(request_id, tenant), after)
+    return json_response({"killed": await gateway.demo.kill_engine(gateway)})
+
+
+async def _reached(gateway: Gateway, record: Record, token: int) -> None:
+    """Return once the request's stream has that token, or is over."""
+    attachment = await gateway.look(record)
+    feed = attachment.feed
+    view = feed.view("raw", RawEncoder)
+    try:
+        while not feed.over and (feed.last_id is None or feed.last_id.token < token):
+            await feed.follow(view, lambda _: False)
+    finally:
+        attachment.leave()

@@ -1,0 +1,1 @@
+"""OpenAI's request bodies, as clients send them, read into requests of ours."""

@@ -1,0 +1,211 @@
+"""Messages as clients send them: what any OpenAI-compatible server answered is taken back, as plain text.
+
+Fields that change nothing are ignored, and named where they hold something. What would change the answer and isn't
+done is refused, by the path that the caller sent: `messages.1.content.0`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.openai.bodies.harmless import is_nothing
+from tokenrelay.shared.options import encodable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ROLES: Final = ("system", "developer", "user", "assistant")
+_TEXTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Kind of part → the field that holds its text."""
+_THOUGHTS: Final = ("reasoning", "reasoning_text", "thinking", "redacted_thinking", "summary_text")
+"""What a model thought before an earlier answer: chat templates leave it out, and so do we."""
+_KINDS: Final = {
+    "image": "images",
+    "image_url": "images",
+    "image_file": "images",
+    "input_image": "images",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "output_audio": "audio",
+    "video": "videos",
+    "video_url": "videos",
+    "input_video": "videos",
+    "document": "files",
+    "file": "files",
+    "input_file": "files",
+    "function_call": "tool calls",
+    "function_call_output": "tool calls",
+    "custom_tool_call": "tool calls",
+    "custom_tool_call_output": "tool calls",
+    "tool_call": "tool calls",
+    "tool_result": "tool calls",
+    "tool_use": "tool calls",
+}
+_UNDONE: Final = {
+    "tool_calls": "tool calls",
+    "function_call": "tool calls",
+    "audio": "audio",
+    "images": "images",
+    "prefix": "continuing a message",
+    "partial": "continuing a message",
+}
+"""Fields of a message that would change the answer → what they ask for."""
+_OWN: Final = frozenset({"role", "content", "type", "id", "status", "phase", *_UNDONE})
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An item of an earlier response that stands for its message; `number` is that message's place."""
+
+    number: int
+    path: str
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as our own schema has them, the paths of what was ignored, and which messages must yet be looked up."""
+
+    messages: tuple[dict[str, str], ...]
+    ignored: tuple[str, ...]
+    references: tuple[Reference, ...] = ()
+
+
+def read_messages(given: object, path: str = "messages", *, items: bool = False) -> Conversation:
+    """The conversation at `path` of a body; `items`: the Responses API's, whose messages are items of several types.
+
+    Raises Problem 400.
+    """
+    if not isinstance(given, list):
+        refuse(path, "must be a list of messages")
+    if not given:
+        refuse(path, "is empty; give at least one message")
+    reader = _Reader(items=items)
+    for number, message in enumerate(given):
+        reader.read(message, f"{path}.{number}")
+    return Conversation(tuple(reader.messages), tuple(reader.ignored), tuple(reader.references))
+
+
+def read_input(given: object) -> Conversation:
+    """The Responses API's `input`: text, or items. Raises Problem 400."""
+    if isinstance(given, str):
+        return Conversation(({"role": "user", "content": _text(given, "input")},), ())
+    if not isinstance(given, list):
+        refuse("input", "must be text or a list of messages")
+    return read_messages(given, "input", items=True)
+
+
+def refuse(path: str, why: str, code: str = "invalid_request") -> NoReturn:
+    raise Problem(400, f"{path}: {why}", code, path)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads message by message, and collects the paths of what it ignores."""
+
+    items: bool
+    messages: list[dict[str, str]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+
+    def read(self, given: object, path: str) -> None:
+        """Take the next message or item."""
+        if not isinstance(given, dict):
+            refuse(path, "must be an object with role and content")
+        kind = given.get("type") or "message"
+        if self.items and kind == "reasoning":
+            self.ignored.append(path)
+        elif self.items and (kind == "item_reference" or _named(given) == {"id"}):
+            item_id = _text(given.get("id"), f"{path}.id")
+            self.references.append(Reference(len(self.messages), path, item_id))
+            self.messages.append({"role": "assistant", "content": ""})
+        elif self.items and kind != "message":
+            _refuse_kind(path, kind, "items")
+        else:
+            self.messages.append(self._message(given, path))
+
+    def _message(self, given: dict[str, Any], path: str) -> dict[str, str]:
+        role = _role(given, path)
+        for name, what in _UNDONE.items():
+            if not is_nothing(given.get(name)) and given[name] is not False:
+                refuse(f"{path}.{name}", f"{what} {_are(what)} supported", "unsupported_parameter")
+        content, used = self._content(given, role, path)
+        self._ignore(given, path, {*_OWN, used})
+        return {"role": role, "content": content}
+
+    def _content(self, given: dict[str, Any], role: str, path: str) -> tuple[str, str]:
+        """The message's text, and the field that it stood in."""
+        content, refusal = given.get("content"), given.get("refusal")
+        if role == "assistant" and is_nothing(content):
+            return (_text(refusal, f"{path}.refusal"), "refusal") if isinstance(refusal, str) else ("", "content")
+        path += ".content"
+        if content is None:
+            refuse(path, "is null; give some text" if "content" in given else "is missing")
+        if isinstance(content, list):
+            return self._joined(content, role, path), "content"
+        if not isinstance(content, str):
+            refuse(path, "must be text or a list of text parts")
+        return _text(content, path), "content"
+
+    def _joined(self, parts: list[object], role: str, path: str) -> str:
+        texts = [self._part(part, role, f"{path}.{number}") for number, part in enumerate(parts)]
+        return "\n".join(text for text in texts if text is not None)
+
+    def _part(self, given: object, role: str, path: str) -> str | None:
+        """None for what a conversation goes without."""
+        if isinstance(given, str):
+            return _text(given, path)
+        if not isinstance(given, dict):
+            refuse(path, "must be a text part: an object with type and text")
+        kind = given.get("type") or ("text" if "text" in given else None)
+        if role == "assistant" and kind in _THOUGHTS:
+            self.ignored.append(path)
+            return None
+        if not isinstance(kind, str) or kind not in _TEXTS:
+            _refuse_kind(path, kind, "parts")
+        name = _TEXTS[kind]
+        self._ignore(given, path, {"type", name})
+        return _text(given.get(name), f"{path}.{name}")
+
+    def _ignore(self, given: dict[str, Any], path: str, known: Iterable[str]) -> None:
+        self.ignored += [
+            f"{path}.{name}" for name, value in given.items() if name not in known and not is_nothing(value)
+        ]
+
+
+def _named(given: dict[str, Any]) -> set[str]:
+    """The fields that hold something: the openai package's types write the others as null."""
+    return {name for name, value in given.items() if value is not None}
+
+
+def _role(given: dict[str, Any], path: str) -> str:
+    role = given.get("role")
+    if role in ("tool", "function"):
+        refuse(f"{path}.role", "tool calls aren't supported", "unsupported_parameter")
+    if role not in ROLES:
+        refuse(f"{path}.role", f"must be one of {', '.join(ROLES)}")
+    return str(role)
+
+
+def _text(value: object, path: str) -> str:
+    if not isinstance(value, str):
+        refuse(path, "must be text")
+    try:
+        return encodable(value)
+    except ValueError as error:
+        refuse(path, str(error))
+
+
+def _refuse_kind(path: str, kind: object, what: str) -> NoReturn:
+    """Refuse a part or an item by what it holds, in the caller's words where these are known."""
+    if not isinstance(kind, str):
+        refuse(f"{path}.type", "is missing" if kind is None else "must be text")
+    name = _KINDS.get(kind, f"{what} of type {ascii(kind)[:60]}")
+    refuse(path, f"{name} {_are(name)} supported", "unsupported_parameter")
+
+
+def _are(what: str) -> str:
+    return "isn't" if what in ("audio", "continuing a message") else "aren't"

@@ -1,0 +1,1 @@
+"""What Redis holds of one request, and what live workers have registered."""

@@ -1,0 +1,139 @@
+"""What Redis holds of one request, read at once: its hash, its first entry and its last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.gateway.records.marks import Mark, unmarked
+from tokenrelay.producer.endings import GRACE_S, checked_id, overdue_state, server_time_us
+from tokenrelay.producer.rounds import ask
+from tokenrelay.shared import keys
+from tokenrelay.shared.entries import AnyEntry, Ended, State, parse_entry, text
+from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
+from tokenrelay.shared.options import WIRE, glance, load
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.shared.options import Submission
+
+_FIELDS: Final = (
+    Field.STATE,
+    Field.WIRE,
+    Field.NEXT,
+    Field.ATTEMPT,
+    Field.QUEUE,
+    Field.OWNER,
+    Field.DEADLINE_US,
+    Field.CANCELLED_BY,
+    Field.BODY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request at one moment. Times are Redis's, microseconds since 1970."""
+
+    request_id: str
+    state: State
+    tokens: int
+    attempts: int
+    queue: str
+    owner: str
+    deadline_us: int
+    created_us: int | None
+    """None where the stream's beginning is gone."""
+    ended: Ended | None
+    cancelled_by: str | None
+    options: Submission = field(repr=False)
+    mark: Mark
+    metadata: Mapping[str, Any]
+    """The caller's, without our mark."""
+
+    has_stream: bool
+
+    @property
+    def model(self) -> str:
+        return self.options["model"]
+
+    def status(self) -> dict[str, Any]:
+        """The JSON of GET /requests/{id}."""
+        ended = self.ended
+        failed = ended is not None and ended.code is not None
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "state": self.state,
+            "tokens": self.tokens,
+            "attempts": self.attempts,
+            "queue": self.queue,
+            "created_us": self.created_us,
+            "deadline_us": self.deadline_us,
+            "finished_us": ended.at_us if ended else None,
+            "finish_reason": ended.finish_reason if ended else None,
+            "cancelled_by": self.cancelled_by,
+            "error": {"code": ended.code, "message": ended.message} if ended and failed else None,
+            "metadata": dict(self.metadata),
+        }
+
+
+def recorded(request_id: str, owner: str | None) -> Steps[Record]:
+    """The request, if it's `owner`'s; None looks at anybody's.
+
+    Raises RequestNotFound, also for another owner's: whose it is stays untold. ProtocolError for a hash or entry that
+    can't be read.
+    """
+    try:
+        checked_id(request_id)
+    except RequestError as error:
+        raise RequestNotFound(error.message, field="request_id", request_id=request_id) from None
+    stream = keys.stream(request_id)
+    held, first, last, time = yield from ask(
+        [
+            look(request_id, _FIELDS),
+            ("XRANGE", stream, "-", "+", "COUNT", 1),
+            ("XREVRANGE", stream, "+", "-", "COUNT", 1),
+            ("TIME",),
+        ]
+    )
+    found = RequestRecord(_FIELDS, held)
+    if not found.exists or (owner is not None and found.owner != owner):
+        raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
+    try:
+        return _record(request_id, found, _entry(first), _entry(last), server_time_us(time))
+    except (ProtocolError, RequestError) as error:
+        raise unreadable(request_id, ProtocolError(error.message)) from None
+
+
+def _entry(raw: list[Any]) -> AnyEntry | None:
+    return parse_entry(*raw[0]) if raw else None
+
+
+def _record(
+    request_id: str, found: RequestRecord, first: AnyEntry | None, last: AnyEntry | None, now_us: int
+) -> Record:
+    state, tokens, deadline_us = found.state, found.tokens, found.deadline_us
+    if not state.terminal and now_us > deadline_us + GRACE_S * 1e6:
+        state = overdue_state(tokens)
+    body = text(found.body or "")
+    options = load(body) if found.wire == WIRE else glance(body)
+    mark, metadata = unmarked(options["metadata"])
+    return Record(
+        request_id=request_id,
+        state=state,
+        tokens=tokens,
+        attempts=found.attempts,
+        queue=found.queue,
+        owner=found.owner,
+        deadline_us=deadline_us,
+        created_us=first.at_us if first is not None and first.kind == "queued" else None,
+        ended=last if isinstance(last, Ended) else None,
+        cancelled_by=found.cancelled_by,
+        options=options,
+        mark=mark,
+        metadata=metadata,
+        has_stream=first is not None,
+    )

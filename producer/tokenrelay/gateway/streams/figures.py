@@ -1,0 +1,92 @@
+"""What a gateway counts while it serves: written by its event loop, read by whoever scrapes. Knows no HTTP.
+
+Times that clients see end when the hub has an entry, and entries carry Redis's clock. So the gateway keeps an eye on
+how far that is from its own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.shared.entries import TERMINAL, Ended, Token
+from tokenrelay.shared.measures import FIRST_TOKEN_S, LAG_S, REQUEST_S, Durations, Histogram, Tally
+
+if TYPE_CHECKING:
+    from tokenrelay.gateway.records.record import Record
+    from tokenrelay.gateway.streams.feed import Feed
+
+_REFUSALS: Final = ("queue_full", "concurrency_limit", "queue_limit")
+_REDIS_USES: Final = ("answer", "follow", "readers")
+_FRESH_US: Final = 1_000_000
+"""Whoever comes later for what was submitted here has waited for something else."""
+_MOST_FRESH: Final = 4096
+
+
+class RedisClock:
+    """Redis's time, guessed between looks at it: as good as half a round trip."""
+
+    def __init__(self) -> None:
+        self._ahead_s = 0.0
+        self._shortest_s = float("inf")
+        self._asked_at = 0.0
+
+    def asked(self) -> None:
+        """Redis is asked for its time now."""
+        self._asked_at = time.time()
+
+    def told(self, server_us: int) -> None:
+        """It answered. An answer that took long says little, and is believed only where the last good one is old."""
+        now = time.time()
+        took_s = max(now - self._asked_at, 0.0)
+        self._shortest_s = max(self._shortest_s * 1.1, 0.0001)
+        if took_s <= self._shortest_s:
+            self._shortest_s = took_s
+            self._ahead_s = server_us / 1e6 - (now + self._asked_at) / 2
+
+    def now_us(self) -> float:
+        return (time.time() + self._ahead_s) * 1e6
+
+
+class Figures:
+    """One gateway's."""
+
+    def __init__(self) -> None:
+        self.clock = RedisClock()
+        self.http_requests = Tally()
+        self.refused = Tally(*((code,) for code in _REFUSALS))
+        self.disconnect_cancels = Tally(())
+        self.redis_errors = Tally(*((use,) for use in _REDIS_USES))
+        self.first_token_s = Histogram(FIRST_TOKEN_S)
+        self.request_s = Durations(REQUEST_S, *TERMINAL)
+        self.delivery_lag_s = Histogram(LAG_S)
+        self._fresh: dict[str, bool] = {}
+
+    def submitted(self, record: Record) -> None:
+        """A request was submitted here: whoever follows it at once has waited for all of it, though it may be over by
+        then."""
+        self._fresh[record.request_id] = True
+        if len(self._fresh) > _MOST_FRESH:
+            del self._fresh[next(iter(self._fresh))]
+
+    def received(self, feed: Feed, known: int) -> None:
+        """The feed has more than the `known` entries that it had, or not. What was there before anybody followed the
+        request tells nothing of what its clients waited for, and isn't counted."""
+        if known == len(feed.entries):
+            return
+        now_us, record, last = self.clock.now_us(), feed.record, feed.entries[-1]
+        if known:
+            self.delivery_lag_s.observe(max(now_us - last.at_us, 0.0) / 1e6)
+        if record.created_us is None:
+            return
+        waited_s = max(now_us - record.created_us, 0.0) / 1e6
+        fresh = not known and self._fresh.pop(feed.request_id, False) and waited_s * 1e6 < _FRESH_US
+        if (fresh or not record.tokens) and feed.entries[known].entry_id.token < 2 and _has_first_token(feed, known):
+            self.first_token_s.observe(waited_s)
+        if isinstance(last, Ended) and (fresh or not record.state.terminal):
+            self.request_s.observe(str(last.state), waited_s)
+
+
+def _has_first_token(feed: Feed, known: int) -> bool:
+    """Whether token 1 is among the entries that came last."""
+    return any(isinstance(entry, Token) and entry.entry_id.token == 1 for entry in feed.entries[known : known + 8])

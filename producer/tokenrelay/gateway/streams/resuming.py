@@ -1,0 +1,48 @@
+"""Where a client wants to go on: the Last-Event-ID header or `starting_after`. What can't be read is refused, never
+taken for the beginning: a full replay would double what the client has."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.shared.entries import EntryId
+
+_ENTRY: Final = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,14})")
+_TOKEN: Final = re.compile(r"0|[1-9][0-9]{0,14}")
+START: Final = EntryId(0, 0)
+
+
+def entry_after(starting_after: str | None, last_event_id: str | None) -> EntryId:
+    """The entry that the client has last. Raises Problem 400.
+
+    `starting_after` goes first: a token's index, or an entry's ID. An empty Last-Event-ID is none (browsers send that).
+    """
+    if starting_after is not None:
+        if _TOKEN.fullmatch(starting_after):
+            return EntryId(int(starting_after), 0)
+        return _entry(starting_after, "starting_after", "a token's index such as 5, or an entry's ID such as 5-0")
+    if last_event_id:
+        return _entry(last_event_id, "Last-Event-ID", "an entry's ID such as 5-0")
+    return START
+
+
+def sequence_after(starting_after: str | None) -> int:
+    """The Responses API's `starting_after`: the last sequence_number that is there, else -1. Raises Problem 400."""
+    if starting_after is None:
+        return -1
+    if not _TOKEN.fullmatch(starting_after):
+        raise _malformed(starting_after, "starting_after", "the last sequence_number, such as 5")
+    return int(starting_after)
+
+
+def _entry(given: str, param: str, wanted: str) -> EntryId:
+    found = _ENTRY.fullmatch(given)
+    if not found:
+        raise _malformed(given, param, wanted)
+    return EntryId(int(found[1]), int(found[2]))
+
+
+def _malformed(given: str, param: str, wanted: str) -> Problem:
+    return Problem(400, f"{param}: {ascii(given)[:60]} can't be read; give {wanted}", "malformed_position", param)
