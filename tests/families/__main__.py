@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.results is not None:
             with given.results.open("a") as file:
                 file.write(json.dumps(asdict(outcome)) + "\n")
+    counts = Counter(outcome.word for outcome in known.values())
+    sys.stdout.write(f"families: {', '.join(f'{count} {word}' for word, count in sorted(counts.items()))}\n")
     if not given.names:
         write_page(PAGE, known.values())
     return any(outcome.word == "wrong" for outcome in known.values())
