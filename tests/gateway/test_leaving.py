@@ -74,7 +74,7 @@ def test_a_stop_cuts_event_streams_off(
     with gateway.client() as client:
         request_id = client.post("/requests", json={"prompt": "x"}).json()["request_id"]
         with client.stream("GET", f"/requests/{request_id}/events") as response:
-            wait_until(lambda: gateway.gateway.attachments.sending)
+            wait_until(lambda: gateway.gateway.attachments._sending)
             gateway.stop()
             with pytest.raises(httpx.RemoteProtocolError):
                 response.read()

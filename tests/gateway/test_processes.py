@@ -101,6 +101,25 @@ def test_sigterm_lets_readers_go_at_once_and_cancels_nothing(
         assert writer.finish(each) == "OK"
 
 
+def test_a_stream_that_waits_for_its_first_token_is_told_that_the_gateway_stops(
+    serve: Callable[[], tuple[subprocess.Popen[str], str]], writer: WakingWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It got 200 a moment before the process ended."""
+    monkeypatch.setenv("TOKENRELAY_FIRST_WORD_S", "60")
+    process, address = serve()
+    body = {"model": "weather", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60)
+        request_id = wait_until(writer.take)
+        writer.claim(request_id)
+        process.send_signal(signal.SIGTERM)
+        answer = asked.result()
+    assert process.wait(60) in (0, -signal.SIGTERM)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
+    assert writer.append(request_id, "It") == "OK"
+    assert writer.finish(request_id) == "OK"
+
+
 def refused(*arguments: str, **environment: str) -> tuple[int, str]:
     done = subprocess.run(
         [*SERVE, *arguments],

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.writers import serving
+from tests.waiting import wait_until
+from tests.writers import End, serving
 from tokenrelay.gateway.openai.stored_items import MOST
 from tokenrelay.gateway.tenancy.tenants import new_key
 
@@ -122,6 +123,16 @@ class TestPreviousResponse:
         assert (answer.status_code, error["code"]) == (400, "previous_response_not_found")
         assert error["param"] == "previous_response_id"
         assert ascii(response_id) in error["message"]
+
+    def test_one_that_failed(self, http: httpx.Client, writer: WakingWriter) -> None:
+        response = asked(http, FIRST, background=True).json()["id"]
+        request_id = wait_until(writer.take)
+        writer.claim(request_id)
+        writer.append(request_id, "It")
+        writer.finish(request_id, End("failed", "error"))
+        answer = asked(http, NEXT, previous_response_id=response)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")
+        assert "that failed" in answer.json()["error"]["message"]
 
     def test_an_unfinished_one(self, http: httpx.Client, writer: WakingWriter) -> None:
         response = asked(http, FIRST, background=True).json()["id"]

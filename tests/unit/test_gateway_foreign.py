@@ -232,6 +232,23 @@ class TestOurNameForIt:
             "do_sample: differs from temperature; give one of them",
         )
 
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"n_predict": -1, "max_tokens": 100},
+            {"max_new_tokens": 100, "num_predict": -2},
+            {"stop": [""], "stop_sequences": ["a"]},
+            {"stop": ["a", ""], "stop_strings": "a"},
+            {"do_sample": False, "temperature": 1.0},
+        ],
+        ids=str,
+    )
+    def test_what_asks_for_nothing_differs_from_nothing(self, kind: type[Common], given: dict[str, Any]) -> None:
+        options = read(kind, **given).options()
+        assert options.get("max_new_tokens", 100) == 100
+        assert options.get("stop", ["a"]) == ["a"]
+        assert options.get("temperature", 0.0) == 0.0
+
     @pytest.mark.parametrize("stop", [["", "x" * 257], ["a", "", "\ud800"], ["", "", "x" * 257, ""]])
     def test_the_wrong_stop_text_has_the_callers_index(self, kind: type[Common], stop: list[str]) -> None:
         wrong = next(place for place, text in enumerate(stop) if len(text) > 1 or text > "\ud7ff")

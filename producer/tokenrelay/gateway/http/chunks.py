@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 EXTENSION: Final = "tokenrelay.chunks"
-"""In the ASGI scope's `extensions`; its `write` takes a framed chunk, and says whether it wrote it: see `writer`."""
+"""In the ASGI scope's `extensions`; its `write` takes a framed chunk, and says whether it wrote it: see `writer`; its
+`abort` drops the connection: see `aborter`."""
 
 
 def framed(body: bytes) -> bytes:
@@ -30,6 +31,16 @@ def writer(scope: Mapping[str, Any]) -> Callable[[bytes], bool]:
     """
     offered: Callable[[bytes], bool] | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("write")
     return offered or _refuse
+
+
+def aborter(scope: Mapping[str, Any]) -> Callable[[], None]:
+    """What closes the connection of a client that takes nothing, without waiting for it to take what was written."""
+    offered: Callable[[], None] | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("abort")
+    return offered or _wait
+
+
+def _wait() -> None:
+    """The server closes the connection in its own way."""
 
 
 def _refuse(_: bytes) -> bool:

@@ -71,6 +71,8 @@ class SizeGuard:
             return
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
         if size > self._max_header_bytes:
+            if _announced(scope["headers"]):
+                await drain(receive, self._timeout_s)
             told = f"the headers are larger than {self._max_header_bytes} bytes, which is the limit here"
             await problem_response(Problem(431, told, "headers_too_large", headers=_CLOSE))(scope, receive, send)
             return

@@ -80,7 +80,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: {"write": self.write_chunk}}
+        self.scope["extensions"] = {EXTENSION: {"write": self.write_chunk, "abort": self.transport.abort}}
 
     def write_chunk(self, chunk: bytes) -> bool:
         """Write a framed chunk: see `chunks.writer`."""

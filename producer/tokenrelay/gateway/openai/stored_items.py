@@ -11,6 +11,7 @@ from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.openai.bodies.contents import refuse
 from tokenrelay.gateway.views.response import ITEM_PREFIX, PREFIX
 from tokenrelay.shared.answer import Assembler
+from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import RequestNotFound, StreamError
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ async def _conversation(gateway: Gateway, tenant: Tenant, response_id: str) -> l
     try:
         record = await _record(gateway, tenant, response_id, PREFIX)
         answer = await _answer(gateway, record, _PREVIOUS)
+        if record.state in (State.FAILED, State.EXPIRED):
+            refuse(_PREVIOUS, f"is of a response that {record.state}; give one that was answered")
         asked = record.options["messages"]
         if asked is None:
             raise RequestNotFound("it was no conversation")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakSet
 
 from tokenrelay.gateway.http.tasks import stop
@@ -20,6 +21,8 @@ from tokenrelay.producer.endings import cancel
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.streams.hub import Hub
@@ -51,8 +54,9 @@ class Attachments:
         self._marked_at: dict[str, float] = {}
         """Requests with followers here whose leaving would cancel them → when Redis was told last."""
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self.sending: WeakSet[asyncio.Task[None]] = WeakSet()
-        """Each sends one client its events."""
+        self._sending: WeakSet[asyncio.Task[Any]] = WeakSet()
+        """Each sends one client its events, or waits for the first of them."""
+        self._stopping = False
 
     @property
     def leaving(self) -> int:
@@ -60,9 +64,21 @@ class Attachments:
         return len(self._leaving)
 
     def cut_off(self) -> None:
-        """End all event streams where they are, for their clients to go on elsewhere."""
-        for sending in self.sending:
+        """End all event streams where they are, for their clients to go on elsewhere; and those that come yet."""
+        self._stopping = True
+        for sending in self._sending:
             sending.cancel()
+
+    def send_by(self, task: asyncio.Task[Any]) -> None:
+        """Have the task cancelled where the gateway stops."""
+        if self._stopping:
+            task.cancel()
+        else:
+            self._sending.add(task)
+
+    def sent_by(self, task: asyncio.Task[Any]) -> None:
+        """Leave the task alone from here on."""
+        self._sending.discard(task)
 
     def attach(self, record: Record) -> Attachment:
         """A hold on the request's feed, until its `leave`. It counts as a reader's from its `follow` on."""
@@ -174,10 +190,17 @@ class Attachment:
             self._followed = True
             self._attachments.followed(self.feed)
 
-    def send_by(self, task: asyncio.Task[None]) -> None:
-        """Have the task, which sends the client its events, cancelled where the gateway stops."""
-        if self._attachments is not None:
-            self._attachments.sending.add(task)
+    @contextmanager
+    def ending_with_the_gateway(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        """Have the task, which sends the client its events, cancelled where the gateway stops within the block."""
+        attachments = self._attachments
+        if attachments is not None:
+            attachments.send_by(task)
+        try:
+            yield
+        finally:
+            if attachments is not None:
+                attachments.sent_by(task)
 
     def leave(self, *, departed: bool = False) -> None:
         """Give it back; only the first call counts. `departed`: the client left before it had everything."""

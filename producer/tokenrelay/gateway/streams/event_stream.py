@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import Response
 
-from tokenrelay.gateway.http.chunks import writer
+from tokenrelay.gateway.http.chunks import aborter, writer
 from tokenrelay.gateway.http.problems import problem_of
 from tokenrelay.gateway.http.replies import problem_response
 from tokenrelay.gateway.http.tasks import stop
@@ -55,13 +55,13 @@ class EventStream(Response):
         self._position = position
         self._comment_s = delivery.comment_s
         self._first_word_s = delivery.first_word_s
-        self._departed = False
-        self._write = writer({})
+        self._departed = self._begun = False
+        self._write, self._abort = writer({}), aborter({})
         self.status_code, self.background = 200, None
         self.init_headers({**_STREAM_HEADERS, **delivery.headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._write = writer(scope)
+        self._write, self._abort = writer(scope), aborter(scope)
         try:
             response = await self._first_word(receive)
             if response is None:
@@ -76,7 +76,11 @@ class EventStream(Response):
         feed = self._attachment.feed
         if not self._first_word_s or self._position >= len(self._view.events) > 0:
             return None
-        if not await waited(feed.spoken, receive, self._first_word_s):
+        task = asyncio.current_task()
+        assert task is not None
+        with self._attachment.ending_with_the_gateway(task):
+            came = await waited(feed.spoken, receive, self._first_word_s)
+        if not came:
             self._departed = True
             return Response(status_code=CLIENT_LEFT)
         problem = refusal(feed)
@@ -85,23 +89,28 @@ class EventStream(Response):
     async def _stream(self, receive: Receive, send: Send) -> None:
         """Send until the end, or until the client leaves or takes nothing, or the gateway stops.
 
-        The server cuts off a response that wasn't ended, so that its client knows that there is more to come.
+        The server cuts off a response that wasn't ended, so that its client knows that there is more to come. One that
+        wasn't begun is for the guards to answer (StopGuard).
         """
         sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(client_left(receive))
-        self._attachment.send_by(sending)
         try:
-            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            with self._attachment.ending_with_the_gateway(sending):
+                await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 self._departed = True
             elif not sending.cancelled():
                 sending.result()
+            elif not self._begun:
+                raise asyncio.CancelledError
         except TimeoutError:
             self._departed = True
+            self._abort()
         finally:
             await stop((sending, leaving))
 
     async def _send(self, send: Send) -> None:
         """Raises TimeoutError where the client is stuck."""
+        self._begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for chunk in self._chunks():
             async with asyncio.timeout(_STUCK_S):

@@ -204,9 +204,11 @@ def _judge(feed: Feed, record: RequestRecord, length: int, now_us: int) -> bool:
         told = f"the stream of request {feed.request_id} is gone: its retention is over, or it was deleted"
         feed.fail(StreamExpired(told, request_id=feed.request_id))
         return False
-    if not record.state.terminal:
-        return now_us > record.deadline_us + (_OWNER_GRACE_US if record.owned else 0)
-    if feed.last_id is not None and record.tokens < feed.last_id.token:
+    # All of them, whatever is needed: a hash that can't be read is told at once, and not where a later look needs it.
+    state, deadline_us, tokens = record.state, record.deadline_us, record.tokens
+    if not state.terminal:
+        return now_us > deadline_us + (_OWNER_GRACE_US if record.owned else 0)
+    if feed.last_id is not None and tokens < feed.last_id.token:
         told = f"request {feed.request_id} ended before {feed.last_id}, which was read: Redis lost writes"
         feed.fail(StreamChanged(told, request_id=feed.request_id))
     return False

@@ -1,7 +1,7 @@
 """Fields of other servers' own APIs, as their users go on sending them: llama.cpp's, Ollama's, TGI's, Hugging Face's,
 text-generation-webui's, SGLang's, Anthropic's.
 
-Those that mean an option of ours are fields of the bodies (bodies.py). These would change the answer, or don't.
+Those that mean an option of ours are fields of the bodies (requests.py). These would change the answer, or don't.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ UNDONE: Final[Mapping[str, Harmless]] = {
     "exponential_decay_length_penalty": is_nothing,
     "no_repeat_ngram_size": equal(0),
     "encoder_no_repeat_ngram_size": equal(0),
+    "rep_pen": equal(1),
     "repeat_penalty": equal(1),
     "sequence_bias": is_nothing,
     # which tokens are drawn from, and how
@@ -45,6 +46,8 @@ UNDONE: Final[Mapping[str, Harmless]] = {
     "tfs_z": equal(1),
     "top_a": equal(0),
     "top_n_sigma": at_most(0),
+    "typ_p": equal(1),
+    "typical": equal(1),
     "typical_p": equal(1),
     "watermark": off,
     "xtc_probability": equal(0),
@@ -139,12 +142,19 @@ HINTS: Final = frozenset(
         "num_batch",
         "num_ctx",
         "num_gpu",
+        "low_vram",
+        "main_gpu",
+        "num_gqa",
         "num_keep",
         "num_thread",
+        "numa",
         "pad_token_id",
         "prompt_lookup_num_tokens",
         "use_cache",
         "use_gpu",
+        "use_mlock",
+        "use_mmap",
+        "vocab_only",
         "wait_for_model",
         # what is told of it
         "reasoning_format",

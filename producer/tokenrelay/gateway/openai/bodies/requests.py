@@ -137,6 +137,12 @@ class StreamOptions(BaseModel):
     """vLLM's: with include_usage, every chunk gives the usage so far."""
 
 
+def _listed(value: Any) -> Any:
+    """Stop texts as a list of those that aren't empty; anything else as it is."""
+    texts = [value] if isinstance(value, str) else value
+    return [each for each in texts if each != ""] if isinstance(texts, list) else texts
+
+
 class Common(BaseModel):
     """What the endpoints share. Bounds are ours to check at submit, in the same words for everybody."""
 
@@ -226,16 +232,14 @@ class Common(BaseModel):
             for name, value in others:
                 if value != first[1]:
                     raise _differing(name, first[0])
-        if self.do_sample is False and self.temperature:
+        if self.do_sample is False and self.temperature not in (None, 0, 1):
             raise _differing("do_sample", "temperature")
         return self
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
-        """Those of the fields that ask for something; one text as a list of it."""
-        found = {name: getattr(self, name) for name in names}
-        return {
-            name: [value] if isinstance(value, str) else value for name, value in found.items() if not is_nothing(value)
-        }
+        """Those of the fields that ask for something; texts as a list of those that aren't empty."""
+        found = {name: _listed(getattr(self, name)) for name in names}
+        return {name: value for name, value in found.items() if not is_nothing(value) and value != NO_LIMIT}
 
     @property
     def unknown(self) -> list[str]:
