@@ -114,8 +114,9 @@ def spoiler(nan_word: int) -> Callable[..., None]:
 
     def spoil(module: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if isinstance(module, torch.nn.Embedding) and isinstance(arguments[0], torch.Tensor):
+            # Neither a run's first nor its last: those may be the latest tokens of requests beside it in the step.
             for begin in _runs(arguments[0].flatten(), nan_word):
-                output.view(-1, output.shape[-1])[begin : begin + POISON_SEEN] = torch.nan
+                output.view(-1, output.shape[-1])[begin + 1 : begin + POISON_SEEN - 1] = torch.nan
         elif "logits_processor_args" in named and hasattr(output, "logits"):
             drawn = named["logits_processor_args"][0][: output.logits.shape[1]]
             output.logits[0, torch.isin(drawn, invalid)] = -torch.inf
