@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from rq.suspension import resume, suspend
 
 from tests.engines import CountingEngine
-from tests.integration.test_worker import job, result, state, words
+from tests.integration.test_worker import QUEUE, job, result, state, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared import keys
@@ -65,3 +66,41 @@ def test_an_end_that_redis_has_is_written_once(redis: Redis, redis_server: Redis
         length = redis.xlen(keys.stream(request_id))
         assert worker.loop.publisher._confirming
     assert redis.xlen(keys.stream(request_id)) == length
+
+
+def test_a_failover_that_lost_the_claim_leaves_the_job_to_others(
+    redis: Redis, redis_server: RedisServer, pipeline: Pipeline
+) -> None:
+    """The end is no longer this worker's to write, and RQ isn't told of it: the next claim goes on."""
+    engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=0.02)
+    with running_worker(redis_server.url, engine, slots=1) as worker:
+        request_id = submit(pipeline, datetime.now(UTC), seed=5, max_new_tokens=20)
+        wait_until(lambda: redis.xlen(keys.stream(request_id)) > 5)
+        missed = replica(redis, request_id)
+        wait_until(lambda: job(redis, request_id).get_status() == "finished")
+        suspend(redis, ttl=60)
+        missed.promote()
+        redis.hset(keys.request(request_id), "fence", "")
+        redis.hset(keys.rq_job(request_id), "status", "queued")
+        redis.zrem(keys.rq_registry("finished", QUEUE), request_id)
+        redis.rpush(keys.rq_queue(QUEUE), request_id)
+        wait_until(lambda: not worker.loop.publisher._confirming)
+        assert redis.lrange(keys.rq_queue(QUEUE), 0, -1) == [request_id.encode()]
+        resume(redis)
+        ended = result(redis, request_id)
+    assert (ended.text, ended.usage.completion_tokens) == (words(5, 20), 20)
+
+
+def test_an_overdue_request_whose_stream_is_of_another_type_fails_alone(
+    redis: Redis, redis_server: RedisServer, pipeline: Pipeline
+) -> None:
+    """Intake asked for it again and again, and its neighbours' claims ran out."""
+    suspend(redis, ttl=60)
+    broken, other = (submit(pipeline, datetime.now(UTC), seed=5, max_new_tokens=4) for _ in range(2))
+    redis.delete(keys.stream(broken))
+    redis.set(keys.stream(broken), "x", ex=60)
+    redis.hset(keys.request(broken), "deadline_us", 1)
+    with running_worker(redis_server.url, CountingEngine(vocabulary=VOCABULARY)):
+        resume(redis)
+        assert result(redis, other).text == words(5, 4)
+        wait_until(lambda: job(redis, broken).get_status() == "failed")

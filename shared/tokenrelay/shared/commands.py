@@ -56,7 +56,7 @@ def _packed(item: Command | Call, *, modern: bool) -> bytes:
         item = ("EVALSHA", sha1(item.script, modern=modern), len(item.keys), *item.keys, *item.args)
     try:
         return _pack(item)
-    except UnicodeEncodeError:  # a name that isn't UTF-8
+    except (UnicodeEncodeError, TypeError):  # a name that isn't UTF-8; what only str() makes text of
         return pack_command(item)
 
 

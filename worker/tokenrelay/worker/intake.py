@@ -364,8 +364,9 @@ class Intake:
 
     def _expire(self, job: Job) -> Call:
         """End the request; the call that tells RQ how: a handed-over one may have tokens. Raises redis errors."""
-        reply = self.pipeline.ask(requests.expire(job.execution.job_id))
-        match reply:
+        call = requests.expire(job.execution.job_id)
+        (raw,) = self.pipeline.run([call])
+        match reply := call.parse(raw):
             case Expired(state):
                 return self._end(job, state, "deadline passed", "deadline")
             case Done(state):
@@ -374,6 +375,8 @@ class Intake:
                 return requeue_call(job.execution, "front")
             case Unreadable() | Lost():
                 return self._end(job, State.FAILED, _GONE)
+            case Unusable():
+                return self._fail(job, reply)
             case _:
                 assert_never(reply)
 

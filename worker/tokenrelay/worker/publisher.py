@@ -119,11 +119,17 @@ class Publisher:
             # Taken first: the stream of whatever RQ hears of in this round was ended before.
             closing = self._take_due(self._closing) + self._to_confirm()
             ended = [each.written for each in closing if each.written is not None and not each.confirm]
-            if not (self._send_tokens(attempts, ended) and self._tell_rq(closing)):
+            lost: set[int] = set()
+            sent = self._send_tokens(attempts, ended, lost)
+            closing = [each for each in closing if id(each.written) not in lost]
+            if not (sent and self._tell_rq(closing)):
                 self._closing.extendleft(reversed(closing))
 
-    def _send_tokens(self, attempts: Sequence[Attempt], ended: Sequence[Attempt]) -> bool:
-        """Send what is unpublished, and once more the ends of `ended`. False where Redis is away."""
+    def _send_tokens(self, attempts: Sequence[Attempt], ended: Sequence[Attempt], lost: set[int]) -> bool:
+        """Send what is unpublished, and once more the ends of `ended`. False where Redis is away.
+
+        Adds to `lost` the attempts, by id(), whose end Redis hasn't: RQ isn't to be told of it.
+        """
         due = [attempt for attempt in attempts if attempt.unpublished and self._in_flight.get(attempt.fence)]
         failing = self._take_due(self._failing)
         calls = [self._call(attempt) for attempt in due]
@@ -147,7 +153,8 @@ class Publisher:
         for attempt, call, reply in zip(due, calls, replies, strict=False):
             self._receive(attempt, call, reply, sent_at, now)
         for attempt, call, reply in zip(ended, repeats, replies[len(due) :], strict=False):
-            self._confirm_end(attempt, call, reply)
+            if not self._confirm_end(attempt, call, reply):
+                lost.add(id(attempt))
         if self._unsent_since is not None and self._again_at <= now:
             self.figures.publish_lag_s.observe(now - self._unsent_since)
             self._unsent_since = None
@@ -175,7 +182,9 @@ class Publisher:
             self._confirming = deque((0.0, closing) for _, closing in self._confirming)
         self.publish(())
         for _ in range(SETTLE_TRIES):
-            if not (reopened := [attempt for attempt in self._in_flight.all() if attempt.reopened]):
+            time.sleep(max(self._again_at - time.monotonic(), 0.0))
+            reopened = [attempt for attempt in self._in_flight.all() if attempt.reopened]
+            if not (reopened or self.behind or self._confirming):
                 return
             self.publish(reopened)
         self.publish(())
@@ -205,7 +214,8 @@ class Publisher:
         """Forget an attempt that is no longer ours; what RQ says of the job is its new owner's."""
         if not self._in_flight.drop(attempt):
             return
-        self._on_drop(attempt)
+        if not attempt.reopened:
+            self._on_drop(attempt)
         self.figures.fenced_writes.add()
         self._closing.append(_Closing(drop_call(attempt.execution)))
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
@@ -217,16 +227,18 @@ class Publisher:
             calls.append(self._confirming.popleft()[1])
         return calls
 
-    def _confirm_end(self, attempt: Attempt, call: _Publishing, reply: Reply) -> None:
-        """Take the reply to an end that was written once more; where Redis lacks tokens of it, they are sent again."""
+    def _confirm_end(self, attempt: Attempt, call: _Publishing, reply: Reply) -> bool:
+        """Take the reply to an end that was written once more: whether Redis has it. Where it lacks tokens, they are
+        sent again; where it has lost the claim, too, the request is whoever claims it next's."""
         try:
             answer = call.parse(reply)
         except (RedisError, ProtocolError):
-            return  # it was written before; this was to see whether it still is
+            return True  # it was written before; this was to see whether it still is
         if isinstance(answer, Gap):
             log.warning("request %s: Redis lost the end of its stream; it is written again", attempt.request_id)
             attempt.acknowledged, attempt.reopened = answer.next_index - 1, True
             self._in_flight.add(attempt)
+        return not isinstance(answer, Gap | Fenced)
 
     def _call(self, attempt: Attempt) -> _Publishing:
         """The call that sends what is unpublished. What can't be sent, such as text with a lone surrogate, fails its

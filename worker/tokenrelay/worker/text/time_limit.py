@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+_SLICE_S: Final = 0.1
 
 
 class TimeLimitReached(BaseException):
@@ -33,7 +35,10 @@ def within(limit_s: float, do: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="within", daemon=True)
     thread.start()
-    thread.join(limit_s)
+    for _ in range(math.ceil(limit_s / _SLICE_S)):  # a process that was stopped meanwhile has lost one slice
+        thread.join(_SLICE_S)
+        if not thread.is_alive():
+            break
     if thread.is_alive() and thread.ident is not None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeLimitReached))
         thread.join()
