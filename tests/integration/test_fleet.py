@@ -39,6 +39,8 @@ NOW = datetime.now(UTC)
 LOCK = keys.maintainer(keys.queues(MODEL)[0])
 LOST_RACE = 3
 """Commands of an idle worker that is woken for a job which another one takes."""
+LONG_AGO_S = 600
+"""Longer than the requests' retention: no worker was there since."""
 MANY = 900
 """Below the depth that `submit` allows."""
 
@@ -172,7 +174,7 @@ def cancelled_through_rq(redis: Redis, pipeline: Pipeline) -> list[str]:
     with redis.pipeline(transaction=False) as cancels:
         for request_id in ids:
             cancels.hset(keys.rq_job(request_id), "status", "canceled")
-            cancels.zadd(keys.rq_registry("canceled", QUEUE), {request_id: int(NOW.timestamp())})
+            cancels.zadd(keys.rq_registry("canceled", QUEUE), {request_id: int(NOW.timestamp()) - LONG_AGO_S})
         cancels.delete(keys.rq_queue(QUEUE))
         cancels.execute()
     return ids

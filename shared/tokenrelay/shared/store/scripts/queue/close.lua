@@ -28,8 +28,8 @@ local iso = iso_now()
 redis.call('HSET', job, 'status', status, 'ended_at', iso, 'last_heartbeat', iso)
 redis.call('EXPIRE', job, ttl)
 redis.call('ZADD', registry, now + ttl, job_id)
--- RQ never cleans the canceled registry, and gives its own cancels no ttl: their score is when they were cancelled.
-redis.call('ZREMRANGEBYSCORE', registry, '-inf', now - ttl)
+-- Not of the canceled registry: RQ scores its own cancels with when they were made, and maintenance has yet to end them.
+if status ~= 'canceled' then redis.call('ZREMRANGEBYSCORE', registry, '-inf', now - ttl) end
 local ended = clock[1] .. '.' .. string.format('%06d', tonumber(clock[2]))
 if #ARGV > 4 then
   local fields = { unpack(ARGV, 5) }
