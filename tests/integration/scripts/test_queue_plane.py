@@ -200,7 +200,7 @@ def test_rq_sees_how_a_job_ended(pipeline: Pipeline, redis: Redis, status: Any, 
 
 
 def test_what_ended_long_ago_leaves_the_registries(pipeline: Pipeline, redis: Redis) -> None:
-    """But that of canceled jobs: RQ scores its own cancels with when they were made, and each is maintenance's to end."""
+    """But that of canceled jobs: RQ scores its own cancels with when they were made, and maintenance ends each."""
     for status, kind in (("canceled", "canceled"), ("finished", "finished"), ("failed", "failed")):
         request_id = kind.ljust(22, "x")
         redis.zadd(keys.rq_registry(kind, DEFAULT), {"long-ago": time.time() - RETENTION_S - 5})
