@@ -63,7 +63,9 @@ def test_a_run_counts_what_its_requests_went_through(redis_server: RedisServer) 
     assert dict(found.errors) == {"internal_error: no": 1}
     assert (found.tokens, run.tokens, found.prompt_tokens) == (10 * len(WEATHER), 10 * len(WEATHER), 30)
     assert (found.inter_token_ms.count, found.ttft_ms.count, found.total_ms.count) == (50, 10, 9)
-    assert 0 < (found.queue_wait_ms.p50 or 0) <= (found.ttft_ms.max or 0) <= (found.total_ms.max or 0)
+    assert 0 < (found.queue_wait_ms.p50 or 0) <= (found.ttft_ms.max or 0)
+    # The longest wait for a first token may be that of the request that failed, which has no total.
+    assert (found.ttft_ms.p50 or 0) <= (found.total_ms.max or 0)
 
 
 def test_arrivals_dont_wait_for_answers(redis_server: RedisServer, redis: Redis) -> None:
