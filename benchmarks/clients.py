@@ -16,7 +16,7 @@ from benchmarks import stock_rq
 from benchmarks.children import Message, answer_lines
 from benchmarks.waves import Outcome, Wave
 from tokenrelay.producer import AsyncProducer
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 from benchmarks.children import Message, answer_lines
 from benchmarks.waves import Outcome, Wave
-from tokenrelay.worker.engine import (
-    EngineRequest,
-    EngineSettings,
-    SamplingParams,
-    TransformersEngine,
-    load_model,
-)
+from tokenrelay.worker.engine.contract import EngineRequest
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.models import load_model
+from tokenrelay.worker.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

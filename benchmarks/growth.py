@@ -14,7 +14,7 @@ from benchmarks.children import Child
 from benchmarks.plane import TUNED, Fenced
 from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

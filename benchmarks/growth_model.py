@@ -16,8 +16,8 @@ from benchmarks.report import Figure
 from benchmarks.waves import Wave, prompt_of
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Migrated, Started, Token
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Migrated, Started, Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from benchmarks.report import Figure
 from benchmarks.waves import Wave, prompt_of
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
-from tokenrelay.shared.entries import State, text
+from tokenrelay.shared.wire.entries import State, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,11 +22,11 @@ from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
 from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.engine import EngineOutput, EngineRequest
-from tokenrelay.worker.model import share_interpreter
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest
+from tokenrelay.worker.serving.model import share_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

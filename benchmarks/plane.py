@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
 from tests.token_plane import reply_word
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, Pipeline
+from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
 from tokenrelay.shared.store.jobs import Execution
-from tokenrelay.worker.attempts import Attempt, InFlight
-from tokenrelay.worker.figures import Figures
-from tokenrelay.worker.publisher import Publisher
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.core.attempts import Attempt, InFlight
+from tokenrelay.worker.core.figures import Figures
+from tokenrelay.worker.core.publisher import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -24,14 +24,12 @@ from transformers import AttentionInterface
 
 from benchmarks.contenders import KV_CACHE_TOKENS, SLOTS
 from benchmarks.waves import prompt_of
-from tokenrelay.worker.engine import (
-    EngineRequest,
-    EngineSettings,
-    SamplingParams,
-    TransformersEngine,
-    load_model,
-)
+from tokenrelay.worker.engine.contract import EngineRequest
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
+from tokenrelay.worker.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

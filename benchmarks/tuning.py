@@ -16,11 +16,14 @@ from transformers import ContinuousBatchingConfig
 from benchmarks.contenders import KV_CACHE_TOKENS, SLOTS
 from benchmarks.engine_alone import EngineAlone
 from benchmarks.waves import Wave, prompt_of
-from tokenrelay.worker.engine import EngineSettings, TransformersEngine, batching, load_model
+from tokenrelay.worker.engine.transformers import batching
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.models import load_model
 
 if TYPE_CHECKING:
     from benchmarks.waves import Outcome
-    from tokenrelay.worker.engine.models import LoadedModel
+    from tokenrelay.worker.engine.transformers.models import LoadedModel
 
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "as it ships": {},

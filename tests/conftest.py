@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.leaks import leaked_keys
 from tests.redis_servers import RedisServer
-from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

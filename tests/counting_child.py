@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerFast
 from tests.engines import CountingEngine
 from tests.workers import VOCABULARY, served, words
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.worker.core.progress import Tether, report_regularly
 from tokenrelay.worker.generation_worker import GenerationWorker
 from tokenrelay.worker.metrics import Restarts
-from tokenrelay.worker.reports import Tether, report_regularly
 
 if TYPE_CHECKING:
-    from tokenrelay.worker.engine import EngineOutput, EngineRequest
+    from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest
 
 POISON = 666
 POISON_TEXT, HANGING_TEXT = "w888", "w889"

@@ -6,7 +6,7 @@ import logging
 import sys
 
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.supervisor import Supervisor
+from tokenrelay.worker.supervisor.supervisor import Supervisor
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine import EngineOutput, EngineRequest
+from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest
 
 
 def counted_token(seed: int, position: int, vocabulary: int) -> int:

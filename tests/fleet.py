@@ -26,9 +26,9 @@ from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, served, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call, Pipeline
+from tokenrelay.shared.redis.batches import Call, Pipeline
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.wire import keys
 from tokenrelay.worker.generation_worker import GenerationWorker
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, TimeoutError
 
 from tests.waiting import wait_until
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 
 if TYPE_CHECKING:
     import redis

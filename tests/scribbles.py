@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redis.exceptions import RedisError
 
 from tests.workers import MODEL
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError
 
 from tests.redis_servers import RedisServer, free_port
 from tests.waiting import wait_until
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 
 if TYPE_CHECKING:
     from pathlib import Path

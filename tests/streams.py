@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 
-from tokenrelay.shared.entries import (
+from tokenrelay.shared.wire.entries import (
     Ended,
     Entry,
     EntryId,

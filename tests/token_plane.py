@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoScriptError, ResponseError
 
 from tests.streams import REQUEST_ID, parsed
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Argument, Call, Pipeline
+from tokenrelay.shared.redis.batches import Argument, Call, Pipeline
 from tokenrelay.shared.store.scripts import source
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import redis
 
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 Reply = list[Any]
 Tokens = tuple[tuple[str, int], ...]

@@ -22,9 +22,9 @@ from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served, submit
-from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.model import serve
+from tokenrelay.worker.serving.model import serve
 
 WAVE = 250
 

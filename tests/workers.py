@@ -14,20 +14,21 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.engines import CountingEngine
 from tests.waiting import wait_until
-from tokenrelay.shared import keys, options
-from tokenrelay.shared.commands import Call, Pipeline
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared import options
+from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Enqueue, enqueue_call
+from tokenrelay.shared.wire import keys
 from tokenrelay.worker.generation_worker import GenerationWorker
-from tokenrelay.worker.model import Served
-from tokenrelay.worker.prompts import PromptReader
+from tokenrelay.worker.serving.model import Served
+from tokenrelay.worker.serving.prompts import PromptReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from tokenrelay.worker.engine import Engine
+    from tokenrelay.worker.engine.contract import Engine
 
 MODEL = "counting"
 VOCABULARY = 1000

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.token_plane import reply_word
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call, Pipeline
-from tokenrelay.shared.connections import connect
-from tokenrelay.shared.entries import State, text
 from tokenrelay.shared.options import load
+from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from pydantic import SecretStr
 
 from tests.writers import End
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from tests.observe.system import environment
 from tests.waiting import wait_until
 from tokenrelay.producer.local import LocalRedis, LocalWorker
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.worker.models import weather_model_path
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from tests.gateway.events import dispatch, split_lines
 from tests.redis_servers import free_port
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys, options
-from tokenrelay.shared.entries import Token
+from tokenrelay.shared import options
 from tokenrelay.shared.options import Limits, body_sha256, dump, validate
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

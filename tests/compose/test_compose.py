@@ -21,9 +21,9 @@ from tests.integration.test_worker import entries
 from tests.readers import Readers
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
-from tokenrelay.shared.entries import Started, text
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Started, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +188,9 @@ def host_of(redis: Redis, generation: Generation) -> str:
 def child_pid(container: str) -> int:
     """The process ID, on this machine, of a container's engine process."""
     listed = subprocess.run(["docker", "top", container, "-eo", "pid,args"], capture_output=True, text=True, check=True)
-    return next(int(line.split()[0]) for line in listed.stdout.splitlines() if "tokenrelay.worker.child" in line)
+    return next(
+        int(line.split()[0]) for line in listed.stdout.splitlines() if "tokenrelay.worker.supervisor.child" in line
+    )
 
 
 def test_a_killed_process_loses_no_token(compose: Compose, producer: Producer) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tokenrelay.shared import keys, options
-from tokenrelay.shared.entries import State
-from tokenrelay.shared.protocol import TRANSITIONS
+from tokenrelay.shared import options
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
+from tokenrelay.shared.wire.transitions import TRANSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

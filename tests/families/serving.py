@@ -14,22 +14,19 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine import (
-    EngineRequest,
-    EngineSettings,
-    ModelError,
-    SamplingParams,
-    TransformersEngine,
-    load_model,
-)
-from tokenrelay.worker.engine.sampler import encode_params, sample_scores
-from tokenrelay.worker.engine.self_test import ordinary_ids
+from tokenrelay.worker.engine.contract import EngineRequest, ModelError
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.models import load_model
+from tokenrelay.worker.engine.transformers.self_test import ordinary_ids
+from tokenrelay.worker.sampling.params import SamplingParams
+from tokenrelay.worker.sampling.sampler import encode_params, sample_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tokenrelay.worker.engine.models import LoadedModel
+    from tokenrelay.worker.engine.transformers.models import LoadedModel
 
 LENGTHS: Final = (40, 1, 7, 70, 23)
 """Prompts, in tokens: over the tiny models' windows and pages, and one that a step of `BATCH_TOKENS` doesn't hold."""

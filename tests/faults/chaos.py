@@ -38,10 +38,10 @@ from tests.faults.site import Plan, Site
 from tests.faults.verdict import Tally
 from tests.leaks import leaked_keys
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Ended, Migrated, Started, State, Token, text
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 from tokenrelay.shared.settings import ProducerSettings
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Ended, Migrated, Started, State, Token, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

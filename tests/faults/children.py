@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from tokenrelay.worker.engine import EngineOutput
+    from tokenrelay.worker.engine.contract import EngineOutput
 
 KIND: Final = "CHILD_KIND"
 POISON_WORD: Final = "snowman"
@@ -57,7 +57,7 @@ def run_child(report_fd: int, tether_fd: int) -> int:
 def _weather(arguments: list[str]) -> None:
     """The product's own child. SIGUSR1 makes the model's next step raise; a poisoned prompt is a segfault, and some
     requests are sick or slow."""
-    from tokenrelay.worker import child
+    from tokenrelay.worker.supervisor import child
 
     _arm()
     child.main(arguments)
@@ -67,7 +67,7 @@ def _arm() -> None:
     import torch
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-    from tokenrelay.worker.engine.models import load_model
+    from tokenrelay.worker.engine.transformers.models import load_model
     from tokenrelay.worker.models import weather_model_path
 
     failing = False
@@ -107,7 +107,7 @@ def spoiler(nan_word: int) -> Callable[..., None]:
     """A hook behind every module, for what the sick requests are sick of."""
     import torch
 
-    from tokenrelay.worker.engine.sampler import noise_key
+    from tokenrelay.worker.sampling.sampler import noise_key
 
     keys = [noise_key(INVALID_SEED, position) & 0xFFFFFFFF for position in range(INVALID_FROM, 200)]
     invalid = torch.tensor(keys).to(torch.int32)
@@ -129,9 +129,9 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     from tests.integration.test_worker_faults import fussy, raising
     from tests.workers import VOCABULARY, served
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.worker.engine import EngineOutput
+    from tokenrelay.worker.core.progress import Tether, report_regularly
+    from tokenrelay.worker.engine.contract import EngineOutput
     from tokenrelay.worker.generation_worker import GenerationWorker
-    from tokenrelay.worker.reports import Tether, report_regularly
 
     class Marked(CountingEngine):
         """Steps by the clock, as an engine with a thread of its own: after a freeze it's ahead of who took over."""

@@ -16,15 +16,19 @@ import torch
 from rich.console import Console
 
 from tests.faults.load import requests
-from tokenrelay.worker.engine import EngineRequest, EngineSettings, SamplingParams, TransformersEngine, load_model
+from tokenrelay.worker.engine.contract import EngineRequest
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
+from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.text import encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenrelay.producer import Submission
-    from tokenrelay.worker.engine import LoadedModel
+    from tokenrelay.worker.engine.transformers.models import LoadedModel
 
 LEAST_ENTROPY: Final = 2.0
 LEAST_CHANGED: Final = 0.95

@@ -17,8 +17,8 @@ from tests.faults.site import Plan, Worker
 from tests.faults.verdict import milliseconds
 from tests.waiting import wait_until
 from tests.workers import MODEL
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Migrated, Started, Token
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Migrated, Started, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 from tests.streams import parsed
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.answer import assemble
-from tokenrelay.shared.entries import text
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.answer import assemble
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

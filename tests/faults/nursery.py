@@ -30,8 +30,8 @@ ROOT: Final = Path(__file__).parents[2]
 PRELOADED: Final = (
     "tokenrelay.worker.__main__",
     "tokenrelay.worker.generation_worker",
-    "tokenrelay.worker.engine.batching",
-    "tokenrelay.worker.engine.models",
+    "tokenrelay.worker.engine.transformers.batching",
+    "tokenrelay.worker.engine.transformers.models",
     "tests.workers",
 )
 """All that children need: it's what their start takes so long for, and it stays as it was when the nursery began."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from tests.faults.proxy import Proxy
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,15 +22,15 @@ from tests.faults.site import Plan, Site
 from tests.faults.verdict import milliseconds
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Ended, Migrated, Started, Token, text
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Ended, Migrated, Started, Token, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tests.faults.verdict import Tally
     from tokenrelay.producer import Entry, Submission
-    from tokenrelay.shared.commands import Batch
+    from tokenrelay.shared.redis.batches import Batch
 
 QUEUE: Final = keys.queue("weather", "default")
 CANCEL_P50_S: Final = 0.15

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from tests.faults.load import await_end, entries, submit
 from tests.waiting import wait_until
 from tokenrelay.producer import Consumer
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Migrated, Started, text
 from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Migrated, Started, text
 
 if TYPE_CHECKING:
     import random
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tests.faults.load import Text
     from tests.faults.site import Site, Worker
     from tests.faults.verdict import Tally
-    from tokenrelay.shared.commands import Batch
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.wire.entries import Entry
 
 STEP_S: Final = 0.02
 RQ_AGREES_S: Final = 15.0

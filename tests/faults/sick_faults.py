@@ -18,7 +18,7 @@ from tests.faults.site import Plan
 from tests.faults.verdict import milliseconds
 from tests.integration.test_worker_faults import AT, BAD, SICK
 from tests.workers import MODEL, VOCABULARY
-from tokenrelay.shared.entries import Ended, Token
+from tokenrelay.shared.wire.entries import Ended, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,10 +16,10 @@ from tests.faults.nursery import ROOT
 from tests.faults.proxy import Proxy
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.connections import connect
-from tokenrelay.shared.entries import text
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,14 +15,14 @@ from tests.engines import CountingEngine
 from tests.integration.test_worker import entries
 from tests.unit.test_detokenizer import byte_level, sentencepiece
 from tests.workers import MODEL, ThreadedWorker, submit
-from tokenrelay.shared.answer import Answer, assemble
-from tokenrelay.shared.connections import connect
-from tokenrelay.shared.entries import State, Usage
 from tokenrelay.shared.errors import EngineError
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.engine import EngineOutput
-from tokenrelay.worker.model import Served
-from tokenrelay.worker.prompts import PromptReader
+from tokenrelay.shared.wire.answer import Answer, assemble
+from tokenrelay.shared.wire.entries import State, Usage
+from tokenrelay.worker.engine.contract import EngineOutput
+from tokenrelay.worker.serving.model import Served
+from tokenrelay.worker.serving.prompts import PromptReader
 from tokenrelay.worker.text import TokenText
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
-    from tokenrelay.worker.engine import EngineRequest
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.engine.contract import EngineRequest
 
 SAID = "Żółć 🌧️ EN, ENDE. END of it"
 STOP = ("END of", "ENDO")

@@ -18,8 +18,8 @@ from tests.readers import Readers
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Migrated, Started
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Migrated, Started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

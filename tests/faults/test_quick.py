@@ -18,8 +18,8 @@ from tests.integration.test_supervisor import child_of, ready, supervised
 from tests.streams import ended, migrated, queued, started, token
 from tests.waiting import wait_until
 from tests.workers import running_worker
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import EntryId, State, Usage
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import EntryId, State, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 TOKENS = 3
 EXPECTED = Text({"prompt": "x", "seed": 1}, tuple((f" t{index}", index + 100) for index in range(1, TOKENS + 1)), "!")

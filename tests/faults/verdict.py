@@ -8,15 +8,15 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tokenrelay.shared.answer import assemble
-from tokenrelay.shared.entries import Ended, Migrated, State, Token
 from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.wire.answer import assemble
+from tokenrelay.shared.wire.entries import Ended, Migrated, State, Token
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.faults.load import Text
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 
 @dataclass(slots=True)

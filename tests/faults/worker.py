@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.supervisor import Supervisor
+from tokenrelay.worker.supervisor.supervisor import Supervisor
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -14,9 +14,9 @@ from tests.waiting import wait_until
 from tests.writers import AnnouncingWriter
 from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.serving import Server, configuration
-from tokenrelay.shared import keys
 from tokenrelay.shared.settings import GatewaySettings
 from tokenrelay.shared.store.jobs import iso
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable

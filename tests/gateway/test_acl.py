@@ -16,8 +16,8 @@ from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_tenants import ALICE, KEYS
 from tests.redis_servers import skip_before_redis_7
 from tests.waiting import wait_until
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

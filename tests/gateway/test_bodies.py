@@ -10,7 +10,7 @@ import pytest
 
 from tests.gateway.events import parse
 from tests.writers import serving
-from tokenrelay.shared.entries import text
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

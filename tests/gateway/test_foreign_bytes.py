@@ -9,14 +9,14 @@ from hypothesis import given
 
 from tests.scribbles import FEW, Scribble, erase, examples, scribble, scribbles
 from tests.workers import submit
-from tokenrelay.producer.endings import cancel
-from tokenrelay.producer.rounds import Driver
+from tokenrelay.producer._core.endings import cancel
+from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.gateway.live import LiveGateway
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW: Final = datetime.now(UTC)
 ROUTES: Final = (

@@ -19,8 +19,8 @@ from tests.waiting import wait_until
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.records.marks import Mark
 from tokenrelay.gateway.streams.attachments import Attachments
-from tokenrelay.shared import keys
 from tokenrelay.shared.settings import GatewaySettings
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable

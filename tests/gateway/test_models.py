@@ -11,10 +11,10 @@ from pydantic import SecretStr
 
 from tests.engines import CountingEngine
 from tests.workers import MODEL, VOCABULARY, ThreadedWorker, running_worker, served
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.model import training_trace
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.serving.model import training_trace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from tests.gateway.events import following, parse
 from tests.gateway.live import WakingWriter
 from tests.waiting import wait_until
 from tests.writers import serving
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import text
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,8 +21,8 @@ from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
 from tokenrelay.gateway.streams.figures import Figures
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.views.raw import RawEncoder
-from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.shared.connections import connect_async
+from tokenrelay.producer._core.rounds import AsyncDriver
+from tokenrelay.shared.redis.connections import connect_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import pytest
 from tests.gateway.events import following, parse
 from tests.waiting import wait_until
 from tests.writers import End
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     import httpx

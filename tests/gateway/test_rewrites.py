@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.gateway.events import following
 from tests.waiting import wait_until
 from tests.writers import rewrite
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     import httpx

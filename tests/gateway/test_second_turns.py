@@ -20,15 +20,15 @@ from tests.streams import whole_streams
 from tokenrelay.gateway.openai.bodies.requests import ChatBody, CompletionBody, ResponseBody, read_submission
 from tokenrelay.gateway.views.chat import ending, whole
 from tokenrelay.gateway.views.response import snapshot
-from tokenrelay.shared.answer import assemble
-from tokenrelay.shared.entries import Ended, State
+from tokenrelay.shared.wire.answer import assemble
+from tokenrelay.shared.wire.entries import Ended, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pydantic import BaseModel
 
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
     Message = dict[str, Any]
     Turn = list[Message]

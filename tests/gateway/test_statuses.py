@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.gateway.live import LiveGateway, WakingWriter
     from tests.redis_servers import RedisServer
     from tests.writers import Writer
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 ASKS: Final[dict[str, dict[str, Any]]] = {
     "/v1/chat/completions": {"messages": ASKED},

@@ -20,10 +20,10 @@ from tests.waiting import wait_until
 from tokenrelay.gateway.http.tasks import Background
 from tokenrelay.gateway.streams.figures import Figures
 from tokenrelay.gateway.streams.hub import Hub
-from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect_async
+from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.shared.errors import RedisUnusable
+from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from tests.gateway.events import following
 from tests.waiting import wait_until
 from tokenrelay.gateway.tenancy.tenants import Tenants, hash_of, new_key
-from tokenrelay.shared import keys
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import GatewaySettings
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

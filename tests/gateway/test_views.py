@@ -19,8 +19,8 @@ from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.gateway.views.response import ResponseEncoder
 from tokenrelay.gateway.views.sse import encode
 from tokenrelay.gateway.views.view import View
-from tokenrelay.shared.entries import Ended, Entry, EntryId, Migrated, State, Token
 from tokenrelay.shared.options import DEFAULTS
+from tokenrelay.shared.wire.entries import Ended, Entry, EntryId, Migrated, State, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,10 +21,11 @@ from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.cli.commands import app
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.shared import keys, queue_depths
-from tokenrelay.shared.connections import connect
-from tokenrelay.shared.entries import State
+from tokenrelay.shared import queue_depths
 from tokenrelay.shared.queue_depths import QueueDepths
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

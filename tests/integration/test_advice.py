@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 from tests.redis_servers import free_port
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
-from tokenrelay.shared.connections import address, check_fit, connect, connect_async, explain
 from tokenrelay.shared.errors import RedisUnusable, SettingsError
+from tokenrelay.shared.redis.connections import address, check_fit, connect, connect_async, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -27,7 +27,7 @@ from tokenrelay.producer import (
     State,
     StreamTimeout,
 )
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -30,8 +30,8 @@ from tests.engines import CountingEngine
 from tests.integration import rq_jobs
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ import pytest
 from tests.engines import CountingEngine
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
 from tokenrelay.shared.settings import ProducerSettings
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,15 +10,15 @@ from tests.engines import CountingEngine
 from tests.integration.test_worker import NOW, result
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 IN_FLIGHT = 48
 CANCELS = 9

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from tests.writers import End, Writer, serving
 from tokenrelay.cli.commands import app
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.shared.entries import State
 from tokenrelay.shared.options import DEFAULTS, Options
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

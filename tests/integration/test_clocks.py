@@ -20,9 +20,9 @@ from tests.integration.test_repairs import QUEUE, WIP, claim, taken
 from tests.integration.test_worker import job, state
 from tests.waiting import wait_until
 from tests.workers import submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
+from tokenrelay.shared.redis.batches import Call
 from tokenrelay.shared.store.jobs import Outcome, close_call, extend_call, requeue_call
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 FINISHED = keys.rq_registry("finished", QUEUE)

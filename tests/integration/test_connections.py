@@ -11,9 +11,9 @@ import redis as redis_py
 from redis.exceptions import RedisError
 
 from tests.waiting import wait_until
-from tokenrelay.shared import connections
-from tokenrelay.shared.connections import address, check_fit, connect, explain
 from tokenrelay.shared.errors import RedisUnusable
+from tokenrelay.shared.redis import connections
+from tokenrelay.shared.redis.connections import address, check_fit, connect, explain
 
 if TYPE_CHECKING:
     from redis import Redis

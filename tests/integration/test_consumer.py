@@ -28,8 +28,8 @@ from tokenrelay.producer import (
     StreamTimeout,
     Token,
 )
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis

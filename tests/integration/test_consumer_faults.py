@@ -18,7 +18,7 @@ from tokenrelay.producer import (
     RequestError,
     StreamChanged,
 )
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis

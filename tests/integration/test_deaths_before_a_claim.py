@@ -15,14 +15,14 @@ from tests.streams import REQUEST_ID
 from tests.token_plane import reply_word
 from tests.waiting import wait_until
 from tests.workers import submit
-from tokenrelay.shared import keys
 from tokenrelay.shared.store.jobs import Note, Take, requeue_call, take_call
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 

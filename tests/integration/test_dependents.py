@@ -19,16 +19,16 @@ from tests.redis_servers import skip_before_redis_7
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
 from tokenrelay.shared.errors import GenerationExpired
+from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 THEIRS = "theirs"

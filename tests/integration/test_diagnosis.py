@@ -21,8 +21,8 @@ from tokenrelay.cli.ops.diagnosis import Finding, all_is_well, diagnosed
 from tokenrelay.cli.ops.explanation import explained
 from tokenrelay.cli.ops.overview import looked_at
 from tokenrelay.cli.ops.system import Queue, System, Worker, system
-from tokenrelay.producer.rounds import Driver
-from tokenrelay.shared import keys
+from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,15 +19,15 @@ from tests.integration.test_repairs import QUEUE, claim, taken
 from tests.integration.test_worker import job, state
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, Pipeline
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Take, take_call
-from tokenrelay.worker.attempts import InFlight
-from tokenrelay.worker.figures import Figures
-from tokenrelay.worker.maintenance import A_PART, LOCK_MS, Maintenance
-from tokenrelay.worker.registries import MOST_CANCELS
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.core.attempts import InFlight
+from tokenrelay.worker.core.figures import Figures
+from tokenrelay.worker.maintenance.maintainer import A_PART, LOCK_MS, Maintenance
+from tokenrelay.worker.maintenance.registries import MOST_CANCELS
 
 if TYPE_CHECKING:
     from redis import Redis

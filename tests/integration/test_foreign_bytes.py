@@ -22,11 +22,11 @@ from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.cli.commands import app
 from tokenrelay.cli.output import Exit
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer.rounds import Driver
+from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.trace import traced
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
     from tests.workers import ThreadedWorker
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 # A scribble may take the worker out of the sets in which a producer looks for it.
 pytestmark = pytest.mark.filterwarnings("ignore::tokenrelay.producer.NoWorkerWarning")

@@ -12,8 +12,8 @@ from rq.suspension import resume, suspend
 from tests.engines import CountingEngine
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.worker.intake import Intake
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.core.intake import Intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
     from tests.workers import ThreadedWorker
-    from tokenrelay.shared.commands import Pipeline
-    from tokenrelay.worker.engine import EngineRequest
-    from tokenrelay.worker.taken import Claimed
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.core.taken import Claimed
+    from tokenrelay.worker.engine.contract import EngineRequest
 
 NOW = datetime.now(UTC)
 NEVER_S = 60.0

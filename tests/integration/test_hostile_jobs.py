@@ -15,8 +15,8 @@ from rq.suspension import resume, suspend
 from tests.integration.test_worker import job_failed, result
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW: Final = datetime.now(UTC)
 QUEUE: Final = keys.queue(MODEL, "default")

@@ -13,15 +13,15 @@ from tests.integration.test_worker import result, state, words
 from tests.integration.test_worker_faults import BAD, SICK, fussy
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
 from tokenrelay.shared.errors import EngineError
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
-    from tokenrelay.worker.engine import EngineOutput
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.engine.contract import EngineOutput
 
 NOW = datetime.now(UTC)
 LOCK = keys.maintainer(keys.queues(MODEL)[0])

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 from tests.waiting import wait_until
 from tests.writers import Writer
 from tokenrelay.producer import IdempotencyConflict, Producer, ProducerSettings, QueueFull, RedisUnusable
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Batch, Call, Pipeline
+from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

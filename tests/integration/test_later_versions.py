@@ -13,8 +13,8 @@ from tests.integration.test_worker import QUEUE, refused, result
 from tests.waiting import wait_until
 from tests.workers import running_worker, submit
 from tokenrelay.producer import Consumer, ProtocolError
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.readers import Background
     from tests.writers import Writer
     from tokenrelay.producer import Generation
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW: Final = datetime.now(UTC)
 PREEMPTED: Final = {"event": "preempted", "at_us": 5, "worker": "w2", "attempt": 1, "priority": "high"}

@@ -16,18 +16,18 @@ from tests.fleet import Meter
 from tests.integration.test_worker import QUEUE, refused, result, state, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
+from tokenrelay.shared.redis.batches import Call
 from tokenrelay.shared.store.jobs import Execution, Note, Take, requeue_call, take_call
-from tokenrelay.worker.intake import MOST_REFUSED_MS, REFUSED_MS
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.core.intake import MOST_REFUSED_MS, REFUSED_MS
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
     from tests.workers import ThreadedWorker
-    from tokenrelay.shared.commands import Pipeline
-    from tokenrelay.worker.engine import EngineRequest
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.engine.contract import EngineRequest
 
 NOW = datetime.now(UTC)
 WORKERS = 4

@@ -20,7 +20,7 @@ from tokenrelay.cli.load.report import report
 from tokenrelay.cli.load.run import LoadRun
 from tokenrelay.cli.load.workload import Arrival
 from tokenrelay.producer import AsyncProducer
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from redis.exceptions import ConnectionError
 from tests.redis_servers import bundled_binary
 from tests.waiting import wait_until
 from tokenrelay.producer.local import LocalRedis, LocalWorker, server_binary
-from tokenrelay.shared.connections import connect
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
+from tokenrelay.shared.redis.connections import connect
 
 OWNER = """
 import sys

@@ -13,13 +13,13 @@ from tests.engines import CountingEngine
 from tests.integration.test_worker import QUEUE, job, result, state, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,23 +17,24 @@ from tests.scrapes import Scrape, names_of, scrape_with
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tests.workers import served as served_of
-from tokenrelay.shared import keys, queue_depths
-from tokenrelay.shared.commands import Call, Pipeline
+from tokenrelay.shared import queue_depths
 from tokenrelay.shared.queue_depths import QueueDepths
+from tokenrelay.shared.redis.batches import Call, Pipeline
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.wire import keys
 from tokenrelay.worker import metrics
-from tokenrelay.worker.engine import CacheUse
-from tokenrelay.worker.figures import Figures
-from tokenrelay.worker.intake import Intake
+from tokenrelay.worker.core.figures import Figures
+from tokenrelay.worker.core.intake import Intake
+from tokenrelay.worker.core.recovery import release
+from tokenrelay.worker.engine.transformers.kv_cache import CacheUse
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
-from tokenrelay.worker.recovery import release
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Batch, Reply
+    from tokenrelay.shared.redis.batches import Batch, Reply
 
 
 def test_counts_are_exact(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 from tests.gateway.live import LiveGateway
 from tests.workers import MODEL, running_worker
 from tokenrelay.producer import AsyncProducer, Producer
-from tokenrelay.producer.model_defaults import ModelDefaults
-from tokenrelay.shared import keys
+from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.model import serve
+from tokenrelay.shared.wire import keys
 from tokenrelay.worker.models import weather_model_path
+from tokenrelay.worker.serving.model import serve
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.test_supervisor import ROOT
 from tests.waiting import wait_until
-from tokenrelay.worker.reports import Tether
+from tokenrelay.worker.core.progress import Tether
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_a_process_ends_with_its_supervisor(
 def test_a_process_whose_supervisor_died_before_it_began_ends() -> None:
     read, write = os.pipe()
     os.close(write)
-    command = [sys.executable, "-m", "tokenrelay.worker.child", "--report-fd", "1", "--tether-fd", str(read)]
+    command = [sys.executable, "-m", "tokenrelay.worker.supervisor.child", "--report-fd", "1", "--tether-fd", str(read)]
     done = subprocess.run(command, pass_fds=[read], capture_output=True, cwd=ROOT, timeout=50, check=False)
     os.close(read)
     assert (done.returncode, done.stderr) == (1, b"")

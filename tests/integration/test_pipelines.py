@@ -14,11 +14,11 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Batch, Call, Command, Pipeline, _packed, pack_command
-from tokenrelay.shared.connections import connect, connect_async
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.redis.batches import AsyncPipeline, Batch, Call, Command, Pipeline, _packed, pack_command
+from tokenrelay.shared.redis.connections import connect, connect_async
 from tokenrelay.shared.store.scripts import sha1
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,12 +28,12 @@ from tokenrelay.producer import (
     State,
     StreamTimeout,
 )
-from tokenrelay.producer.rounds import Driver, Round
-from tokenrelay.producer.submission import planned, planned_many, submitted_many, written
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
-from tokenrelay.shared.connections import connect
-from tokenrelay.shared.entries import text
+from tokenrelay.producer._core.rounds import Driver, Round
+from tokenrelay.producer._core.submission import planned, planned_many, submitted_many, written
+from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.producer.rounds import Answered, Item
+    from tokenrelay.producer._core.rounds import Answered, Item
 
 SETTINGS = ProducerSettings(max_queue_depth=5)
 QUEUE = keys.rq_queue(keys.queue("weather", "default"))

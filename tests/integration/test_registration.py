@@ -14,17 +14,17 @@ from tests.engines import CountingEngine
 from tests.faults.proxy import Proxy
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, ThreadedWorker, served, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
 from tokenrelay.shared.errors import RedisUnusable
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 
 class Stoppable(CountingEngine):

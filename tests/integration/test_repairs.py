@@ -17,13 +17,13 @@ from tests.integration.scripts.queue_plane import claimed, requeue, run
 from tests.integration.test_worker import entries, job, refused, result, state
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call, Pipeline
-from tokenrelay.shared.entries import State, Token, text
+from tokenrelay.shared.redis.batches import Call, Pipeline
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Execution, Take, keep_call, take_call
-from tokenrelay.worker.recovery import release, release_worker
-from tokenrelay.worker.supervisor import Supervisor
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State, Token, text
+from tokenrelay.worker.core.recovery import release, release_worker
+from tokenrelay.worker.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -14,14 +14,14 @@ from rq.serializers import JSONSerializer
 from tests.integration.test_worker import result, slow_engine
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 QUEUE = keys.queue(MODEL, "default")

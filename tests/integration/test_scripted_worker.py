@@ -8,8 +8,8 @@ import pytest
 
 from tests.workers import MODEL, running_worker
 from tokenrelay.producer import GenerationCancelled, Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
 from tokenrelay.testing import ScriptedWorker, answers, stalls
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.waiting import wait_until
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRedisServer

@@ -13,9 +13,9 @@ from tests.sentinels import SERVICE, Sentinels
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.producer import AsyncProducer, Consumer, Producer
-from tokenrelay.shared.connections import connect, without_password
 from tokenrelay.shared.errors import RedisUnusable, SettingsError
-from tokenrelay.shared.sentinel import SentinelAddress
+from tokenrelay.shared.redis.connections import connect, without_password
+from tokenrelay.shared.redis.sentinel import SentinelAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

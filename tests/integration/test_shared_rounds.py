@@ -13,10 +13,10 @@ from redis.exceptions import ConnectionError, NoPermissionError, ResponseError, 
 from tests.redis_servers import bundled_binary
 from tests.waiting import wait_until
 from tokenrelay.producer import AsyncProducer, RedisUnusable
-from tokenrelay.producer.sharing import SharedRounds
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Call
-from tokenrelay.shared.connections import connect_async
+from tokenrelay.producer._core.sharing import SharedRounds
+from tokenrelay.shared.redis.batches import AsyncPipeline, Call
+from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
     from tests.writers import Writer
-    from tokenrelay.shared.commands import Batch, Command, Reply
+    from tokenrelay.shared.redis.batches import Batch, Command, Reply
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,10 @@ from redis.exceptions import ResponseError
 
 from tests.token_plane import reply_word
 from tokenrelay.producer import AsyncProducer, ProtocolError
-from tokenrelay.producer.waits import SharedWaits, Wait
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Pipeline
-from tokenrelay.shared.connections import connect_async
+from tokenrelay.producer._core.waits import SharedWaits, Wait
+from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline
+from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.redis_servers import RedisServer
     from tests.writers import Writer
     from tokenrelay.producer import AsyncGeneration
-    from tokenrelay.shared.commands import Batch
+    from tokenrelay.shared.redis.batches import Batch
 
 pytestmark = pytest.mark.anyio
 

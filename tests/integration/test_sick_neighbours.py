@@ -18,15 +18,16 @@ from tests.unit.test_engine_batching import loaded
 from tests.unit.test_engine_sick import SICK, llama, made
 from tests.waiting import wait_until
 from tests.workers import running_worker, submit, word_tokenizer
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
-from tokenrelay.worker.engine import EngineSettings, TransformersEngine
+from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 HEALTHY: Final = 31
 UNREADABLE: Final = SICK - 1

@@ -10,15 +10,15 @@ from tests.engines import CountingEngine
 from tests.integration.test_worker import NOW, job_failed, result, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
-from tokenrelay.shared.entries import State
-from tokenrelay.worker.engine import INVALID_LOGITS, EngineOutput
+from tokenrelay.shared.wire.entries import State
+from tokenrelay.worker.engine.contract import INVALID_LOGITS, EngineOutput
 
 if TYPE_CHECKING:
     import pytest
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 SICK_SEED = 13
 TOKENS_BEFORE = 3

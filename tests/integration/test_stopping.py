@@ -16,11 +16,11 @@ from tests.engines import CountingEngine
 from tests.integration.test_worker import result, words
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served, submit
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.supervisor import Supervisor
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,16 +9,16 @@ from tests.integration.test_metrics import intake_over
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
 from tokenrelay.producer import Producer
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State
 from tokenrelay.shared.store.scripts import source
-from tokenrelay.worker.intake import MOST_MISSING
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
+from tokenrelay.worker.core.intake import MOST_MISSING
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 

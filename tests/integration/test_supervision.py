@@ -22,10 +22,10 @@ from tests.integration.test_supervisor import ROOT, supervised
 from tests.integration.test_worker import NOW, result, state, words
 from tests.waiting import wait_until
 from tests.workers import MODEL, submit
-from tokenrelay.shared import keys
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.supervisor import (
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.supervisor.supervisor import (
     FINAL_CODES,
     FIRST_PAUSE_S,
     KILL_AFTER_DRAIN_S,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 UNUSED_URL = SecretStr("redis://127.0.0.1:1/0")
 

@@ -22,8 +22,8 @@ from tests.scrapes import Scrape
 from tests.waiting import wait_until
 from tests.workers import MODEL, submit
 from tokenrelay.producer import NoWorkerWarning, Producer, StreamTimeout
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import Migrated, State
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import Migrated, State
 from tokenrelay.worker import metrics
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 ROOT = Path(__file__).parents[2]

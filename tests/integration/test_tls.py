@@ -12,8 +12,8 @@ from redis.exceptions import ConnectionError
 from tests.redis_servers import RedisServer
 from tests.workers import MODEL, running_worker
 from tokenrelay.producer import AsyncProducer, Consumer, Producer
-from tokenrelay.shared.connections import connect
 from tokenrelay.shared.errors import RedisUnusable
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from tokenrelay.cli.ops.frame import UNLIMITED, frame
 from tokenrelay.cli.ops.snapshot import MOST_ENDED, PER_REGISTRY, Snapshot, as_json, snapshot
 from tokenrelay.cli.ops.top import refreshed
 from tokenrelay.cli.spread import Spread
-from tokenrelay.producer.rounds import Driver
-from tokenrelay.shared import keys
+from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

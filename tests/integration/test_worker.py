@@ -20,10 +20,10 @@ from tests.engines import CountingEngine, counted_token
 from tests.streams import parsed
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, ThreadedWorker, running_worker, submit
-from tokenrelay.shared import answer, keys
-from tokenrelay.shared.commands import Call, Pipeline
-from tokenrelay.shared.entries import Ended, Entry, State
 from tokenrelay.shared.errors import EngineError
+from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.wire import answer, keys
+from tokenrelay.shared.wire.entries import Ended, Entry, State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.worker.engine import EngineRequest
+    from tokenrelay.worker.engine.contract import EngineRequest
 
 QUEUE = keys.queue(MODEL, "default")
 NOW = datetime.now(UTC)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.families.folders import tiny_config, write_folder
-from tokenrelay.shared import keys
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,10 +17,10 @@ from tests.unit.test_prompt import ENDLESS
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tests.workers import words as word_model
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine import EngineOutput
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
+from tokenrelay.worker.engine.contract import EngineOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.commands import Pipeline
-    from tokenrelay.worker.engine import EngineRequest
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.engine.contract import EngineRequest
 
 NOW = datetime.now(UTC)
 SICK = 3

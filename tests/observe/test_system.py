@@ -31,7 +31,8 @@ from tests.observe.system import (
 from tests.scrapes import names_of, scrape_with
 from tests.waiting import wait_until
 from tokenrelay.gateway import metrics as gateway_metrics
-from tokenrelay.shared import keys, queue_depths
+from tokenrelay.shared import queue_depths
+from tokenrelay.shared.wire import keys
 from tokenrelay.worker import metrics
 
 if TYPE_CHECKING:

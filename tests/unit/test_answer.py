@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.streams import REQUEST_ID, ended, migrated, queued, started, token, whole_streams
-from tokenrelay.shared.answer import Assembler, Timings, assemble
-from tokenrelay.shared.entries import Entry, EntryId, State, Token
 from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamError, StreamGap
+from tokenrelay.shared.wire.answer import Assembler, Timings, assemble
+from tokenrelay.shared.wire.entries import Entry, EntryId, State, Token
 
 ENTRIES: list[Entry] = [
     queued(),

@@ -23,8 +23,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.unit.test_engine_batching import SHAPE, loaded, request, run_until_ended
-from tokenrelay.worker.engine import EngineSettings, TransformersEngine, batching
-from tokenrelay.worker.engine.attention import attend_request_by_request
+from tokenrelay.worker.engine.transformers import batching
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

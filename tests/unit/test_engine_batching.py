@@ -13,18 +13,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine import (
-    CacheUse,
-    Engine,
-    EngineOutput,
-    EngineRequest,
-    EngineSettings,
-    LoadedModel,
-    ModelError,
-    SamplingParams,
-    TransformersEngine,
-    admit,
-)
+from tokenrelay.worker.engine.contract import Engine, EngineOutput, EngineRequest, ModelError, admit
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import CacheUse, EngineSettings
+from tokenrelay.worker.engine.transformers.models import LoadedModel
+from tokenrelay.worker.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

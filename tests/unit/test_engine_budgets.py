@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from tokenrelay.worker.engine import (
-    EngineRequest,
-    EngineSettings,
-    SamplingParams,
-    TransformersEngine,
-    admit,
-    load_model,
-)
+from tokenrelay.worker.engine.contract import EngineRequest, admit
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
+from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.text import encode_prompt
 
 SLOTS = 32

@@ -11,7 +11,8 @@ import pytest
 
 from tests.engines import CountingEngine, counted_token
 from tokenrelay.shared.errors import EngineError, RequestError
-from tokenrelay.worker.engine import Engine, EngineOutput, EngineRequest, SamplingParams, admit
+from tokenrelay.worker.engine.contract import Engine, EngineOutput, EngineRequest, admit
+from tokenrelay.worker.sampling.params import SamplingParams
 
 REQUEST = EngineRequest("1:a", (1, 2, 3), (), 5, SamplingParams(1.0, 0, 1.0, seed=4))
 

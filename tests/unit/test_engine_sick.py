@@ -19,19 +19,14 @@ from transformers import (
 )
 
 from tests.unit.test_engine_batching import SHAPE, VOCABULARY, loaded, request
-from tokenrelay.worker.engine import (
-    INVALID_LOGITS,
-    EngineOutput,
-    EngineRequest,
-    EngineSettings,
-    ModelError,
-    SamplingParams,
-    TransformersEngine,
-)
-from tokenrelay.worker.engine.attention import attend_request_by_request
-from tokenrelay.worker.engine.packed_attention import attend_packed
-from tokenrelay.worker.engine.sampler import encode_params, sample_scores
-from tokenrelay.worker.engine.sampling_rows import draw_without_softmax
+from tokenrelay.worker.engine.contract import INVALID_LOGITS, EngineOutput, EngineRequest, ModelError
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
+from tokenrelay.worker.engine.transformers.layers.packed_attention import attend_packed
+from tokenrelay.worker.engine.transformers.sampling_rows import draw_without_softmax
+from tokenrelay.worker.sampling.params import SamplingParams
+from tokenrelay.worker.sampling.sampler import encode_params, sample_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

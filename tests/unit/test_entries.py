@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.streams import raw
-from tokenrelay.shared.entries import (
+from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.wire.entries import (
     Ended,
     EntryId,
     Migrated,
@@ -23,7 +24,6 @@ from tokenrelay.shared.entries import (
     parse_entry,
     parse_entry_id,
 )
-from tokenrelay.shared.errors import ProtocolError
 
 QUEUED = {"event": "queued", "at_us": 1, "wire": 1}
 STARTED = {"event": "started", "at_us": 2, "worker": "w", "attempt": 1, "model": "m", "prompt_tokens": 7, "seed": 42}

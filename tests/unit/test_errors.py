@@ -6,8 +6,8 @@ import inspect
 import re
 
 from tokenrelay.shared import errors
-from tokenrelay.shared.answer import Answer, Timings
-from tokenrelay.shared.entries import State, Usage
+from tokenrelay.shared.wire.answer import Answer, Timings
+from tokenrelay.shared.wire.entries import State, Usage
 
 
 def drawn_tree() -> dict[str, str]:

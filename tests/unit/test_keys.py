@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenrelay.shared import keys
 from tokenrelay.shared.store.scripts import source
+from tokenrelay.shared.wire import keys
 
 PART = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
 MODEL = (PART | st.builds("{}/{}".format, PART, PART)).filter(keys.is_model_name)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tokenrelay.shared import diagram, keys
-from tokenrelay.shared.entries import State
-from tokenrelay.shared.protocol import NOTHING, TRANSITIONS
 from tokenrelay.shared.store.scripts import SCRIPTS, source
+from tokenrelay.shared.wire import diagram, keys
+from tokenrelay.shared.wire.entries import State
+from tokenrelay.shared.wire.transitions import NOTHING, TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
 TREES = {"shared": ROOT / "shared", "producer": ROOT / "producer", "worker": ROOT / "worker"}
@@ -121,7 +121,7 @@ class TestLifecyclePage:
     def test_its_diagram_is_current(self) -> None:
         page = LIFECYCLE.read_text("utf-8")
         assert page == diagram.with_diagram(page), (
-            "the protocol has changed: run python -m tokenrelay.shared.diagram docs/request-lifecycle.md"
+            "the protocol has changed: run python -m tokenrelay.shared.wire.diagram docs/request-lifecycle.md"
         )
 
     def test_its_diagram_has_every_transition(self) -> None:

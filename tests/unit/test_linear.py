@@ -9,8 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.unit.test_engine_batching import SHAPE, loaded, request, run_until_ended
-from tokenrelay.worker.engine import EngineSettings, TransformersEngine, linear
-from tokenrelay.worker.engine.linear import PackedLinear, pack_linears
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.layers import linear
+from tokenrelay.worker.engine.transformers.layers.linear import PackedLinear, pack_linears
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 PACKED = [dtype for dtype in ROUNDING if linear._can_pack(torch.nn.Linear(1, 1, dtype=dtype))]

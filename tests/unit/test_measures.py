@@ -17,12 +17,12 @@ from tests.scrapes import Scrape
 from tokenrelay.gateway import metrics as gateway_metrics
 from tokenrelay.gateway.streams.figures import Figures as GatewayFigures
 from tokenrelay.shared import measures
-from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
 from tokenrelay.shared.measures import Durations, Histogram, Metric, Tally, labelled
+from tokenrelay.shared.wire.entries import State
 from tokenrelay.worker import metrics as worker_metrics
-from tokenrelay.worker.figures import FAILURES, Figures
+from tokenrelay.worker.core.figures import FAILURES, Figures
 
 ROOT = Path(__file__).parents[2]
 ALL = {metric.name: metric for metric in (*worker_metrics.METRICS, *gateway_metrics.METRICS)}

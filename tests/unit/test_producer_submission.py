@@ -10,15 +10,15 @@ import pytest
 from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryError, ResponseError
 
 from tokenrelay.producer import Producer, ProducerSettings, RedisUnusable, RequestError
-from tokenrelay.producer.rounds import Pause, Round
-from tokenrelay.producer.submission import fit, planned, planned_many, submitted_many
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call
+from tokenrelay.producer._core.rounds import Pause, Round
+from tokenrelay.producer._core.submission import fit, planned, planned_many, submitted_many
+from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from tokenrelay.producer import Submission
-    from tokenrelay.producer.rounds import Item, Steps
-    from tokenrelay.shared.commands import Reply
+    from tokenrelay.producer._core.rounds import Item, Steps
+    from tokenrelay.shared.redis.batches import Reply
 
 SETTINGS = ProducerSettings(max_prompt_chars=1000, max_new_tokens_limit=100)
 BAD: list[tuple[dict[str, Any], str, str]] = [

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.streams import REQUEST_ID, ended, entry, migrated, queued, started, token, whole_streams
-from tokenrelay.shared.entries import Entry, EntryId, Migrated, State, Unknown
 from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamGap
-from tokenrelay.shared.protocol import NOTHING, TRANSITIONS, StreamMachine
+from tokenrelay.shared.wire.entries import Entry, EntryId, Migrated, State, Unknown
+from tokenrelay.shared.wire.transitions import NOTHING, TRANSITIONS, StreamMachine
 
 KINDS = ["token", "queued", "started", "migrated", *(state.value for state in State if state.terminal)]
 STATES = list(TRANSITIONS)

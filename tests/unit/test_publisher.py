@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.store.jobs import Execution
-from tokenrelay.worker.attempts import Attempt, Ending, InFlight
-from tokenrelay.worker.figures import Figures
-from tokenrelay.worker.publisher import Publisher
+from tokenrelay.worker.core.attempts import Attempt, Ending, InFlight
+from tokenrelay.worker.core.figures import Figures
+from tokenrelay.worker.core.publisher import Publisher
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.commands import Batch, Reply
+    from tokenrelay.shared.redis.batches import Batch, Reply
 
 
 class Answering(Pipeline):

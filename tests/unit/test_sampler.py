@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from tokenrelay.worker.engine import SamplingParams, sampler
-from tokenrelay.worker.engine.sampler import _filter, encode_params, gumbel_noise, noise_key, sample_scores
+from tokenrelay.worker.sampling import sampler
+from tokenrelay.worker.sampling.params import SamplingParams
+from tokenrelay.worker.sampling.sampler import _filter, encode_params, gumbel_noise, noise_key, sample_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

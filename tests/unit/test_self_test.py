@@ -13,9 +13,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.families.folders import WINDOW, tiny_config, tiny_model
 from tests.unit.test_engine_batching import SHAPE, loaded
-from tokenrelay.worker.engine import EngineSettings, ModelError, TransformersEngine
-from tokenrelay.worker.engine.attention import attend_request_by_request
-from tokenrelay.worker.engine.self_test import draw_error, ordinary_ids, score_error
+from tokenrelay.worker.engine.contract import ModelError
+from tokenrelay.worker.engine.transformers.batching import TransformersEngine
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
+from tokenrelay.worker.engine.transformers.self_test import draw_error, ordinary_ids, score_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from tokenrelay.producer import Consumer, Producer
 from tokenrelay.shared import settings
-from tokenrelay.shared.connections import connect, connect_async, without_password
 from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.redis.connections import connect, connect_async, without_password
 from tokenrelay.shared.settings import (
     KNOWN,
     PREFIX,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenrelay.shared.entries import State
 from tokenrelay.shared.options import Limits, Submission, validate
+from tokenrelay.shared.wire.entries import State
 from tokenrelay.testing.script import End, Script, answers, fails, pieces, stalls
 
 LIMITS = Limits(max_prompt_chars=1000, max_new_tokens=1000)

@@ -16,11 +16,11 @@ from tests.streams import REQUEST_ID, whole_streams
 from tokenrelay.cli.output import visible
 from tokenrelay.cli.trace import print_trace
 from tokenrelay.producer import Producer
-from tokenrelay.producer.rounds import Driver
+from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.trace import FIELDS, Kind, as_json, trace_of, traced
-from tokenrelay.shared.entries import Ended, EntryId, Migrated, Queued, Started, State, Token, Unknown, Usage
 from tokenrelay.shared.errors import RequestError, RequestNotFound, StreamExpired, StreamGap
 from tokenrelay.shared.store.record import RequestRecord
+from tokenrelay.shared.wire.entries import Ended, EntryId, Migrated, Queued, Started, State, Token, Unknown, Usage
 from tokenrelay.testing import ScriptedWorker, answers, fails, stalls
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fakeredis import FakeRedis
 
     from tokenrelay.producer.trace import Trace
-    from tokenrelay.shared.entries import AnyEntry, Entry
+    from tokenrelay.shared.wire.entries import AnyEntry, Entry
     from tokenrelay.testing import Script
 
 BEGIN_US: Final = 1_763_812_800_000_000  # 2025-11-22 12:00 UTC

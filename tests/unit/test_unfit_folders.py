@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.families.folders import tiny_config, write_folder
-from tokenrelay.worker.engine import ModelError, load_model
-from tokenrelay.worker.engine.generation_defaults import ignored_fields, request_defaults
+from tokenrelay.worker.engine.contract import ModelError
+from tokenrelay.worker.engine.transformers.generation_defaults import ignored_fields, request_defaults
+from tokenrelay.worker.engine.transformers.models import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,10 @@ from tokenrelay.cli.output import EXIT_CODES, entry_fields, reported, tell, writ
 from tokenrelay.cli.trace import write_trace
 from tokenrelay.producer import Consumer, Producer
 from tokenrelay.producer.local import LocalRedis, LocalWorker
-from tokenrelay.shared.connections import connect
-from tokenrelay.shared.entries import Ended, Token
 from tokenrelay.shared.errors import RequestError, SettingsError
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import ProducerSettings
+from tokenrelay.shared.wire.entries import Ended, Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

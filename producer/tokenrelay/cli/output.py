@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 from rich.console import Console
 
-from tokenrelay.shared.entries import EntryId, Token
 from tokenrelay.shared.errors import (
     GenerationError,
     QueueFull,
@@ -31,11 +30,12 @@ from tokenrelay.shared.errors import (
     TokenRelayError,
 )
 from tokenrelay.shared.settings import refuse_unknown
+from tokenrelay.shared.wire.entries import EntryId, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 
 class Exit(IntEnum):

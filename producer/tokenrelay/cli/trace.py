@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenrelay.cli.output import print_rich, visible, write_json
-from tokenrelay.producer.rounds import Driver
+from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.trace import Kind, as_json, traced
 
 if TYPE_CHECKING:

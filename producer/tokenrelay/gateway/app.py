@@ -25,8 +25,8 @@ from tokenrelay.gateway.openai import completions as routes_completions
 from tokenrelay.gateway.openai import model_list as routes_models
 from tokenrelay.gateway.openai import responses as routes_responses
 from tokenrelay.gateway.openai.bodies import ignored
-from tokenrelay.shared.connections import address, explain
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
+from tokenrelay.shared.redis.connections import address, explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -15,9 +15,9 @@ from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.core.demo import Demo
 from tokenrelay.gateway.http.protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
-from tokenrelay.shared.connections import address, check_fit, connect, explain
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
+from tokenrelay.shared.redis.connections import address, check_fit, connect, explain
 from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:

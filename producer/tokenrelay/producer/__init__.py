@@ -1,13 +1,11 @@
 """Producers and consumers: submit prompts, follow streams, assemble answers. Nothing here imports torch."""
 
+from tokenrelay.producer._core.endings import Status
+from tokenrelay.producer._core.warning import NoWorkerWarning
 from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
 from tokenrelay.producer.consumer import Consumer
-from tokenrelay.producer.endings import Status
 from tokenrelay.producer.generation import Generation, ReadOnlyGeneration
 from tokenrelay.producer.producer import Producer
-from tokenrelay.producer.warning import NoWorkerWarning
-from tokenrelay.shared.answer import Answer, Timings
-from tokenrelay.shared.entries import Ended, Entry, EntryId, Event, Migrated, Queued, Started, State, Token, Usage
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationError,
@@ -30,6 +28,8 @@ from tokenrelay.shared.errors import (
 )
 from tokenrelay.shared.options import Message, Options, Submission
 from tokenrelay.shared.settings import ProducerSettings
+from tokenrelay.shared.wire.answer import Answer, Timings
+from tokenrelay.shared.wire.entries import Ended, Entry, EntryId, Event, Migrated, Queued, Started, State, Token, Usage
 
 __all__ = [
     "Answer",

@@ -7,18 +7,18 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from tokenrelay.producer import endings
+from tokenrelay.producer._core import endings
+from tokenrelay.producer._core.fitness import AsyncFitness
+from tokenrelay.producer._core.idempotency import submitted_once
+from tokenrelay.producer._core.model_defaults import ModelDefaults
+from tokenrelay.producer._core.rounds import AsyncDriver
+from tokenrelay.producer._core.sharing import completed
+from tokenrelay.producer._core.submission import planned, planned_many, submitted_many
 from tokenrelay.producer.consumer import block_s, settings_of
-from tokenrelay.producer.fitness import AsyncFitness
 from tokenrelay.producer.generation import Reader
-from tokenrelay.producer.idempotency import submitted_once
-from tokenrelay.producer.model_defaults import ModelDefaults
-from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.producer.sharing import completed
-from tokenrelay.producer.submission import planned, planned_many, submitted_many
-from tokenrelay.shared.answer import Answer, Assembler
-from tokenrelay.shared.connections import connect_async
-from tokenrelay.shared.entries import Ended, Token, Unknown
+from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.wire.answer import Answer, Assembler
+from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     import redis.asyncio
 
-    from tokenrelay.producer.endings import Status
-    from tokenrelay.shared.entries import Entry, Event
+    from tokenrelay.producer._core.endings import Status
     from tokenrelay.shared.options import Options, Submission
     from tokenrelay.shared.settings import ProducerSettings
+    from tokenrelay.shared.wire.entries import Entry, Event
 
 
 class AsyncReadOnlyGeneration:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.producer import endings
+from tokenrelay.producer._core import endings
+from tokenrelay.producer._core.model_defaults import ModelDefaults
+from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
-from tokenrelay.producer.model_defaults import ModelDefaults
-from tokenrelay.producer.rounds import Driver
-from tokenrelay.shared.connections import connect
 from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:

@@ -6,19 +6,19 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tokenrelay.producer import endings
-from tokenrelay.producer.following import Follower, Reading
-from tokenrelay.producer.warning import warn_no_worker
-from tokenrelay.shared.answer import Answer, Assembler
-from tokenrelay.shared.entries import Ended, Token, Unknown
+from tokenrelay.producer._core import endings
+from tokenrelay.producer._core.following import Follower, Reading
+from tokenrelay.producer._core.warning import warn_no_worker
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.wire.answer import Answer, Assembler
+from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenrelay.producer.endings import Status
-    from tokenrelay.producer.rounds import Driver
-    from tokenrelay.shared.entries import AnyEntry, Entry, Event
+    from tokenrelay.producer._core.endings import Status
+    from tokenrelay.producer._core.rounds import Driver
+    from tokenrelay.shared.wire.entries import AnyEntry, Entry, Event
 
 
 class Reader:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Final, Self
 from redis.exceptions import ConnectionError, TimeoutError
 
 from tokenrelay.producer import tether
-from tokenrelay.shared import keys
-from tokenrelay.shared.connections import MIN_VERSION, check_fit, connect
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
+from tokenrelay.shared.redis.connections import MIN_VERSION, check_fit, connect
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tokenrelay.producer import endings
+from tokenrelay.producer._core import endings
+from tokenrelay.producer._core.idempotency import submitted_once
+from tokenrelay.producer._core.submission import fit, planned, planned_many, submitted_many
 from tokenrelay.producer.consumer import Consumer
 from tokenrelay.producer.generation import Generation, Reader
-from tokenrelay.producer.idempotency import submitted_once
-from tokenrelay.producer.submission import fit, planned, planned_many, submitted_many
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,11 +13,13 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.producer.endings import checked_id, server_time_us
-from tokenrelay.producer.rounds import Round, refused
-from tokenrelay.shared import keys
-from tokenrelay.shared.answer import Assembler
-from tokenrelay.shared.entries import (
+from tokenrelay.producer._core.endings import checked_id, server_time_us
+from tokenrelay.producer._core.rounds import Round, refused
+from tokenrelay.shared.errors import ProtocolError, RequestNotFound, StreamExpired, unreadable
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.answer import Assembler
+from tokenrelay.shared.wire.entries import (
     AnyEntry,
     Ended,
     Entry,
@@ -30,13 +32,11 @@ from tokenrelay.shared.entries import (
     parse_entry,
     text,
 )
-from tokenrelay.shared.errors import ProtocolError, RequestNotFound, StreamExpired, unreadable
-from tokenrelay.shared.store.record import Field, RequestRecord, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.producer._core.rounds import Steps
 
 FIELDS: Final = (Field.STATE, Field.BODY, Field.PROMPT_IDS, Field.PROMPT_TEXTS)
 """Of the request's hash, what a trace is made from."""

@@ -6,8 +6,8 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.commands import Pipeline
 from tokenrelay.shared.options import load
+from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, requeue_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -18,7 +18,7 @@ from tokenrelay.testing.script import End, pieces
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tokenrelay.shared.commands import Argument, Call, Reply
+    from tokenrelay.shared.redis.batches import Argument, Call, Reply
     from tokenrelay.shared.store.replies import AppendReply, ClaimReply, ExpireReply, FinishReply, RenewReply
 
 LEASE_MS: Final = 6000

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission

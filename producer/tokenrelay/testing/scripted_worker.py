@@ -7,11 +7,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.store.jobs import Take, take_call
 from tokenrelay.shared.store.registrations import WorkerField
 from tokenrelay.shared.store.replies import Appended, Granted, Renewed
+from tokenrelay.shared.wire import keys
 from tokenrelay.testing.attempt import Attempt
 from tokenrelay.testing.script import Script, answers
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.answer import Answer
+    from tokenrelay.shared.wire.answer import Answer
 
 
 class TokenRelayError(Exception):

@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonVal
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from tokenrelay.shared import keys
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.connections import connect
 from tokenrelay.shared.measures import Metric, family
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.commands import Batch
     from tokenrelay.shared.measures import Family, Sample
+    from tokenrelay.shared.redis.batches import Batch
 
 _TIMEOUT_S: Final = 1.0
 """A scrape has ten seconds, and what the process counted itself is to get through while Redis is away."""

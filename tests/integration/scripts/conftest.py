@@ -9,7 +9,7 @@ import pytest
 from tests.leaks import leaked_keys
 from tests.redis_servers import RedisServer, binaries
 from tests.token_plane import TokenPlane, through
-from tokenrelay.shared.commands import Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,9 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.integration.scripts.model import MAX_CRASHES, Request
 from tests.streams import parsed
 from tests.token_plane import LONG_MS, AlteredScripts, TokenPlane, Tokens
-from tokenrelay.shared import keys
-from tokenrelay.shared.answer import Assembler
-from tokenrelay.shared.entries import Entry, Token
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.answer import Assembler
+from tokenrelay.shared.wire.entries import Entry, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable

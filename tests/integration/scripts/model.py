@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from tests.token_plane import Reply, Tokens

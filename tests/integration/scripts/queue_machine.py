@@ -32,7 +32,6 @@ from rq.serializers import JSONSerializer
 
 from tests.integration.scripts.queue_plane import DEFAULT, HIGH, RETENTION_S
 from tests.token_plane import AlteredScripts, TokenPlane, decoded
-from tokenrelay.shared import keys
 from tokenrelay.shared.store.jobs import (
     Enqueue,
     Execution,
@@ -44,6 +43,7 @@ from tokenrelay.shared.store.jobs import (
     requeue_call,
     take_call,
 )
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from rq.job import Job
 
-    from tokenrelay.shared.commands import Call
+    from tokenrelay.shared.redis.batches import Call
 
 QUEUES = (HIGH, DEFAULT)
 REQUESTS = 4

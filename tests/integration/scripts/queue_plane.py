@@ -11,7 +11,6 @@ from rq.serializers import JSONSerializer
 
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded
-from tokenrelay.shared import keys
 from tokenrelay.shared.store.jobs import (
     Enqueue,
     Execution,
@@ -22,11 +21,12 @@ from tokenrelay.shared.store.jobs import (
     requeue_call,
     take_call,
 )
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tokenrelay.shared.commands import Call, Pipeline
+    from tokenrelay.shared.redis.batches import Call, Pipeline
 
 
 HIGH, DEFAULT, LOW = keys.queues("weather")

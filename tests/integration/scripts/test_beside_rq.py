@@ -22,15 +22,15 @@ from tests.integration.scripts.queue_plane import (
 )
 from tests.streams import REQUEST_ID
 from tests.token_plane import hashed, rows
-from tokenrelay.shared import keys
 from tokenrelay.shared.store.jobs import (
     Outcome,
 )
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tokenrelay.shared.commands import Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
 
 
 def echo(value: str) -> str:

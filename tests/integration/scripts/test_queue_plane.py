@@ -30,14 +30,14 @@ from tests.integration.scripts.queue_plane import (
 )
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded, hashed
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Call, Pipeline
+from tokenrelay.shared.redis.batches import Call, Pipeline
 from tokenrelay.shared.store.jobs import (
     Execution,
     Outcome,
     drop_call,
     is_our_call,
 )
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis

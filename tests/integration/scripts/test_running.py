@@ -14,10 +14,10 @@ from tests.integration.scripts.queue_plane import (
 )
 from tests.streams import REQUEST_ID
 from tests.token_plane import TokenPlane, decoded, reply_word
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline, Call, Pipeline
-from tokenrelay.shared.connections import connect_async
+from tokenrelay.shared.redis.batches import AsyncPipeline, Call, Pipeline
+from tokenrelay.shared.redis.connections import connect_async
 from tokenrelay.shared.store.scripts import SCRIPTS, source
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -15,10 +15,10 @@ from tests.integration.scripts.queue_plane import (
 from tests.redis_servers import skip_before_redis_7
 from tests.streams import REQUEST_ID
 from tests.token_plane import TokenPlane, read_stream, through
-from tokenrelay.shared import keys
-from tokenrelay.shared.answer import assemble
-from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.answer import assemble
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

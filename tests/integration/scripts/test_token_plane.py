@@ -10,9 +10,9 @@ import pytest
 
 from tests.streams import REQUEST_ID
 from tests.token_plane import TokenPlane, hashed, read_stream, rows
-from tokenrelay.shared import keys
-from tokenrelay.shared.answer import assemble
-from tokenrelay.shared.entries import Ended, Migrated, Queued, Started, State, Token, Usage
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.answer import assemble
+from tokenrelay.shared.wire.entries import Ended, Migrated, Queued, Started, State, Token, Usage
 
 if TYPE_CHECKING:
     from redis import Redis

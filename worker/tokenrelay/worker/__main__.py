@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from tokenrelay.shared.connections import address, check_fit, connect, explain
 from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.redis.connections import address, check_fit, connect, explain
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.exits import hard_exit, log_to_stderr, report
-from tokenrelay.worker.supervisor import Supervisor
+from tokenrelay.worker.supervisor.exits import hard_exit, log_to_stderr, report
+from tokenrelay.worker.supervisor.supervisor import Supervisor
 from tokenrelay.worker.training.command import train_command
 
 app = typer.Typer(

@@ -32,18 +32,18 @@ from rq.utils import utcformat
 from rq.worker import BaseWorker, WorkerStatus
 from rq.worker.base import DequeueStrategy
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import Pipeline
-from tokenrelay.shared.connections import address, connect, explain, is_for_now
-from tokenrelay.shared.entries import text
 from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.connections import address, connect, explain, is_for_now
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import iso
 from tokenrelay.shared.store.registrations import WORKER_TTL_S, WorkerField
-from tokenrelay.worker.intake import RQ_LEASE_S
-from tokenrelay.worker.loop import GenerationLoop
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
+from tokenrelay.worker.core.intake import RQ_LEASE_S
+from tokenrelay.worker.core.loop import GenerationLoop
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
-from tokenrelay.worker.model import Served, serve
+from tokenrelay.worker.serving.model import Served, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tokenrelay.shared.exposition import Exposition
-    from tokenrelay.worker.engine import Engine
+    from tokenrelay.worker.engine.contract import Engine
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.measures import Family
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.worker.loop import GenerationLoop
-    from tokenrelay.worker.model import Served
+    from tokenrelay.worker.core.loop import GenerationLoop
+    from tokenrelay.worker.serving.model import Served
 
 _MODEL: Final = ("model",)
 

@@ -18,7 +18,7 @@ from tokenrelay.cli.output import write_line
 from tokenrelay.cli.trace import write_trace
 from tokenrelay.producer import Producer
 from tokenrelay.producer.local import LocalRedis, LocalWorker
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 
 if TYPE_CHECKING:
     from tokenrelay.cli.demo.watching import Eyes, Seen

@@ -7,9 +7,9 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import text
 from tokenrelay.shared.store.record import Field
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

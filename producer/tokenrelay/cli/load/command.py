@@ -21,9 +21,9 @@ from tokenrelay.cli.load.run import LoadRun
 from tokenrelay.cli.load.workload import Range, Workload, prompts_of
 from tokenrelay.cli.output import print_rich, tell, write_json
 from tokenrelay.producer import AsyncProducer
-from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.producer.submission import fit, planned
-from tokenrelay.shared.connections import connect_async
+from tokenrelay.producer._core.rounds import AsyncDriver
+from tokenrelay.producer._core.submission import fit, planned
+from tokenrelay.shared.redis.connections import connect_async
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.shared.entries import Ended, Migrated, Queued, Started, Token
 from tokenrelay.shared.errors import TokenRelayError
+from tokenrelay.shared.wire.entries import Ended, Migrated, Queued, Started, Token
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenrelay.cli.load.workload import Arrival
     from tokenrelay.producer import AsyncGeneration, AsyncProducer
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 _CANCEL_S: Final = 5.0
 """How long the cancelling of what is open may take."""

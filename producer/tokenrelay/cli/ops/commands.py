@@ -11,7 +11,7 @@ from tokenrelay.cli.load.command import load
 from tokenrelay.cli.ops import top as live
 from tokenrelay.cli.ops.listing import MOST_LISTED, Listed, write_list
 from tokenrelay.cli.output import EXIT_CODES, reported
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.connections import MIN_VERSION
+from tokenrelay.shared.redis.connections import MIN_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

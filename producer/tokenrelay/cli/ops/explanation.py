@@ -9,10 +9,10 @@ from redis.exceptions import NoPermissionError
 from tokenrelay.cli.ops import sightings
 from tokenrelay.cli.ops.diagnosis import Finding, counted, diagnosed, is_abandoned, is_busy
 from tokenrelay.cli.ops.system import system
-from tokenrelay.producer.rounds import Round
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State, text
+from tokenrelay.producer._core.rounds import Round
 from tokenrelay.shared.store.jobs import status_look
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tokenrelay.cli.ops.sightings import Sighting
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
-    from tokenrelay.producer.rounds import Steps
-    from tokenrelay.shared.commands import Reply
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.shared.redis.batches import Reply
 
 _ELSEWHERE = ("all_busy", "not_taken", "no_worker", "abandoned", "worker_silent", "worker_gone")
 """Findings of the whole system that may concern other requests: what holds up this one is told in words of its own."""

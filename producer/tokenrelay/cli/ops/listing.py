@@ -10,7 +10,7 @@ from tokenrelay.cli.ops import sightings
 from tokenrelay.cli.ops.snapshot import request_json
 from tokenrelay.cli.ops.system import system
 from tokenrelay.cli.output import print_rich, tell, write_json
-from tokenrelay.producer.rounds import Driver
+from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenrelay.cli.ops.sightings import Found, Place, Sighting
-    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.producer._core.rounds import Steps
 
 MOST_LISTED: Final = 1000
 _PAGE: Final = 200

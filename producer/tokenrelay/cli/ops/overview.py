@@ -14,7 +14,7 @@ from tokenrelay.cli.ops.diagnosis import all_is_well, diagnosed
 from tokenrelay.cli.ops.explanation import explained, moving
 from tokenrelay.cli.ops.system import system
 from tokenrelay.cli.output import visible, write_json, write_line
-from tokenrelay.producer.rounds import Driver
+from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tokenrelay.cli.ops.sightings import Place, Sighting
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
-    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.producer._core.rounds import Steps
 
 _OLDEST_CLAIMED: Final = 50
 """Requests taken off the queues whose leases are looked at, those held longest."""

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer.rounds import Round
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import AnyEntry, Ended, Migrated, Queued, Started, State, Token, parse_entry, text
+from tokenrelay.producer._core.rounds import Round
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.jobs import holder_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import AnyEntry, Ended, Migrated, Queued, Started, State, Token, parse_entry, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenrelay.producer.rounds import Steps
-    from tokenrelay.shared.commands import Batch, Reply
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.shared.redis.batches import Batch, Reply
 
 TAIL: Final = 64
 """Entries looked at from each stream's end."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.cli.ops.sightings import Found, Migration, Place, Sighting
     from tokenrelay.cli.ops.system import System
-    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.producer._core.rounds import Steps
 
 MOST_RUNNING: Final = 120
 MOST_ENDED: Final = 100

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from tokenrelay.producer.endings import server_time_us
-from tokenrelay.producer.rounds import Round
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import text, whole
+from tokenrelay.producer._core.endings import server_time_us
+from tokenrelay.producer._core.rounds import Round
 from tokenrelay.shared.store.registrations import (
     WORKER_SILENT_S,
     Registration,
@@ -22,12 +20,14 @@ from tokenrelay.shared.store.registrations import (
     look,
     silent_s,
 )
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tokenrelay.producer.rounds import Steps
-    from tokenrelay.shared.commands import Batch, Reply
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.shared.redis.batches import Batch, Reply
 
 MOST_QUEUES: Final = 100
 MOST_WORKERS: Final = 200

@@ -21,9 +21,9 @@ from tokenrelay.cli.ops.diagnosis import diagnosed
 from tokenrelay.cli.ops.frame import frame
 from tokenrelay.cli.ops.snapshot import as_json, snapshot
 from tokenrelay.cli.output import print_rich, write_json
-from tokenrelay.producer.rounds import Driver
-from tokenrelay.shared.connections import address
+from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.shared.errors import RedisUnusable, SettingsError
+from tokenrelay.shared.redis.connections import address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

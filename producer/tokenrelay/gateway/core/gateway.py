@@ -17,11 +17,11 @@ from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.streams.resuming import START
 from tokenrelay.gateway.tenancy.quota import admitted
 from tokenrelay.gateway.tenancy.tenants import Tenants
-from tokenrelay.producer.fitness import AsyncFitness
-from tokenrelay.producer.model_defaults import ModelDefaults
-from tokenrelay.producer.rounds import AsyncDriver
-from tokenrelay.shared.connections import address, connect_async
+from tokenrelay.producer._core.fitness import AsyncFitness
+from tokenrelay.producer._core.model_defaults import ModelDefaults
+from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
+from tokenrelay.shared.redis.connections import address, connect_async
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.core.demo import Demo
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.tenancy.tenants import Tenant
-    from tokenrelay.producer.rounds import Result, Steps
-    from tokenrelay.shared.entries import EntryId
+    from tokenrelay.producer._core.rounds import Result, Steps
     from tokenrelay.shared.settings import GatewaySettings
+    from tokenrelay.shared.wire.entries import EntryId
 
 _ANSWER_S: Final = 10.0
 """How long a client waits for Redis before it's told to come back. redis-py's own retries take minutes where a Redis

@@ -14,7 +14,7 @@ from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.http.replies import json_response
 from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.views.raw import RawEncoder
-from tokenrelay.producer.rounds import ask
+from tokenrelay.producer._core.rounds import ask
 
 router: Final = APIRouter(tags=["page"])
 PAGE: Final = Path(str(files("tokenrelay.gateway") / "page"))

@@ -15,11 +15,11 @@ from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
 from tokenrelay.gateway.streams.resuming import START, entry_after
 from tokenrelay.gateway.views.raw import RawEncoder
-from tokenrelay.producer.endings import cancel
+from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer.trace import as_json, traced
-from tokenrelay.shared.entries import EntryId
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import json_schema
+from tokenrelay.shared.wire.entries import EntryId
 
 router: Final = APIRouter(prefix="/requests", tags=["requests"])
 _BODY: Final[dict[str, Any]] = {

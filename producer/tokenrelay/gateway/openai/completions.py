@@ -27,7 +27,7 @@ from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT, Delivery, Event
 from tokenrelay.gateway.streams.resuming import entry_after
 from tokenrelay.gateway.streams.waiting import answered, waited
 from tokenrelay.gateway.views.chat import Api, ChatEncoder, ToldUsage, whole
-from tokenrelay.shared.entries import EntryId
+from tokenrelay.shared.wire.entries import EntryId
 
 router: Final = APIRouter(prefix="/v1", tags=["openai"])
 _ANSWERS: Final = {**ERRORS, 200: {**EVENTS[200], "description": "The answer, or server-sent events of its chunks."}}

@@ -32,9 +32,9 @@ from tokenrelay.gateway.streams.resuming import START, entry_after, sequence_aft
 from tokenrelay.gateway.streams.waiting import check_answered, waited
 from tokenrelay.gateway.tenancy.tenants import Tenant
 from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
-from tokenrelay.producer.endings import cancel
-from tokenrelay.shared.answer import Assembler
-from tokenrelay.shared.entries import EntryId, State
+from tokenrelay.producer._core.endings import cancel
+from tokenrelay.shared.wire.answer import Assembler
+from tokenrelay.shared.wire.entries import EntryId, State
 
 router: Final = APIRouter(prefix="/v1/responses", tags=["openai"])
 _ANSWERS: Final = {**ERRORS, 200: {**EVENTS[200], "description": "The response, or server-sent events of it."}}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.openai.bodies.contents import refuse
 from tokenrelay.gateway.views.response import ITEM_PREFIX, PREFIX
-from tokenrelay.shared.answer import Assembler
-from tokenrelay.shared.entries import State
 from tokenrelay.shared.errors import RequestNotFound, StreamError
+from tokenrelay.shared.wire.answer import Assembler
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.core.gateway import Gateway

@@ -11,7 +11,7 @@ from tokenrelay.shared import options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenrelay.producer.submission import Planned
+    from tokenrelay.producer._core.submission import Planned
 
 NAME: Final = "tokenrelay.gateway"
 """The metadata field that is ours; callers can't set it."""

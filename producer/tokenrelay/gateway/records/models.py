@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
-from tokenrelay.producer.rounds import Round, ask, refused
-from tokenrelay.shared import keys
+from tokenrelay.producer._core.rounds import Round, ask, refused
 from tokenrelay.shared.store.registrations import Registration, WorkerField, is_alive, look
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
-    from tokenrelay.producer.rounds import AsyncDriver, Steps
-    from tokenrelay.shared.commands import Batch
+    from tokenrelay.producer._core.rounds import AsyncDriver, Steps
+    from tokenrelay.shared.redis.batches import Batch
 
 _FIELDS: Final = (
     WorkerField.QUEUES,

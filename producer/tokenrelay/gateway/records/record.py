@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.records.marks import Mark, unmarked
-from tokenrelay.producer.endings import GRACE_S, checked_id, overdue_state, server_time_us
-from tokenrelay.producer.rounds import ask
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import AnyEntry, Ended, State, parse_entry, text
+from tokenrelay.producer._core.endings import GRACE_S, checked_id, overdue_state, server_time_us
+from tokenrelay.producer._core.rounds import ask
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.options import WIRE, glance, load
 from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import AnyEntry, Ended, State, parse_entry, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenrelay.producer.rounds import Steps
+    from tokenrelay.producer._core.rounds import Steps
     from tokenrelay.shared.options import Submission
 
 _FIELDS: Final = (

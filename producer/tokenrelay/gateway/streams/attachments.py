@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from tokenrelay.gateway.http.tasks import stop
 from tokenrelay.gateway.streams.presence import RENEW_S, Presence
-from tokenrelay.producer.endings import cancel
+from tokenrelay.producer._core.endings import cancel
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.streams.hub import Hub
-    from tokenrelay.producer.rounds import AsyncDriver, Steps
+    from tokenrelay.producer._core.rounds import AsyncDriver, Steps
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

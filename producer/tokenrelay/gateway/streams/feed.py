@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from tokenrelay.gateway.http.chunks import framed
 from tokenrelay.gateway.http.problems import RangeGone
 from tokenrelay.gateway.views.view import View
-from tokenrelay.shared.entries import AnyEntry, Ended, EntryId, Token, parse_entry
 from tokenrelay.shared.errors import StreamChanged, TokenRelayError
-from tokenrelay.shared.protocol import StreamMachine
+from tokenrelay.shared.wire.entries import AnyEntry, Ended, EntryId, Token, parse_entry
+from tokenrelay.shared.wire.transitions import StreamMachine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

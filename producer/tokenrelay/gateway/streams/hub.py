@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import RedisError, ResponseError
 
 from tokenrelay.gateway.streams.feed import Feed
-from tokenrelay.producer.endings import expire, server_time_us
-from tokenrelay.shared import keys
-from tokenrelay.shared.commands import AsyncPipeline
-from tokenrelay.shared.connections import address, explain, is_for_now
-from tokenrelay.shared.entries import text
+from tokenrelay.producer._core.endings import expire, server_time_us
 from tokenrelay.shared.errors import ProtocolError, RedisUnusable, StreamChanged, StreamExpired, TokenRelayError
+from tokenrelay.shared.redis.batches import AsyncPipeline
+from tokenrelay.shared.redis.connections import address, explain, is_for_now
 from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.http.tasks import Background
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.figures import Figures
-    from tokenrelay.producer.rounds import AsyncDriver
-    from tokenrelay.shared.commands import Batch
+    from tokenrelay.producer._core.rounds import AsyncDriver
+    from tokenrelay.shared.redis.batches import Batch
 
 log = logging.getLogger(__name__)
 

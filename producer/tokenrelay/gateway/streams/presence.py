@@ -5,16 +5,16 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.producer.endings import server_time_us
-from tokenrelay.producer.rounds import Round, ask, refused
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import text
+from tokenrelay.producer._core.endings import server_time_us
+from tokenrelay.producer._core.rounds import Round, ask, refused
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.producer.rounds import Steps
-    from tokenrelay.shared.commands import Batch
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.shared.redis.batches import Batch
 
 RENEW_S: Final = 5.0
 _GOOD_S: Final = 15.0

@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.shared.entries import EntryId
+from tokenrelay.shared.wire.entries import EntryId
 
 _ENTRY: Final = re.compile(r"(0|[1-9][0-9]{0,14})-(0|[1-9][0-9]{0,14})")
 _TOKEN: Final = re.compile(r"0|[1-9][0-9]{0,14}")

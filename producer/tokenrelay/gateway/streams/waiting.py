@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.gateway.http.problems import NO_RETRY, Problem, problem_of
 from tokenrelay.gateway.views.chat import ending, is_callers_fault
-from tokenrelay.shared.answer import assemble
-from tokenrelay.shared.entries import State
+from tokenrelay.shared.wire.answer import assemble
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from starlette.types import Receive
 
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.feed import Feed
-    from tokenrelay.shared.answer import Answer
-    from tokenrelay.shared.entries import Ended
+    from tokenrelay.shared.wire.answer import Answer
+    from tokenrelay.shared.wire.entries import Ended
 
 _STATUSES: Final = {State.CANCELLED: 410, State.EXPIRED: 503}
 _ANSWERS: Final = (State.COMPLETED, State.INCOMPLETE)

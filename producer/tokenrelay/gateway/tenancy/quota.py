@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.http.problems import Problem, too_many
 from tokenrelay.gateway.records.marks import unlimited
-from tokenrelay.producer.idempotency import submitted_once
-from tokenrelay.producer.rounds import ask, ask_script
-from tokenrelay.producer.submission import planned, submitted_many
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State, text
+from tokenrelay.producer._core.idempotency import submitted_once
+from tokenrelay.producer._core.rounds import ask, ask_script
+from tokenrelay.producer._core.submission import planned, submitted_many
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError
 from tokenrelay.shared.store.jobs import place_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenrelay.gateway.tenancy.tenants import Tenant
-    from tokenrelay.producer.model_defaults import ModelDefaults
-    from tokenrelay.producer.rounds import Steps
-    from tokenrelay.producer.submission import Planned
+    from tokenrelay.producer._core.model_defaults import ModelDefaults
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.submission import Planned
     from tokenrelay.shared.settings import GatewaySettings
 
 _RETRY_AFTER_S: Final = 2.0

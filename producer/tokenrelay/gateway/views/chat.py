@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tokenrelay.gateway.http.problems import OPENAI_CODES
 from tokenrelay.gateway.views.sse import encode
-from tokenrelay.shared.entries import Ended, Started, State, Token, Usage
+from tokenrelay.shared.wire.entries import Ended, Started, State, Token, Usage
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.records.record import Record
-    from tokenrelay.shared.answer import Answer
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.answer import Answer
+    from tokenrelay.shared.wire.entries import Entry
 
 Api = Literal["chat", "completion"]
 ToldUsage = Literal["none", "last", "every"]

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tokenrelay.gateway.views.sse import encode
-from tokenrelay.shared.entries import Token
+from tokenrelay.shared.wire.entries import Token
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 
 class RawEncoder:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.views.chat import ending
 from tokenrelay.gateway.views.sse import encode
-from tokenrelay.shared.entries import Ended, Queued, Started, State, Token
+from tokenrelay.shared.wire.entries import Ended, Queued, Started, State, Token
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.records.record import Record
-    from tokenrelay.shared.entries import Entry
+    from tokenrelay.shared.wire.entries import Entry
 
 PREFIX: Final = "resp_"
 ITEM_PREFIX: Final = "msg_"

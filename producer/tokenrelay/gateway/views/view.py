@@ -6,10 +6,10 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from tokenrelay.shared.entries import Unknown
+from tokenrelay.shared.wire.entries import Unknown
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.entries import AnyEntry, Entry, EntryId
+    from tokenrelay.shared.wire.entries import AnyEntry, Entry, EntryId
 
 
 class Encoder(Protocol):

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeGuard, Type
 
 from redis.exceptions import ResponseError
 
-from tokenrelay.shared.commands import Call
-from tokenrelay.shared.connections import is_for_now
 from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.connections import is_for_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tokenrelay.shared.commands import Reply
+    from tokenrelay.shared.redis.batches import Reply
 
 T = TypeVar("T")
 _OF_THE_KEYS: Final = ("WRONGTYPE", "user_script")

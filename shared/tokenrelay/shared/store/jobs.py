@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State, text, whole
 from tokenrelay.shared.store import job_replies
 from tokenrelay.shared.store.call import ScriptCall
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenrelay.shared.commands import Argument, Command, Pipeline, Reply
+    from tokenrelay.shared.redis.batches import Argument, Command, Pipeline, Reply
     from tokenrelay.shared.store.job_replies import (
         CloseReply,
         EnqueueReply,

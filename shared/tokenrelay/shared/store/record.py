@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import State, number, parse_object, parse_state, text, whole
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State, number, parse_object, parse_state, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.commands import Command
+    from tokenrelay.shared.redis.batches import Command
 
 
 class Field:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.shared import keys
-from tokenrelay.shared.entries import parse_object, text, whole
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import parse_object, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.commands import Command
+    from tokenrelay.shared.redis.batches import Command
 
 WORKER_TTL_S: Final = 10
 """How long a worker's registration outlives its last heartbeat."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from tokenrelay.shared import keys
 from tokenrelay.shared.store import replies
 from tokenrelay.shared.store.call import ScriptCall
+from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenrelay.shared.commands import Argument, Command
+    from tokenrelay.shared.redis.batches import Argument, Command
     from tokenrelay.shared.store.replies import (
         AppendReply,
         CancelReply,

@@ -6,25 +6,18 @@ Knows no Redis, no RQ, no text and no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tokenrelay.shared.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    from tokenrelay.worker.sampling.params import SamplingParams
 
 FinishReason = Literal["stop", "length"]
 
 
 class ModelError(EngineError):
     """The model can't be loaded, or doesn't fit the device; the message says which and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the tokens of one request are drawn."""
-
-    temperature: float  # 0 takes the likeliest token
-    top_k: int  # 0 = off
-    top_p: float  # 1 = off
-    seed: int  # 0 <= seed < 2**63
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,184 @@
+"""One request beside its stream: what it is now, ending it by cancel or deadline, and how its end is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
+
+from tokenrelay.producer._core.rounds import ask
+from tokenrelay.shared.errors import (
+    GenerationCancelled,
+    GenerationExpired,
+    GenerationFailed,
+    ProtocolError,
+    RequestError,
+    RequestNotFound,
+    StreamExpired,
+    unreadable,
+)
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.replies import Cancelled, Done, Early, Expired, Lost, Unreadable
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.answer import Answer, Assembler
+from tokenrelay.shared.wire.entries import Ended, State, parse_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.shared.store.call import ScriptCall
+
+T = TypeVar("T")
+GRACE_S: Final = 2.0
+"""How long past the deadline a reader that may not write waits for somebody who may."""
+_STATUS_FIELDS: Final = (
+    Field.STATE,
+    Field.DEADLINE_US,
+    Field.NEXT,
+    Field.ATTEMPT,
+    Field.QUEUE,
+    Field.METADATA,
+    Field.CANCELLED_BY,
+)
+_CLOSING_FIELDS: Final = (Field.FENCE, Field.QUEUE, Field.RETENTION_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A request as Redis holds it at one moment."""
+
+    request_id: str
+    state: State
+    tokens: int
+    attempts: int
+    queue: str
+    deadline_us: int
+    """Redis server time, microseconds since 1970."""
+    now_us: int
+    """When this was read, by the same clock."""
+    cancelled_by: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline; negative past it."""
+        return (self.deadline_us - self.now_us) / 1e6
+
+
+def checked_id(request_id: str) -> str:
+    """The ID, if it can be one. Raises RequestError."""
+    if not keys.is_request_id(request_id):
+        raise RequestError(
+            f"request_id: {ascii(request_id)[:80]} is none; an ID is 22 to 64 of A-Z a-z 0-9 _ -", field="request_id"
+        )
+    return request_id
+
+
+def status(request_id: str) -> Steps[Status]:
+    """What the request is now. An unended one past its deadline is told as a reader would. Raises RequestNotFound."""
+    held, time = yield from ask([look(request_id, _STATUS_FIELDS), ("TIME",)])
+    record = RequestRecord(_STATUS_FIELDS, held)
+    if not record.exists:
+        raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
+    now_us = server_time_us(time)
+    try:
+        state, tokens, deadline_us, attempts = record.state, record.tokens, record.deadline_us, record.attempts
+        metadata = record.metadata
+    except ProtocolError as error:
+        raise unreadable(request_id, error) from None
+    if not state.terminal and now_us > deadline_us + GRACE_S * 1e6:
+        state = overdue_state(tokens)
+    return Status(
+        request_id=request_id,
+        state=state,
+        tokens=tokens,
+        attempts=attempts,
+        queue=record.queue,
+        deadline_us=deadline_us,
+        now_us=now_us,
+        cancelled_by=record.cancelled_by,
+        metadata=metadata,
+    )
+
+
+def server_time_us(reply: tuple[int, int]) -> int:
+    """Redis's TIME as microseconds since 1970."""
+    return int(reply[0]) * 1_000_000 + int(reply[1])
+
+
+def overdue_state(tokens: int) -> State:
+    """What a request is past its deadline: a deadline cuts an answer short, or finds none."""
+    return State.INCOMPLETE if tokens else State.EXPIRED
+
+
+def cancel(request_id: str, cancelled_by: str = "producer") -> Steps[bool]:
+    """End the request as cancelled. False where it had ended before, or is gone."""
+    record, reply = yield from _read_and_end(request_id, requests.cancel(request_id, cancelled_by))
+    match reply:
+        case Cancelled():
+            yield from _tell_rq(request_id, record, State.CANCELLED)
+            return True
+        case Done() | Lost():
+            return False
+        case _:
+            assert_never(reply)
+
+
+def expire(request_id: str) -> Steps[bool]:
+    """End the request if its deadline is past. False where it isn't, or where the request had ended before."""
+    record, reply = yield from _read_and_end(request_id, requests.expire(request_id))
+    match reply:
+        case Expired(state):
+            yield from _tell_rq(request_id, record, state)
+            return True
+        case Early() | Done() | Unreadable() | Lost():
+            return False
+        case _:
+            assert_never(reply)
+
+
+def _read_and_end(request_id: str, ending: ScriptCall[T]) -> Steps[tuple[RequestRecord, T]]:
+    """The request as it was before the call, and the call's reply."""
+    # Not in MULTI: a full Redis refuses every transaction, but not these scripts, whose work frees memory.
+    held, reply = yield from ask([look(request_id, _CLOSING_FIELDS), ending])
+    return RequestRecord(_CLOSING_FIELDS, held), ending.value(reply)
+
+
+def _tell_rq(request_id: str, record: RequestRecord, state: State) -> Steps[None]:
+    """Close the job of a request that nobody owned, so that nobody else tells RQ. A worker that does own it hears of
+    its end and closes its own job."""
+    if not record.owned:
+        outcome = Outcome(STATUS_OF[state], record.retention_s(1), "the deadline passed")
+        yield from ask([close_call(Execution(request_id, record.queue), outcome)])
+
+
+def raise_unless_answered(request_id: str, ended: Ended) -> Steps[None]:
+    """Raises how the request ended, with the whole partial text, unless that is an answer. Reads the stream again:
+    a reader may have come in the middle."""
+    if ended.state in (State.COMPLETED, State.INCOMPLETE):
+        return
+    (entries,) = yield from ask([("XRANGE", keys.stream(request_id), "-", "+")])
+    if not entries:
+        raise StreamExpired(f"the stream of request {request_id} is gone", request_id=request_id)
+    assembler = Assembler(request_id)
+    for entry_id, fields in entries:
+        assembler.receive(parse_entry(entry_id, fields))
+    settled(assembler.answer(ended))
+
+
+def settled(answer: Answer) -> Answer:
+    """The answer, if it is one. Raises GenerationFailed, GenerationCancelled, GenerationExpired."""
+    request_id, tokens = answer.request_id, len(answer.tokens)
+    match answer.state:
+        case State.FAILED:
+            raise GenerationFailed(f"request {request_id} failed ({answer.code}): {answer.message}", answer=answer)
+        case State.CANCELLED:
+            who = answer.cancelled_by or "somebody"
+            raise GenerationCancelled(
+                f"request {request_id} was cancelled by {who} after {tokens} tokens", answer=answer
+            )
+        case State.EXPIRED:
+            raise GenerationExpired(f"request {request_id} expired: no token came before its deadline", answer=answer)
+    return answer

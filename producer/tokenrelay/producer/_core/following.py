@@ -1,0 +1,256 @@
+"""Reading a request's stream as it grows: from any token, over reconnects, and to an end in every case.
+
+XREAD BLOCK doesn't wake on DEL or expiry, so a block that ran out is followed by a look at the request's hash and then,
+once more, at its stream. Every read looks at the last entry again, in the same round trip: redis-py reconnects by
+itself, and a replica that took over may hold less, or something else, than was read.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError
+
+from tokenrelay.producer._core.endings import GRACE_S, cancel, expire, overdue_state, server_time_us
+from tokenrelay.producer._core.rounds import LOST, Pause, Round, ask, refused
+from tokenrelay.producer._core.waits import Wait
+from tokenrelay.shared.errors import (
+    ProtocolError,
+    RequestError,
+    StreamChanged,
+    StreamExpired,
+    StreamTimeout,
+    unreadable,
+)
+from tokenrelay.shared.store.jobs import status_look
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.registrations import is_alive
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import AnyEntry, Ended, EntryId, Started, State, Token, Usage, parse_entry
+from tokenrelay.shared.wire.transitions import StreamMachine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.shared.redis.batches import Batch, Reply
+
+_FIELDS: Final = (Field.STATE, Field.DEADLINE_US, Field.NEXT, Field.QUEUE, Field.FENCE)
+_COUNT: Final = 512
+_PATIENCE_S: Final = 15.0
+_RECONNECT_PAUSE_S: Final = 0.2
+_OWNER_GRACE_S: Final = 1.0
+"""How long past the deadline the worker that owns the request may take to end it itself, with the text it held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a reader reads. `expires`: it may write, and ends requests past their deadline."""
+
+    expires: bool
+    block_s: float = 1.0
+    on_no_worker: Callable[[str], None] = lambda queue: None
+    """Told the queue's name while the request is queued and no live worker serves it."""
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The hash, as one look found it."""
+
+    state: State
+    deadline_us: int
+    tokens: int
+    queue: str
+    owned: bool
+    now_us: int
+
+
+class Follower:
+    """One reader's place in one stream, behind token `after`. Made for one `read` at a time."""
+
+    def __init__(self, request_id: str, reading: Reading, *, after: int = 0) -> None:
+        self.request_id = request_id
+        self._reading = reading
+        self._machine = StreamMachine(request_id, after)
+        self._last = EntryId(after, 0)
+        self._last_at_us: int | None = None
+        self._last_raw: Any = None
+        self._first = after + 1
+        self._read: list[tuple[int, str]] = []
+        self._prompt_tokens = 0
+        self._stale = True
+        self._connected = False
+        self._overdue_at = float("inf")
+        self._until = float("inf")
+
+    @property
+    def ended(self) -> bool:
+        return self._machine.ended
+
+    def read(self, until: float | None = None) -> Steps[list[AnyEntry]]:
+        """The next entries, at least one, as soon as they're there. `until`: monotonic time.
+
+        Raises StreamTimeout past `until`, StreamExpired, StreamGap, StreamChanged, ProtocolError.
+        """
+        self._until = float("inf") if until is None else until
+        entries: list[AnyEntry] = []
+        while not entries:
+            entries = yield from (self._look() if self._stale else self._wait())
+            if not entries and self._now() >= self._until:
+                raise StreamTimeout(
+                    f"request {self.request_id} hasn't ended in the time given; it goes on", request_id=self.request_id
+                )
+        return entries
+
+    def _wait(self) -> Steps[list[AnyEntry]]:
+        """What comes within the block time; nothing where the next read should look."""
+        left_s = min(self._overdue_at, self._until) - self._now()
+        block_ms = max(1, int(min(self._reading.block_s, left_s) * 1000))
+        raw, last = yield from self._ask(Wait(keys.stream(self.request_id), str(self._last), block_ms))
+        yield from self._check_last(last)
+        entries = self._receive(raw)
+        self._stale = not entries
+        return entries
+
+    def _look(self) -> Steps[list[AnyEntry]]:
+        """What is there now. Ends the wait where nothing will come: gone, overwritten, or past the deadline."""
+        request, raw = yield from self._inspect()
+        yield from self._check_last(raw[:1])
+        entries = self._receive(raw)
+        if entries:
+            self._stale = len(raw) >= _COUNT  # more than one read takes: the next is a look too, and waits for nobody
+            return entries
+        overdue = self._now() >= self._overdue_at
+        if request.state.terminal and self._last_at_us is None and request.tokens < self._last.token:
+            raise RequestError(
+                f"after: {self._last.token}; request {self.request_id} has ended with {request.tokens} tokens",
+                field="after",
+                limit=request.tokens,
+                request_id=self.request_id,
+            )
+        if request.state.terminal or (overdue and request.tokens < self._last.token):
+            raise StreamChanged(
+                f"request {self.request_id} ended before {self._last}, which was read: Redis lost writes",
+                request_id=self.request_id,
+            )
+        if overdue and not self._reading.expires:
+            return self._receive_overdue(request)
+        if overdue:
+            yield from expire(self.request_id)
+        elif request.state == State.QUEUED:
+            yield from self._look_for_workers(request.queue)
+        self._stale = False
+        return []
+
+    def _inspect(self) -> Steps[tuple[_Request, list[Any]]]:
+        """The hash, and then the stream from the last entry on: an end that the hash shows is in the stream too."""
+        stream = keys.stream(self.request_id)
+        batch: Batch = [look(self.request_id, _FIELDS), ("TIME",), ("XLEN", stream)]
+        batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
+        held, now, length, raw = yield from self._ask(Round(batch))
+        record = RequestRecord(_FIELDS, held)
+        if not record.exists or not length:
+            raise StreamExpired(
+                f"the stream of request {self.request_id} is gone: its retention is over, or it was deleted",
+                request_id=self.request_id,
+            )
+        try:
+            state, deadline_us, tokens = record.state, record.deadline_us, record.tokens
+        except ProtocolError as error:
+            raise unreadable(self.request_id, error) from None
+        request = _Request(state, deadline_us, tokens, record.queue, record.owned, server_time_us(now))
+        self._overdue_at = self._now() + (request.deadline_us - request.now_us) / 1e6 + self._grace(request)
+        return request, raw
+
+    def _grace(self, request: _Request) -> float:
+        if not self._reading.expires:
+            return GRACE_S
+        return _OWNER_GRACE_S if request.owned else 0.0
+
+    def _receive(self, raw: Iterable[Any]) -> list[AnyEntry]:
+        """The new ones among entries as Redis gave them."""
+        entries = []
+        for raw_id, fields in raw:
+            entry = parse_entry(raw_id, fields)
+            if self._machine.receive(entry):
+                entries.append(entry)
+                self._last, self._last_at_us, self._last_raw = entry.entry_id, entry.at_us, (raw_id, fields)
+                if isinstance(entry, Token):
+                    self._read.append((entry.token_id, entry.text))
+                if isinstance(entry, Started):
+                    self._prompt_tokens = entry.prompt_tokens
+        return entries
+
+    def _check_last(self, raw: Iterable[Any]) -> Steps[None]:
+        """See whether the entry that was read last is another one now. None yet: it may come again."""
+        for raw_id, fields in raw:
+            if (raw_id, fields) == self._last_raw:
+                return
+            entry = parse_entry(raw_id, fields)
+            if entry.entry_id != self._last:
+                return
+            if self._last_at_us not in (None, entry.at_us):
+                yield from self._compare_past()
+            self._last_at_us = entry.at_us
+
+    def _compare_past(self) -> Steps[None]:
+        """Redis lost writes, and a worker wrote them again. The same tokens are the same answer; others aren't."""
+        (raw,) = yield from self._ask(
+            Round([("XRANGE", keys.stream(self.request_id), f"{self._first}-0", f"{self._last.token}-0")])
+        )
+        entries = (parse_entry(raw_id, fields) for raw_id, fields in raw)
+        now = [(entry.token_id, entry.text) for entry in entries if isinstance(entry, Token)]
+        if now != self._read:
+            raise StreamChanged(
+                f"tokens {self._first} to {self._last.token} of request {self.request_id} aren't the ones that were "
+                "read: Redis lost writes, and they came out differently",
+                request_id=self.request_id,
+            )
+
+    def _receive_overdue(self, request: _Request) -> list[AnyEntry]:
+        """The end that nobody was there to write, under the ID that it would have had."""
+        ended = Ended(
+            entry_id=EntryId(self._last.token, self._last.event + 1),
+            at_us=request.deadline_us,
+            state=overdue_state(request.tokens),
+            finish_reason="deadline",
+            text="",
+            usage=Usage(self._prompt_tokens, request.tokens),
+        )
+        self._machine.receive(ended)
+        return [ended]
+
+    def _look_for_workers(self, queue: str) -> Steps[None]:
+        try:
+            batch: Batch = [("SMEMBERS", keys.rq_workers(queue)), status_look(self.request_id)]
+            workers, status = yield from ask(batch)
+            left_ms = (yield from ask([("PTTL", worker) for worker in workers])) if workers else []
+        except NoPermissionError:  # a read-only consumer needn't see RQ's keys
+            return
+        if self._reading.expires and status in (None, b"canceled", "canceled"):
+            # The job was cancelled, deleted or its queue emptied through RQ: nobody will ever take it.
+            yield from cancel(self.request_id, "rq")
+        elif not any(map(is_alive, left_ms)):
+            self._reading.on_no_worker(queue)
+
+    def _ask(self, item: Round | Wait) -> Steps[list[Reply]]:
+        """The replies, over a restart or failover of Redis too; but a Redis that never answered is said at once."""
+        give_up_at = min(self._now() + (_PATIENCE_S if self._connected else 0), self._until)
+        while True:
+            try:
+                replies = refused((yield item))
+            except AuthenticationError:
+                raise
+            except (*LOST, BusyLoadingError):
+                if self._now() >= give_up_at:
+                    raise
+                yield Pause(_RECONNECT_PAUSE_S)
+            else:
+                self._connected = True
+                return replies
+
+    def _now(self) -> float:
+        return self._reading.clock()

@@ -1,0 +1,88 @@
+"""What a model asks for where a request says nothing: its workers register it, and a request is written with it.
+
+So whoever continues the request obeys the same, whatever its worker's own model folder says by then. Where no live
+worker of the model is there to ask, or may be asked, the defaults of `Options` hold.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from tokenrelay.producer._core.rounds import Round, refused
+from tokenrelay.shared import options
+from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.store.registrations import Registration, WorkerField, look
+from tokenrelay.shared.wire import keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.submission import Planned
+
+FRESH_S: Final = 10.0
+"""How long a worker's word is believed."""
+ABSENT_S: Final = 1.0
+"""How long it's believed that none is there."""
+_FIELDS: Final = (WorkerField.QUEUES, WorkerField.DEFAULTS)
+_MOST_ASKED: Final = 8
+
+
+@dataclass(slots=True)
+class ModelDefaults:
+    """Looks them up, and keeps them a while. For one thread or event loop at a time; a race costs a second look."""
+
+    clock: Callable[[], float] = time.monotonic
+    _known: dict[str, tuple[float, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def applied(self, plan: Planned) -> Steps[Planned]:
+        """The request as it is to be written. Raises redis errors."""
+        if not plan.unsaid:
+            return plan
+        found = yield from self.of(plan.request["model"])
+        chosen = {name: value for name, value in found.items() if name in plan.unsaid}
+        return replace(plan, body=options.dump({**plan.request, **chosen})) if chosen else plan  # type: ignore[typeddict-item]
+
+    def of(self, model: str) -> Steps[Mapping[str, Any]]:
+        """The model's defaults, by the names of our options. Raises redis errors."""
+        until, known = self._known.get(model, (0.0, {}))
+        if self.clock() < until:
+            return known
+        found = yield from _registered(model)
+        self._known[model] = (self.clock() + (ABSENT_S if found is None else FRESH_S), found or {})
+        return found or {}
+
+
+def _registered(model: str) -> Steps[Mapping[str, Any] | None]:
+    """What live workers of the model registered; None where there is none, or where it may not be read."""
+    (members,) = yield Round([("SMEMBERS", keys.rq_workers(keys.queue(model, "default")))])
+    if _unreadable(members):
+        return None
+    workers = sorted(refused([members])[0])[:_MOST_ASKED]
+    replies = (yield Round([look(worker, _FIELDS) for worker in workers])) if workers else []
+    alive = False
+    for reply in replies:
+        if _unreadable(reply):
+            continue
+        worker = Registration(_FIELDS, refused([reply])[0])
+        alive = alive or worker.has_queues
+        if (defaults := _valid(worker)) is not None:
+            return defaults
+    return {} if alive else None
+
+
+def _unreadable(reply: object) -> bool:
+    return isinstance(reply, NoPermissionError) or (isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply))
+
+
+def _valid(worker: Registration) -> Mapping[str, Any] | None:
+    """The defaults that it registered; none of them where they can't be read."""
+    try:
+        defaults = worker.defaults
+        return None if defaults is None else options.sampling_defaults(defaults)
+    except ProtocolError:
+        return {}

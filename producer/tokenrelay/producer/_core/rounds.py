@@ -1,0 +1,183 @@
+"""Logic that talks to Redis without doing I/O: it yields rounds and waits, is sent their replies, and is written once.
+
+A `Steps[T]` is a generator that ends with a T. Two drivers run it, one on threads, one on asyncio. An error that keeps
+a whole round from being answered is thrown into the generator, which may try again; what it lets through comes out of
+the driver as RedisUnusable, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
+
+from tokenrelay.producer._core.sharing import SharedRounds
+from tokenrelay.producer._core.waits import SharedWaits, Wait
+from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
+from tokenrelay.shared.redis.batches import AsyncPipeline, Batch, Pipeline, Reply
+from tokenrelay.shared.redis.connections import address, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import redis
+    import redis.asyncio
+
+    from tokenrelay.shared.store.call import ScriptCall
+
+Result = TypeVar("Result")
+
+LOST: Final = (ConnectionError, TimeoutError)
+"""What redis-py raises when a round wasn't answered: the server may have run it or not."""
+_RESENT_AFTER_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round trip, which must bear to be made twice. `atomic` wraps it in MULTI/EXEC."""
+
+    batch: Batch
+    atomic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A rest before a lost connection is tried again."""
+
+    seconds: float
+
+
+Answered = list[Reply] | RedisError | None
+Item = Round | Wait | Pause
+Steps = Generator[Item, list[Reply], Result]
+
+
+def ask(batch: Batch) -> Steps[list[Reply]]:
+    """The batch's replies. Raises the first error among them."""
+    return refused((yield Round(batch)))
+
+
+def refused(replies: Sequence[Reply]) -> list[Reply]:
+    """The replies, if none of them is an error; else that error is raised."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return list(replies)
+
+
+def ask_script(call: ScriptCall[Result]) -> Steps[Result]:
+    """The call's reply. Raises the error that stands in its place, ProtocolError."""
+    (reply,) = yield Round([call])
+    return call.value(reply)
+
+
+def resent(batch: Batch) -> Steps[list[Reply]]:
+    """The replies, errors in place, of a batch that may be repeated: it's sent again where it wasn't answered."""
+    try:
+        return (yield Round(batch))
+    except AuthenticationError:
+        raise
+    except LOST:
+        yield Pause(_RESENT_AFTER_S)
+        return (yield Round(batch))
+
+
+class Driver:
+    """Runs steps on a redis-py client. Safe to share between threads and usable after a fork, as the client is:
+    each round takes a connection from the pool, and the pool gives a forked child connections of its own."""
+
+    def __init__(self, redis: redis.Redis) -> None:
+        self.redis = redis
+        self._pipeline = Pipeline(redis)
+
+    def run(self, steps: Steps[Result]) -> Result:
+        """What the steps end with. Raises RedisUnusable for what Redis refused, ProtocolError for a key that is of
+        another type, and whatever the steps raise."""
+        answered: Answered = None
+        try:
+            while True:
+                answered = self._answer(_resume(steps, answered))
+        except StopIteration as stop:
+            return cast("Result", stop.value)
+        except RedisError as error:
+            raise _translated(error, address(self.redis)) from error
+
+    def _answer(self, item: Item) -> Answered:
+        if isinstance(item, Pause):
+            time.sleep(item.seconds)
+            return None
+        try:
+            if isinstance(item, Wait):
+                return item.answer(self._pipeline.run(item.batch()))
+            return self._pipeline.run(item.batch, atomic=item.atomic)
+        except RedisError as error:
+            return error
+
+
+class AsyncDriver:
+    """`Driver` on a redis.asyncio client: for the event loop that it was first used on. What begins in one pass of it
+    shares a connection.
+
+    Its connections, futures and tasks are that loop's: on another one, nobody would ever wake who waits for them.
+    """
+
+    def __init__(self, redis: redis.asyncio.Redis) -> None:
+        self.redis = redis
+        pipeline = AsyncPipeline(redis)
+        self._rounds = SharedRounds(pipeline)
+        self._waits = SharedWaits(pipeline)
+        self._loop: list[asyncio.AbstractEventLoop] = []
+        self._first_use = threading.Lock()
+
+    def check_loop(self) -> None:
+        """Raises WrongEventLoop on any loop but the first that this was called on."""
+        running = asyncio.get_running_loop()
+        with self._first_use:
+            self._loop = self._loop or [running]
+        if self._loop[0] is not running:
+            raise WrongEventLoop(
+                "this client is used on a second event loop: make one for each loop, "
+                "which is one for each thread that runs a loop, and for each asyncio.run"
+            )
+
+    async def run(self, steps: Steps[Result]) -> Result:
+        """As Driver.run. Raises WrongEventLoop."""
+        self.check_loop()
+        answered: Answered = None
+        try:
+            while True:
+                answered = await self._answer(_resume(steps, answered))
+        except StopIteration as stop:
+            return cast("Result", stop.value)
+        except RedisError as error:
+            raise _translated(error, address(self.redis)) from error
+
+    async def _answer(self, item: Item) -> Answered:
+        if isinstance(item, Pause):
+            await asyncio.sleep(item.seconds)
+            return None
+        try:
+            if isinstance(item, Wait):
+                return await self._waits.answer(item)
+            return await self._rounds.answer(item.batch, atomic=item.atomic)
+        except RedisError as error:
+            return error
+
+
+def _translated(error: RedisError, where: str) -> TokenRelayError:
+    """RedisUnusable for a server that can't be used now, ProtocolError for a key that isn't of our type."""
+    if "WRONGTYPE" in str(error):
+        return ProtocolError("a key of the request, or of its queue, is of another type: somebody else wrote it")
+    return explain(error, where)
+
+
+def _resume(steps: Steps[Result], answered: Answered) -> Item:
+    """The next thing to do. Raises StopIteration at the end, and whatever the steps raise."""
+    if isinstance(answered, RedisError):
+        return steps.throw(answered)
+    return next(steps) if answered is None else steps.send(answered)

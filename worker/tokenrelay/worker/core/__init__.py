@@ -1,0 +1,1 @@
+"""The core of the worker: claim, generate, publish, lease. One loop owns the attempts."""

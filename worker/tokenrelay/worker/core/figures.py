@@ -1,0 +1,108 @@
+"""What a worker's threads count while they work: plain numbers, read by whoever scrapes. Knows no HTTP and no Redis.
+
+What happens per token or step is counted without a lock by the one thread that publishes; all else through tallies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.shared.measures import (
+    BATCH_REQUESTS,
+    FIRST_TOKEN_S,
+    INTER_TOKEN_S,
+    LAG_S,
+    QUEUE_WAIT_S,
+    REQUEST_S,
+    Durations,
+    Histogram,
+    Tally,
+)
+from tokenrelay.shared.wire.entries import TERMINAL, State
+
+if TYPE_CHECKING:
+    from tokenrelay.worker.core.attempts import Attempt
+
+_USUAL_ENDS: Final = (
+    ("completed", "stop"),
+    ("incomplete", "length"),
+    ("incomplete", "deadline"),
+    ("cancelled", "cancelled"),
+    ("expired", "deadline"),
+)
+FAILURES: Final = (
+    "continuation_mismatch", "control_token", "internal_error", "invalid_job", "invalid_logits", "invalid_request",
+    "lost", "poison_request", "prompt_too_long",
+)  # fmt: skip
+"""Every code with which a worker fails a request: alerts are to see the first one too."""
+_REFUSALS: Final = ("busy", "not_mine", "past", "done", "poison", "lost")
+_REDIS_USES: Final = ("publish", "intake", "heartbeat", "listen", "release")
+
+
+class Figures:
+    """One worker's. `publisher` says who may write which."""
+
+    def __init__(self) -> None:
+        # Written by the publisher, under its lock.
+        self.generated_tokens = 0
+        self.appends = 0
+        self.coalesced_tokens = 0
+        self.inter_token_s = Histogram(INTER_TOKEN_S)
+        self.first_token_s = Histogram(FIRST_TOKEN_S)
+        self.publish_lag_s = Histogram(LAG_S)
+        # Written by the loop's thread.
+        self.batch_requests = Histogram(BATCH_REQUESTS)
+        # Written by intake's thread.
+        self.queue_wait_s = Histogram(QUEUE_WAIT_S)
+        self.prompt_tokens = 0
+        self.recomputed_tokens = 0
+        self.attempts = 0
+        self.takeovers = 0
+        # From any thread.
+        self.ends = Tally(*_USUAL_ENDS, *(("failed", code) for code in FAILURES))
+        self.request_s = Durations(REQUEST_S, *TERMINAL)
+        self.refused_claims = Tally(*((reason,) for reason in _REFUSALS))
+        self.fenced_writes = Tally(())
+        self.handed_back = Tally(())
+        self.recovered = Tally(())
+        self.redis_errors = Tally(*((use,) for use in _REDIS_USES))
+
+    def appended(self, attempt: Attempt, tokens: int, now: float) -> None:
+        """Redis acknowledged `tokens` more of the attempt, all in one call; before `attempt.acknowledged` says so."""
+        if tokens < 1:
+            return
+        self.appends += 1
+        self.generated_tokens += tokens
+        self.coalesced_tokens += tokens - 1
+        before, attempt.appended_at = attempt.appended_at, now
+        if before is not None:
+            self.inter_token_s.observe((now - before) / tokens, tokens)
+        elif not attempt.acknowledged and attempt.submitted_at is not None:
+            self.first_token_s.observe(now - attempt.submitted_at)
+
+    def claimed(self, attempt: Attempt, prompt_tokens: int, emitted_tokens: int, waited_s: float | None) -> None:
+        """A claim was granted; `waited_s` since the request was submitted, where that is known."""
+        self.attempts += 1
+        if attempt.number > 1:
+            self.takeovers += 1
+            self.recomputed_tokens += prompt_tokens + emitted_tokens
+            return
+        self.prompt_tokens += prompt_tokens
+        if waited_s is not None:
+            self.queue_wait_s.observe(waited_s)
+
+    def ended(self, attempt: Attempt, state: State, now: float) -> None:
+        """A request that this worker held is over, by its doing or somebody else's."""
+        ending = attempt.ending
+        if ending is not None and ending.state is state:
+            reason = ending.code or ending.finish_reason
+        else:
+            reason = reason_of(state)
+        self.ends.add(str(state), reason)
+        if attempt.submitted_at is not None:
+            self.request_s.observe(str(state), now - attempt.submitted_at)
+
+
+def reason_of(state: State) -> str:
+    """Why a request is in this state, where somebody else ended it."""
+    return {State.CANCELLED: "cancelled", State.EXPIRED: "deadline", State.FAILED: "lost"}.get(state, "elsewhere")

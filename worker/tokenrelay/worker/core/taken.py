@@ -1,0 +1,57 @@
+"""What intake hands on: a job that was taken and isn't claimed yet, and the attempt that becomes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.redis.batches import Reply
+    from tokenrelay.shared.store.jobs import Execution
+    from tokenrelay.worker.core.attempts import Attempt, Ending
+
+
+@dataclass(slots=True)
+class Job:
+    """A job on its way from the queue to an attempt."""
+
+    execution: Execution
+    data: bytes
+    crashed: int = 0
+    """How many workers died with it before they could claim the request."""
+    options: Submission | None = None
+    prompt_ids: tuple[int, ...] = ()
+    encoded: tuple[bytes, ...] = (b"[]",)
+    """The prompt as the claim stores it: token IDs as JSON, and of a short prompt their texts."""
+    retention_s: int = 1
+    crashes: int = 0
+    gone_since: float | None = None
+    """Since when its request isn't found in Redis, on this process's monotonic clock."""
+    refusal: Ending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An attempt, and what the engine needs of it; `options` is None where only its ending is to be published."""
+
+    attempt: Attempt
+    options: Submission | None
+    prompt_ids: tuple[int, ...]
+    budget: int
+
+
+def encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    ids = json.dumps(prompt_ids).encode()
+    # The texts are for people: what isn't Unicode in them is no reason to fail a request.
+    return (ids, json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace")) if texts else (ids,)
+
+
+def waited_s(job: Job, deadline_us: int, time_now: Reply) -> float | None:
+    """How long ago the request was submitted, by Redis's clock: its deadline was set then."""
+    if job.options is None or isinstance(time_now, Exception):
+        return None
+    submitted_us = deadline_us - int(job.options["deadline_s"] * 1000) * 1000
+    now_us: int = time_now[0] * 1_000_000 + time_now[1]
+    return max((now_us - submitted_us) / 1e6, 0.0)

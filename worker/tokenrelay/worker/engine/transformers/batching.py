@@ -1,0 +1,344 @@
+"""The default engine: transformers' continuous batching behind the `Engine` contract.
+
+Owns the manager and what it takes to trust it: what may get in, whose results are still wanted, and whether it is
+alive. Knows nothing of Redis, RQ or text.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
+
+from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.engine.contract import INVALID_LOGITS, EngineOutput, EngineRequest, ModelError
+from tokenrelay.worker.engine.transformers.kv_cache import CacheHolds, CacheUse, EngineSettings, plan_cache
+from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
+from tokenrelay.worker.engine.transformers.layers.packed_attention import contain_packed_attention
+from tokenrelay.worker.engine.transformers.probing import EngineProbe
+from tokenrelay.worker.engine.transformers.refusal import quiet_manager, refusing
+from tokenrelay.worker.engine.transformers.sampling_rows import PositionKeyedSampler, draw_without_softmax
+from tokenrelay.worker.engine.transformers.self_test import SelfTest
+from tokenrelay.worker.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from transformers import PreTrainedModel
+    from transformers.generation.continuous_batching import ContinuousBatchingManager
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+    from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
+    from transformers.generation.continuous_batching.requests import GenerationOutput
+
+    from tokenrelay.worker.engine.transformers.models import LoadedModel
+
+log = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = 10.0
+_WARM_UP_TIMEOUT_S = 300.0  # first CUDA kernels are compiled here
+_NO_EOS = -1  # the manager's word for "none"; None means the generation config's
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that is in the manager."""
+
+    ignore_eos: bool
+    delivered: int = 0  # tokens of this attempt already given out
+
+
+class TransformersEngine:
+    """`Engine` over one model on one device. `start`, then `warm_up`, before the first request."""
+
+    def __init__(self, loaded: LoadedModel, settings: EngineSettings | None = None) -> None:
+        self._settings = settings or EngineSettings()
+        self._loaded = loaded
+        with refusing(loaded.model):
+            self._plan = plan_cache(loaded, self._settings)
+        self.slots = self._settings.slots
+        self.context_tokens = min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens)
+        self._live: dict[str, _Live] = {}
+        self._over: deque[str] = deque()  # requests that needed no step
+        self._death: EngineError | None = None
+        if loaded.device.type == "cpu":
+            attend_request_by_request()
+        else:
+            contain_packed_attention()
+        # The text model's: a whole model with a part that knows only one kind of attention may say another.
+        self._own_attention = str(loaded.model.config.get_text_config()._attn_implementation)
+        self._sampler = PositionKeyedSampler()
+        with refusing(loaded.model):
+            self._manager = self._new_manager()
+        self._progress = 0
+        self._hooks = [layer.register_forward_pre_hook(self._move) for layer in _layers(loaded.model)]
+
+    @property
+    def progress(self) -> int:
+        """Layers begun: a step of many tokens on a slow device takes minutes, a layer of it seconds."""
+        return self._progress
+
+    def _move(self, *_: object) -> None:
+        self._progress += 1
+
+    def _new_manager(self) -> ContinuousBatchingManager:
+        plan = self._plan
+        # Only a cache that holds every slot at full length can do without the margin that keeps a small one from
+        # taking in prefills whose decode then has to be thrown out again.
+        roomy = plan.tokens is not None and plan.tokens >= self.slots * self._loaded.context_tokens
+        model = cast("ContinuousMixin", self._loaded.model)
+        manager = model.init_continuous_batching(
+            # Greedy as far as the manager knows: it takes the argmax of the scores that our sampler gives back.
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=_NO_EOS),  # type: ignore[no-untyped-call]
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=plan.page_tokens,
+                num_blocks=plan.pages,
+                max_batch_tokens=plan.batch_tokens,
+                max_requests_per_batch=self.slots,
+                # Resolved before our sampler is in its place, so the manager's own choice would leave it no room.
+                max_memory_percent=0.8 if self._loaded.device.type == "cuda" else None,
+                safety_margin=0.0 if roomy else None,
+                auto_switch_to_flash=self._loaded.device.type == "cuda",
+                # Not for their values: they are how a row without a valid score is told (see `_valid`).
+                return_logprobs=True,
+            ),
+        )
+        manager.logit_processor = self._sampler
+        return manager
+
+    def start(self) -> None:
+        """Take the KV cache's memory and start the engine's thread. Raises ModelError where it doesn't fit."""
+        try:
+            # Makes the cache here and now rather than in the manager's thread, whose errors nobody catches.
+            with refusing(self._loaded.model, (MemoryError, RuntimeError)):
+                self._manager.warmup()
+        except (MemoryError, RuntimeError) as error:
+            raise ModelError(
+                f"the KV cache doesn't fit on {self._loaded.device}: {error} "
+                f"(kv_cache_tokens={self._settings.kv_cache_tokens}, slots={self.slots}, "
+                f"max_batch_tokens={self._plan.batch_tokens})"
+            ) from error
+        processor = self._manager.batch_processor
+        if processor is None:
+            raise ModelError("the batch processor wasn't made")
+        if self._loaded.device.type == "cpu":
+            draw_without_softmax(processor.model_runner)
+        self.context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
+        self._manager.start()
+        log.info("engine on %s: %s slots, %s tokens a request", self._loaded.device, self.slots, self.context_tokens)
+        holds = CacheHolds(
+            tokens=processor.cache.num_blocks * self._plan.page_tokens,
+            size_bytes=processor.cache.cache_tensor.nbytes,
+            all_slots_tokens=self.slots * self._loaded.context_tokens,
+        )
+        log.info("KV cache on %s: %s", self._loaded.device, holds)
+
+    def stop(self) -> None:
+        """End the engine's thread, whatever it is doing."""
+        self._death = self._death or EngineError("the engine was stopped")
+        self._live.clear()
+        self._manager.stop(block=True, timeout=_STOP_TIMEOUT_S, hard_stop=True)
+        for hook in self._hooks:
+            hook.remove()
+
+    def cache_use(self) -> CacheUse | None:
+        """How full the KV cache is now, for any thread; None before `start`, after death and `stop`."""
+        processor = self._manager.batch_processor
+        if processor is None or self._death is not None:
+            return None
+        try:
+            cache = processor.cache
+            free = cache.pool.num_free_sectors / cache.num_sectors
+            return CacheUse(cache.num_blocks * self._plan.page_tokens, 1.0 - free)
+        except AttributeError:  # the manager's own fields, which another version may name otherwise
+            return None
+
+    def warm_up(self) -> None:
+        """Run prefill and decode alone and with every slot taken: a process's first steps are slow.
+
+        Then compare it with the model's own forward pass. Raises ModelError where the model isn't fit for this engine.
+        """
+        with quiet_manager(), refusing(self._loaded.model):
+            try:
+                self._run_slots()
+                self._self_test()
+            except EngineError as error:
+                raise self._fatal_error() or error from error
+
+    def _fatal_error(self) -> Exception | None:
+        """What the manager's thread died of: a result carries its text alone, which may be no more than a number."""
+        thread, status = self._manager._generation_thread, self._manager.background_thread_status
+        if self._death is None or thread is None:
+            return None
+        thread.join(_STOP_TIMEOUT_S)
+        return status.fatal_error
+
+    def _run_slots(self) -> None:
+        prompt = tuple(0 for _ in range(max(min(8, self.context_tokens - 4), 1)))
+        budget = min(3, self.context_tokens - len(prompt))
+        sampled = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, seed=0)
+        for batch in sorted({1, self.slots}):
+            waiting = {f"warm-up-{batch}-{index}" for index in range(batch)}
+            for engine_id in waiting:
+                self.add(EngineRequest(engine_id, prompt, (), budget, sampled, ignore_eos=True))
+            moved_at, progress = time.monotonic(), self.progress
+            while waiting:
+                if progress != self.progress:
+                    moved_at, progress = time.monotonic(), self.progress
+                if time.monotonic() - moved_at > _WARM_UP_TIMEOUT_S:
+                    raise EngineError(f"the warm-up made no progress for {_WARM_UP_TIMEOUT_S:.0f} s")
+                waiting -= {output.engine_id for output in self.outputs(1.0) if output.is_last}
+
+    def _self_test(self) -> None:
+        probe = EngineProbe(self, self._sampler)
+        SelfTest(self._loaded.model, probe, self._own_scores, self.context_tokens, self._plan.batch_tokens).run()
+
+    def _own_scores(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """The model's scores after each token of a sequence, as it computes them by itself: (tokens, vocab). Only while
+        the engine has nothing to do."""
+        model = self._loaded.model
+        batched = model.config.get_text_config()._attn_implementation
+        model.set_attn_implementation(self._own_attention)
+        try:
+            with torch.no_grad():
+                input_ids = torch.tensor([token_ids], device=self._loaded.device)
+                scores: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits[0]
+        finally:
+            model.set_attn_implementation(batched)
+        return scores
+
+    def add(self, request: EngineRequest) -> None:
+        """Begin a request that `admit` let in. Raises EngineError if the engine is dying.
+
+        A request whose emitted tokens already fill its budget ends as `length` with the next outputs.
+        """
+        self._check_alive()
+        if request.engine_id in self._live:
+            raise ValueError(f"engine_id {request.engine_id!r} is in the engine already")
+        remaining = request.max_new_tokens - len(request.emitted_ids)
+        if remaining < 1:
+            self._live[request.engine_id] = _Live(request.ignore_eos)
+            self._over.append(request.engine_id)
+            return
+        prefill = [*request.prompt_ids, *request.emitted_ids]
+        if not prefill or len(prefill) + remaining > self.context_tokens:
+            raise ValueError(f"{len(prefill)} + {remaining} tokens weren't admitted: {self.context_tokens} fit")
+        self._live[request.engine_id] = _Live(request.ignore_eos)
+        accepted = self._manager.add_request(
+            prefill,
+            request_id=request.engine_id,
+            max_new_tokens=remaining,
+            streaming=True,
+            eos_token_id=_NO_EOS if request.ignore_eos else sorted(self._loaded.eos_token_ids),
+            sampling=request.sampling,
+            prompt_tokens=len(request.prompt_ids),
+        )
+        if accepted is None:
+            self._live.pop(request.engine_id, None)
+            raise self._die("it takes no more requests")
+        if request.engine_id not in self._live:
+            self._manager.cancel_request(request.engine_id)  # cancelled before the manager knew of it
+
+    def cancel(self, engine_id: str) -> None:
+        """Free the request's slot. The manager acknowledges nothing and may have a token on its way: it is dropped."""
+        if self._live.pop(engine_id, None) is not None:
+            self._manager.cancel_request(engine_id)
+
+    def outputs(self, timeout_s: float) -> list[EngineOutput]:
+        """Wait for tokens up to `timeout_s`, then give all that are there, one output a request.
+
+        Raises EngineError when the engine died; what came before its death is given out first.
+        """
+        self._check_alive()
+        over = [
+            EngineOutput(engine_id, (), "length")
+            for engine_id in [self._over.popleft() for _ in range(len(self._over))]
+            if self._live.pop(engine_id, None) is not None
+        ]
+        latest = self._latest_results(0.0 if over else timeout_s)
+        outputs = over + list(self._new_tokens(latest.values()))
+        if not outputs:
+            self._check_alive()
+        return outputs
+
+    def _check_alive(self) -> None:
+        if self._death is None and not self._manager.is_running():
+            self._die("its thread isn't running")
+        if self._death is not None:
+            raise self._death
+
+    def _latest_results(self, timeout_s: float) -> dict[str, GenerationOutput]:
+        """The last result of each request: each carries the whole list of tokens, so the earlier ones say no more."""
+        latest: dict[str, GenerationOutput] = {}
+        result = self._manager.get_result(timeout=timeout_s)
+        while result is not None:
+            if result.status == RequestStatus.FAILED:
+                # Said of a request, but always the engine's own death: a step or the cache failed.
+                self._die(result.error or "a step failed")
+                break
+            latest[result.request_id] = result
+            result = self._manager.get_result(timeout=0)
+        return latest
+
+    def _new_tokens(self, results: Iterable[GenerationOutput]) -> Iterable[EngineOutput]:
+        for result in results:
+            live = self._live.get(result.request_id)
+            if live is None:
+                if not result.is_finished():
+                    # The manager drains its additions before its cancellations: a cancellation that it drained without
+                    # the addition is lost, and the request would run to its budget with its slot taken.
+                    self._manager.cancel_request(result.request_id)
+                continue
+            token_ids = tuple(result.generated_tokens[live.delivered :])
+            valid = _valid(result.logprobs[live.delivered :])
+            if valid < len(token_ids):
+                self.cancel(result.request_id)
+                yield EngineOutput(result.request_id, token_ids[:valid], None, INVALID_LOGITS)
+                continue
+            live.delivered += len(token_ids)
+            if not result.is_finished():
+                yield EngineOutput(result.request_id, token_ids, None)
+                continue
+            self._live.pop(result.request_id, None)
+            if token_ids and not live.ignore_eos and token_ids[-1] in self._loaded.eos_token_ids:
+                yield EngineOutput(result.request_id, token_ids[:-1], "stop")
+            else:
+                yield EngineOutput(result.request_id, token_ids, "length")
+
+    def _die(self, reason: str) -> EngineError:
+        self._death = EngineError(f"the engine died: {reason}")
+        return self._death
+
+
+def _valid(logprobs: Sequence[float]) -> int:
+    """How many of the tokens come before the first one that was drawn from NaN, or where no score was finite.
+
+    The way that works in CUDA graphs and asynchronous batching, too: the token of such a row must be one of the
+    vocabulary, since it may be the next step's input already, and its log-probability isn't a finite number.
+    """
+    return next((index for index, logprob in enumerate(logprobs) if not math.isfinite(logprob)), len(logprobs))
+
+
+def _layers(model: PreTrainedModel) -> Iterable[torch.nn.Module]:
+    """The model's layers, or the model itself where it keeps them in another way than a list."""
+    number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return next((layers for layers in lists if len(layers) == number), [model])
+
+
+def _largest_request(cache: PagedAttentionCache, context_tokens: int) -> int:
+    """The most tokens one request may hold when the cache is otherwise empty; the cache itself is asked, since what
+    layers of sliding attention need isn't proportional to the length."""
+    probe = RequestState(request_id="largest-request", initial_tokens=[])
+    low, high = 0, context_tokens
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = cache.can_store_request_tokens(probe, middle, dry_run=True)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low

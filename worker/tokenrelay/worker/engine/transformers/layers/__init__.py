@@ -1,0 +1,1 @@
+"""Layers of a model that this engine computes itself: attention, linear layers, rotary embeddings."""

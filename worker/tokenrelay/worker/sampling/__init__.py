@@ -1,0 +1,1 @@
+"""The draw of a token from its scores. Knows no engine."""

@@ -1,0 +1,1 @@
+"""The served model: its name, its tokenizer and its engine. Knows no Redis."""

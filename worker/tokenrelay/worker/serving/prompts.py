@@ -1,0 +1,92 @@
+"""What intake must know of the model: prompts to token IDs, budgets, and the text side of an answer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final, cast
+
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.worker.engine.contract import admit
+from tokenrelay.worker.text import TokenText, encode_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from tokenrelay.shared.options import Submission
+
+MAX_PROMPT_TEXTS: Final = 64
+"""Longer prompts are kept as token IDs alone: the texts of their tokens are for people, who won't read as many."""
+_TEXTS_KEPT: Final = 32_768
+"""Some 200 bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReader:
+    """Reads requests for one model. `served_model` is the name that requests ask for."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder: PreTrainedTokenizerBase
+    """The same tokenizer again: encoding switches its flags, and must not meet a decode in another thread."""
+    served_model: str
+    fingerprint: str
+    context_tokens: int
+    vocabulary: int
+    """Token IDs are below this."""
+    token_text: Callable[[int], str]
+    """What a token says by itself; kept, for prompts share most of theirs, and decoding one takes 2.4 µs."""
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, served_model: str, fingerprint: str, context: int, vocabulary: int
+    ) -> PromptReader:
+        encoder = copy.deepcopy(tokenizer)
+        token_text = lru_cache(_TEXTS_KEPT)(lambda token_id: cast("str", encoder.decode([token_id])))
+        return cls(tokenizer, encoder, served_model, fingerprint, context, vocabulary, token_text)
+
+    @property
+    def kind(self) -> str:
+        """What decides whether a worker is refused a claim: others of this kind needn't try what this one can't do."""
+        return f"{self.fingerprint}/{_release()}"
+
+    def encode(self, options: Submission) -> tuple[int, ...]:
+        """The prompt's token IDs. Raises RequestError."""
+        messages = cast("list[dict[str, object]] | None", options["messages"])
+        return tuple(encode_prompt(self.encoder, options["prompt"], messages))
+
+    def texts(self, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """What each token of a short prompt says; nothing of a longer one."""
+        if len(prompt_ids) > MAX_PROMPT_TEXTS:
+            return ()
+        return tuple(map(self.token_text, prompt_ids))
+
+    def known(self, prompt_ids: bytes | None) -> tuple[int, ...]:
+        """The token IDs that the first claim stored. Raises RequestError for what no tokenizer of this model gave:
+        an ID beyond the vocabulary would take the engine down, and every request in it."""
+        try:
+            ids = json.loads(prompt_ids or b"")
+        except (ValueError, TypeError, RecursionError):
+            ids = None
+        if not isinstance(ids, list) or not ids or not self.in_vocabulary(ids):
+            raise RequestError("the stored prompt_ids aren't token IDs of this model", field="prompt_ids")
+        return tuple(ids)
+
+    def in_vocabulary(self, ids: Sequence[object]) -> bool:
+        return all(type(token_id) is int and 0 <= token_id < self.vocabulary for token_id in ids)
+
+    def budget(self, prompt_tokens: int, emitted_tokens: int, options: Submission) -> int:
+        """The tokens that the answer may have here, over all attempts. Raises RequestError `prompt_too_long`."""
+        return admit(prompt_tokens, emitted_tokens, options["max_new_tokens"], self.context_tokens)
+
+    def text(self, stop: tuple[str, ...]) -> TokenText:
+        return TokenText(self.tokenizer, stop)
+
+
+@cache
+def _release() -> str:
+    return version("tokenrelay")
