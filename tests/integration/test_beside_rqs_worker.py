@@ -97,6 +97,13 @@ def rqs_worker(redis: Redis, url: str, kind: str) -> Iterator[None]:
 
 def reached(redis: Redis, name: str, job_id: str, moment: str) -> bool:
     """Whether job and worker have come to the moment; a worker's state follows its job's."""
+    try:
+        return _has_reached(redis, name, job_id, moment)
+    except ValueError:
+        return False  # RQ reads an execution after its ID: it may have ended between them
+
+
+def _has_reached(redis: Redis, name: str, job_id: str, moment: str) -> bool:
     if moment == "canceled" and name == OURS and not view(redis, name, job_id)["times"][3]:
         return False  # RQ's cancel is done at once; a worker of ours closes the job a moment later
     status = "queued" if moment == "suspended" else moment
