@@ -42,6 +42,7 @@ from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
 from tokenrelay.worker.core.intake import RQ_LEASE_S
 from tokenrelay.worker.core.loop import GenerationLoop
+from tokenrelay.worker.core.messages import JobsQueued, RequestEnded, Stop, StopJob
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 from tokenrelay.worker.serving.model import Served, serve
 
@@ -256,7 +257,7 @@ class GenerationWorker(BaseWorker):
         self.pubsub = self.connection.pubsub()  # type: ignore[no-untyped-call]
         handlers = {
             self.pubsub_channel_name: self.handle_payload,
-            keys.QUEUED: lambda _: self.loop.wake.set(),
+            keys.QUEUED: lambda _: self.loop.post(JobsQueued()),
             keys.ENDED: self._ended,
         }
         self.pubsub.subscribe(**handlers)
@@ -274,13 +275,7 @@ class GenerationWorker(BaseWorker):
         time.sleep(LISTEN_AGAIN_S)
 
     def _ended(self, message: Any) -> None:
-        attempt = self.loop.in_flight.of_job(message["data"].decode("utf-8", "replace"))
-        if attempt is None or attempt.ending is not None:
-            return
-        try:
-            self.loop.heartbeat.look(attempt)
-        except RedisError as error:
-            log.warning("request %s: %s; the next heartbeat looks again", attempt.request_id, error)
+        self.loop.post(RequestEnded(message["data"].decode("utf-8", "replace")))
 
     def handle_payload(self, message: Any) -> None:
         """RQ's commands: shutdown, stop-job, stop-execution. A malformed one is logged and changes nothing."""
@@ -296,24 +291,13 @@ class GenerationWorker(BaseWorker):
         if command == "shutdown":
             self.request_stop(signal.SIGTERM, None)
         elif command in ("stop-job", "stop-execution"):
-            self._stop_job(job_id, execution_id)
+            self.loop.post(StopJob(job_id, execution_id))
         else:
             log.warning("the command %r was ignored: a generation worker doesn't know it", command)
 
-    def _stop_job(self, job_id: str, execution_id: str) -> None:
-        attempt = self.loop.in_flight.of_job(job_id, execution_id)
-        if attempt is None:
-            log.warning("not generating for job %s: the command to stop it was ignored", job_id)
-            return
-        attempt.stopped_by_rq = True
-        try:
-            self.loop.heartbeat.cancel(attempt, "rq stop command")
-        except RedisError as error:
-            log.warning("job %s couldn't be stopped: %s", job_id, error)
-
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: hand everything back at once. Runs in the signal handler: it only posts."""
-        self.loop.stop()
+        self.loop.post(Stop(time.monotonic()))
 
     def run_maintenance_tasks(self) -> None:
         """RQ's clean-up fails or requeues jobs without a fence; `Maintenance` repairs RQ from the hashes instead."""

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from redis.exceptions import RedisError
 
@@ -20,6 +20,7 @@ from tokenrelay.worker.core.attempts import Attempt, InFlight, engine_request
 from tokenrelay.worker.core.figures import Figures
 from tokenrelay.worker.core.intake import Intake
 from tokenrelay.worker.core.leases import Heartbeat
+from tokenrelay.worker.core.messages import JobsQueued, RequestEnded, Stop, StopJob
 from tokenrelay.worker.core.progress import Progress, Watchdog
 from tokenrelay.worker.core.publisher import Publisher
 from tokenrelay.worker.core.recovery import release
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.core.messages import Message
     from tokenrelay.worker.core.taken import Claimed
     from tokenrelay.worker.engine.contract import EngineOutput
     from tokenrelay.worker.serving.model import Served
@@ -141,13 +143,44 @@ class GenerationLoop:
         for each in raised:
             log.error("stopping: a step failed", exc_info=each)
 
-    def stop(self) -> None:
-        """First call: claim no more, and finish within the drain timeout. Second: hand everything back at once.
+    def post(self, message: Message) -> None:
+        """Tell the loop something, from any thread. A signal handler may post a Stop: the thread that it interrupts may
+        hold any lock, an Event's too."""
+        match message:
+            case Stop(at):
+                self._stops.put(at)
+            case JobsQueued():
+                self.wake.set()
+            case RequestEnded(job_id):
+                self._look(job_id)
+            case StopJob(job_id, execution_id):
+                self._stop_job(job_id, execution_id)
+            case _:
+                assert_never(message)
 
-        For any thread and for signal handlers, so it only posts: the thread that a signal interrupts may hold any lock,
-        an Event's too.
-        """
-        self._stops.put(time.monotonic())
+    def _look(self, job_id: str) -> None:
+        attempt = self.in_flight.of_job(job_id)
+        if attempt is None or attempt.ending is not None:
+            return
+        try:
+            self.heartbeat.look(attempt)
+        except RedisError as error:
+            log.warning("request %s: %s; the next heartbeat looks again", attempt.request_id, error)
+
+    def _stop_job(self, job_id: str, execution_id: str) -> None:
+        attempt = self.in_flight.of_job(job_id, execution_id)
+        if attempt is None:
+            log.warning("not generating for job %s: the command to stop it was ignored", job_id)
+            return
+        attempt.stopped_by_rq = True
+        try:
+            self.heartbeat.cancel(attempt, "rq stop command")
+        except RedisError as error:
+            log.warning("job %s couldn't be stopped: %s", job_id, error)
+
+    def stop(self) -> None:
+        """First call: claim no more, and finish within the drain timeout. Second: hand everything back at once."""
+        self.post(Stop(time.monotonic()))
 
     def _drain(self, now: float) -> None:
         if not self._stopping:
