@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.children import Message, answer_lines
 from benchmarks.waves import Outcome, Wave
 from tokenrelay.worker.engine.contract import EngineRequest
+from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
 
 class EngineAlone:
-    """Runs waves on one engine."""
+    """Runs waves on one engine, which it starts."""
 
     def __init__(self, engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase) -> None:
         self._engine = engine
+        self._outputs = OutputQueue()
+        engine.start(self._outputs.deliver)
         self._tokenizer = tokenizer
         self._count = 0
 
@@ -33,7 +36,7 @@ class EngineAlone:
         tokens = 0
         firsts: dict[str, float] = {}
         while waiting:
-            for output in self._engine.outputs(1.0):
+            for output in self._outputs.get(1.0):
                 tokens += len(output.token_ids)
                 if output.token_ids:
                     firsts.setdefault(output.engine_id, time.perf_counter() - began)
@@ -58,8 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = load_model(arguments.model, dtype=arguments.dtype)
     engine = TransformersEngine(loaded, EngineSettings(arguments.slots, arguments.kv_cache_tokens))
-    engine.start()
-    engine.warm_up()
+    engine.prepare()
     alone = EngineAlone(engine, loaded.tokenizer)
 
     def answer(message: Message) -> Message:

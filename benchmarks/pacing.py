@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import queue
 import statistics
 import threading
 import time
@@ -25,13 +24,15 @@ from tokenrelay.producer import Producer
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest
+from tokenrelay.worker.engine.contract import EngineOutput, EngineOutputs, EngineRequest
+from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.serving.model import share_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from benchmarks.options import BenchOptions
+    from tokenrelay.worker.engine.contract import Deliver
 
 GROUP: Final = "a counting engine at a fixed pace"
 
@@ -66,7 +67,6 @@ class PacedEngine:
     late_s: list[float] = field(default_factory=list)
     """How long after its time each step's tokens were out."""
     _streams: dict[str, _Stream] = field(default_factory=dict)
-    _outputs: queue.SimpleQueue[list[EngineOutput]] = field(default_factory=queue.SimpleQueue)
     _filled: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -76,11 +76,11 @@ class PacedEngine:
     def progress(self) -> int:
         return len(self.stepped_at)
 
-    def start(self) -> None:
-        threading.Thread(target=self._steps, name="engine", daemon=True).start()
-
-    def warm_up(self) -> None:
+    def prepare(self) -> None:
         """Nothing is cold here."""
+
+    def start(self, deliver: Deliver) -> None:
+        threading.Thread(target=self._steps, args=(deliver,), name="engine", daemon=True).start()
 
     def stop(self) -> None:
         """The steps end by themselves."""
@@ -93,16 +93,7 @@ class PacedEngine:
     def cancel(self, engine_id: str) -> None:
         """A stream that has ended is still counted: all end together."""
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        try:
-            outputs = self._outputs.get(timeout=timeout_s)
-            while not self._outputs.empty():
-                outputs = _joined(outputs, self._outputs.get())
-        except queue.Empty:
-            return []
-        return outputs
-
-    def _steps(self) -> None:
+    def _steps(self, deliver: Deliver) -> None:
         self._filled.wait()
         due = self._begin_at()
         for number in range(self.pace.tokens):
@@ -111,21 +102,13 @@ class PacedEngine:
             self.stepped_at.append(time.time())
             token = number % VOCABULARY
             end: Any = "length" if number == self.pace.tokens - 1 else None
-            self._outputs.put([EngineOutput(engine_id, (token,), end) for engine_id in self._streams])
+            deliver(EngineOutputs(tuple(EngineOutput(engine_id, (token,), end) for engine_id in self._streams)))
             self.late_s.append(time.perf_counter() - due)
 
     def _begin_at(self) -> float:
         """Now; with a phase, its next time on the clock that the processes of a machine share."""
         now, rate = time.perf_counter(), self.pace.steps_a_second
         return now if self.pace.phase is None else (math.ceil(now * rate) + self.pace.phase) / rate
-
-
-def _joined(first: list[EngineOutput], second: list[EngineOutput]) -> list[EngineOutput]:
-    """Two steps in one, as the real engine's outputs join them: every step has every stream, in the same order."""
-    return [
-        EngineOutput(before.engine_id, before.token_ids + after.token_ids, after.finish_reason)
-        for before, after in zip(first, second, strict=True)
-    ]
 
 
 def paced_by_worker(url: str, pace: Pace) -> PacedEngine:
@@ -141,11 +124,12 @@ def paced_by_worker(url: str, pace: Pace) -> PacedEngine:
 def paced_alone(pace: Pace) -> PacedEngine:
     """The same engine, its tokens thrown away."""
     engine = PacedEngine(pace)
-    engine.start()
+    outputs = OutputQueue()
+    engine.start(outputs.deliver)
     for number in range(pace.streams):
         engine.add(EngineRequest(str(number), (1,), (), pace.tokens, None, ignore_eos=True))  # type: ignore[arg-type]
     while len(engine.late_s) < pace.tokens:
-        engine.outputs(0.1)
+        outputs.get(0.1)
     return engine
 
 

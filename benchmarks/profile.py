@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 from benchmarks.contenders import KV_CACHE_TOKENS, SLOTS
 from benchmarks.waves import prompt_of
 from tokenrelay.worker.engine.contract import EngineRequest
+from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
@@ -74,8 +75,9 @@ class Profiled:
         # The engine has registered its own by now: it is called, inside a mark.
         AttentionInterface.register("sdpa", _marked(AttentionInterface()["sdpa"]))  # type: ignore[no-untyped-call]
         self.vocabulary = int(self._loaded.model.config.get_text_config().vocab_size)
-        self._engine.start()
-        self._engine.warm_up()
+        self._engine.prepare()
+        self._outputs = OutputQueue()
+        self._engine.start(self._outputs.deliver)
         with _profiler():  # the first one takes seconds to start
             pass
 
@@ -110,7 +112,7 @@ class Profiled:
             self._receive(given, 1.0)
 
     def _receive(self, given: dict[str, int], timeout_s: float) -> None:
-        for output in self._engine.outputs(timeout_s):
+        for output in self._outputs.get(timeout_s):
             if output.engine_id in given:
                 given[output.engine_id] += len(output.token_ids)
                 if output.finish_reason:

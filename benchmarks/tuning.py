@@ -78,9 +78,8 @@ def measured(loaded: LoadedModel, switches: dict[str, Any], wave: Wave) -> Outco
         engine = TransformersEngine(loaded, EngineSettings(SLOTS, KV_CACHE_TOKENS))
     finally:
         module[_CONFIGURATION] = ContinuousBatchingConfig
-    engine.start()
     try:
-        engine.warm_up()
+        engine.prepare()
         return EngineAlone(engine, loaded.tokenizer).run(wave)
     finally:
         engine.stop()

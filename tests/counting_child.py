@@ -58,9 +58,9 @@ class PoisonableEngine(CountingEngine):
             self._chunks += int(PREFILL_S / CHUNK_S)
         super().add(request)
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
+    def advance(self) -> list[EngineOutput]:
         if self._chunks == 0:
-            return super().outputs(timeout_s)
+            return super().advance()
         time.sleep(CHUNK_S)
         if self._chunks is not None:
             self._chunks -= 1

@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest
+from tokenrelay.worker.engine.contract import EngineDied, EngineOutput, EngineOutputs, EngineRequest
+
+if TYPE_CHECKING:
+    from tokenrelay.worker.engine.contract import Deliver
 
 
 def counted_token(seed: int, position: int, vocabulary: int) -> int:
@@ -26,7 +30,7 @@ class CountingEngine:
 
     Each step takes `step_delay_s` and gives one token to each of the first `slots` requests, in the order they came.
     A token that is `eos_token_id` ends the request as `stop`. After `fail_after` tokens, all requests together, it dies
-    as the real one does: what came before is given out, then `outputs` and `add` raise EngineError.
+    as the real one does: what came before is delivered, then its death, and `add` raises EngineError.
     """
 
     def __init__(
@@ -35,7 +39,7 @@ class CountingEngine:
         vocabulary: int = 1000,
         slots: int = 8,
         context_tokens: int = 4096,
-        step_delay_s: float = 0.0,
+        step_delay_s: float = 0.001,
         eos_token_id: int | None = None,
         fail_after: int | None = None,
     ) -> None:
@@ -47,27 +51,30 @@ class CountingEngine:
         self._tokens_left = fail_after
         self._requests: dict[str, _Counting] = {}
         self._changed = threading.Condition()
-        self._running = False
+        self._deliver: Deliver | None = None
+        self._death: BaseException | None = None
         self.progress = 0
 
-    def start(self) -> None:
-        """Let requests in."""
-        self._running = True
-
-    def warm_up(self) -> None:
+    def prepare(self) -> None:
         """Nothing is cold here."""
+
+    def start(self, deliver: Deliver) -> None:
+        """Let requests in."""
+        self._deliver = deliver
+        threading.Thread(target=self._run, args=(deliver,), name="counting-engine", daemon=True).start()
 
     def stop(self) -> None:
         """Let no more requests in and give nothing more out."""
         with self._changed:
-            self._running = False
+            self._death = self._death or EngineError("the engine was stopped")
             self._requests.clear()
             self._changed.notify_all()
 
     def add(self, request: EngineRequest) -> None:
         """Begin a request. Raises EngineError if the engine is dead."""
         with self._changed:
-            self._check_alive()
+            if self._deliver is None or self._death is not None:
+                raise EngineError(f"the engine isn't running: {self._death}")
             if request.engine_id in self._requests:
                 raise ValueError(f"engine_id {request.engine_id!r} is in the engine already")
             self._requests[request.engine_id] = _Counting(request, len(request.emitted_ids) + 1)
@@ -78,13 +85,28 @@ class CountingEngine:
         with self._changed:
             self._requests.pop(engine_id, None)
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        """One step's tokens; an empty list where no request came in `timeout_s`. Raises EngineError if dead."""
+    def _run(self, deliver: Deliver) -> None:
+        try:
+            while self._death is None:
+                outputs = self.step()
+                if outputs and self._death is None:
+                    deliver(EngineOutputs(tuple(outputs)))
+        except BaseException as error:  # noqa: BLE001  delivered
+            with self._changed:
+                stopped, self._death = self._death is not None, self._death or error
+            if not stopped:
+                deliver(EngineDied(error))
+
+    def step(self) -> list[EngineOutput]:
+        """Wait for requests, then for the step's time; its outputs. Runs in the engine's thread, which dies of whatever
+        it raises."""
         with self._changed:
-            self._check_alive()
-            if not self._changed.wait_for(lambda: self._requests or not self._running, timeout_s):
-                return []
+            self._changed.wait_for(lambda: self._requests or self._death)
         time.sleep(self._step_delay_s)
+        return self.advance()
+
+    def advance(self) -> list[EngineOutput]:
+        """A token for each of the first requests, at once."""
         with self._changed:
             self.progress += 1
             outputs: list[EngineOutput] = []
@@ -92,8 +114,8 @@ class CountingEngine:
                 if self._tokens_left == 0:
                     break
                 outputs.append(self._step(engine_id))
-            if not outputs:
-                self._check_alive()
+            if not outputs and self._tokens_left == 0:
+                raise EngineError("the engine died: fail_after tokens were given out")
             return outputs
 
     def _step(self, engine_id: str) -> EngineOutput:
@@ -113,9 +135,3 @@ class CountingEngine:
             del self._requests[engine_id]
             return EngineOutput(engine_id, (token,), "length")
         return EngineOutput(engine_id, (token,), None)
-
-    def _check_alive(self) -> None:
-        if self._tokens_left == 0:
-            raise EngineError("the engine died: fail_after tokens were given out")
-        if not self._running:
-            raise EngineError("the engine isn't running")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from tests.polled_engine import PolledEngine
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.contract import EngineRequest, ModelError
-from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.engine.transformers.self_test import ordinary_ids
@@ -85,21 +85,20 @@ def _served(folder: Path) -> None:
     """Raises ModelError, as the worker's start does."""
     engine = _engine(load_model(folder, device="cpu", dtype="float32"))
     try:
-        engine.start()
-        engine.warm_up()
+        engine.prepare()
     finally:
         engine.stop()
 
 
-def _engine(loaded: LoadedModel) -> TransformersEngine:
+def _engine(loaded: LoadedModel) -> PolledEngine:
     settings = EngineSettings(slots=8, kv_cache_tokens=_CACHE_TOKENS, max_batch_tokens=BATCH_TOKENS)
-    return TransformersEngine(loaded, settings)
+    return PolledEngine(loaded, settings)
 
 
 def judge(loaded: LoadedModel, outcome: Outcome) -> Outcome:
     """Generate without the start's own test, and compare. Raises what the engine or the model raises."""
     engine = _engine(loaded)
-    engine.start()
+    engine.begin()
     try:
         requests = _requests(loaded, engine.context_tokens)
         together = _answers(engine, requests)
@@ -141,7 +140,7 @@ def _requests(loaded: LoadedModel, context_tokens: int) -> list[EngineRequest]:
     return made
 
 
-def _answers(engine: TransformersEngine, requests: Sequence[EngineRequest]) -> dict[str, tuple[int, ...]]:
+def _answers(engine: PolledEngine, requests: Sequence[EngineRequest]) -> dict[str, tuple[int, ...]]:
     tokens: dict[str, list[int]] = {request.engine_id: [] for request in requests}
     for request in requests:
         engine.add(request)

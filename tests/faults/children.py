@@ -134,14 +134,14 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     from tokenrelay.worker.generation_worker import GenerationWorker
 
     class Marked(CountingEngine):
-        """Steps by the clock, as an engine with a thread of its own: after a freeze it's ahead of who took over."""
+        """Steps by the clock, as a GPU that computes on: after a freeze it's ahead of who took over."""
 
-        def outputs(self, timeout_s: float) -> list[EngineOutput]:
-            begin, given = time.monotonic(), super().outputs(timeout_s)
+        def step(self) -> list[EngineOutput]:
+            begin, given = time.monotonic(), super().step()
             if given:
                 time.sleep(STEP_S)
                 for _ in range(int((time.monotonic() - begin) / STEP_S) - 1):
-                    given += super().outputs(0)
+                    given += self.advance()
             return [marked(engine_id, [o for o in given if o.engine_id == engine_id]) for engine_id in _ids(given)]
 
     def marked(engine_id: str, outputs: list[EngineOutput]) -> EngineOutput:

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from tests.faults.load import requests
+from tests.polled_engine import PolledEngine
 from tokenrelay.worker.engine.contract import EngineRequest
-from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
@@ -47,8 +47,8 @@ def engine_request(number: int, submission: Submission, prompt: Sequence[int], e
 
 def generate(loaded: LoadedModel, wanted: Sequence[EngineRequest]) -> dict[str, list[int]]:
     """All tokens, by engine ID."""
-    engine = TransformersEngine(loaded, EngineSettings(slots=32, kv_cache_tokens=12800))
-    engine.start()
+    engine = PolledEngine(loaded, EngineSettings(slots=32, kv_cache_tokens=12800))
+    engine.begin()
     made: dict[str, list[int]] = {request.engine_id: [] for request in wanted}
     waiting = set(made)
     for request in wanted:

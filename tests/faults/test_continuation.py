@@ -54,8 +54,8 @@ class ReadingEngine(CountingEngine):
         self._places[request.engine_id] = len(request.emitted_ids)
         super().add(request)
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        return [self._read(output) for output in super().outputs(timeout_s)]
+    def step(self) -> list[EngineOutput]:
+        return [self._read(output) for output in super().step()]
 
     def _read(self, output: EngineOutput) -> EngineOutput:
         begin = self._places[output.engine_id]
@@ -83,7 +83,7 @@ def held_after(tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...]) -> lis
 
 def work(url: str, tokenizer: PreTrainedTokenizerFast, engine: ReadingEngine) -> None:
     """A worker's life until the queues are empty, or until its engine dies (EngineError)."""
-    engine.start()
+    engine.prepare()
     worker = ThreadedWorker(
         settings=WorkerSettings(redis_url=SecretStr(url), heartbeat_ms=50),
         served=Served(engine, PromptReader.of(tokenizer, MODEL, "reading-1", engine.context_tokens, len(tokenizer))),

@@ -30,8 +30,8 @@ LOCK = keys.maintainer(keys.queues(MODEL)[0])
 class HangingEngine(CountingEngine):
     """Takes its first request in and never steps again, as a kernel that doesn't return."""
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        threading.Event().wait(min(timeout_s, 0.05))
+    def step(self) -> list[EngineOutput]:
+        threading.Event().wait(0.05)
         return []
 
 

@@ -27,8 +27,8 @@ TOKENS_BEFORE = 3
 class SickeningEngine(CountingEngine):
     """Gives up a request of SICK_SEED after some tokens, as the real engine does one whose logits are NaN."""
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        given = super().outputs(timeout_s)
+    def step(self) -> list[EngineOutput]:
+        given = super().step()
         return [self._given_up(output) if self._is_sick(output.engine_id) else output for output in given]
 
     def _is_sick(self, engine_id: str) -> bool:

@@ -204,8 +204,8 @@ class OddEngine(CountingEngine):
             self._sick[request.engine_id] = 0
         super().add(request)
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        return [self._made_odd(output) for output in super().outputs(timeout_s)]
+    def step(self) -> list[EngineOutput]:
+        return [self._made_odd(output) for output in super().step()]
 
     def _made_odd(self, output: EngineOutput) -> EngineOutput:
         if output.engine_id not in self._sick or self._odd is None:
@@ -243,8 +243,8 @@ def test_what_the_engine_does_to_one_request_fails_it_alone(
 class Stranger(CountingEngine):
     """Gives outputs of requests that nobody asked for, and each output of a known one twice at the end."""
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        given = super().outputs(timeout_s)
+    def step(self) -> list[EngineOutput]:
+        given = super().step()
         return [EngineOutput("9:stranger", (1,), None), *given, *(each for each in given if each.finish_reason)]
 
 
@@ -270,8 +270,8 @@ class Dying(CountingEngine):
         if request.sampling.seed == SICK:
             self._sick.add(request.engine_id)
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        given = super().outputs(timeout_s)
+    def step(self) -> list[EngineOutput]:
+        given = super().step()
         if self._sick:
             raise self._error
         return given

@@ -22,9 +22,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tests.polled_engine import PolledEngine
 from tests.unit.test_engine_batching import SHAPE, loaded, request, run_until_ended
 from tokenrelay.worker.engine.transformers import batching
-from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
 
@@ -76,9 +76,9 @@ def model(key_value_heads: int, dtype: torch.dtype) -> LlamaForCausalLM:
 def test_attention_equals_the_packed_one(comparison: Comparison, key_value_heads: int, dtype: torch.dtype) -> None:
     # 24 tokens a step: the longer prompts are prefilled in pieces, beside requests that decode already.
     settings = EngineSettings(slots=4, max_batch_tokens=24)
-    engine = TransformersEngine(loaded(model=model(key_value_heads, dtype)), settings)
+    engine = PolledEngine(loaded(model=model(key_value_heads, dtype)), settings)
     AttentionInterface.register("sdpa", comparison)
-    engine.start()
+    engine.begin()
     try:
         answers = run_until_ended(engine, *[request(f"{i}", prompt=prompt) for i, prompt in enumerate(PROMPTS)])
     finally:
@@ -97,10 +97,10 @@ def test_attention_beside_layers_with_a_sliding_window_gives_the_same_tokens(
     answers = []
     monkeypatch.setattr(batching, "ContinuousBatchingConfig", partial(ContinuousBatchingConfig, scheduler_type=order))
     for attention in (sdpa_attention_forward, None):
-        engine = TransformersEngine(loaded(model=windowed()), EngineSettings(slots=4, max_batch_tokens=24))
+        engine = PolledEngine(loaded(model=windowed()), EngineSettings(slots=4, max_batch_tokens=24))
         if attention is not None:
             AttentionInterface.register("sdpa", attention)
-        engine.start()
+        engine.begin()
         try:
             answers.append(run_until_ended(engine, *[request(f"{i}", prompt=each) for i, each in enumerate(PROMPTS)]))
         finally:

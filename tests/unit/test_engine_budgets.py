@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from tests.polled_engine import PolledEngine
 from tokenrelay.worker.engine.contract import EngineRequest, admit
-from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
@@ -25,8 +25,8 @@ def answered(budget: int | None) -> tuple[int, dict[str, list[int]]]:
         steps += 1
         all_in.wait()
 
-    engine = TransformersEngine(loaded, EngineSettings(slots=SLOTS, kv_cache_tokens=512))
-    engine.start()
+    engine = PolledEngine(loaded, EngineSettings(slots=SLOTS, kv_cache_tokens=512))
+    engine.begin()
     loaded.model.register_forward_hook(count)
     try:
         prompt = tuple(encode_prompt(loaded.tokenizer, "What is the weather today?"))

@@ -18,9 +18,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tests.polled_engine import PolledEngine
 from tests.unit.test_engine_batching import SHAPE, VOCABULARY, loaded, request
 from tokenrelay.worker.engine.contract import INVALID_LOGITS, EngineOutput, EngineRequest, ModelError
-from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
 from tokenrelay.worker.engine.transformers.layers.packed_attention import attend_packed
@@ -95,10 +95,10 @@ def run(
 ) -> dict[str, list[EngineOutput]]:
     """Every output of each request."""
     # 24 tokens a step: longer prompts are prefilled in pieces, beside requests that decode already.
-    engine = TransformersEngine(loaded(model=model), EngineSettings(slots=8, max_batch_tokens=24))
+    engine = PolledEngine(loaded(model=model), EngineSettings(slots=8, max_batch_tokens=24))
     if attention is not None:
         AttentionInterface.register("sdpa", attention)
-    engine.start()
+    engine.begin()
     given: dict[str, list[EngineOutput]] = {each.engine_id: [] for each in requests}
     try:
         for each in requests:
@@ -190,9 +190,9 @@ def test_scores_of_one_row_without_a_finite_one(value: float) -> None:
 def test_a_prefill_is_progress_before_its_first_token() -> None:
     model = made(llama)
     at_step: list[int] = []
-    engine = TransformersEngine(loaded(model=model), EngineSettings(slots=4, max_batch_tokens=8))
+    engine = PolledEngine(loaded(model=model), EngineSettings(slots=4, max_batch_tokens=8))
     model.register_forward_pre_hook(lambda *_: at_step.append(engine.progress))
-    engine.start()
+    engine.begin()
     try:
         engine.add(request("long", prompt=range(59), n=1))
         assert engine.outputs(30.0)[-1].is_last
@@ -205,11 +205,10 @@ def test_a_prefill_is_progress_before_its_first_token() -> None:
 def test_a_model_of_which_every_score_is_nan_is_refused_at_warm_up() -> None:
     model = made(llama)
     model.get_output_embeddings().weight.data.fill_(torch.nan)  # type: ignore[no-untyped-call]
-    engine = TransformersEngine(loaded(model=model), EngineSettings(slots=2))
-    engine.start()
+    engine = PolledEngine(loaded(model=model), EngineSettings(slots=2))
     try:
         with pytest.raises(ModelError, match=r"can't be served: .* NaN or infinite logits in float64"):
-            engine.warm_up()
+            engine.prepare()
     finally:
         engine.stop()
 

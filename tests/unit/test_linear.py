@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.polled_engine import PolledEngine
 from tests.unit.test_engine_batching import SHAPE, loaded, request, run_until_ended
-from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.layers import linear
 from tokenrelay.worker.engine.transformers.layers.linear import PackedLinear, pack_linears
@@ -77,8 +77,8 @@ def test_the_engine_runs_on_packed_layers() -> None:
         if pack:
             assert pack_linears(model)
         # 24 tokens a step: the longer prompt takes steps in which nothing is drawn.
-        engine = TransformersEngine(loaded(model=model), EngineSettings(slots=4, max_batch_tokens=24))
-        engine.start()
+        engine = PolledEngine(loaded(model=model), EngineSettings(slots=4, max_batch_tokens=24))
+        engine.begin()
         try:
             answers.append(run_until_ended(engine, *[request(f"{i}", prompt=each) for i, each in enumerate(prompts)]))
         finally:

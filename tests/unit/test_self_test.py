@@ -38,14 +38,14 @@ def start(model: PreTrainedModel, dtype: torch.dtype = torch.float32, **settings
     engine = TransformersEngine(
         replace(loaded(model=model), dtype=dtype), EngineSettings(**{"slots": 8, "kv_cache_tokens": 512, **settings})
     )
-    engine.start()
+    engine.allocate()
     return engine
 
 
 def warm_up(model: PreTrainedModel, dtype: torch.dtype = torch.float32, **settings: int) -> None:
     engine = start(model, dtype, **settings)
     try:
-        engine.warm_up()
+        engine.prepare()
     finally:
         engine.stop()
 
@@ -89,7 +89,7 @@ def test_requests_that_read_each_others_keys_are_refused(dtype: torch.dtype) -> 
     AttentionInterface.register("sdpa", attend)
     try:
         with pytest.raises(ModelError, match="can't be served"):
-            engine.warm_up()
+            engine.prepare()
     finally:
         attend_request_by_request()
         engine.stop()

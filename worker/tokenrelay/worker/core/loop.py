@@ -24,6 +24,7 @@ from tokenrelay.worker.core.messages import JobsQueued, RequestEnded, Stop, Stop
 from tokenrelay.worker.core.progress import Progress, Watchdog
 from tokenrelay.worker.core.publisher import Publisher
 from tokenrelay.worker.core.recovery import release
+from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.maintenance.maintainer import Maintenance
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class GenerationLoop:
         self.gather_s = GATHER_S
         self.burst_gap_s = BURST_GAP_S
         self.engine = served.engine
+        self._outputs = OutputQueue()
         self.settings = settings
         self.finished = 0
         self._progress = 0
@@ -99,6 +101,7 @@ class GenerationLoop:
             target=self._repeat, args=(self._maintain, self._wait_for_maintenance), name="maintenance"
         )
         try:
+            self.engine.start(self._outputs.deliver)
             intake.start()
             beats.start()
             repairs.start()
@@ -207,9 +210,9 @@ class GenerationLoop:
 
     def _step(self) -> None:
         behind = self.publisher.behind or any(attempt.unpublished for attempt in self.in_flight.all())
-        outputs = self.engine.outputs(BEHIND_S if behind else SWEEP_S)
+        outputs = self._outputs.get(BEHIND_S if behind else SWEEP_S)
         if outputs:
-            self.figures.batch_requests.observe(len(outputs))
+            self.figures.batch_requests.observe(len({output.engine_id for output in outputs}))
         for output in outputs:
             attempt = self.in_flight.get(output.engine_id)
             if attempt is not None:

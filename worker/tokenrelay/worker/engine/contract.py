@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from tokenrelay.shared.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenrelay.worker.sampling.params import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -68,36 +70,56 @@ class EngineOutput:
         return self.finish_reason is not None or self.error is not None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineOutputs:
+    """New tokens and ends of some requests, at most one output per request."""
+
+    outputs: tuple[EngineOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDied:
+    """The engine's last message. Its requests aren't at fault: they belong to other workers."""
+
+    error: BaseException
+    """What it died of; an EngineError unless the engine's own code is broken."""
+
+
+if TYPE_CHECKING:
+    EngineMessage = EngineOutputs | EngineDied
+    Deliver = Callable[[EngineMessage], object]
+    """Takes a message from any thread of the engine. Never blocks and never raises, as a queue's `put`."""
+
+
 class Engine(Protocol):
-    """Generates for many requests at once. `add`, `cancel` and `outputs` may be called from different threads."""
+    """Generates for many requests at once, in a thread of its own.
+
+    `prepare`, then `start`, then requests. `add` and `cancel` may be called from different threads.
+    """
 
     slots: int  # requests that generate at the same time; more of them wait inside
-    context_tokens: int  # prompt and output of one request together; final after `start`
+    context_tokens: int  # prompt and output of one request together; final after `prepare`
 
     @property
     def progress(self) -> int:
-        """Grows while the engine computes, prefill included; what stops growing with requests inside is hung."""
+        """Grows while the engine computes, also within a prefill of minutes. An engine that holds requests and makes no
+        progress is hung."""
 
-    def start(self) -> None:
-        """Take the memory and begin. Raises ModelError where it doesn't fit."""
+    def prepare(self) -> None:
+        """Allocate the memory, warm up and check the model. Raises ModelError where the model can't be served."""
 
-    def warm_up(self) -> None:
-        """Run a few steps before the first request comes: a process's first ones are slow."""
+    def start(self, deliver: Deliver) -> None:
+        """Deliver from now on: the outputs of a request in order, and the engine's death once, after all outputs."""
 
     def stop(self) -> None:
-        """End the engine's thread; requests that are still in it get no more outputs."""
+        """End the engine's thread; requests that are still in it get no more outputs, and no death is delivered."""
 
     def add(self, request: EngineRequest) -> None:
-        """Begin a request that `admit` let in. Raises EngineError if the engine is dying."""
+        """Begin a request that `admit` let in. Raises EngineError if the engine is dead."""
 
     def cancel(self, engine_id: str) -> None:
-        """Free the request's slot; no output of it comes after this call."""
-
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        """Wait for tokens up to `timeout_s`, then give all that are there, one output a request.
-
-        Raises EngineError when the engine died: the requests in it are not at fault and belong to another worker.
-        """
+        """Free the request's slot; a no-op for an unknown one. An output that is on its way may still be delivered: the
+        receiver drops outputs of requests that it no longer knows."""
 
 
 def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int | None, context_tokens: int) -> int:

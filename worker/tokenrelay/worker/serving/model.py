@@ -33,7 +33,7 @@ GC_THRESHOLDS = (5_000, 500, 100)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A started engine and the reader of its model's prompts."""
+    """A prepared engine and the reader of its model's prompts."""
 
     engine: Engine
     reader: PromptReader
@@ -46,7 +46,7 @@ class Served:
 
 
 def serve(settings: WorkerSettings) -> Served:
-    """Load the model, start its engine and warm it up. Raises ModelError, SettingsError."""
+    """Load the model and prepare its engine. Raises ModelError, SettingsError."""
     from tokenrelay.worker.engine.transformers.batching import TransformersEngine
     from tokenrelay.worker.engine.transformers.generation_defaults import request_defaults
     from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
@@ -68,8 +68,7 @@ def serve(settings: WorkerSettings) -> Served:
         ),
     )
     try:
-        engine.start()
-        engine.warm_up()
+        engine.prepare()
     except BaseException:
         engine.stop()  # its thread would keep the process from ending
         raise

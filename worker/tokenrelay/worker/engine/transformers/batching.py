@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections import deque
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine.contract import INVALID_LOGITS, EngineOutput, EngineRequest, ModelError
+from tokenrelay.worker.engine.contract import (
+    INVALID_LOGITS,
+    EngineDied,
+    EngineOutput,
+    EngineOutputs,
+    EngineRequest,
+    ModelError,
+)
+from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.engine.transformers.kv_cache import CacheHolds, CacheUse, EngineSettings, plan_cache
 from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
 from tokenrelay.worker.engine.transformers.layers.packed_attention import contain_packed_attention
-from tokenrelay.worker.engine.transformers.probing import EngineProbe
+from tokenrelay.worker.engine.transformers.probing import EngineProbe, Trial
 from tokenrelay.worker.engine.transformers.refusal import quiet_manager, refusing
 from tokenrelay.worker.engine.transformers.sampling_rows import PositionKeyedSampler, draw_without_softmax
 from tokenrelay.worker.engine.transformers.self_test import SelfTest
-from tokenrelay.worker.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from transformers import PreTrainedModel
     from transformers.generation.continuous_batching import ContinuousBatchingManager
@@ -37,12 +44,12 @@ if TYPE_CHECKING:
     from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
     from transformers.generation.continuous_batching.requests import GenerationOutput
 
+    from tokenrelay.worker.engine.contract import Deliver
     from tokenrelay.worker.engine.transformers.models import LoadedModel
 
 log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 10.0
-_WARM_UP_TIMEOUT_S = 300.0  # first CUDA kernels are compiled here
 _NO_EOS = -1  # the manager's word for "none"; None means the generation config's
 
 
@@ -54,8 +61,22 @@ class _Live:
     delivered: int = 0  # tokens of this attempt already given out
 
 
+class _PushingRouter(OutputRouter):
+    """Hands the manager's results to `receive` in the manager's thread, a step's at once, instead of queueing them."""
+
+    def __init__(self, receive: Callable[[Sequence[GenerationOutput]], None]) -> None:
+        super().__init__()
+        self._receive = receive
+
+    def deliver(self, output: GenerationOutput) -> None:
+        self._receive([output])
+
+    def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
+        self._receive(outputs)
+
+
 class TransformersEngine:
-    """`Engine` over one model on one device. `start`, then `warm_up`, before the first request."""
+    """`Engine` over one model on one device."""
 
     def __init__(self, loaded: LoadedModel, settings: EngineSettings | None = None) -> None:
         self._settings = settings or EngineSettings()
@@ -65,8 +86,11 @@ class TransformersEngine:
         self.slots = self._settings.slots
         self.context_tokens = min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens)
         self._live: dict[str, _Live] = {}
-        self._over: deque[str] = deque()  # requests that needed no step
         self._death: EngineError | None = None
+        self._dying = threading.Lock()
+        self._allocated = False
+        self._early = OutputQueue()  # of the requests that `prepare` runs itself
+        self._deliver: Deliver = self._early.deliver
         if loaded.device.type == "cpu":
             attend_request_by_request()
         else:
@@ -110,10 +134,29 @@ class TransformersEngine:
             ),
         )
         manager.logit_processor = self._sampler
+        manager.output_router = _PushingRouter(self._receive)
         return manager
 
-    def start(self) -> None:
-        """Take the KV cache's memory and start the engine's thread. Raises ModelError where it doesn't fit."""
+    def prepare(self) -> None:
+        """Allocate the KV cache and start the engine's thread; then run prefill and decode alone and with every slot
+        taken, since a process's first steps are slow, and compare the engine with the model's own forward pass.
+
+        Raises ModelError where the cache doesn't fit, or the model can't be served by this engine.
+        """
+        if not self._allocated:
+            self.allocate()
+        with quiet_manager(), refusing(self._loaded.model):
+            try:
+                trial = Trial(self, self._early)
+                trial.fill_slots()
+                probe = EngineProbe(trial, self._sampler)
+                model, batch_tokens = self._loaded.model, self._plan.batch_tokens
+                SelfTest(model, probe, self._own_scores, self.context_tokens, batch_tokens).run()
+            except EngineError as error:
+                raise self._fatal_error() or error from error
+
+    def allocate(self) -> None:
+        """Allocate the KV cache's memory and start the engine's thread. Raises ModelError where it doesn't fit."""
         try:
             # Makes the cache here and now rather than in the manager's thread, whose errors nobody catches.
             with refusing(self._loaded.model, (MemoryError, RuntimeError)):
@@ -131,6 +174,8 @@ class TransformersEngine:
             draw_without_softmax(processor.model_runner)
         self.context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
         self._manager.start()
+        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
+        self._allocated = True
         log.info("engine on %s: %s slots, %s tokens a request", self._loaded.device, self.slots, self.context_tokens)
         holds = CacheHolds(
             tokens=processor.cache.num_blocks * self._plan.page_tokens,
@@ -139,9 +184,16 @@ class TransformersEngine:
         )
         log.info("KV cache on %s: %s", self._loaded.device, holds)
 
+    def start(self, deliver: Deliver) -> None:
+        """Deliver from now on. Allocates first, without a warm-up or a check, where `prepare` wasn't called."""
+        if not self._allocated:
+            self.allocate()
+        self._deliver = deliver
+
     def stop(self) -> None:
         """End the engine's thread, whatever it is doing."""
-        self._death = self._death or EngineError("the engine was stopped")
+        with self._dying:
+            self._death = self._death or EngineError("the engine was stopped")
         self._live.clear()
         self._manager.stop(block=True, timeout=_STOP_TIMEOUT_S, hard_stop=True)
         for hook in self._hooks:
@@ -159,18 +211,6 @@ class TransformersEngine:
         except AttributeError:  # the manager's own fields, which another version may name otherwise
             return None
 
-    def warm_up(self) -> None:
-        """Run prefill and decode alone and with every slot taken: a process's first steps are slow.
-
-        Then compare it with the model's own forward pass. Raises ModelError where the model isn't fit for this engine.
-        """
-        with quiet_manager(), refusing(self._loaded.model):
-            try:
-                self._run_slots()
-                self._self_test()
-            except EngineError as error:
-                raise self._fatal_error() or error from error
-
     def _fatal_error(self) -> Exception | None:
         """What the manager's thread died of: a result carries its text alone, which may be no more than a number."""
         thread, status = self._manager._generation_thread, self._manager.background_thread_status
@@ -178,26 +218,6 @@ class TransformersEngine:
             return None
         thread.join(_STOP_TIMEOUT_S)
         return status.fatal_error
-
-    def _run_slots(self) -> None:
-        prompt = tuple(0 for _ in range(max(min(8, self.context_tokens - 4), 1)))
-        budget = min(3, self.context_tokens - len(prompt))
-        sampled = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, seed=0)
-        for batch in sorted({1, self.slots}):
-            waiting = {f"warm-up-{batch}-{index}" for index in range(batch)}
-            for engine_id in waiting:
-                self.add(EngineRequest(engine_id, prompt, (), budget, sampled, ignore_eos=True))
-            moved_at, progress = time.monotonic(), self.progress
-            while waiting:
-                if progress != self.progress:
-                    moved_at, progress = time.monotonic(), self.progress
-                if time.monotonic() - moved_at > _WARM_UP_TIMEOUT_S:
-                    raise EngineError(f"the warm-up made no progress for {_WARM_UP_TIMEOUT_S:.0f} s")
-                waiting -= {output.engine_id for output in self.outputs(1.0) if output.is_last}
-
-    def _self_test(self) -> None:
-        probe = EngineProbe(self, self._sampler)
-        SelfTest(self._loaded.model, probe, self._own_scores, self.context_tokens, self._plan.batch_tokens).run()
 
     def _own_scores(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The model's scores after each token of a sequence, as it computes them by itself: (tokens, vocab). Only while
@@ -214,17 +234,16 @@ class TransformersEngine:
         return scores
 
     def add(self, request: EngineRequest) -> None:
-        """Begin a request that `admit` let in. Raises EngineError if the engine is dying.
+        """Begin a request that `admit` let in. Raises EngineError if the engine is dead.
 
-        A request whose emitted tokens already fill its budget ends as `length` with the next outputs.
+        A request whose emitted tokens already fill its budget ends as `length` at once.
         """
         self._check_alive()
         if request.engine_id in self._live:
             raise ValueError(f"engine_id {request.engine_id!r} is in the engine already")
         remaining = request.max_new_tokens - len(request.emitted_ids)
         if remaining < 1:
-            self._live[request.engine_id] = _Live(request.ignore_eos)
-            self._over.append(request.engine_id)
+            self._deliver(EngineOutputs((EngineOutput(request.engine_id, (), "length"),)))
             return
         prefill = [*request.prompt_ids, *request.emitted_ids]
         if not prefill or len(prefill) + remaining > self.context_tokens:
@@ -250,43 +269,22 @@ class TransformersEngine:
         if self._live.pop(engine_id, None) is not None:
             self._manager.cancel_request(engine_id)
 
-    def outputs(self, timeout_s: float) -> list[EngineOutput]:
-        """Wait for tokens up to `timeout_s`, then give all that are there, one output a request.
-
-        Raises EngineError when the engine died; what came before its death is given out first.
-        """
-        self._check_alive()
-        over = [
-            EngineOutput(engine_id, (), "length")
-            for engine_id in [self._over.popleft() for _ in range(len(self._over))]
-            if self._live.pop(engine_id, None) is not None
-        ]
-        latest = self._latest_results(0.0 if over else timeout_s)
-        outputs = over + list(self._new_tokens(latest.values()))
-        if not outputs:
-            self._check_alive()
-        return outputs
-
     def _check_alive(self) -> None:
-        if self._death is None and not self._manager.is_running():
-            self._die("its thread isn't running")
-        if self._death is not None:
-            raise self._death
+        if self._death is not None or not self._manager.is_running():
+            raise self._die("its thread isn't running")
 
-    def _latest_results(self, timeout_s: float) -> dict[str, GenerationOutput]:
-        """The last result of each request: each carries the whole list of tokens, so the earlier ones say no more."""
-        latest: dict[str, GenerationOutput] = {}
-        result = self._manager.get_result(timeout=timeout_s)
-        while result is not None:
-            if result.status == RequestStatus.FAILED:
-                # Said of a request, but always the engine's own death: a step or the cache failed.
-                self._die(result.error or "a step failed")
-                break
-            latest[result.request_id] = result
-            result = self._manager.get_result(timeout=0)
-        return latest
+    def _receive(self, results: Sequence[GenerationOutput]) -> None:
+        """Deliver a step's results, or the engine's death. Runs in the manager's thread."""
+        failed = next((result for result in results if result.status == RequestStatus.FAILED), None)
+        if failed is not None:
+            # Said of a request, but always the engine's own death: a step or the cache failed.
+            self._die(failed.error or "a step failed")
+        elif self._death is None:
+            outputs = tuple(self._new_tokens(results))
+            if outputs:
+                self._deliver(EngineOutputs(outputs))
 
-    def _new_tokens(self, results: Iterable[GenerationOutput]) -> Iterable[EngineOutput]:
+    def _new_tokens(self, results: Sequence[GenerationOutput]) -> Iterable[EngineOutput]:
         for result in results:
             live = self._live.get(result.request_id)
             if live is None:
@@ -312,8 +310,19 @@ class TransformersEngine:
                 yield EngineOutput(result.request_id, token_ids, "length")
 
     def _die(self, reason: str) -> EngineError:
-        self._death = EngineError(f"the engine died: {reason}")
-        return self._death
+        """What the engine died of first; delivers it unless it was stopped."""
+        with self._dying:
+            if self._death is None:
+                self._death = EngineError(f"the engine died: {reason}")
+                self._deliver(EngineDied(self._death))
+            return self._death
+
+    def _watch(self) -> None:
+        """Wait for the end of the manager's thread, which nothing may have failed for."""
+        thread = self._manager._generation_thread
+        if thread is not None:
+            thread.join()
+            self._die("its thread ended")
 
 
 def _valid(logprobs: Sequence[float]) -> int:

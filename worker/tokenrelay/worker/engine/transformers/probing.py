@@ -1,4 +1,4 @@
-"""Prompts through an engine, with the scores that each token was drawn from: what the self-test compares."""
+"""Requests of the engine's own, before it takes anybody else's: the warm-up, and the prompts of the self-test."""
 
 from __future__ import annotations
 
@@ -17,25 +17,63 @@ if TYPE_CHECKING:
     import torch
 
     from tokenrelay.worker.engine.contract import Engine
+    from tokenrelay.worker.engine.output_queue import OutputQueue
     from tokenrelay.worker.engine.transformers.sampling_rows import PositionKeyedSampler
 
-TIMEOUT_S: Final = 300.0  # first CUDA kernels are compiled here
+TIMEOUT_S: Final = 300.0
+"""How long the engine may make no progress: the first CUDA kernels are compiled here."""
 _GREEDY: Final = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
+_SAMPLED: Final = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, seed=0)
+
+
+class Trial:
+    """Runs prompts together through an engine that has nothing else to do and delivers to `outputs`."""
+
+    def __init__(self, engine: Engine, outputs: OutputQueue) -> None:
+        self._engine = engine
+        self._outputs = outputs
+        self._numbers = itertools.count()
+
+    def fill_slots(self) -> None:
+        """Run prefill and decode of one request, then of as many as there are slots. Raises EngineError."""
+        context_tokens = self._engine.context_tokens
+        prompt = tuple(0 for _ in range(max(min(8, context_tokens - 4), 1)))
+        budget = min(3, context_tokens - len(prompt))
+        for batch in sorted({1, self._engine.slots}):
+            self.draw([prompt] * batch, budget, _SAMPLED)
+
+    def draw(
+        self, prompts: Sequence[tuple[int, ...]], tokens: int, sampling: SamplingParams = _GREEDY
+    ) -> dict[str, list[int]]:
+        """The tokens of each prompt by engine ID, in the prompts' order; fewer where the engine gave a request up.
+
+        Raises EngineError where the engine dies, or makes no progress for TIMEOUT_S.
+        """
+        drawn: dict[str, list[int]] = {f"trial-{next(self._numbers)}": [] for _ in prompts}
+        for engine_id, prompt in zip(drawn, prompts, strict=True):
+            self._engine.add(EngineRequest(engine_id, prompt, (), tokens, sampling, ignore_eos=True))
+        waiting, progress, moved_at = set(drawn), -1, 0.0
+        while waiting:
+            if progress != self._engine.progress:
+                progress, moved_at = self._engine.progress, time.monotonic()
+            if time.monotonic() - moved_at > TIMEOUT_S:
+                raise EngineError(f"the engine's trial made no progress for {TIMEOUT_S:.0f} s")
+            for output in self._outputs.get(1.0):
+                drawn[output.engine_id] += output.token_ids
+                if output.is_last:
+                    waiting.discard(output.engine_id)
+        return drawn
 
 
 class EngineProbe:
-    """Runs prompts together through a started engine that has nothing else to do."""
+    """The greedy tokens of prompts that run together, with the scores that each was drawn from."""
 
-    def __init__(self, engine: Engine, sampler: PositionKeyedSampler) -> None:
-        self._engine = engine
+    def __init__(self, trial: Trial, sampler: PositionKeyedSampler) -> None:
+        self._trial = trial
         self._sampler = sampler
-        self._numbers = itertools.count()
 
     def __call__(self, prompts: Sequence[tuple[int, ...]]) -> list[Drawn]:
-        """The greedy tokens of each prompt, and their scores; fewer where the engine gave one up.
-
-        Raises EngineError where the engine dies of it.
-        """
+        """STEPS tokens of each prompt; fewer where the engine gave it up. Raises EngineError where the engine dies."""
         scores: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(engine_id: str, position: int, row: torch.Tensor) -> None:
@@ -43,24 +81,10 @@ class EngineProbe:
 
         self._sampler.observer = keep
         try:
-            drawn = self._draw(prompts)
+            drawn = self._trial.draw(prompts, STEPS)
         finally:
             self._sampler.observer = None
         return [
             Drawn(tuple(tokens), tuple(scores.get((engine_id, index + 1)) for index in range(len(tokens))))
             for engine_id, tokens in drawn.items()
         ]
-
-    def _draw(self, prompts: Sequence[tuple[int, ...]]) -> dict[str, list[int]]:
-        drawn: dict[str, list[int]] = {f"self-test-{next(self._numbers)}": [] for _ in prompts}
-        for engine_id, prompt in zip(drawn, prompts, strict=True):
-            self._engine.add(EngineRequest(engine_id, prompt, (), STEPS, _GREEDY, ignore_eos=True))
-        waiting, deadline = set(drawn), time.monotonic() + TIMEOUT_S
-        while waiting:
-            if time.monotonic() > deadline:
-                raise EngineError(f"the self-test didn't finish in {TIMEOUT_S:.0f} s")
-            for output in self._engine.outputs(1.0):
-                drawn[output.engine_id] += output.token_ids
-                if output.is_last:
-                    waiting.discard(output.engine_id)
-        return drawn
