@@ -20,7 +20,7 @@ from tokenrelay.shared.redis.connections import connect
 OWNER = """
 import sys
 from tokenrelay.producer.local import LocalRedis
-from tokenrelay.shared.connections import connect
+from tokenrelay.shared.redis.connections import connect
 with LocalRedis() as redis, connect(redis.url) as client:
     print(redis.url, client.info()["process_id"], flush=True)
     sys.stdin.read()
