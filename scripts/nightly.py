@@ -84,13 +84,18 @@ def _result(step: Step, limit_s: float) -> tuple[str, str]:
         limit = threading.Timer(limit_s, os.killpg, (process.pid, signal.SIGKILL))
         limit.start()
         last_line = ""
-        for line in process.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            last_line = line.strip() or last_line
-        code = process.wait()
-        timed_out = limit.finished.is_set()
-        limit.cancel()
+        try:
+            for line in process.stdout or ():
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                last_line = line.strip() or last_line
+            code = process.wait()
+        except BaseException:  # interrupted: the step's session gets no Ctrl-C
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+        finally:
+            timed_out = limit.finished.is_set()
+            limit.cancel()
     result = "timed out" if timed_out else "passed" if code == 0 else f"failed ({code})"
     return result, _DECORATION.sub("", last_line)[:_LAST_LINE_CHARS]
 
@@ -125,4 +130,5 @@ def main(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

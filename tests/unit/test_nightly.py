@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from scripts import nightly
 from scripts.nightly import BEGIN, END, STEPS, Step, run
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +55,18 @@ def test_a_step_that_runs_again_replaces_its_row_alone(page: Path, rows: Callabl
     run([BAD, GOOD], page)
     assert run([Step("bad", ("true",))], page) == 0
     assert [row[0] for row in rows().values()] == ["passed", "passed"]
+
+
+def test_a_step_ends_with_an_interrupted_run(page: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    code = (
+        "from pathlib import Path; from scripts.nightly import Step, run;"
+        f"run([Step('slow', ('sh', '-c', 'echo $$ > {started}; exec sleep 60'))], Path({str(page)!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=nightly.ROOT, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: started.exists() and started.read_text().strip())
+        process.send_signal(signal.SIGINT)
+    wait_until(lambda: not psutil.pid_exists(int(started.read_text())))
 
 
 def test_a_step_that_hangs_is_ended(page: Path, rows: Callable[[], dict[str, list[str]]]) -> None:
