@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from benchmarks.children import Child, Message, answer_lines
 from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
-from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served
+from tests.workers import MODEL, VOCABULARY, served
 from tokenrelay.producer import Producer
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
@@ -27,6 +27,7 @@ from tokenrelay.shared.wire import keys
 from tokenrelay.worker.engine.contract import EngineOutput, EngineOutputs, EngineRequest
 from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.serving.model import share_interpreter
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +116,7 @@ def paced_by_worker(url: str, pace: Pace) -> PacedEngine:
     """Run the requests that wait in the queue through the real worker's loop."""
     engine = PacedEngine(pace)
     settings = WorkerSettings(redis_url=SecretStr(url), slots=pace.streams)
-    worker = ThreadedWorker(settings=settings, served=served(engine), connection=connect(url))
+    worker = Worker(settings, served(engine), connection=connect(url))
     share_interpreter()  # as `serve` does when it has loaded a model
     worker.work(burst=True)
     return engine

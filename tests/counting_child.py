@@ -20,8 +20,8 @@ from tests.engines import CountingEngine
 from tests.workers import VOCABULARY, served, words
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.core.progress import Tether, report_regularly
-from tokenrelay.worker.generation_worker import GenerationWorker
 from tokenrelay.worker.metrics import Restarts
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest
@@ -80,9 +80,10 @@ def main() -> None:
     tokenizer = PoisonableTokenizer(tokenizer_object=words(), unk_token="<unk>")  # type: ignore[no-untyped-call]
     settings = WorkerSettings.from_environment()
     restarts = Restarts(arguments.restarts, arguments.stalls)
-    worker = GenerationWorker(settings=settings, served=served(engine, tokenizer=tokenizer), restarts=restarts)
+    worker = Worker(settings, served(engine, tokenizer=tokenizer), restarts=restarts)
     report_regularly(arguments.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
-    Tether(arguments.tether_fd).hand_over(worker.loop.hand_back_now)
+    Tether(arguments.tether_fd).hand_over(worker.hand_back)
+    worker.handle_signals()
     worker.work()
 
 

@@ -29,7 +29,7 @@ from tests.workers import MODEL, VOCABULARY, served, submit
 from tokenrelay.shared.redis.batches import Call, Pipeline
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.generation_worker import GenerationWorker
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,9 @@ class Cost:
 
 def run_worker() -> None:
     engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=STEP_S, slots=SLOTS)
-    GenerationWorker(settings=WorkerSettings.from_environment(), served=served(engine)).work(logging_level="WARNING")
+    worker = Worker(WorkerSettings.from_environment(), served(engine))
+    worker.handle_signals()
+    worker.work()
 
 
 def host(workers: int) -> None:

@@ -21,15 +21,16 @@ from pydantic import SecretStr
 from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
-from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served, submit
+from tests.workers import MODEL, VOCABULARY, served, submit
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.serving.model import serve
+from tokenrelay.worker.worker import Worker
 
 WAVE = 250
 
 
-def measure(worker: ThreadedWorker, pipeline: Pipeline, requests: int, model: str) -> None:
+def measure(worker: Worker, pipeline: Pipeline, requests: int, model: str) -> None:
     process = psutil.Process()
     for done in range(WAVE, requests + 1, WAVE):
         for _ in range(WAVE):
@@ -53,13 +54,13 @@ def main() -> None:
         try:
             settings = WorkerSettings(redis_url=SecretStr(server.url))
             counting = CountingEngine(vocabulary=VOCABULARY, slots=32)
-            worker = ThreadedWorker(settings=settings, served=serve(settings) if arguments.model else served(counting))
+            worker = Worker(settings, serve(settings) if arguments.model else served(counting))
             thread = threading.Thread(target=worker.work, name="worker")
             thread.start()
             with server.client() as redis:
                 model = worker.loop.intake.reader.served_model if arguments.model else MODEL
                 measure(worker, Pipeline(redis), arguments.requests, model)
-            worker.loop.stop()
+            worker.stop()
             thread.join()
         finally:
             server.kill()

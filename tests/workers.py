@@ -16,13 +16,12 @@ from tests.engines import CountingEngine
 from tests.waiting import wait_until
 from tokenrelay.shared import options
 from tokenrelay.shared.redis.batches import Call, Pipeline
-from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Enqueue, enqueue_call
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.generation_worker import GenerationWorker
 from tokenrelay.worker.serving.model import Served
 from tokenrelay.worker.serving.prompts import PromptReader
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,13 +54,6 @@ def served(engine: Engine, fingerprint: str = "counting-1", tokenizer: PreTraine
     return Served(engine, PromptReader.of(tokenizer, MODEL, fingerprint, engine.context_tokens, VOCABULARY + 1))
 
 
-class ThreadedWorker(GenerationWorker):
-    """A worker that runs in a thread of the test, where signal handlers can't be set."""
-
-    def _install_signal_handlers(self) -> None:
-        pass
-
-
 @contextmanager
 def running_worker(
     url: str,
@@ -71,15 +63,11 @@ def running_worker(
     tokenizer: PreTrainedTokenizerFast | None = None,
     defaults: Mapping[str, Any] | None = None,
     **settings: Any,
-) -> Iterator[ThreadedWorker]:
+) -> Iterator[Worker]:
     """A worker that is registered and claims; stopped at the end, its errors raised. `defaults`: the model's own."""
-    worker = ThreadedWorker(
-        settings=WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, "drain_timeout_s": 0.5, **settings}),
-        served=replace(
-            served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer), defaults=defaults or {}
-        ),
-        connection=connect(url),
-    )
+    made = served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer)
+    chosen = WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, "drain_timeout_s": 0.5, **settings})
+    worker = Worker(chosen, replace(made, defaults=defaults or {}))
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -91,10 +79,10 @@ def running_worker(
     thread = threading.Thread(target=work, name="worker")
     thread.start()
     try:
-        wait_until(lambda: worker.connection.exists(worker.key) or errors)
+        wait_until(lambda: worker.connection.exists(keys.rq_worker(worker.name)) or errors)
         yield worker
     finally:
-        worker.loop.stop()
+        worker.stop()
         thread.join()
         worker.connection.close()
     if errors:

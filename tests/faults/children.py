@@ -131,7 +131,7 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.core.progress import Tether, report_regularly
     from tokenrelay.worker.engine.contract import EngineOutput
-    from tokenrelay.worker.generation_worker import GenerationWorker
+    from tokenrelay.worker.worker import Worker
 
     class Marked(CountingEngine):
         """Steps by the clock, as a GPU that computes on: after a freeze it's ahead of who took over."""
@@ -158,9 +158,10 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
         )
     else:
         made = served(Marked(vocabulary=MARK, slots=32))
-    worker = GenerationWorker(settings=settings, served=made)
+    worker = Worker(settings, made)
     report_regularly(report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
-    Tether(tether_fd).hand_over(worker.loop.hand_back_now)
+    Tether(tether_fd).hand_over(worker.hand_back)
+    worker.handle_signals()
     worker.work()
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 PRELOADED: Final = (
     "tokenrelay.worker.__main__",
-    "tokenrelay.worker.generation_worker",
+    "tokenrelay.worker.worker",
     "tokenrelay.worker.engine.transformers.batching",
     "tokenrelay.worker.engine.transformers.models",
     "tests.workers",

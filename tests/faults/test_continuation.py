@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from tests.engines import CountingEngine
 from tests.integration.test_worker import entries
 from tests.unit.test_detokenizer import byte_level, sentencepiece
-from tests.workers import MODEL, ThreadedWorker, submit
+from tests.workers import MODEL, submit
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
@@ -24,6 +24,7 @@ from tokenrelay.worker.engine.contract import EngineOutput
 from tokenrelay.worker.serving.model import Served
 from tokenrelay.worker.serving.prompts import PromptReader
 from tokenrelay.worker.text import TokenText
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,7 @@ def held_after(tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...]) -> lis
 def work(url: str, tokenizer: PreTrainedTokenizerFast, engine: ReadingEngine) -> None:
     """A worker's life until the queues are empty, or until its engine dies (EngineError)."""
     engine.prepare()
-    worker = ThreadedWorker(
+    worker = Worker(
         settings=WorkerSettings(redis_url=SecretStr(url), heartbeat_ms=50),
         served=Served(engine, PromptReader.of(tokenizer, MODEL, "reading-1", engine.context_tokens, len(tokenizer))),
         connection=connect(url),

@@ -158,5 +158,5 @@ def test_a_killed_workers_name_can_be_used_again(redis_server: RedisServer, redi
 def test_a_worker_stops_in_good_order_without_redis(make_redis_server: MakeRedisServer) -> None:
     server = make_redis_server()
     with running_worker(server.url) as worker:
-        wait_until(lambda: worker.connection.hget(worker.key, "state") == b"idle")
+        wait_until(lambda: worker.connection.hget(keys.rq_worker(worker.name), "state") == b"idle")
         server.kill()

@@ -10,11 +10,12 @@ import pytest
 from pydantic import SecretStr
 
 from tests.engines import CountingEngine
-from tests.workers import MODEL, VOCABULARY, ThreadedWorker, running_worker, served
+from tests.workers import MODEL, VOCABULARY, running_worker, served
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.serving.model import training_trace
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,20 +31,20 @@ def test_a_worker_registers_its_model_s_training_trace(redis_server: RedisServer
     trace = training_trace(None)
     assert trace is not None
     with connect(redis_server.url) as connection:
-        worker = ThreadedWorker(
+        worker = Worker(
             settings=WorkerSettings(redis_url=SecretStr(redis_server.url)),
             served=replace(served(CountingEngine(vocabulary=VOCABULARY)), training=trace),
             connection=connection,
         )
-        worker.register_birth()
-        worker.heartbeat()
+        worker.registration.register()
+        worker.registration.beat()
         try:
             answer = http.get(f"/models/{MODEL}/training")
             assert answer.json() == json.loads(trace)
             assert len(answer.json()["epochs"]) == 5
             assert http.get(f"/v1/models/{MODEL}").json()["training"] is True
         finally:
-            worker.register_death()
+            worker.registration.remove()
     assert http.get(f"/models/{MODEL}/training").status_code == 404
 
 

@@ -24,10 +24,9 @@ from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Take, take_call
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.core.attempts import InFlight
 from tokenrelay.worker.core.figures import Figures
 from tokenrelay.worker.maintenance.maintainer import A_PART, LOCK_MS, Maintenance
-from tokenrelay.worker.maintenance.registries import MOST_CANCELS
+from tokenrelay.worker.rq_mirror.registries import MOST_CANCELS
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -72,7 +71,7 @@ class Blocked(Pipeline):
 
 def maintenance(pipeline: Pipeline) -> Maintenance:
     settings = WorkerSettings(redis_url=SecretStr("redis://127.0.0.1:1/0"))
-    return Maintenance(pipeline, keys.queues(MODEL), InFlight(8, lambda: None), settings, Figures())
+    return Maintenance(pipeline, keys.queues(MODEL), frozenset, settings, Figures())
 
 
 def run_until(maintainer: Maintenance, done: Any, rounds: int = 200) -> int:
@@ -274,7 +273,7 @@ def test_maintenance_that_waits_for_redis_costs_no_lease(redis: Redis, redis_ser
     stuck = CountingEngine(vocabulary=VOCABULARY, step_delay_s=2.0)
     blocked = Blocked(redis)
     with running_worker(redis_server.url, stuck, lease_ms=60_000) as worker:
-        worker.loop.maintenance.pipeline = blocked
+        worker.maintenance.pipeline = blocked
         wait_until(blocked.asked.is_set)
         request_id = submit(Pipeline(redis), NOW)
         wait_until(lambda: state(redis, request_id) == "in_progress")

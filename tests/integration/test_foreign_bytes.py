@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tests.workers import ThreadedWorker
     from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.worker import Worker
 
 # A scribble may take the worker out of the sets in which a producer looks for it.
 pytestmark = pytest.mark.filterwarnings("ignore::tokenrelay.producer.NoWorkerWarning")
@@ -53,7 +53,7 @@ COMMANDS: Final = (
 
 
 @pytest.fixture
-def worker(redis_server: RedisServer, redis: Redis) -> Iterator[ThreadedWorker]:
+def worker(redis_server: RedisServer, redis: Redis) -> Iterator[Worker]:
     """One for all examples: what one of them did to it, the next would feel."""
     engine = CountingEngine(vocabulary=VOCABULARY)
     with running_worker(redis_server.url, engine, suspicion_ms=100) as worker:
@@ -72,7 +72,7 @@ def answered(producer: Producer, request_id: str) -> State:
 
 
 def check_the_worker(
-    redis: Redis, pipeline: Pipeline, producer: Producer, worker: ThreadedWorker, chosen: list[Scribble]
+    redis: Redis, pipeline: Pipeline, producer: Producer, worker: Worker, chosen: list[Scribble]
 ) -> None:
     suspend(redis, ttl=60)
     before, waiting, after = (submit(pipeline, NOW, deadline_s=60) for _ in range(3))
@@ -96,7 +96,7 @@ def only_documented(read: Callable[[], object]) -> None:
 
 
 def test_a_worker_serves_the_others(
-    redis: Redis, pipeline: Pipeline, producer: Producer, worker: ThreadedWorker, caplog: pytest.LogCaptureFixture
+    redis: Redis, pipeline: Pipeline, producer: Producer, worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each of the known ones on a request of its own, in one queue with healthy ones. A log file takes all lines."""
     suspend(redis, ttl=60)
@@ -121,7 +121,7 @@ def test_a_worker_serves_the_others(
 @MANY
 @given(chosen=scribbles)
 def test_a_worker_serves_the_others_whatever_is_written(
-    redis: Redis, pipeline: Pipeline, producer: Producer, worker: ThreadedWorker, chosen: list[Scribble]
+    redis: Redis, pipeline: Pipeline, producer: Producer, worker: Worker, chosen: list[Scribble]
 ) -> None:
     check_the_worker(redis, pipeline, producer, worker, chosen)
 

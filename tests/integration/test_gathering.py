@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tests.workers import ThreadedWorker
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.worker.core.taken import Claimed
     from tokenrelay.worker.engine.contract import EngineRequest
+    from tokenrelay.worker.worker import Worker
 
 NOW = datetime.now(UTC)
 NEVER_S = 60.0
@@ -73,14 +73,14 @@ class LastComesLate(Intake):
         return claimed
 
 
-def replaced(worker: ThreadedWorker, kind: type[Kind]) -> Kind:
+def replaced(worker: Worker, kind: type[Kind]) -> Kind:
     given = worker.loop.intake
     intake = kind(given.pipeline, given.reader, given.settings, given.worker, given.queues, given.figures)
     worker.loop.intake = intake
     return intake
 
 
-def arrange(worker: ThreadedWorker, engine: Noting, *, fails: bool = False) -> None:
+def arrange(worker: Worker, engine: Noting, *, fails: bool = False) -> None:
     """Before the worker may take anything."""
     intake = replaced(worker, OneAtATime)
     intake.fails = fails
@@ -154,5 +154,5 @@ def test_a_worker_that_stops_waits_for_nobody(redis_server: RedisServer, redis: 
         worker.loop.gather_s = worker.loop.burst_gap_s = NEVER_S
         resume(redis)
         wait_until(lambda: len(worker.loop.in_flight) == 2)
-        worker.loop.stop()
+        worker.stop()
         wait_until(lambda: ended(redis, request_ids))

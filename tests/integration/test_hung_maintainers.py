@@ -47,7 +47,7 @@ def test_a_worker_without_a_supervisor_gives_up_an_engine_that_hangs(
         with running_worker(redis_server.url):
             got = result(redis, request_id)
         assert (got.text, got.attempts) == (words(3, 10), 2)
-        wait_until(lambda: not redis.sismember(keys.RQ_WORKERS, worker.key))
+        wait_until(lambda: not redis.sismember(keys.RQ_WORKERS, keys.rq_worker(worker.name)))
 
 
 def test_a_maintainer_whose_loop_hangs_keeps_its_requests_from_nobody(

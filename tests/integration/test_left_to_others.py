@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tests.workers import ThreadedWorker
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.worker.engine.contract import EngineRequest
+    from tokenrelay.worker.worker import Worker
 
 NOW = datetime.now(UTC)
 WORKERS = 4
@@ -74,7 +74,7 @@ def cancel(pipeline: Pipeline, request_id: str) -> None:
     pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
 
 
-def long_requests(workers: list[ThreadedWorker], pipeline: Pipeline) -> list[str]:
+def long_requests(workers: list[Worker], pipeline: Pipeline) -> list[str]:
     """A long request of each worker. On a busy machine one of them takes several before the others take any."""
     kept: dict[str, str] = {}
     while len(kept) < len(workers):
@@ -86,7 +86,7 @@ def long_requests(workers: list[ThreadedWorker], pipeline: Pipeline) -> list[str
     return list(kept.values())
 
 
-def holders(workers: list[ThreadedWorker], request_id: str) -> list[ThreadedWorker]:
+def holders(workers: list[Worker], request_id: str) -> list[Worker]:
     return [worker for worker in workers if worker.loop.in_flight.of_job(request_id) is not None]
 
 
@@ -175,7 +175,7 @@ def test_a_mixed_fleet_shares_a_queue(redis_server: RedisServer, redis: Redis, p
     for seed, request_id in ids.items():
         redis.hset(keys.request(request_id), "fingerprint", f"weights {seed % 2}")
     with ExitStack() as stack:
-        workers: list[ThreadedWorker] = [
+        workers: list[Worker] = [
             stack.enter_context(running_worker(redis_server.url, fingerprint=f"weights {number}", slots=2))
             for number in range(2)
         ]

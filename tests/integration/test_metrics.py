@@ -98,7 +98,7 @@ def test_a_takeover_is_counted_by_the_one_who_takes_over(
     with running_worker(redis_server.url, slow_engine(), metrics_port=first, drain_timeout_s=0.0) as worker:
         request_id = submit(pipeline, NOW, max_new_tokens=40)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) > 5)
-        worker.loop.stop()
+        worker.stop()
     assert worker.loop.figures.handed_back.get() == 1
     emitted = redis.xlen(keys.stream(request_id)) - 2
     with running_worker(redis_server.url, slow_engine(), metrics_port=second):

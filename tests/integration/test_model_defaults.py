@@ -80,7 +80,7 @@ def test_a_keyed_request_attaches_whatever_the_model_said_by_then(redis_server: 
 @pytest.mark.parametrize("registered", [b"\xff", b"[]", b"{", b'{"temperature": -1, "top_k": "x", "seed": 3}', b""])
 def test_what_cannot_be_a_default_is_none(redis_server: RedisServer, redis: Redis, registered: bytes) -> None:
     with running_worker(redis_server.url, defaults=OWN) as worker, Producer(url=redis_server.url) as producer:
-        redis.hset(worker.key, "defaults", registered)
+        redis.hset(keys.rq_worker(worker.name), "defaults", registered)
         assert sampling(redis, producer.submit("w1", **ASK).request_id) == (1.0, 0, 1.0)
 
 

@@ -13,11 +13,12 @@ from pydantic import SecretStr
 from tests.engines import CountingEngine
 from tests.faults.proxy import Proxy
 from tests.waiting import wait_until
-from tests.workers import VOCABULARY, ThreadedWorker, served, submit
+from tests.workers import VOCABULARY, served, submit
 from tokenrelay.shared.errors import RedisUnusable
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -37,14 +38,11 @@ class Stoppable(CountingEngine):
         super().stop()
 
 
-def worker_on(url: str, engine: CountingEngine | None = None) -> ThreadedWorker:
+def worker_on(url: str, engine: CountingEngine | None = None) -> Worker:
     """Of a client that tries everything once, so that a Redis away for a moment is one that is away for long."""
     settings = WorkerSettings(redis_url=SecretStr(url), heartbeat_ms=50)
-    return ThreadedWorker(
-        settings=settings,
-        served=served(engine or CountingEngine(vocabulary=VOCABULARY)),
-        connection=connect(url, retries=0),
-    )
+    engine = engine or CountingEngine(vocabulary=VOCABULARY)
+    return Worker(settings, served(engine), connection=connect(url, retries=0))
 
 
 def go_away(proxy: Proxy) -> None:
@@ -59,10 +57,14 @@ def go_away(proxy: Proxy) -> None:
     threading.Thread(target=come_back, daemon=True).start()
 
 
-def test_a_start_outlasts_a_redis_that_is_away(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_start_waits_for_a_redis_that_is_away(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, listening: bool
+) -> None:
     with closing(Proxy(redis_server.port)) as proxy:
-        go_away(proxy)
         worker = worker_on(proxy.url)
+        if listening:
+            worker.listener.start()
         go_away(proxy)
         request_id = submit(pipeline, datetime.now(UTC))
         assert worker.work(burst=True)
@@ -73,35 +75,38 @@ def test_a_start_outlasts_a_redis_that_is_away(redis_server: RedisServer, redis:
 def test_a_worker_knows_a_registration_of_its_own(redis_server: RedisServer, redis: Redis) -> None:
     """Registered, and the answer was lost: no namesake, to be waited for."""
     worker = worker_on(redis_server.url)
-    worker.register_birth()
-    born = redis.hget(worker.key, "birth")
-    redis.persist(worker.key)
-    worker.register_birth()
-    assert redis.hget(worker.key, "birth") == born
-    assert redis.ttl(worker.key) > 0
-    worker.register_death()
+    key = keys.rq_worker(worker.name)
+    worker.registration.register()
+    born = redis.hget(key, "birth")
+    redis.persist(key)
+    worker.registration.register()
+    assert redis.hget(key, "birth") == born
+    assert redis.ttl(key) > 0
+    worker.registration.remove()
     worker.connection.close()
 
 
-def test_a_start_that_is_made_again_listens_once(redis_server: RedisServer) -> None:
+def test_a_start_that_is_repeated_listens_once(redis_server: RedisServer, redis: Redis) -> None:
     worker = worker_on(redis_server.url)
-    worker.bootstrap(None)
-    thread = worker.pubsub_thread
-    worker.bootstrap(None)
-    assert worker.pubsub_thread is thread
-    worker.teardown()  # type: ignore[no-untyped-call]
+    before, channel = threading.active_count(), keys.rq_commands(worker.name)
+    worker.listener.start()
+    worker.listener.start()
+    assert threading.active_count() == before + 1
+    assert redis.pubsub_numsub(channel) == [(channel.encode(), 1)]
+    worker.listener.stop()
+    assert threading.active_count() == before
     worker.connection.close()
 
 
-def test_a_start_doesnt_outlast_a_wrong_password(make_redis_server: MakeRedisServer) -> None:
+def test_a_start_fails_at_a_wrong_password(make_redis_server: MakeRedisServer) -> None:
     server = make_redis_server(password="right")
     engine = Stoppable(vocabulary=VOCABULARY)
     with pytest.raises(RedisUnusable, match="check user and password"):
-        worker_on(f"redis://:wrong@127.0.0.1:{server.port}/0", engine)
+        worker_on(f"redis://:wrong@127.0.0.1:{server.port}/0", engine).work()
     assert engine.stopped
 
 
-def test_a_start_doesnt_outlast_a_missing_right(redis_server: RedisServer, redis: Redis) -> None:
+def test_a_start_fails_at_a_missing_right(redis_server: RedisServer, redis: Redis) -> None:
     redis.execute_command("ACL", "SETUSER", "reader", "on", ">word", "~*", "&*", "+@read", "+@connection", "+info")  # type: ignore[no-untyped-call]
     engine = Stoppable(vocabulary=VOCABULARY)
     try:

@@ -120,7 +120,7 @@ def test_a_key_of_another_type_keeps_no_worker_from_stopping(redis: Redis, pipel
             "executions": keys.rq_executions(request_id),
             "execution": keys.rq_execution(request_id, attempt.execution.execution_id),
             "results": keys.rq_results(request_id),
-            "worker": worker.key,
+            "worker": keys.rq_worker(worker.name),
         }[kind]
         if kind == "worker":
             redis.set(keys.rq_registry("finished", QUEUE), "somebody else's", ex=60)
@@ -247,8 +247,8 @@ def test_dead_workers_and_old_executions_are_forgotten(redis: Redis) -> None:
     redis.zadd(WIP, {"nobody:x": 1})
     with running_worker(redis_server_url(redis)) as worker:
         wait_until(lambda: not redis.exists(WIP))
-        wait_until(lambda: redis.smembers(keys.RQ_WORKERS) == {worker.key.encode()})
-        assert redis.smembers(keys.rq_workers(QUEUE)) == {worker.key.encode()}
+        wait_until(lambda: redis.smembers(keys.RQ_WORKERS) == {keys.rq_worker(worker.name).encode()})
+        assert redis.smembers(keys.rq_workers(QUEUE)) == {keys.rq_worker(worker.name).encode()}
 
 
 def test_a_child_that_cannot_be_started_is_no_silent_success(redis_server: RedisServer) -> None:

@@ -8,16 +8,19 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from rq.command import send_shutdown_command
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from tests.integration.test_worker import result, slow_engine
+from tests.integration.test_worker import result, rq_state, rq_worker, slow_engine
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
+from tokenrelay.producer import Producer
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
+    import pytest
     from redis import Redis
 
     from tests.redis_servers import RedisServer
@@ -50,10 +53,40 @@ def test_rq_info_shows_the_queue_and_the_worker(redis_server: RedisServer, redis
 def test_rq_suspend_and_resume(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
     with running_worker(redis_server.url) as worker:
         rq(redis_server, "suspend", "--duration", "60")
-        wait_until(lambda: worker.get_state() == "suspended")
+        wait_until(lambda: rq_state(redis, worker.name) == "suspended")
         request_id = submit(pipeline, NOW)
+        assert redis.hget(keys.request(request_id), "state") == b"queued"
         rq(redis_server, "resume")
         assert result(redis, request_id).state is State.INCOMPLETE
+
+
+def test_rqs_shutdown_command_drains(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
+    with running_worker(redis_server.url, slow_engine(slots=1), slots=1, drain_timeout_s=60) as worker:
+        running = submit(pipeline, NOW, max_new_tokens=50)
+        wait_until(lambda: redis.xlen(keys.stream(running)) >= 4)
+        left = submit(pipeline, NOW)
+        send_shutdown_command(redis, worker.name)
+        registered = rq_worker(redis, worker.name)
+        wait_until(lambda: registered.shutdown_requested_date)
+        assert registered.death_date is None
+        assert result(redis, running).usage.completion_tokens == 50
+        wait_until(lambda: registered.death_date)
+    assert redis.hget(keys.request(left), "state") == b"queued"
+
+
+def test_rqs_own_command_runs_our_worker(
+    redis_server: RedisServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ's command line accepts subclasses of RQ's worker only, and calls two of their methods."""
+    monkeypatch.setenv("TOKENRELAY_REDIS_URL", redis_server.url)
+    with Producer(redis_server.url) as producer:
+        asked = producer.submit("What is the weather today?")
+        command = ("worker", "-w", "tokenrelay.worker.generation_worker.GenerationWorker", "--name", "box", "--burst")
+        shown = rq(redis_server, *command, "--verbose", keys.queue("weather", "default"))
+        assert asked.result(timeout_s=60).text == "It is sunny and warm."
+    assert "worker box listens on tokenrelay.weather.high" in shown
+    job = Job.fetch(asked.request_id, connection=redis, serializer=JSONSerializer)
+    assert (job.get_status(), job.worker_name) == ("finished", "box")
 
 
 def test_requeueing_a_failed_request_is_refused_without_harm(

@@ -15,12 +15,13 @@ from rq.suspension import suspend
 from tests.engines import CountingEngine
 from tests.integration.test_worker import result, words
 from tests.waiting import wait_until
-from tests.workers import MODEL, VOCABULARY, ThreadedWorker, served, submit
+from tests.workers import MODEL, VOCABULARY, served, submit
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.supervisor.supervisor import Supervisor
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,21 +37,22 @@ CHILD = (sys.executable, "-I", "-S", "-c", "import time; time.sleep(300)")
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """SIGTERM is handled as before, afterwards."""
-    before = signal.getsignal(signal.SIGTERM)
+    """SIGTERM and SIGINT are handled as before, afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def worker_at(url: str, kind: type[ThreadedWorker] = ThreadedWorker, **settings: Any) -> ThreadedWorker:
+def worker_at(url: str, **settings: Any) -> Worker:
     chosen = WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, **settings})
-    return kind(settings=chosen, served=served(CountingEngine(vocabulary=VOCABULARY)), connection=connect(url))
+    return Worker(chosen, served(CountingEngine(vocabulary=VOCABULARY)))
 
 
 def test_a_signal_that_catches_a_worker_with_its_locks_held_is_heard(redis_server: RedisServer) -> None:
     """Handlers run between two instructions of the main thread, which may be within Event.set()."""
     worker = worker_at(redis_server.url)
-    signal.signal(signal.SIGTERM, worker.request_stop)
+    worker.handle_signals()
     held = [worker.loop.wake._cond, worker.loop._closed._cond, worker.loop.in_flight._lock]  # type: ignore[attr-defined]
     for lock in held:
         lock.acquire()
@@ -68,24 +70,17 @@ def test_a_signal_that_catches_a_supervisor_with_its_locks_held_is_heard(redis_s
     signal.signal(signal.SIGTERM, supervisor.stop)
     with supervisor._stop._cond:  # type: ignore[attr-defined]
         signal.raise_signal(signal.SIGTERM)
-    before = signal.getsignal(signal.SIGINT)
     assert supervisor.run() == 0
-    signal.signal(signal.SIGINT, before)
 
 
-def test_a_burst_outlasts_an_outage_of_redis(make_redis_server: MakeRedisServer) -> None:
+def test_a_burst_waits_for_redis_to_come_back(make_redis_server: MakeRedisServer) -> None:
     server = make_redis_server("--appendonly", "yes", "--appendfsync", "always")
     with connect(server.url) as client:
         request_id = submit(Pipeline(client), NOW, seed=5, max_new_tokens=20)
 
-    class Outage(ThreadedWorker):
-        """Redis goes away as soon as it is registered."""
-
-        def bootstrap(self, *arguments: Any, **named: Any) -> None:
-            super().bootstrap(*arguments, **named)
-            server.kill()
-
-    worker = worker_at(server.url, Outage)
+    worker = worker_at(server.url)
+    assert worker.start()
+    server.kill()
     with in_background(lambda: worker.work(burst=True)) as ended:
         errors = worker.loop.figures.redis_errors
         wait_until(lambda: any(labels == ("intake",) and number for labels, number in errors.items()), 30)
@@ -103,7 +98,7 @@ def test_a_worker_that_waits_for_redis_can_be_told_to_stop(make_redis_server: Ma
     server.kill()
     with in_background(worker.work) as ended:
         assert not ended.is_set()
-        worker.loop.stop()
+        worker.stop()
         assert ended.wait(30)
     worker.connection.close()
 

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from rq import Queue, Worker
+from rq import Queue
+from rq import Worker as RqWorker
 from rq.command import send_stop_job_command
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
@@ -19,7 +20,7 @@ from rq.suspension import resume, suspend
 from tests.engines import CountingEngine, counted_token
 from tests.streams import parsed
 from tests.waiting import wait_until
-from tests.workers import MODEL, VOCABULARY, ThreadedWorker, running_worker, submit
+from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.shared.redis.batches import Call, Pipeline
 from tokenrelay.shared.wire import answer, keys
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from redis import Redis
+    from rq.worker import BaseWorker
 
     from tests.redis_servers import RedisServer
     from tokenrelay.worker.engine.contract import EngineRequest
+    from tokenrelay.worker.worker import Worker
 
 QUEUE = keys.queue(MODEL, "default")
 NOW = datetime.now(UTC)
@@ -68,16 +71,22 @@ def job(redis: Redis, request_id: str) -> Job:
     return Job.fetch(request_id, connection=redis, serializer=JSONSerializer)
 
 
-def rq_state(redis: Redis, worker_key: str) -> str:
-    worker = Worker.find_by_key(worker_key, connection=redis, serializer=JSONSerializer)
-    return worker.get_state() if worker else "unregistered"
+def rq_worker(redis: Redis, name: str) -> BaseWorker:
+    """The worker as RQ sees it."""
+    found = RqWorker.find_by_key(keys.rq_worker(name), connection=redis, serializer=JSONSerializer)
+    assert found is not None
+    return found
+
+
+def rq_state(redis: Redis, name: str) -> str:
+    return rq_worker(redis, name).get_state()
 
 
 def job_failed(redis: Redis, request_id: str) -> bool:
     return redis.hget(keys.rq_job(request_id), "status") == b"failed"
 
 
-def refused(worker: ThreadedWorker) -> float:
+def refused(worker: Worker) -> float:
     """How many claims it was refused because the request needs another worker."""
     return dict(worker.loop.figures.refused_claims.items())["not_mine",]
 
@@ -137,8 +146,9 @@ def test_rq_sees_a_job_run_and_finish(redis_server: RedisServer, redis: Redis, p
         running = job(redis, request_id)
         assert (running.get_status(), running.worker_name) == ("started", worker.name)
         assert StartedJobRegistry(queue=queue).get_job_ids() == [request_id]
-        assert [execution.job_id for execution in worker.get_current_executions(refresh=True)] == [request_id]
-        wait_until(lambda: rq_state(redis, worker.key) == "busy")
+        executions = rq_worker(redis, worker.name).get_current_executions()
+        assert [execution.job_id for execution in executions] == [request_id]
+        wait_until(lambda: rq_state(redis, worker.name) == "busy")
         result(redis, request_id)
         wait_until(lambda: job(redis, request_id).get_status() == "finished")
         assert FinishedJobRegistry(queue=queue).get_job_ids() == [request_id]
@@ -146,20 +156,8 @@ def test_rq_sees_a_job_run_and_finish(redis_server: RedisServer, redis: Redis, p
         latest = job(redis, request_id).latest_result()
         assert latest is not None
         assert latest.return_value == "50 tokens, length"
-        wait_until(lambda: rq_state(redis, worker.key) == "idle")
+        wait_until(lambda: rq_state(redis, worker.name) == "idle")
         assert redis.zcard(keys.claimed(QUEUE)) == 0
-
-
-def test_suspend_holds_new_requests_and_resume_lets_them_go(
-    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
-) -> None:
-    with running_worker(redis_server.url) as worker:
-        suspend(redis, ttl=60)
-        wait_until(lambda: worker.get_state() == "suspended")
-        request_id = submit(pipeline, NOW)
-        assert state(redis, request_id) == "queued"
-        resume(redis)
-        assert result(redis, request_id).state is State.INCOMPLETE
 
 
 def test_rqs_stop_command_cancels_the_request(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
@@ -180,7 +178,7 @@ def test_rqs_stop_command_cancels_the_request(redis_server: RedisServer, redis: 
 def test_malformed_commands_change_nothing(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
     with running_worker(redis_server.url) as worker:
         for message in (b"\xff", b"{}", b"[1]", b'{"command": "kill-horse"}', b'{"command": "stop-job"}'):
-            redis.publish(worker.pubsub_channel_name, message)
+            redis.publish(keys.rq_commands(worker.name), message)
         assert result(redis, submit(pipeline, NOW)).state is State.INCOMPLETE
         send_stop_job_command_works = submit(pipeline, NOW, max_new_tokens=3)
         assert result(redis, send_stop_job_command_works).usage.completion_tokens == 3

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 TREES = {"shared": ROOT / "shared", "producer": ROOT / "producer", "worker": ROOT / "worker"}
 APPLICATIONS = ("tokenrelay.cli", "tokenrelay.gateway")
 """They stand on `tokenrelay.producer`."""
+WORKER = ROOT / "worker" / "tokenrelay" / "worker"
+RQS_COMMAND = "generation_worker.py"
 FORBIDDEN = {
     "shared": (*APPLICATIONS, "tokenrelay.producer", "tokenrelay.testing", "tokenrelay.worker", "torch"),
     "producer": ("tokenrelay.worker", "torch", "transformers"),
@@ -28,6 +31,12 @@ FORBIDDEN = {
 }
 FLOORS = ("http", "records", "views", "streams", "tenancy", "core", "openai/bodies", "openai", "native", "")
 """The gateway's rooms: each may import from those before it. The last is what stands above all of them."""
+WORKER_FLOORS = (
+    "sampling", "text", "models", "training", "engine", "serving", "core", "rq_mirror", "maintenance", "", "supervisor",
+    "__main__",
+)  # fmt: skip
+"""The worker's rooms: each may import from those before it. The empty one holds the modules of the package itself,
+which put the rooms together."""
 LIFECYCLE = ROOT / "docs" / "request-lifecycle.md"
 SOURCES = [file for tree in TREES.values() for file in sorted(tree.rglob("*.py"))]
 
@@ -63,10 +72,53 @@ def test_the_gateways_rooms_import_downwards() -> None:
                 assert FLOORS.index(room) <= floor, f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("package", ["gateway", "cli"])
+def worker_room(parts: tuple[str, ...]) -> str:
+    """The room of a module of `tokenrelay.worker`, from the parts of its path or name."""
+    is_room = (WORKER / parts[0]).is_dir()
+    return parts[0] if is_room or parts[0] == "__main__" else ""
+
+
+def test_the_workers_rooms_import_downwards() -> None:
+    assert {file.name for file in WORKER.iterdir() if (file / "__init__.py").exists()} <= set(WORKER_FLOORS)
+    for file in WORKER.rglob("*.py"):
+        floor = WORKER_FLOORS.index(worker_room(file.relative_to(WORKER).with_suffix("").parts))
+        for name in imported_names(file):
+            parts = tuple(name.split("."))
+            if parts[:2] == ("tokenrelay", "worker") and len(parts) > 2:
+                assert WORKER_FLOORS.index(worker_room(parts[2:])) <= floor, f"{file} imports {name}"
+
+
+def imports_rq(file: Path, package: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for name in imported_names(file))
+
+
+def test_rq_is_behind_its_mirror() -> None:
+    """Nothing else of the worker imports RQ, and no worker is built upon RQ's: the one for RQ's command line, which
+    accepts subclasses only, uses nothing of it."""
+    sources = {str(file.relative_to(WORKER)): file for file in WORKER.rglob("*.py")}
+    outside = [name for name, file in sources.items() if imports_rq(file, "rq") and not name.startswith("rq_mirror/")]
+    assert outside == [RQS_COMMAND]
+    assert [name for name, file in sources.items() if imports_rq(file, "rq.worker")] == [RQS_COMMAND]
+    code = sources[RQS_COMMAND].read_text("utf-8")
+    assert len(code.splitlines()) <= 50
+    assert "super()" not in code
+    assert {node.attr for node in ast.walk(ast.parse(code)) if is_of_self(node)} == {"_worker"}
+
+
+def is_of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "producer/tokenrelay/gateway",
+        "producer/tokenrelay/cli",
+        *(f"worker/tokenrelay/worker/{room}" for room in ("rq_mirror", "maintenance", "supervisor")),
+    ],
+)
 def test_rooms_are_small(package: str) -> None:
-    root = ROOT / "producer" / "tokenrelay" / package
-    for folder in {file.parent for file in root.rglob("*.py")}:
+    for folder in {file.parent for file in (ROOT / package).rglob("*.py")}:
         modules = [file for file in folder.glob("*.py") if file.name not in ("__init__.py", "__main__.py")]
         assert len(modules) <= 10, folder
 
@@ -75,6 +127,15 @@ def test_rooms_are_small(package: str) -> None:
 def test_importing_it_leaves_torch_and_the_worker_out(module: str) -> None:
     heavy = ("torch", "transformers", "tokenrelay.worker")
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["supervisor.supervisor", "supervisor.child", "generation_worker", "__main__"])
+def test_what_starts_workers_loads_no_torch(module: str) -> None:
+    """A supervisor must survive whatever its engine does; a pool of RQ's forks."""
+    heavy = ("torch", "transformers")
+    code = f"import sys, tokenrelay.worker.{module}; print([name for name in {heavy!r} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 

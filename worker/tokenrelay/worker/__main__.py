@@ -63,10 +63,12 @@ app.command(name="train")(train_command)
 
 
 def _burst(settings: WorkerSettings) -> None:
-    from tokenrelay.worker.generation_worker import GenerationWorker
+    from tokenrelay.worker.worker import Worker
 
     with hard_exit():
-        GenerationWorker(settings=settings).work(burst=True, logging_level=None)
+        worker = Worker(settings)
+        worker.handle_signals()
+        worker.work(burst=True)
 
 
 def _check_redis(url: str) -> None:

@@ -149,6 +149,11 @@ def is_for_now(error: exceptions.ResponseError) -> bool:
     return isinstance(error, states) or any(word in str(error) for word in temporary)
 
 
+def is_transient(error: Exception) -> bool:
+    """Whether a retry may succeed: Redis can't be reached, or refuses for now."""
+    return isinstance(error, _RETRIED) or (isinstance(error, exceptions.ResponseError) and is_for_now(error))
+
+
 def explain(error: exceptions.RedisError, where: str) -> RedisUnusable:
     """A redis-py error in one line that says what to do. `where`: the server's address."""
     told = _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error))).split("\n", 1)[0] or type(error).__name__

@@ -140,6 +140,11 @@ def rq_worker(worker: str) -> str:
     return f"rq:worker:{worker}"
 
 
+def rq_commands(worker: str) -> str:
+    """Channel: RQ's commands for a worker."""
+    return f"rq:pubsub:{worker}"
+
+
 def rq_worker_executions(worker: str) -> str:
     return f"rq:worker:{worker}:executions"
 

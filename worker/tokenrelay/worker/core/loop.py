@@ -1,7 +1,7 @@
 """The generation loop: claim, step, publish, over one engine. Knows nothing of RQ's worker registration or signals.
 
 Three threads share the attempts: intake claims, the caller's publishes what the engine gives, the heartbeat keeps
-leases. A fourth repairs what others lost. The engine steps in a thread of its own and waits for none of them.
+leases. The engine steps in a thread of its own and waits for none of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from tokenrelay.worker.core.progress import Progress, Watchdog
 from tokenrelay.worker.core.publisher import Publisher
 from tokenrelay.worker.core.recovery import release
 from tokenrelay.worker.engine.output_queue import OutputQueue
-from tokenrelay.worker.maintenance.maintainer import Maintenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +41,7 @@ log = logging.getLogger(__name__)
 SWEEP_S = 0.2
 """How long intake waits for a wake-up that may have been lost, and the loop for tokens."""
 LEAST_PAUSE_S = 0.02
-"""The threads of heartbeat and maintenance rest so long at least, also with nothing to do or Redis away."""
+"""The heartbeat's thread rests so long at least, also with nothing to do or Redis away."""
 GATHER_S = 0.05
 """How long intake goes on looking for an idle engine, for as long as there is more: a burst's prompts are prefilled
 together, where its first ones would have had a step of their own. Who comes alone waits for one empty look."""
@@ -56,11 +55,9 @@ is for a worker that has none, such as RQ's `rq worker`."""
 
 
 class GenerationLoop:
-    """Generates for the requests of one model. `on_beat` is called with every heartbeat, from its thread."""
+    """Generates for the requests of one model, as the worker named `worker`."""
 
-    def __init__(
-        self, pipeline: Pipeline, served: Served, settings: WorkerSettings, worker: str, on_beat: Callable[[], None]
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, served: Served, settings: WorkerSettings, worker: str) -> None:
         self.wake = threading.Event()
         """Set it when there may be something to claim."""
         self.gather_s = GATHER_S
@@ -72,7 +69,6 @@ class GenerationLoop:
         self._progress = 0
         """The engine's, as the last turn of the loop saw it: it stands still where either of them hangs."""
         self._pipeline = pipeline
-        self._on_beat = on_beat
         self._stops: SimpleQueue[float] = SimpleQueue()
         self._stopping = False
         self._stop_at = float("inf")
@@ -87,7 +83,6 @@ class GenerationLoop:
         self.publisher = Publisher(pipeline, self.in_flight, settings.lease_ms, self._over, self.figures)
         self.intake = Intake(pipeline, served.reader, settings, worker, queues, self.figures)
         self.heartbeat = Heartbeat(pipeline, self.in_flight, self.publisher, settings.lease_ms)
-        self.maintenance = Maintenance(pipeline, queues, self.in_flight, settings, self.figures)
 
     def run(self, *, burst: bool, max_jobs: int | None, max_idle_s: float | None) -> None:
         """Generate until `stop`, until the queues are empty (`burst`), or for so long or so many jobs.
@@ -97,18 +92,14 @@ class GenerationLoop:
         """
         intake = threading.Thread(target=self._repeat, args=(self._take_in, self._wait_for_jobs), name="intake")
         beats = threading.Thread(target=self._repeat, args=(self._beat, self._wait_for_beat), name="heartbeat")
-        repairs = threading.Thread(
-            target=self._repeat, args=(self._maintain, self._wait_for_maintenance), name="maintenance"
-        )
         try:
             self.engine.start(self._outputs.deliver)
             intake.start()
             beats.start()
-            repairs.start()
             self._generate(burst, max_jobs, max_idle_s)
         except BaseException as error:  # noqa: BLE001  raised again below
             self._fatal = error
-        self._shut_down(intake, beats, repairs)
+        self._shut_down(intake, beats)
         if self._fatal is not None:
             raise self._fatal
 
@@ -121,7 +112,7 @@ class GenerationLoop:
             elif max_idle_s is not None and time.monotonic() - idle_since > max_idle_s:
                 return
 
-    def _shut_down(self, intake: threading.Thread, beats: threading.Thread, repairs: threading.Thread) -> None:
+    def _shut_down(self, intake: threading.Thread, beats: threading.Thread) -> None:
         """Hand everything back and end all threads: each step is taken, whatever the ones before it raised."""
         self._stopping = True
         steps: tuple[Callable[[], object], ...] = (
@@ -132,8 +123,6 @@ class GenerationLoop:
             self.publisher.settle,
             self._closed.set,
             beats.join,
-            repairs.join,
-            self.maintenance.leave,
             self.engine.stop,
         )
         raised: list[BaseException] = []
@@ -261,7 +250,7 @@ class GenerationLoop:
     def _claim(self, begun: list[Claimed]) -> bool:
         """Claim what fits. Whether there was anything."""
         free = self.in_flight.free
-        if free <= 0 or self._stopping or not self._turns:
+        if free <= 0 or self._stopping or not self.turning:
             return False
         found = self.intake.claim(free, idle=not self.in_flight)
         for claimed in found:
@@ -302,27 +291,27 @@ class GenerationLoop:
         return self._stopping
 
     @property
-    def _turns(self) -> bool:
-        """Whether the loop does. One that hangs claims nothing more and must lose its leases and the maintenance of its
-        queues, however well the other threads are: its requests are for others to continue."""
+    def turning(self) -> bool:
+        """Whether the loop runs. One that hangs claims nothing more and must lose its leases, its registration and the
+        maintenance of its queues, however well the other threads run: its requests are for others to continue."""
         return time.monotonic() - self._looped_at < self.settings.lease_ms / 1000
 
-    def _maintain(self) -> None:
-        if self._turns:
-            self.maintenance.run()
+    def held(self) -> set[str]:
+        """The requests that this worker generates for."""
+        return {attempt.request_id for attempt in self.in_flight.all()}
+
+    def fail(self, error: BaseException) -> None:
+        """End the loop with the error of a thread that the worker can't do without."""
+        self._fatal = error
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if now >= self._beat_at and self._turns:
+        if now >= self._beat_at and self.turning:
             self._beat_at = now + self.settings.heartbeat_ms / 1000
             self.heartbeat.beat()
-            self._on_beat()
 
     def _wait_for_beat(self) -> bool:
         return self._closed.wait(max(self._beat_at - time.monotonic(), LEAST_PAUSE_S))
-
-    def _wait_for_maintenance(self) -> bool:
-        return self._closed.wait(max(self.maintenance.due_in_s, LEAST_PAUSE_S))
 
     def _repeat(self, step: Callable[[], None], pause: Callable[[], bool]) -> None:
         """Run a thread's step until its pause says that it's over."""

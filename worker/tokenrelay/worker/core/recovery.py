@@ -1,4 +1,4 @@
-"""Giving a dead worker's requests to the living, at once: its leases are released and its jobs queued at the front.
+"""Recovery of a dead worker's requests, at once: its leases are released and its jobs queued at the front.
 
 For the process that saw the death. Where nobody did (a host was lost), leases run out and maintenance does the same.
 """
@@ -9,19 +9,17 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, assert_never
 
-from tokenrelay.shared.store import requests
+from tokenrelay.shared.store import registrations, requests
 from tokenrelay.shared.store.call import Unusable
-from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, iso, requeue_call
+from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, requeue_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
-from tokenrelay.shared.store.registrations import WorkerField
 from tokenrelay.shared.store.replies import Done, Fenced, Lost, Released
-from tokenrelay.shared.wire import keys
-from tokenrelay.shared.wire.entries import State, loggable, text
+from tokenrelay.shared.wire.entries import State, loggable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.redis.batches import Batch, Call, Command, Pipeline
+    from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +33,17 @@ def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], ret
 
     Its death is recorded as RQ does at a worker's own end. Each of its requests counts one crash.
     """
-    (members,) = pipeline.run([("SMEMBERS", keys.rq_worker_executions(worker))])
-    if isinstance(members, Exception):
-        raise members
-    pairs = [text(member).partition(":") for member in members]
-    reads: Batch = [look(job_id, (Field.QUEUE,)) for job_id, _, _ in pairs]
+    (reply,) = pipeline.run([registrations.executions(worker)])
+    pairs = registrations.parse_executions(reply)
+    reads: Batch = [look(job_id, (Field.QUEUE,)) for job_id, _ in pairs]
     found = pipeline.run(reads) if reads else []
     held = [
         Execution(job_id, record.queue, worker, execution_id)
-        for (job_id, _, execution_id), reply in zip(pairs, found, strict=True)
+        for (job_id, execution_id), reply in zip(pairs, found, strict=True)
         if not isinstance(reply, Exception) and (record := RequestRecord((Field.QUEUE,), reply)).has(Field.QUEUE)
     ]  # what isn't held by these is nothing of ours: its keys run out by themselves
     continued = release(pipeline, held, crashed=True, retention_s=retention_s)
-    pipeline.run([*_death(worker, queues)])
+    pipeline.run([*registrations.deregister(worker, queues, datetime.now(UTC))])
     return continued
 
 
@@ -91,15 +87,3 @@ def _given_up(execution: Execution, reply: Fenced | Done | Lost | Unusable, rete
             return close_call(execution, Outcome(STATUS_OF[State.FAILED], retention_s, str(State.FAILED)))
         case _:
             assert_never(reply)
-
-
-def _death(worker: str, queues: tuple[str, ...]) -> list[Command]:
-    """What RQ's register_death writes."""
-    key = keys.rq_worker(worker)
-    return [
-        *(("SREM", keys.rq_workers(queue), key) for queue in queues),
-        ("SREM", keys.RQ_WORKERS, key),
-        ("HSET", key, WorkerField.DEATH, iso(datetime.now(UTC))),
-        ("EXPIRE", key, 60),
-        ("DEL", keys.rq_worker_executions(worker)),
-    ]

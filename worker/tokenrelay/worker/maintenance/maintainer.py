@@ -44,18 +44,17 @@ from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Su
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, loggable, text
 from tokenrelay.worker.core.unreadable import fail_call, told
-from tokenrelay.worker.maintenance.dependents import enqueue_dependents
-from tokenrelay.worker.maintenance.registries import Registries
+from tokenrelay.worker.rq_mirror.dependents import enqueue_dependents
+from tokenrelay.worker.rq_mirror.registries import Registries
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from tokenrelay.shared.redis.batches import Batch, Pipeline, Reply
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.shared.store.call import ScriptCall
     from tokenrelay.shared.store.job_replies import CloseReply, RequeueReply
     from tokenrelay.shared.store.replies import SuspectReply
-    from tokenrelay.worker.core.attempts import InFlight
     from tokenrelay.worker.core.figures import Figures
 
     _Seen = SuspectReply | Unusable
@@ -95,11 +94,12 @@ class _Watched:
 
 @dataclass(slots=True)
 class Maintenance:
-    """Looks after the served model's queues, while this worker holds their lock."""
+    """Maintains the served model's queues, while this worker holds their lock. `held`: the requests that this worker
+    generates for, which are its loop's to look after."""
 
     pipeline: Pipeline
     queues: tuple[str, ...]
-    in_flight: InFlight
+    held: Callable[[], Collection[str]]
     settings: WorkerSettings
     figures: Figures
     _registries: Registries = field(init=False)
@@ -181,7 +181,7 @@ class Maintenance:
 
     def _look(self, now: float) -> None:
         """Look at the requests that are due, and aren't this worker's own."""
-        own = {attempt.request_id for attempt in self.in_flight.all()}
+        own = self.held()
         due = [each for job_id, each in self._watched.items() if each.due <= now and job_id not in own]
         due = nsmallest(MOST_LOOKS, due, key=lambda each: each.due)
         for first in range(0, len(due), A_PART):

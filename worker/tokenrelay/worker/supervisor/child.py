@@ -32,14 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _work(given: argparse.Namespace, tether: Tether) -> None:
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.worker.generation_worker import GenerationWorker
     from tokenrelay.worker.metrics import Restarts
+    from tokenrelay.worker.worker import Worker
 
     settings = WorkerSettings.from_environment()
-    worker = GenerationWorker(settings=settings, restarts=Restarts(given.restarts, given.stalls))
+    worker = Worker(settings, restarts=Restarts(given.restarts, given.stalls))
     report_regularly(given.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
-    tether.hand_over(worker.loop.hand_back_now)
-    worker.work(logging_level=None)
+    tether.hand_over(worker.hand_back)
+    worker.handle_signals()
+    worker.work()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""RQ jobs that depend on a generation (`enqueue(f, depends_on=request_id)`): run by RQ's own rules once it has ended.
+"""RQ jobs that depend on a generation (`enqueue(f, depends_on=request_id)`): enqueued by RQ's own rules at its end.
 
-RQ's own code moves them. It reads their fields and keeps what they call as bytes: nothing in them is imported or
+RQ's own code enqueues them. It reads their fields and keeps their calls as bytes: nothing in them is imported or
 unpickled here.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
-from tokenrelay.shared.redis.connections import is_for_now
+from tokenrelay.shared.redis.connections import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class _Readable(Job):
-    """A job; of many, those that can't be read are left out, so that they keep no other from running."""
+    """A job of RQ's. `fetch_many` leaves out the jobs that can't be read, so that the others still run."""
 
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Redis, serializer: Any = None) -> list[Job | None]:
@@ -38,8 +37,7 @@ class _Readable(Job):
 def enqueue_dependents(connection: Redis, execution: Execution) -> None:
     """Enqueue the dependents of a job that has ended, where their other dependencies are met too.
 
-    As RQ does: all of a finished job, those that allow failures of a failed one. Raises redis errors that pass: a Redis
-    that is away or full.
+    As RQ does: all of a finished job, those that allow failures of a failed one. Raises transient redis errors.
     """
     job = _fetched(execution.job_id, connection)
     if job is None:
@@ -48,13 +46,9 @@ def enqueue_dependents(connection: Redis, execution: Execution) -> None:
     try:
         queue.enqueue_dependents(job)
     except Exception as error:
-        if _passes(error):
+        if is_transient(error):
             raise
         log.exception("the jobs that depend on %s couldn't be enqueued", execution.job_id)
-
-
-def _passes(error: Exception) -> bool:
-    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, ResponseError) and is_for_now(error))
 
 
 def _fetched(job_id: str, connection: Redis) -> Job | None:
@@ -64,7 +58,7 @@ def _fetched(job_id: str, connection: Redis) -> Job | None:
     except NoSuchJobError:
         return None
     except Exception as error:  # any bytes may stand in a job's fields
-        if _passes(error):
+        if is_transient(error):
             raise
         log.warning("job %s can't be read: %r", job_id, error)
         return None

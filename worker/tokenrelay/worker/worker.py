@@ -1,0 +1,164 @@
+"""The worker: its connections, engine, loop, RQ's mirror, maintenance, metrics and signals, put together.
+
+The composition root: everything else is given what it needs, and imports nothing from here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.connections import address, connect
+from tokenrelay.shared.store.registrations import Load, WorkerDescription
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.core.loop import GenerationLoop
+from tokenrelay.worker.maintenance.maintainer import Maintenance
+from tokenrelay.worker.metrics import Restarts, WorkerMetrics
+from tokenrelay.worker.periodic import Periodic
+from tokenrelay.worker.rq_mirror.listener import Listener
+from tokenrelay.worker.rq_mirror.registration import Status, WorkerRegistration
+from tokenrelay.worker.serving.model import Served, serve
+from tokenrelay.worker.starting import retry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+    from tokenrelay.shared.exposition import Exposition
+    from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.worker.engine.contract import Engine
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Generates for one model until it's told to stop.
+
+    `served` and `connection` are made from the settings where they aren't given.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        served: Served | None = None,
+        *,
+        connection: Redis | None = None,
+        restarts: Restarts | None = None,
+    ) -> None:
+        """Raises SettingsError, also where the metrics port is in use: before minutes of loading."""
+        self.settings = settings
+        self.name = settings.worker_name or uuid4().hex
+        self.connection = connection or connect(settings.redis_url.get_secret_value())
+        self._exposition = _exposition(settings)
+        served = served or serve(settings)
+        pipeline, queues = Pipeline(self.connection), keys.queues(served.reader.served_model)
+        self.loop = GenerationLoop(pipeline, served, settings, self.name)
+        self.listener = Listener(self.connection, self.name, self.loop.post, self.loop.figures)
+        self.registration = WorkerRegistration(pipeline, _describe(self.name, queues, served), self._status)
+        self.maintenance = Maintenance(pipeline, queues, self.loop.held, settings, self.loop.figures)
+        self._started = self._stop_requested = False
+        if self._exposition is not None:
+            self._exposition.add(WorkerMetrics(self.loop, served, settings, restarts or Restarts()).families)
+
+    def handle_signals(self) -> None:
+        """Stop at SIGTERM and SIGINT. Only the process's main thread can install handlers."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
+    def stop(self) -> None:
+        """First call: drain. Second: hand everything back at once. Safe in a signal handler: it only posts."""
+        self._stop_requested = True
+        self.loop.stop()
+
+    def hand_back(self) -> None:
+        """Stop without a drain: nobody is left to restart a worker that hangs."""
+        self.stop()
+        self.stop()
+
+    def start(self) -> bool:
+        """Listen and register, waiting for Redis where it can't be reached; False where told to stop before.
+
+        A no-op once it has started. Raises RedisUnusable, and SettingsError where the name is taken.
+        """
+
+        def attempt() -> None:
+            self.listener.start()  # first: whoever sees the registration may send commands
+            self.registration.register()
+
+        if not self._started:
+            with _stopped_on_error(self.loop.engine):
+                self._started = retry(attempt, address(self.connection), lambda: self._stop_requested)
+            if self._started:
+                log.info("worker %s listens on %s", self.name, ", ".join(self.maintenance.queues))
+        return self._started
+
+    def work(self, *, burst: bool = False, max_jobs: int | None = None, max_idle_s: float | None = None) -> bool:
+        """Generate until told to stop, until the queues are empty (`burst`), or for so long or so many jobs.
+
+        True where a request ended here. Raises EngineError when the engine died: its requests were handed over, and the
+        process is to exit; RedisUnusable and SettingsError as `start`.
+        """
+        with ExitStack() as ending:  # each step is taken, whatever the others raise
+            if self._exposition is not None:
+                ending.callback(self._exposition.close)
+            if not self.start():
+                self.loop.engine.stop()
+                return False
+            ending.callback(self.listener.stop)
+            ending.callback(self.registration.remove)
+            ending.callback(self.maintenance.leave)
+            ending.enter_context(Periodic("registration", self.registration.beat, self._beat_s, self.loop))
+            ending.enter_context(Periodic("maintenance", self.maintenance.run, self._maintenance_s, self.loop))
+            self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_s)
+        return self.loop.finished > 0
+
+    def _beat_s(self) -> float:
+        return self.settings.heartbeat_ms / 1000
+
+    def _maintenance_s(self) -> float:
+        return self.maintenance.due_in_s
+
+    def _status(self) -> Status:
+        in_flight = self.loop.in_flight
+        return Status(Load(in_flight.slots, len(in_flight)), self.loop.stopping)
+
+
+def _describe(name: str, queues: tuple[str, ...], served: Served) -> WorkerDescription:
+    return WorkerDescription(
+        name=name,
+        queues=queues,
+        hostname=socket.gethostname(),
+        pid=os.getpid(),
+        birth=datetime.now(UTC),
+        context_tokens=served.engine.context_tokens,
+        defaults=json.dumps(dict(served.defaults)),
+        training=served.training,
+    )
+
+
+def _exposition(settings: WorkerSettings) -> Exposition | None:
+    """/metrics, where a port is set. Raises SettingsError where it's in use."""
+    if settings.metrics_port is None:
+        return None
+    from tokenrelay.shared.exposition import Exposition  # imports prometheus_client
+
+    return Exposition(settings.metrics_host, settings.metrics_port)
+
+
+@contextmanager
+def _stopped_on_error(engine: Engine) -> Iterator[None]:
+    """Its threads would keep the process from ending."""
+    try:
+        yield
+    except BaseException:
+        engine.stop()
+        raise
