@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from tests.faults.proxy import Proxy
 from tests.gateway.events import following
 from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
@@ -224,25 +226,38 @@ class TestLeaving:
     def test_a_client_that_got_an_error_does_not_come_back(
         self, make_redis_server: MakeRedisServer, stream: bool
     ) -> None:
-        """The request was queued, and then Redis didn't answer what the gateway must know of it."""
+        """The request was queued, but the reply that said so was lost, and then Redis said nothing of it."""
         server = make_redis_server()
-        gateway = LiveGateway(server.url, disconnect_grace_s=0.0)
+        proxy = Proxy(server.port)
+        gateway = LiveGateway(proxy.url, disconnect_grace_s=0.0)
+        body = {**self.BODY, "stream": stream, "temperature": 1, "top_k": 0, "top_p": 1}
         try:
             with server.client() as redis, gateway.client() as client:
-                writer = WakingWriter(redis)
-                writer.appear()
+                WakingWriter(redis).appear()
+                assert client.post("/requests", json={"prompt": "x"}).status_code == 202
                 redis.execute_command("ACL", "SETUSER", "default", "-xrevrange")
-                assert client.post("/requests", json={"prompt": "x"}).status_code == 503
-                durable = wait_until(writer.take)
-                assert gateway.gateway.attachments.leaving == 0
-                answer = client.post("/v1/chat/completions", json={**self.BODY, "stream": stream})
-                assert answer.status_code == 503
-                request_id = wait_until(writer.take)
+                durable = self.lose_the_first_reply(proxy, redis, client, body, "true")
+                fleeting = self.lose_the_first_reply(proxy, redis, client, body, "false")
                 redis.execute_command("ACL", "SETUSER", "default", "+xrevrange")
-                wait_until(lambda: redis.hget(keys.request(request_id), "state") == b"cancelled")
+                wait_until(lambda: redis.hget(keys.request(fleeting), "state") == b"cancelled")
                 assert redis.hget(keys.request(durable), "state") == b"queued"
         finally:
             gateway.stop()
+            proxy.close()
+
+    def lose_the_first_reply(
+        self, proxy: Proxy, redis: Redis, client: httpx.Client, body: dict[str, Any], durable: str
+    ) -> str:
+        """The ID of a request that was written, while its POST was answered with 503."""
+        before = set(redis.keys("tokenrelay:{*}:request"))
+        headers = {"x-tokenrelay-durable": durable}
+        proxy.switch("drop-replies")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.post, "/v1/chat/completions", json=body, headers=headers)
+            (written,) = wait_until(lambda: set(redis.keys("tokenrelay:{*}:request")) - before)
+            proxy.switch("pass")
+            assert answer.result(60).status_code == 503
+        return str(written.decode()).partition("{")[2].partition("}")[0]
 
     def test_who_only_looks_is_no_reader(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
         """A request whose gateway died is looked at elsewhere, and goes on."""

@@ -173,6 +173,58 @@ def test_what_a_dead_gateway_left_holds_no_place_for_long(alice: httpx.Client, r
     assert redis.zcard(keys.of_owner("alice")) == 1
 
 
+def test_a_request_on_its_way_counts(alice: httpx.Client, redis: Redis) -> None:
+    """Another gateway has been let in, and has yet to write it. A gateway of the release before scored alike."""
+    seconds, microseconds = redis.time()
+    redis.zadd(keys.of_owner("alice"), {"g" * 22: seconds * 1_000_000 + microseconds})
+    submitted(alice)
+    assert alice.post("/requests", json={"prompt": "x"}).json()["error"]["code"] == "concurrency_limit"
+
+
+def test_a_running_request_that_rqs_clean_up_failed_counts(
+    alice: httpx.Client, writer: WakingWriter, redis: Redis
+) -> None:
+    running = submitted(alice)
+    assert writer.take() == running
+    writer.claim(running)
+    redis.hset(keys.rq_job(running), "status", "failed")
+    submitted(alice)
+    assert alice.post("/requests", json={"prompt": "x"}).json()["error"]["code"] == "concurrency_limit"
+    writer.finish(running)
+    submitted(alice)
+
+
+def test_a_keyed_retry_of_what_was_never_enqueued_is_let_in_like_another(alice: httpx.Client, redis: Redis) -> None:
+    """Its gateway died between the request and its job, or its queue was full; it has lost its place meanwhile."""
+    header = {"Idempotency-Key": "k"}
+    first = submitted(alice, **header)
+    redis.delete(keys.rq_job(first))
+    redis.lrem(keys.rq_queue(keys.queue("weather", "default")), 0, first)
+    redis.zrem(keys.of_owner("alice"), first)
+    second, _ = submitted(alice), submitted(alice)
+    refused = alice.post("/requests", json={"prompt": "x"}, headers=header)
+    assert refused.json()["error"]["code"] == "concurrency_limit"
+    assert alice.post(f"/requests/{second}/cancel").status_code == 200
+    assert submitted(alice, **header) == first
+    assert alice.post("/requests", json={"prompt": "x"}).json()["error"]["code"] == "concurrency_limit"
+
+
+def test_started_requests_are_not_counted_as_queued_again(
+    make_gateway: MakeGateway, writer: WakingWriter, redis: Redis
+) -> None:
+    """The first three are known to have been started, and are passed over from then on."""
+    limits = {"name": "carol", "sha256": hash_of("tr-carol"), "max_concurrent": 9, "max_queued": 2}
+    gateway = make_gateway(api_keys=SecretStr(json.dumps([limits])))
+    with gateway.client(Authorization="Bearer tr-carol") as carol:
+        for _ in range(3):
+            submitted(carol)
+            writer.claim(writer.take() or "")
+        submitted(carol), submitted(carol)
+        assert carol.post("/requests", json={"prompt": "x"}).json()["error"]["code"] == "queue_limit"
+    owned = keys.of_owner("carol")
+    assert (redis.zcount(owned, "-inf", "(0"), redis.zcount(owned, "(0", "+inf")) == (3, 2)
+
+
 def test_keys_may_be_in_a_file(tmp_path: Path) -> None:
     key, line = new_key("carol")
     file = tmp_path / "keys.json"

@@ -28,8 +28,9 @@ from tokenrelay.producer import (
     State,
     StreamTimeout,
 )
+from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.rounds import Driver, Round
-from tokenrelay.producer._core.submission import planned, planned_many, submitted_many, written
+from tokenrelay.producer._core.submission import Submitter, write_many
 from tokenrelay.shared.redis.batches import Call
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.wire import keys
@@ -135,9 +136,9 @@ def test_a_full_queue_takes_nothing_of_a_batch(producer: Producer, redis: Redis)
 
 
 def test_a_batch_that_others_overtook_is_taken_back(producer: Producer, redis: Redis) -> None:
-    plans = planned_many(["a", "b", "c"], {}, SETTINGS)
+    plans = plan_many(["a", "b", "c"], {}, SETTINGS)
     with pytest.raises(QueueFull):
-        Driver(redis).run(written(plans, 1))
+        Driver(redis).run(write_many(plans, 1))
     assert redis.llen(QUEUE) == 0
     for plan in plans:
         assert producer.get(plan.request_id).status().state == State.CANCELLED
@@ -167,9 +168,9 @@ class LosingDriver(Driver):
 
 
 def test_a_lost_reply_enqueues_nothing_twice(redis: Redis) -> None:
-    plan = planned({"prompt": "x"}, SETTINGS)
+    plan = plan_request({"prompt": "x"}, SETTINGS)
     driver = LosingDriver(redis)
-    driver.run(submitted_many([plan], SETTINGS))
+    driver.run(Submitter(SETTINGS).submit(plan))
     assert driver.lost == ["create", "enqueue"]
     assert redis.lrange(QUEUE, 0, -1) == [plan.request_id.encode()]
     assert redis.xlen(keys.stream(plan.request_id)) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import fakeredis
@@ -10,14 +10,20 @@ import pytest
 from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryError, ResponseError
 
 from tokenrelay.producer import Producer, ProducerSettings, RedisUnusable, RequestError
+from tokenrelay.producer._core.fitness import check_redis
+from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.rounds import Pause, Round
-from tokenrelay.producer._core.submission import fit, planned, planned_many, submitted_many
+from tokenrelay.producer._core.submission import Submitter, write_many
 from tokenrelay.shared.redis.batches import Call
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenrelay.producer import Submission
+    from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.rounds import Item, Steps
+    from tokenrelay.producer._core.submission import Submitted
     from tokenrelay.shared.redis.batches import Reply
 
 SETTINGS = ProducerSettings(max_prompt_chars=1000, max_new_tokens_limit=100)
@@ -87,22 +93,22 @@ def test_a_plain_fakeredis_takes_submit() -> None:
 
 
 def test_the_seed_is_drawn_once_and_not_part_of_the_body() -> None:
-    first, second = planned({"prompt": "x"}, SETTINGS), planned({"prompt": "x"}, SETTINGS)
-    seeds = [json.loads(plan.body)["seed"] for plan in (first, second)]
+    first, second = plan_request({"prompt": "x"}, SETTINGS), plan_request({"prompt": "x"}, SETTINGS)
+    seeds = [plan.request["seed"] or 0 for plan in (first, second)]
     assert seeds[0] != seeds[1]
-    assert all(0 <= seed < 2**53 for seed in seeds)
+    assert all(0 < seed < 2**53 for seed in seeds)
     assert first.body_sha256 == second.body_sha256
-    assert planned({"prompt": "x", "seed": seeds[0]}, SETTINGS).body_sha256 != first.body_sha256
-    assert json.loads(planned({"prompt": "x", "seed": 7}, SETTINGS).body)["seed"] == 7
+    assert plan_request({"prompt": "x", "seed": seeds[0]}, SETTINGS).body_sha256 != first.body_sha256
+    assert plan_request({"prompt": "x", "seed": 7}, SETTINGS).request["seed"] == 7
     assert first.request_id != second.request_id
 
 
 def test_items_go_before_the_common_options_and_settings_name_the_model() -> None:
     settings = ProducerSettings(model="mine")
-    plans = planned_many(["a", {"prompt": "b", "top_k": 9}], {"top_k": 5, "priority": "low"}, settings)
-    assert [json.loads(plan.body)["top_k"] for plan in plans] == [5, 9]
+    plans = plan_many(["a", {"prompt": "b", "top_k": 9}], {"top_k": 5, "priority": "low"}, settings)
+    assert [plan.request["top_k"] for plan in plans] == [5, 9]
     assert {plan.queue for plan in plans} == {keys.queue("mine", "low")}
-    assert planned({"prompt": "c", "model": "other"}, settings).queue == keys.queue("other", "default")
+    assert plan_request({"prompt": "c", "model": "other"}, settings).queue == keys.queue("other", "default")
 
 
 @pytest.mark.parametrize(
@@ -114,14 +120,14 @@ def test_items_go_before_the_common_options_and_settings_name_the_model() -> Non
     ],
 )
 def test_an_unfit_redis_is_refused(info: dict[str, str], told: str) -> None:
-    steps = fit()
+    steps = check_redis()
     next(steps)
     with pytest.raises(RedisUnusable, match=told):
         steps.send([info])
 
 
 def test_a_redis_that_hides_its_info_is_trusted() -> None:
-    steps = fit()
+    steps = check_redis()
     next(steps)
     with pytest.raises(StopIteration):
         steps.send([ResponseError("unknown command 'info'")])
@@ -132,10 +138,15 @@ def scripts(item: Item) -> list[str]:
     return [call.script for call in item.batch if isinstance(call, Call)]
 
 
-def test_a_batch_that_was_not_answered_is_sent_again_as_it_was() -> None:
-    steps = submitted_many([planned({"prompt": "x"}, SETTINGS)], SETTINGS)
-    next(steps)
-    first = steps.send([0])
+def submit_one(plan: Plan) -> Steps[Submitted]:
+    """Without a look at what the model's workers registered."""
+    return Submitter(SETTINGS).submit(replace(plan, unsaid=frozenset()))
+
+
+@pytest.mark.parametrize("submit", [submit_one, lambda plan: write_many([plan], 5)], ids=["one", "many"])
+def test_a_batch_that_was_not_answered_is_sent_again_as_it_was(submit: Callable[[Plan], Steps[object]]) -> None:
+    steps = submit(plan_request({"prompt": "x"}, SETTINGS))
+    first = next(steps)
     assert scripts(first) == ["create"]
     assert isinstance(steps.throw(ConnectionError("reset by peer")), Pause)
     assert next(steps) == first
@@ -148,18 +159,16 @@ def test_a_batch_that_was_not_answered_is_sent_again_as_it_was() -> None:
 
 
 def test_a_wrong_password_is_not_tried_again() -> None:
-    steps = submitted_many([planned({"prompt": "x"}, SETTINGS)], SETTINGS)
+    steps = submit_one(plan_request({"prompt": "x"}, SETTINGS))
     next(steps)
-    steps.send([0])
     with pytest.raises(AuthenticationError):
         steps.throw(AuthenticationError("WRONGPASS"))
 
 
 def test_what_was_created_before_redis_was_full_is_cancelled() -> None:
-    plans = planned_many(["a", "b", "c"], {}, SETTINGS)
-    steps = submitted_many(plans, SETTINGS)
+    plans = plan_many(["a", "b", "c"], {}, SETTINGS)
+    steps = write_many(plans, 5)
     next(steps)
-    steps.send([0])
     full = OutOfMemoryError("OOM")
     ending: Item | Exception = steps.send([[b"OK", b"1"], [b"OK", b"1"], full])
     ended = []

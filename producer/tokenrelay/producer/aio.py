@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.fitness import AsyncFitness
-from tokenrelay.producer._core.idempotency import submitted_once
-from tokenrelay.producer._core.model_defaults import ModelDefaults
+from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.producer._core.sharing import completed
-from tokenrelay.producer._core.submission import planned, planned_many, submitted_many
+from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import block_s, settings_of
 from tokenrelay.producer.generation import Reader
 from tokenrelay.shared.redis.connections import connect_async
@@ -131,7 +130,7 @@ class AsyncConsumer:
         self._driver = AsyncDriver(connection or connect_async(url or self._settings.redis_url.get_secret_value()))
         self._block_s = block_s(self._driver.redis)
         self._fitness = AsyncFitness(self._driver)
-        self._defaults = ModelDefaults()
+        self._submitter = Submitter(self._settings)
 
     async def __aenter__(self) -> Self:
         return self
@@ -176,21 +175,16 @@ class AsyncProducer(AsyncConsumer):
 
     async def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGeneration:
         """As Producer.submit."""
-        plan = planned({"prompt": prompt, **options}, self._settings)
+        plan = plan_request({"prompt": prompt, **options}, self._settings)
         await self._fitness.check()
-        plan = await self._driver.run(self._defaults.applied(plan))
-        if plan.idempotency_key is not None:
-            return self._generation(await self._driver.run(submitted_once(plan, plan.idempotency_key, self._settings)))
-        await self._driver.run(submitted_many([plan], self._settings))
-        return self._generation(plan.request_id)
+        return self._generation((await self._driver.run(self._submitter.submit(plan))).request_id)
 
     async def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[AsyncGeneration]:
         """As Producer.submit_many."""
-        plans = planned_many(items, options, self._settings)
+        plans = plan_many(items, options, self._settings)
         if plans:
             await self._fitness.check()
-            plans = [await self._driver.run(self._defaults.applied(plan)) for plan in plans]
-            await self._driver.run(submitted_many(plans, self._settings))
+            await self._driver.run(self._submitter.submit_many(plans))
         return [self._generation(plan.request_id) for plan in plans]
 
     @asynccontextmanager

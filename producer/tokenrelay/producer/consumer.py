@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.producer._core import endings
-from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.redis.connections import connect
@@ -66,7 +66,7 @@ class Consumer:
         self._owns_connection = connection is None
         self._driver = Driver(connection or connect(url or self._settings.redis_url.get_secret_value()))
         self._block_s = block_s(self._driver.redis)
-        self._defaults = ModelDefaults()
+        self._submitter = Submitter(self._settings)
 
     def __enter__(self) -> Self:
         return self

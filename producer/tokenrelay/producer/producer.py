@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tokenrelay.producer._core import endings
-from tokenrelay.producer._core.idempotency import submitted_once
-from tokenrelay.producer._core.submission import fit, planned, planned_many, submitted_many
+from tokenrelay.producer._core.fitness import check_redis
+from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer.consumer import Consumer
 from tokenrelay.producer.generation import Generation, Reader
 
@@ -45,24 +45,19 @@ class Producer(Consumer):
 
         Raises RequestError (field, limit; IdempotencyConflict), QueueFull, RedisUnusable. Nothing is queued then.
         """
-        plan = planned({"prompt": prompt, **options}, self._settings)
+        plan = plan_request({"prompt": prompt, **options}, self._settings)
         self._check_fit()
-        plan = self._driver.run(self._defaults.applied(plan))
-        if plan.idempotency_key is not None:
-            return self._generation(self._driver.run(submitted_once(plan, plan.idempotency_key, self._settings)))
-        self._driver.run(submitted_many([plan], self._settings))
-        return self._generation(plan.request_id)
+        return self._generation(self._driver.run(self._submitter.submit(plan)).request_id)
 
     def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[Generation]:
         """Queue all of them, or none. `options` hold for each item that doesn't say otherwise.
 
         Raises RequestError naming the item, field and limit; QueueFull where they don't fit all; RedisUnusable.
         """
-        plans = planned_many(items, options, self._settings)
+        plans = plan_many(items, options, self._settings)
         if plans:
             self._check_fit()
-            plans = [self._driver.run(self._defaults.applied(plan)) for plan in plans]
-            self._driver.run(submitted_many(plans, self._settings))
+            self._driver.run(self._submitter.submit_many(plans))
         return [self._generation(plan.request_id) for plan in plans]
 
     @contextmanager
@@ -79,5 +74,5 @@ class Producer(Consumer):
 
     def _check_fit(self) -> None:
         if not self._fit:
-            self._driver.run(fit())
+            self._driver.run(check_redis())
             self._fit = True

@@ -21,8 +21,9 @@ from tokenrelay.cli.load.run import LoadRun
 from tokenrelay.cli.load.workload import Range, Workload, prompts_of
 from tokenrelay.cli.output import print_rich, tell, write_json
 from tokenrelay.producer import AsyncProducer
+from tokenrelay.producer._core.fitness import check_redis
+from tokenrelay.producer._core.planning import plan_request
 from tokenrelay.producer._core.rounds import AsyncDriver
-from tokenrelay.producer._core.submission import fit, planned
 from tokenrelay.shared.redis.connections import connect_async
 from tokenrelay.shared.settings import ProducerSettings
 
@@ -68,7 +69,7 @@ def load(
     )
     options: dict[str, Any] = {"ignore_eos": ignore_eos, "deadline_s": deadline_s}
     options |= {"model": model} if model else {}
-    planned({"prompt": "x", "max_new_tokens": workload.max_new_tokens.high, **options}, settings)
+    plan_request({"prompt": "x", "max_new_tokens": workload.max_new_tokens.high, **options}, settings)
     if plot:
         check_plot(plot)
     with _warned_once():
@@ -103,7 +104,7 @@ def _warned_once() -> Iterator[None]:
 
 async def _run(workload: Workload, options: dict[str, Any], settings: ProducerSettings) -> Report:
     async with connect_async(settings.redis_url.get_secret_value()) as client:
-        await AsyncDriver(client).run(fit())
+        await AsyncDriver(client).run(check_redis())
         run = LoadRun(AsyncProducer(connection=client, settings=settings), workload.arrivals(), options)
         with _interrupted(run):
             watching = asyncio.create_task(_show(run, workload.duration_s))

@@ -10,16 +10,16 @@ from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.http.tasks import Background
 from tokenrelay.gateway.records.marks import NAME, Mark, marked
 from tokenrelay.gateway.records.models import Models
-from tokenrelay.gateway.records.record import Record, recorded
+from tokenrelay.gateway.records.record import Record, new_record, recorded
 from tokenrelay.gateway.streams.attachments import Attachment, Attachments
 from tokenrelay.gateway.streams.figures import Figures
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.streams.resuming import START
-from tokenrelay.gateway.tenancy.quota import admitted
+from tokenrelay.gateway.tenancy.quota import submit_as
 from tokenrelay.gateway.tenancy.tenants import Tenants
 from tokenrelay.producer._core.fitness import AsyncFitness
-from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.producer._core.rounds import AsyncDriver
+from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 from tokenrelay.shared.redis.connections import address, connect_async
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.tenancy.tenants import Tenant
     from tokenrelay.producer._core.rounds import Result, Steps
+    from tokenrelay.producer._core.submission import Submitted
     from tokenrelay.shared.settings import GatewaySettings
     from tokenrelay.shared.wire.entries import EntryId
 
@@ -65,7 +66,7 @@ class Gateway:
         self.models = Models(self.driver, settings.model)
         self.background = Background()
         self._fitness = AsyncFitness(self.driver)
-        self._defaults = ModelDefaults()
+        self._submitter = Submitter(settings)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -91,15 +92,22 @@ class Gateway:
             if NAME in metadata:
                 raise RequestError(f"metadata.{NAME}: is the gateway's own; use another name", field="metadata")
             submission = {**submission, "metadata": marked(metadata, mark or Mark())}
-        request_id = await self.run(admitted(submission, tenant, self.settings, self._defaults))
-        try:
-            record = await self.record(request_id, tenant)
-        except Exception:
-            if mark and mark.fleeting:
-                self.attachments.abandon(request_id)  # its client is told the error, and has no ID to come back with
-            raise
+        submitted = await self.run(submit_as(tenant, submission, self._submitter))
+        record = await self._record_of(submitted, tenant, mark)
         self.figures.submitted(record)
         return record
+
+    async def _record_of(self, submitted: Submitted, tenant: Tenant, mark: Mark | None) -> Record:
+        """What a read would find. Only a request that was there before is read: what was just created is known."""
+        if submitted.deadline_us is not None:
+            return new_record(submitted.plan, submitted.deadline_us)
+        try:
+            return await self.record(submitted.request_id, tenant)
+        except Exception:
+            if mark and mark.fleeting:
+                # Its client is told the error, and has no ID to come back with.
+                self.attachments.abandon(submitted.request_id)
+            raise
 
     async def check_model(self, name: str) -> None:
         """Raises Problem 404 for a model that nobody serves nor has lately: its requests would wait for nothing."""

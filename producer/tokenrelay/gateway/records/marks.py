@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from tokenrelay.producer._core.planning import dump_metadata
 from tokenrelay.shared import options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenrelay.producer._core.submission import Planned
+    from tokenrelay.producer._core.planning import Plan
 
 NAME: Final = "tokenrelay.gateway"
 """The metadata field that is ours; callers can't set it."""
@@ -39,7 +39,7 @@ def marked(metadata: Mapping[str, Any], mark: Mark) -> dict[str, Any]:
     return {**metadata, NAME: told} if told else dict(metadata)
 
 
-def unlimited(plan: Planned) -> Planned:
+def unlimited(plan: Plan) -> Plan:
     """A marked request whose mark says that no limit was given. Only once it's planned: the hash that an idempotency
     key's repeats must share covers the metadata, and was taken without this."""
     metadata = plan.request["metadata"]
@@ -47,11 +47,9 @@ def unlimited(plan: Planned) -> Planned:
     if not isinstance(mark, dict):
         return plan
     told = {**metadata, NAME: {**mark, "unlimited": True}}
-    stored = json.dumps(told, ensure_ascii=False, allow_nan=False)
-    if len(stored.encode()) > options.MAX_METADATA_BYTES:
+    if len(dump_metadata(told).encode()) > options.MAX_METADATA_BYTES:
         return plan  # the caller's own fills it
-    request: options.Submission = {**plan.request, "metadata": told}
-    return replace(plan, request=request, body=options.dump(request), metadata=stored)
+    return replace(plan, request={**plan.request, "metadata": told})
 
 
 def unmarked(metadata: Mapping[str, Any]) -> tuple[Mark, dict[str, Any]]:

@@ -17,6 +17,7 @@ from tokenrelay.shared.wire.entries import AnyEntry, Ended, State, parse_entry, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.rounds import Steps
     from tokenrelay.shared.options import Submission
 
@@ -106,6 +107,27 @@ def recorded(request_id: str, owner: str | None) -> Steps[Record]:
         return _record(request_id, found, _entry(first), _entry(last), server_time_us(time))
     except (ProtocolError, RequestError) as error:
         raise unreadable(request_id, ProtocolError(error.message)) from None
+
+
+def new_record(plan: Plan, deadline_us: int) -> Record:
+    """The request that was just created: what `recorded` would read of it."""
+    mark, metadata = unmarked(plan.request["metadata"])
+    return Record(
+        request_id=plan.request_id,
+        state=State.QUEUED,
+        tokens=0,
+        attempts=0,
+        queue=plan.queue,
+        owner=plan.owner,
+        deadline_us=deadline_us,
+        created_us=deadline_us - plan.deadline_ms * 1000,
+        ended=None,
+        cancelled_by=None,
+        options=plan.request,
+        mark=mark,
+        metadata=metadata,
+        has_stream=True,
+    )
 
 
 def _entry(raw: list[Any]) -> AnyEntry | None:

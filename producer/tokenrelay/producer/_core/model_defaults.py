@@ -21,8 +21,8 @@ from tokenrelay.shared.wire import keys
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.producer._core.submission import Planned
 
 FRESH_S: Final = 10.0
 """How long a worker's word is believed."""
@@ -39,13 +39,13 @@ class ModelDefaults:
     clock: Callable[[], float] = time.monotonic
     _known: dict[str, tuple[float, Mapping[str, Any]]] = field(default_factory=dict)
 
-    def applied(self, plan: Planned) -> Steps[Planned]:
+    def applied(self, plan: Plan) -> Steps[Plan]:
         """The request as it is to be written. Raises redis errors."""
         if not plan.unsaid:
             return plan
         found = yield from self.of(plan.request["model"])
         chosen = {name: value for name, value in found.items() if name in plan.unsaid}
-        return replace(plan, body=options.dump({**plan.request, **chosen})) if chosen else plan  # type: ignore[typeddict-item]
+        return replace(plan, request={**plan.request, **chosen}) if chosen else plan  # type: ignore[typeddict-item]
 
     def of(self, model: str) -> Steps[Mapping[str, Any]]:
         """The model's defaults, by the names of our options. Raises redis errors."""

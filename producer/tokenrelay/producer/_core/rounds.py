@@ -87,6 +87,12 @@ def resent(batch: Batch) -> Steps[list[Reply]]:
         return (yield Round(batch))
 
 
+def repeat_script(call: ScriptCall[Result]) -> Steps[Result]:
+    """As `ask_script`, over a lost connection: the call is sent again where it wasn't answered."""
+    (reply,) = yield from resent([call])
+    return call.value(reply)
+
+
 class Driver:
     """Runs steps on a redis-py client. Safe to share between threads and usable after a fork, as the client is:
     each round takes a connection from the pool, and the pool gives a forked child connections of its own."""

@@ -1,142 +1,240 @@
-"""From a caller's arguments to a request that survives: validate, plan, create, enqueue.
+"""Submitting planned requests: admit one where an idempotency key or limits need that, create, enqueue.
 
-Nothing is written before everything is known to be acceptable. ID and seed are drawn here, once, so that a batch that
-wasn't answered is sent again as it was: scripts answer a repeat as they did the first time.
+A key's binding names a request ID before that request is created, so two producers that come at once create the same
+one, and the script that creates it lets the second attach.
+
+Creating and enqueueing never share a batch, MULTI/EXEC or not: a server that knows the second script and not the first,
+which is another release's, would queue a job without its request.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import secrets
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, assert_never
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, assert_never
 
 from redis.exceptions import ResponseError
 
 from tokenrelay.producer._core.endings import cancel
-from tokenrelay.producer._core.rounds import ask, resent
-from tokenrelay.shared import options
-from tokenrelay.shared.errors import IdempotencyConflict, QueueFull, RequestError, TokenRelayError
-from tokenrelay.shared.redis.connections import check_fit
-from tokenrelay.shared.store import requests
+from tokenrelay.producer._core.model_defaults import ModelDefaults
+from tokenrelay.producer._core.planning import RETRY_AFTER_S, conflict, create_call, enqueue_call, queue_full
+from tokenrelay.producer._core.rounds import ask, ask_script, repeat_script, resent
+from tokenrelay.shared.errors import ProtocolError, QueueFull, TokenRelayError
+from tokenrelay.shared.store.admissions import (
+    Admission,
+    Admitted,
+    Bound,
+    KeyBinding,
+    OwnerLimits,
+    TooManyOpen,
+    TooManyQueued,
+    admit_call,
+    withdraw,
+)
 from tokenrelay.shared.store.job_replies import AlreadyEnqueued, Enqueued, Full
-from tokenrelay.shared.store.jobs import Enqueue, enqueue_call
-from tokenrelay.shared.store.replies import Conflict
-from tokenrelay.shared.store.requests import NewRequest
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.replies import Attached, Conflict, Created
 from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Sequence
 
+    from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.shared.options import Submission
-    from tokenrelay.shared.redis.batches import Reply
     from tokenrelay.shared.settings import ProducerSettings
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.admissions import AdmitReply
     from tokenrelay.shared.store.job_replies import EnqueueReply
-    from tokenrelay.shared.store.replies import CreateReply
 
-RETRY_AFTER_S: Final = 1.0
-_SEED_BITS: Final = 53
-"""Drawn seeds stay below what every JSON reader holds exactly."""
+_FIELDS: Final = (Field.STATE, Field.BODY_SHA256)
+_NEW_MS: Final = 60_000
+"""How long a producer may take from binding a key to creating its request."""
+
+
+class OwnerLimitReached(Exception):
+    """The owner has as many requests as it may; nothing was written."""
+
+    def __init__(self, reply: TooManyOpen | TooManyQueued) -> None:
+        super().__init__(reply)
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """One request, ready to be written."""
+class Submitted:
+    """A request that was written, or that was there under its idempotency key.
 
-    request_id: str
-    queue: str
-    body: str
-    body_sha256: str
-    deadline_ms: int
-    retention_s: int
-    metadata: str
-    idempotency_key: str | None
-    owner: str = ""
-    """Whose it is, for gateways: an API key's name."""
-    request: Submission = field(default_factory=dict, repr=False)  # type: ignore[assignment]
-    """What `body` says."""
-    unsaid: frozenset[str] = frozenset()
-    """Options that the caller didn't give, and that a model may have defaults of its own for."""
+    `deadline_us`: Redis time; None where it was there before.
+    """
+
+    plan: Plan
+    deadline_us: int | None
 
     @property
-    def lifetime_s(self) -> int:
-        """How long its keys may live: up to the deadline, and the retention behind it."""
-        return math.ceil(self.deadline_ms / 1000) + self.retention_s
+    def request_id(self) -> str:
+        return self.plan.request_id
 
 
-def planned(submission: Mapping[str, Any], settings: ProducerSettings) -> Planned:
-    """The request with its defaults, ID and seed. Raises RequestError naming field and limit."""
-    request = options.validate({"model": settings.model, **submission}, settings.limits)
-    # Before anything is resolved: a repeat must find the same body.
-    body_sha256 = options.body_sha256(request, settings.limits)
-    request["max_new_tokens"] = options.budget(request, settings.limits)
-    if request["seed"] is None:
-        request["seed"] = secrets.randbits(_SEED_BITS)
-    metadata = request["metadata"]
-    return Planned(
-        request_id=keys.new_request_id(),
-        queue=keys.queue(request["model"], request["priority"]),
-        body=options.dump(request),
-        body_sha256=body_sha256,
-        deadline_ms=max(1, int(request["deadline_s"] * 1000)),
-        retention_s=settings.retention_s,
-        metadata=json.dumps(metadata, ensure_ascii=False, allow_nan=False) if metadata else "",
-        idempotency_key=request["idempotency_key"],
-        request=request,
-        unsaid=options.MODELS_OWN - submission.keys(),
-    )
+@dataclass(slots=True)
+class Submitter:
+    """Submits the requests of one client, and remembers what saves it round trips.
 
+    A request without key and limits takes two: create, enqueue. Only where its queue was full a moment ago is the depth
+    asked for first, so that an overloaded Redis isn't written to for requests that will be refused.
+    """
 
-def planned_many(items: Iterable[Any], common: Mapping[str, Any], settings: ProducerSettings) -> list[Planned]:
-    """All of a batch. Raises RequestError naming the item, the field and the limit."""
-    plans = []
-    for number, item in enumerate(items):
-        own = {"prompt": item} if isinstance(item, str) else item
+    settings: ProducerSettings
+    clock: Callable[[], float] = time.monotonic
+    defaults: ModelDefaults = field(default_factory=ModelDefaults)
+    _full_until: dict[str, float] = field(default_factory=dict)
+
+    def submit(self, plan: Plan, limits: OwnerLimits | None = None) -> Steps[Submitted]:
+        """Write the request, or attach to the one under its idempotency key.
+
+        Raises IdempotencyConflict, QueueFull, OwnerLimitReached.
+        """
+        plan = yield from self.defaults.applied(plan)
+        if plan.idempotency_key is not None or limits is not None:
+            return (yield from self._submit_admitted(plan, limits))
+        if self.clock() < self._full_until.get(plan.queue, 0.0):
+            yield from self._check_depth(plan)
+        return (yield from self._write(plan))
+
+    def submit_many(self, plans: Sequence[Plan]) -> Steps[None]:
+        """Write all of them, or none. Raises QueueFull."""
+        limit = self.settings.max_queue_depth
+        whole = []
+        for plan in plans:
+            whole.append((yield from self.defaults.applied(plan)))
+        yield from check_depth(whole, limit)
+        yield from write_many(whole, limit)
+
+    def _submit_admitted(self, plan: Plan, limits: OwnerLimits | None) -> Steps[Submitted]:
+        replaceable = ""
+        while True:
+            reply = yield from self._admit(plan, limits, replaceable)
+            match reply:
+                case Admitted():
+                    return (yield from self._write_or_withdraw(plan, limits))
+                case Bound(request_id, is_new):
+                    holder = replace(plan, request_id=request_id)
+                    # One that's no ID of ours could be neither served nor found. One that isn't new was created, so
+                    # where it's missing its retention is over, and an ID is never used twice.
+                    if keys.is_request_id(request_id):
+                        if is_new:
+                            return (yield from self._write(holder))
+                        if (yield from self._attach(holder)):
+                            return Submitted(holder, None)
+                    replaceable = request_id
+                case Full(depth):
+                    raise queue_full(plan.queue, depth, 1, self.settings.max_queue_depth)
+                case TooManyOpen() | TooManyQueued():
+                    raise OwnerLimitReached(reply)
+                case _:
+                    assert_never(reply)
+
+    def _admit(self, plan: Plan, limits: OwnerLimits | None, replaceable: str) -> Steps[AdmitReply]:
+        """Ask again where requests that the limits counted have ended: RQ hears of an end a moment later."""
+        key = plan.idempotency_key
+        # Half of the retention: whatever was created is there for longer than the mark.
+        new_ms = min(plan.retention_s * 500, _NEW_MS)
+        admission = Admission(
+            request_id=plan.request_id,
+            queue=plan.queue,
+            ttl_ms=plan.lifetime_s * 1000,
+            depth_limit=self.settings.max_queue_depth,
+            binding=KeyBinding(key, new_ms, replaceable) if key is not None else None,
+            limits=limits,
+        )
+        reply = yield from ask_script(admit_call(admission))
+        if limits is not None and isinstance(reply, TooManyOpen | TooManyQueued):
+            ended = yield from _ended(reply.counted)
+            if ended:
+                admission = replace(admission, limits=replace(limits, ended=ended))
+                reply = yield from ask_script(admit_call(admission))
+        return reply
+
+    def _write_or_withdraw(self, plan: Plan, limits: OwnerLimits | None) -> Steps[Submitted]:
         try:
-            if not isinstance(own, dict):
-                raise RequestError(
-                    f"a {type(item).__name__} is no request; give a prompt or a dict of options", field="prompt"
-                )
-            plan = planned({**common, **own}, settings)
-            if plan.idempotency_key is not None:
-                raise RequestError(
-                    "idempotency_key: not possible in a batch; submit such requests one by one",
-                    field="idempotency_key",
-                )
-        except RequestError as error:
-            raise RequestError(
-                f"item {number}: {error.message}", field=error.field, limit=error.limit, code=error.code
-            ) from None
-        plans.append(plan)
-    return plans
+            return (yield from self._write(plan))
+        except (ResponseError, TokenRelayError):
+            if limits is not None:
+                yield from ask([withdraw(limits.owner, plan.request_id)])
+            raise
+
+    def _attach(self, plan: Plan) -> Steps[bool]:
+        """Whether the request is there. Enqueues it where its producer died before it could."""
+        (held,) = yield from ask([look(plan.request_id, _FIELDS)])
+        record = RequestRecord(_FIELDS, held)
+        if not record.exists:
+            return False
+        if record.body_sha256 != plan.body_sha256:
+            raise conflict(plan.request_id)
+        if _state(record) is State.QUEUED:
+            yield from self._enqueue(plan)
+        return True
+
+    def _write(self, plan: Plan) -> Steps[Submitted]:
+        """Create the request and enqueue its job."""
+        created = yield from repeat_script(create_call(plan))
+        match created:
+            case Conflict():
+                raise conflict(plan.request_id)
+            case Created(deadline_us):
+                found = Submitted(plan, deadline_us)
+            case Attached():
+                found = Submitted(plan, None)
+            case _:
+                assert_never(created)
+        try:
+            yield from self._enqueue(plan)
+        except (ResponseError, TokenRelayError):
+            # Under an idempotency key the next try attaches to it and enqueues it, and so may another producer by now.
+            if plan.idempotency_key is None:
+                yield from cancel(plan.request_id)
+            raise
+        return found
+
+    def _enqueue(self, plan: Plan) -> Steps[None]:
+        limit = self.settings.max_queue_depth
+        reply = yield from repeat_script(enqueue_call(plan, limit))
+        if not isinstance(reply, AlreadyEnqueued) and reply.depth >= limit:
+            self._note_full(plan.queue)
+        raise_if_full(plan, reply, limit)
+
+    def _check_depth(self, plan: Plan) -> Steps[None]:
+        try:
+            yield from check_depth([plan], self.settings.max_queue_depth)
+        except QueueFull:
+            self._note_full(plan.queue)
+            raise
+
+    def _note_full(self, queue: str) -> None:
+        self._full_until[queue] = self.clock() + RETRY_AFTER_S
 
 
-def fit() -> Steps[None]:
-    """Check that this Redis keeps what it's given. Raises RedisUnusable. Skipped where INFO isn't to be had."""
+def _ended(request_ids: Sequence[str]) -> Steps[list[str]]:
+    """Those of the requests that have ended, or are gone. They were enqueued, so they were there."""
+    replies = (yield from ask([look(each, (Field.STATE,)) for each in request_ids])) if request_ids else []
+    records = [RequestRecord((Field.STATE,), reply) for reply in replies]
+    return [
+        each
+        for each, record in zip(request_ids, records, strict=True)
+        if not record.exists or ((state := _state(record)) is not None and state.terminal)
+    ]
+
+
+def _state(record: RequestRecord) -> State | None:
+    """None for a newer version's word: an open request's, for all that is known, and no longer a queued one's."""
     try:
-        (info,) = yield from ask([("INFO",)])
-    except ResponseError:  # no right to it, or a double that has none
-        return
-    check_fit(info)
+        return record.state
+    except ProtocolError:
+        return None
 
 
-def submitted_many(plans: list[Planned], settings: ProducerSettings) -> Steps[None]:
-    """Write all of the batch, or none. Raises QueueFull before anything is written."""
-    yield from check_depth(plans, settings.max_queue_depth)
-    yield from written(plans, settings.max_queue_depth)
+def write_many(plans: Sequence[Plan], limit: int) -> Steps[None]:
+    """Create all requests, then enqueue their jobs; cancel what was created where another one is refused.
 
-
-def written(plans: list[Planned], limit: int) -> Steps[None]:
-    """Create all requests, then enqueue their jobs. What was created before another was refused is cancelled, but for a
-    request under an idempotency key: the next try attaches to it and enqueues it, and so may another producer by now.
-
-    Never in one batch, MULTI/EXEC or not: a server that knows the second script and not the first, which is another
-    release's, queues a job without its request, and a worker may take it before the batch is sent again.
-    Raises QueueFull where others filled the queue meanwhile; IdempotencyConflict.
+    Raises QueueFull where others filled a queue meanwhile.
     """
     creates = [create_call(plan) for plan in plans]
     created = yield from resent([*creates])
@@ -144,85 +242,33 @@ def written(plans: list[Planned], limit: int) -> Steps[None]:
         for plan, create, reply in zip(plans, creates, created, strict=True):
             if isinstance(create.value(reply), Conflict):
                 raise conflict(plan.request_id)
-        enqueues = [enqueue_call_of(plan, limit) for plan in plans]
+        enqueues = [enqueue_call(plan, limit) for plan in plans]
         enqueued = yield from resent([*enqueues])
         for plan, enqueue, reply in zip(plans, enqueues, enqueued, strict=True):
-            check_enqueued(plan, enqueue.value(reply), limit)
+            raise_if_full(plan, enqueue.value(reply), limit)
     except (ResponseError, TokenRelayError):
         for plan, reply in zip(plans, created, strict=True):
-            if _is_ours(plan, reply):
+            if not isinstance(reply, Exception):
                 yield from cancel(plan.request_id)
         raise
 
 
-def check_enqueued(plan: Planned, reply: EnqueueReply, limit: int) -> None:
-    """Raises QueueFull if the queue refused the request."""
-    match reply:
-        case Full(depth):
-            raise _queue_full(plan.queue, depth, 1, limit)
-        case Enqueued() | AlreadyEnqueued():
-            return
-        case _:
-            assert_never(reply)
-
-
-def _is_ours(plan: Planned, created: Reply) -> bool:
-    """Whether only this call knows of the request that it created."""
-    return not isinstance(created, Exception) and plan.idempotency_key is None
-
-
-def conflict(request_id: str) -> IdempotencyConflict:
-    return IdempotencyConflict(
-        "idempotency_key: it belongs to a request with another body; use another key, or the same body",
-        field="idempotency_key",
-        code="idempotency_conflict",
-        request_id=request_id,
-    )
-
-
-def check_depth(plans: list[Planned], limit: int) -> Steps[None]:
-    """Before anything is written: the queues must take all of the batch."""
+def check_depth(plans: Sequence[Plan], limit: int) -> Steps[None]:
+    """Raises QueueFull where a queue hasn't room for all of its plans."""
     queues = sorted({plan.queue for plan in plans})
     depths = yield from ask([("LLEN", keys.rq_queue(queue)) for queue in queues])
     for queue, depth in zip(queues, depths, strict=True):
         count = sum(plan.queue == queue for plan in plans)
         if depth + count > limit:
-            raise _queue_full(queue, depth, count, limit)
+            raise queue_full(queue, depth, count, limit)
 
 
-def _queue_full(queue: str, depth: int, count: int, limit: int) -> QueueFull:
-    advice = f"try again in {RETRY_AFTER_S:g} s" if count <= limit else f"submit {limit} at a time at most"
-    return QueueFull(
-        f"queue {queue}: {depth} requests wait, at most {limit} may, so {count} more don't fit; {advice}",
-        queue=queue,
-        depth=depth,
-        limit=limit,
-        retry_after_s=RETRY_AFTER_S,
-    )
-
-
-def create_call(plan: Planned) -> ScriptCall[CreateReply]:
-    return requests.create(
-        NewRequest(
-            request_id=plan.request_id,
-            queue=plan.queue,
-            body=plan.body,
-            body_sha256=plan.body_sha256,
-            deadline_ms=plan.deadline_ms,
-            retention_ms=plan.retention_s * 1000,
-            owner=plan.owner,
-            metadata=plan.metadata,
-        )
-    )
-
-
-def enqueue_call_of(plan: Planned, limit: int) -> ScriptCall[EnqueueReply]:
-    job = Enqueue(
-        request_id=plan.request_id,
-        queue=plan.queue,
-        ttl_s=plan.lifetime_s,
-        timeout_s=math.ceil(plan.deadline_ms / 1000),
-        retention_s=plan.retention_s,
-        depth_limit=limit,
-    )
-    return enqueue_call(job, datetime.now(UTC))
+def raise_if_full(plan: Plan, reply: EnqueueReply, limit: int) -> None:
+    """Raises QueueFull if the queue refused the request."""
+    match reply:
+        case Full(depth):
+            raise queue_full(plan.queue, depth, 1, limit)
+        case Enqueued() | AlreadyEnqueued():
+            return
+        case _:
+            assert_never(reply)

@@ -248,21 +248,6 @@ def forget_call(sets: tuple[str, ...], workers: tuple[str, ...]) -> ScriptCall[F
     return ScriptCall("forget", sets, workers, job_replies.FORGET)
 
 
-def bind_call(
-    bound_keys: tuple[str, str], request_id: str, *, ttl_ms: int, expected: str, new_ms: int
-) -> ScriptCall[str]:
-    """Bind an idempotency key to a request ID where it is unbound, or bound to `expected`; answers with the ID that it
-    is bound to. For `new_ms` a mark says that the request may be about to be created."""
-    return ScriptCall("bind", bound_keys, (request_id, ttl_ms, expected, new_ms), lambda reply: text(reply[0]))
-
-
-def place_call(owner: str, request_id: str) -> ScriptCall[int]:
-    """Take a place among an owner's requests, behind all that came before; answers with its time, microseconds."""
-    return ScriptCall(
-        "place", (keys.of_owner(owner),), (request_id,), lambda reply: int(reply[0]) * 1_000_000 + int(reply[1])
-    )
-
-
 def status_look(job_id: str) -> Command:
     """What RQ calls a job."""
     return ("HGET", keys.rq_job(job_id), "status")

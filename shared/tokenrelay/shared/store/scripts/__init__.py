@@ -12,7 +12,7 @@ from typing import Final
 
 SCRIPTS: Final = {
     "token": ("create", "claim", "append", "finish", "cancel", "expire", "fail", "renew", "release", "suspect"),
-    "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "bind", "place"),
+    "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "admit"),
 }
 _SHORT_OF_MEMORY: Final = frozenset(
     {
@@ -50,8 +50,7 @@ _PARTS: Final = {
     "enqueue": (),
     "maintain": (),
     "forget": (),
-    "bind": (),
-    "place": (),
+    "admit": (),
 }
 """What stands before a script, where that isn't the prelude of its plane alone."""
 

@@ -1,0 +1,159 @@
+"""From a caller's arguments to a request that is ready to be written, and the two calls that write it. No I/O.
+
+ID and seed are drawn here, once, so that a call that wasn't answered is sent again as it was: scripts answer a repeat
+as they did the first time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenrelay.shared import options
+from tokenrelay.shared.errors import IdempotencyConflict, QueueFull, RequestError
+from tokenrelay.shared.store import jobs, requests
+from tokenrelay.shared.store.jobs import Enqueue
+from tokenrelay.shared.store.requests import NewRequest
+from tokenrelay.shared.wire import keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.settings import ProducerSettings
+    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.store.job_replies import EnqueueReply
+    from tokenrelay.shared.store.replies import CreateReply
+
+RETRY_AFTER_S: Final = 1.0
+_SEED_BITS: Final = 53
+"""Drawn seeds stay below what every JSON reader holds exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request, ready to be written."""
+
+    request_id: str
+    request: Submission = field(repr=False)
+    body_sha256: str
+    """Of the request as the caller gave it: before seed, budget and defaults were resolved."""
+    retention_s: int
+    idempotency_key: str | None
+    owner: str = ""
+    """Whose it is, for gateways: an API key's name."""
+    unsaid: frozenset[str] = frozenset()
+    """Options that the caller didn't give, and that a model may have defaults of its own for."""
+
+    @property
+    def queue(self) -> str:
+        return keys.queue(self.request["model"], self.request["priority"])
+
+    @property
+    def deadline_ms(self) -> int:
+        """Milliseconds from its creation to its deadline."""
+        return max(1, int(self.request["deadline_s"] * 1000))
+
+    @property
+    def lifetime_s(self) -> int:
+        """How long its keys may live: up to the deadline, and the retention behind it."""
+        return math.ceil(self.deadline_ms / 1000) + self.retention_s
+
+
+def plan_request(submission: Mapping[str, Any], settings: ProducerSettings) -> Plan:
+    """The request with its defaults, ID and seed. Raises RequestError naming field and limit."""
+    request = options.validate({"model": settings.model, **submission}, settings.limits)
+    # Before anything is resolved: a repeat must find the same body.
+    body_sha256 = options.body_sha256(request, settings.limits)
+    request["max_new_tokens"] = options.budget(request, settings.limits)
+    if request["seed"] is None:
+        request["seed"] = secrets.randbits(_SEED_BITS)
+    return Plan(
+        request_id=keys.new_request_id(),
+        request=request,
+        body_sha256=body_sha256,
+        retention_s=settings.retention_s,
+        idempotency_key=request["idempotency_key"],
+        unsaid=options.MODELS_OWN - submission.keys(),
+    )
+
+
+def plan_many(items: Iterable[Any], common: Mapping[str, Any], settings: ProducerSettings) -> list[Plan]:
+    """All of a batch. Raises RequestError naming the item, the field and the limit."""
+    plans = []
+    for number, item in enumerate(items):
+        own = {"prompt": item} if isinstance(item, str) else item
+        try:
+            if not isinstance(own, dict):
+                raise RequestError(
+                    f"a {type(item).__name__} is no request; give a prompt or a dict of options", field="prompt"
+                )
+            plan = plan_request({**common, **own}, settings)
+            if plan.idempotency_key is not None:
+                raise RequestError(
+                    "idempotency_key: not possible in a batch; submit such requests one by one",
+                    field="idempotency_key",
+                )
+        except RequestError as error:
+            raise RequestError(
+                f"item {number}: {error.message}", field=error.field, limit=error.limit, code=error.code
+            ) from None
+        plans.append(plan)
+    return plans
+
+
+def conflict(request_id: str) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        "idempotency_key: it belongs to a request with another body; use another key, or the same body",
+        field="idempotency_key",
+        code="idempotency_conflict",
+        request_id=request_id,
+    )
+
+
+def queue_full(queue: str, depth: int, count: int, limit: int) -> QueueFull:
+    advice = f"try again in {RETRY_AFTER_S:g} s" if count <= limit else f"submit {limit} at a time at most"
+    return QueueFull(
+        f"queue {queue}: {depth} requests wait, at most {limit} may, so {count} more don't fit; {advice}",
+        queue=queue,
+        depth=depth,
+        limit=limit,
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """Metadata as the JSON that the hash and the `queued` event keep."""
+    return json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+
+
+def create_call(plan: Plan) -> ScriptCall[CreateReply]:
+    metadata = plan.request["metadata"]
+    return requests.create(
+        NewRequest(
+            request_id=plan.request_id,
+            queue=plan.queue,
+            body=options.dump(plan.request),
+            body_sha256=plan.body_sha256,
+            deadline_ms=plan.deadline_ms,
+            retention_ms=plan.retention_s * 1000,
+            owner=plan.owner,
+            metadata=dump_metadata(metadata) if metadata else "",
+        )
+    )
+
+
+def enqueue_call(plan: Plan, limit: int) -> ScriptCall[EnqueueReply]:
+    job = Enqueue(
+        request_id=plan.request_id,
+        queue=plan.queue,
+        ttl_s=plan.lifetime_s,
+        timeout_s=math.ceil(plan.deadline_ms / 1000),
+        retention_s=plan.retention_s,
+        depth_limit=limit,
+    )
+    return jobs.enqueue_call(job, datetime.now(UTC))
