@@ -23,6 +23,7 @@ from tokenrelay.gateway.records.marks import Mark
 from tokenrelay.gateway.streams.attachments import Attachments
 from tokenrelay.shared.settings import GatewaySettings
 from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -257,7 +258,7 @@ class TestLeaving:
             (written,) = wait_until(lambda: set(redis.keys("tokenrelay:{*}:request")) - before)
             proxy.switch("pass")
             assert answer.result(60).status_code == 503
-        return str(written.decode()).partition("{")[2].partition("}")[0]
+        return text(written).partition("{")[2].partition("}")[0]
 
     def test_who_only_looks_is_no_reader(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
         """A request whose gateway died is looked at elsewhere, and goes on."""
