@@ -144,7 +144,7 @@ def test_a_model_that_the_engine_dies_of_is_refused_in_one_line(caplog: pytest.L
         warm_up(model)
     assert "\n" not in str(caught.value)
     # A worker of an earlier test may still look for the Redis that it had.
-    assert not [record for record in caplog.records if "rq_mirror" not in record.name]
+    assert not [record for record in caplog.records if "listener" not in record.name]
 
 
 def test_errors_are_measured_by_the_spread_of_the_scores() -> None:

@@ -127,8 +127,8 @@ UNPUBLISHED = Metric("tokenrelay_unpublished_tokens", "gauge", "Tokens that Redi
 REDIS_ERRORS = Metric(
     "tokenrelay_worker_redis_errors_total",
     "counter",
-    "Times that Redis was away or refused, after redis-py's own retries. Use: publish, intake, heartbeat (and "
-    "maintenance), listen, release.",
+    "Times that Redis was away or refused, after redis-py's own retries. Use: publish, intake, heartbeat, "
+    "registration, maintenance, listen, release.",
     ("model", "use"),
 )
 METRICS: Final = (

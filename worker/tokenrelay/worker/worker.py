@@ -17,13 +17,15 @@ from uuid import uuid4
 
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.connections import address, connect
-from tokenrelay.shared.store.registrations import Load, WorkerDescription
+from tokenrelay.shared.store.registrar import Load, WorkerDescription
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.loop import GenerationLoop
+from tokenrelay.worker.core.messages import JobsQueued, RequestEnded
+from tokenrelay.worker.listener import Listener
 from tokenrelay.worker.maintenance.maintainer import Maintenance
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 from tokenrelay.worker.periodic import Periodic
-from tokenrelay.worker.rq_mirror.listener import Listener
+from tokenrelay.worker.rq_mirror.commands import parse_command
 from tokenrelay.worker.rq_mirror.registration import Status, WorkerRegistration
 from tokenrelay.worker.serving.model import Served, serve
 from tokenrelay.worker.starting import retry
@@ -62,7 +64,12 @@ class Worker:
         served = served or serve(settings)
         pipeline, queues = Pipeline(self.connection), keys.queues(served.reader.served_model)
         self.loop = GenerationLoop(pipeline, served, settings, self.name)
-        self.listener = Listener(self.connection, self.name, self.loop.post, self.loop.figures)
+        channels = {
+            keys.rq_commands(self.name): parse_command,
+            keys.QUEUED: lambda _: JobsQueued(),
+            keys.ENDED: lambda job_id: RequestEnded(job_id.decode("utf-8", "replace")),
+        }
+        self.listener = Listener(self.connection, channels, self.loop.post, self.loop.figures)
         self.registration = WorkerRegistration(pipeline, _describe(self.name, queues, served), self._status)
         self.maintenance = Maintenance(pipeline, queues, self.loop.held, settings, self.loop.figures)
         self._started = self._stop_requested = False

@@ -1,4 +1,5 @@
-"""RQ's registrations of workers, and what ours add: their fields, the commands that write them, and their one reader.
+"""RQ's registrations of workers, and what ours add: which fields they have, and the one reader of them. `registrar` has
+the commands that write them.
 
 A registration expires WORKER_TTL_S after its worker's last heartbeat, so its remaining time to live tells how long the
 worker has been silent, by Redis's own clock.
@@ -6,27 +7,21 @@ worker has been silent, by Redis's own clock.
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.shared.store.jobs import iso
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import parse_object, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.redis.batches import Argument, Command, Reply
+    from tokenrelay.shared.redis.batches import Command
 
 WORKER_TTL_S: Final = 10
 """Time to live of a registration after its worker's last heartbeat."""
 WORKER_SILENT_S: Final = 1.5
 """A worker without a heartbeat for this long counts as dead; it sends one every TOKENRELAY_HEARTBEAT_MS."""
-DEAD_WORKER_TTL_S: Final = 60
-"""Time to live of the registration of a worker that has ended, as in RQ."""
 
 
 class WorkerField:
@@ -50,119 +45,6 @@ class WorkerField:
     CONTEXT_TOKENS: Final = "context_tokens"
     DEFAULTS: Final = "defaults"
     TRAINING: Final = "training"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerDescription:
-    """What a worker registers once. `defaults` and `training` are JSON."""
-
-    name: str
-    queues: tuple[str, ...]
-    hostname: str
-    pid: int
-    birth: datetime
-    context_tokens: int
-    defaults: str
-    training: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How many requests a worker may hold at a time, and how many it holds."""
-
-    slots: int
-    in_flight: int
-
-
-def register(worker: WorkerDescription, load: Load, state: str, ip_address: str) -> list[Command]:
-    """The commands that register a worker, as RQ's register_birth does. What was registered under its name is kept:
-    delete it first."""
-    key = keys.rq_worker(worker.name)
-    fields: dict[str, Argument] = {
-        WorkerField.BIRTH: iso(worker.birth),
-        WorkerField.LAST_HEARTBEAT: iso(worker.birth),
-        WorkerField.QUEUES: ",".join(worker.queues),
-        WorkerField.PID: worker.pid,
-        WorkerField.HOSTNAME: worker.hostname,
-        WorkerField.IP_ADDRESS: ip_address,
-        WorkerField.RQ_VERSION: version("rq"),
-        WorkerField.PYTHON_VERSION: sys.version,
-        WorkerField.STATE: state,
-        WorkerField.SLOTS: load.slots,
-        WorkerField.IN_FLIGHT: load.in_flight,
-        WorkerField.CONTEXT_TOKENS: worker.context_tokens,
-        WorkerField.DEFAULTS: worker.defaults,
-    }
-    if worker.training is not None:
-        fields[WorkerField.TRAINING] = worker.training
-    return [
-        _set(key, fields),
-        ("SADD", keys.RQ_WORKERS, key),
-        *(("SADD", keys.rq_workers(queue), key) for queue in worker.queues),
-        ("EXPIRE", key, WORKER_TTL_S),
-    ]
-
-
-def beat(worker: str, load: Load, state: str, at: datetime) -> Command:
-    """The command that notes a worker's heartbeat; its reply is the number of these fields that weren't there."""
-    fields: dict[str, Argument] = {
-        WorkerField.SLOTS: load.slots,
-        WorkerField.IN_FLIGHT: load.in_flight,
-        WorkerField.STATE: state,
-        WorkerField.LAST_HEARTBEAT: iso(at),
-    }
-    return _set(keys.rq_worker(worker), fields)
-
-
-def extend(worker: str, executions_s: int) -> list[Command]:
-    """The commands that extend the time to live of a worker's registration, and of its index of executions."""
-    return [
-        ("EXPIRE", keys.rq_worker(worker), WORKER_TTL_S),
-        ("EXPIRE", keys.rq_worker_executions(worker), executions_s),
-    ]
-
-
-def set_state(worker: str, state: str) -> Command:
-    """The command that sets what RQ shows as the worker's state."""
-    return _set(keys.rq_worker(worker), {WorkerField.STATE: state})
-
-
-def request_shutdown(worker: str, at: datetime) -> Command:
-    """The command that notes when a worker was asked to stop."""
-    return _set(keys.rq_worker(worker), {WorkerField.SHUTDOWN_REQUESTED: iso(at)})
-
-
-def deregister(worker: str, queues: Sequence[str], at: datetime) -> list[Command]:
-    """The commands that note a worker's end, as RQ's register_death does."""
-    key = keys.rq_worker(worker)
-    return [
-        *(("SREM", keys.rq_workers(queue), key) for queue in queues),
-        ("SREM", keys.RQ_WORKERS, key),
-        _set(key, {WorkerField.DEATH: iso(at)}),
-        ("EXPIRE", key, DEAD_WORKER_TTL_S),
-        ("DEL", keys.rq_worker_executions(worker)),
-    ]
-
-
-def executions(worker: str) -> Command:
-    """The command that lists what a worker holds; `parse_executions` reads its reply."""
-    return ("SMEMBERS", keys.rq_worker_executions(worker))
-
-
-def parse_executions(reply: Reply) -> list[tuple[str, str]]:
-    """Pairs of job ID and execution ID. Raises the redis error that stands in place of the reply."""
-    if isinstance(reply, Exception):
-        raise reply
-    pairs = [text(member).partition(":") for member in reply]
-    return [(job_id, execution_id) for job_id, _, execution_id in pairs]
-
-
-def _set(key: str, fields: dict[str, Argument]) -> Command:
-    return ("HSET", key, *(item for pair in fields.items() for item in pair))
-
-
-IDENTITY: Final = (WorkerField.HOSTNAME, WorkerField.PID, WorkerField.BIRTH, WorkerField.DEATH)
-"""The fields that tell whose a registration is."""
 
 
 def look(worker_key: str, fields: Sequence[str]) -> Command:
@@ -194,14 +76,13 @@ class Registration:
         return any(value is not None for value in self._found.values())
 
     @property
+    def birth(self) -> str:
+        return text(self._found[WorkerField.BIRTH] or "")
+
+    @property
     def has_ended(self) -> bool:
         """Whether the worker has deregistered; its registration is kept for a while."""
         return self._found[WorkerField.DEATH] is not None
-
-    def is_of(self, worker: WorkerDescription) -> bool:
-        """Whether this very worker registered it, not a namesake. Reads IDENTITY."""
-        found = (self.hostname, self.pid, text(self._found[WorkerField.BIRTH] or ""))
-        return found == (worker.hostname, worker.pid, iso(worker.birth))
 
     @property
     def has_queues(self) -> bool:

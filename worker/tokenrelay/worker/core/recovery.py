@@ -9,7 +9,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, assert_never
 
-from tokenrelay.shared.store import registrations, requests
+from tokenrelay.shared.store import registrar, requests
 from tokenrelay.shared.store.call import Unusable
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, requeue_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -33,8 +33,8 @@ def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], ret
 
     Its death is recorded as RQ does at a worker's own end. Each of its requests counts one crash.
     """
-    (reply,) = pipeline.run([registrations.executions(worker)])
-    pairs = registrations.parse_executions(reply)
+    (reply,) = pipeline.run([registrar.executions(worker)])
+    pairs = registrar.parse_executions(reply)
     reads: Batch = [look(job_id, (Field.QUEUE,)) for job_id, _ in pairs]
     found = pipeline.run(reads) if reads else []
     held = [
@@ -43,7 +43,7 @@ def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], ret
         if not isinstance(reply, Exception) and (record := RequestRecord((Field.QUEUE,), reply)).has(Field.QUEUE)
     ]  # what isn't held by these is nothing of ours: its keys run out by themselves
     continued = release(pipeline, held, crashed=True, retention_s=retention_s)
-    pipeline.run([*registrations.deregister(worker, queues, datetime.now(UTC))])
+    pipeline.run([*registrar.deregister(worker, queues, datetime.now(UTC))])
     return continued
 
 

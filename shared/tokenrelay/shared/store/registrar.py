@@ -1,0 +1,194 @@
+"""The commands that write a worker's registration, with RQ's own fields (rq 3.0), and those that list what it holds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.shared.store.jobs import iso
+from tokenrelay.shared.store.registrations import WORKER_TTL_S, Registration, WorkerField, look
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from tokenrelay.shared.redis.batches import Argument, Command, Reply
+
+DEAD_WORKER_TTL_S: Final = 60
+"""Time to live of the registration of a worker that has ended, as in RQ."""
+_IDENTITY: Final = (WorkerField.HOSTNAME, WorkerField.PID, WorkerField.BIRTH, WorkerField.DEATH)
+"""The fields that tell whose a registration is."""
+_NO_KEY: Final = -2
+"""PTTL's reply for a key that doesn't exist."""
+_UNKNOWN: Final = "unknown"
+"""RQ's word for the IP address of a worker where Redis doesn't tell it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDescription:
+    """What a worker registers once. `defaults` and `training` are JSON."""
+
+    name: str
+    queues: tuple[str, ...]
+    hostname: str
+    pid: int
+    birth: datetime
+    context_tokens: int
+    defaults: str
+    training: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How many requests a worker may hold at a time, and how many it holds."""
+
+    slots: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Namesake:
+    """What is registered under a worker's name.
+
+    `left_s`: the time until it expires, 0 where it doesn't, None where nothing is registered.
+    """
+
+    registration: Registration
+    left_s: float | None
+    client_address: str
+
+    def is_of(self, worker: WorkerDescription) -> bool:
+        """Whether this very worker registered it, and no namesake."""
+        found = self.registration
+        return (found.hostname, found.pid, found.birth) == (worker.hostname, worker.pid, iso(worker.birth))
+
+
+def find_namesake(worker: str) -> list[Command]:
+    """The commands that read what is registered under a name, and this client's address; `parse_namesake` reads their
+    replies. As RQ does, they give the connection the worker's name."""
+    key = keys.rq_worker(worker)
+    return [("CLIENT", "SETNAME", worker), ("CLIENT", "INFO"), look(key, _IDENTITY), ("PTTL", key)]
+
+
+def parse_namesake(replies: Sequence[Reply]) -> Namesake:
+    """Raises the redis errors that stand in place of replies."""
+    _, client, found, left_ms = replies
+    raise_first_error((found, left_ms))
+    left_s = None if left_ms == _NO_KEY else max(int(left_ms), 0) / 1000
+    return Namesake(Registration(_IDENTITY, found), left_s, _client_address(client))
+
+
+def _client_address(client_info: Reply) -> str:
+    """A proxy, or a user without the right, has no CLIENT INFO."""
+    if isinstance(client_info, Exception):
+        return _UNKNOWN
+    fields = dict(pair.partition("=")[::2] for pair in text(client_info).split())
+    return fields.get("addr", _UNKNOWN)
+
+
+def raise_first_error(replies: Iterable[Reply]) -> None:
+    """Raise the first redis error that stands in place of a reply."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+
+
+def forget(worker: str) -> Command:
+    """The command that deletes a registration."""
+    return ("DEL", keys.rq_worker(worker))
+
+
+def is_suspended() -> Command:
+    """The command that asks whether workers are to take no jobs (`rq suspend`); its reply is 1 or 0."""
+    return ("EXISTS", keys.RQ_SUSPENDED)
+
+
+def register(worker: WorkerDescription, load: Load, state: str, ip_address: str) -> list[Command]:
+    """The commands that register a worker, as RQ's register_birth does. What was registered under its name is kept:
+    delete it first."""
+    key = keys.rq_worker(worker.name)
+    fields: dict[str, Argument] = {
+        WorkerField.BIRTH: iso(worker.birth),
+        WorkerField.LAST_HEARTBEAT: iso(worker.birth),
+        WorkerField.QUEUES: ",".join(worker.queues),
+        WorkerField.PID: worker.pid,
+        WorkerField.HOSTNAME: worker.hostname,
+        WorkerField.IP_ADDRESS: ip_address,
+        WorkerField.RQ_VERSION: version("rq"),
+        WorkerField.PYTHON_VERSION: sys.version,
+        WorkerField.STATE: state,
+        WorkerField.SLOTS: load.slots,
+        WorkerField.IN_FLIGHT: load.in_flight,
+        WorkerField.CONTEXT_TOKENS: worker.context_tokens,
+        WorkerField.DEFAULTS: worker.defaults,
+    }
+    if worker.training is not None:
+        fields[WorkerField.TRAINING] = worker.training
+    return [
+        _set(key, fields),
+        ("SADD", keys.RQ_WORKERS, key),
+        *(("SADD", keys.rq_workers(queue), key) for queue in worker.queues),
+        ("EXPIRE", key, WORKER_TTL_S),
+    ]
+
+
+def beat(worker: str, load: Load, state: str, at: datetime) -> Command:
+    """The command that notes a worker's heartbeat; its reply is the number of these fields that weren't there."""
+    fields: dict[str, Argument] = {
+        WorkerField.SLOTS: load.slots,
+        WorkerField.IN_FLIGHT: load.in_flight,
+        WorkerField.STATE: state,
+        WorkerField.LAST_HEARTBEAT: iso(at),
+    }
+    return _set(keys.rq_worker(worker), fields)
+
+
+def extend(worker: str, executions_s: int) -> list[Command]:
+    """The commands that extend the time to live of a worker's registration, and of its index of executions."""
+    return [
+        ("EXPIRE", keys.rq_worker(worker), WORKER_TTL_S),
+        ("EXPIRE", keys.rq_worker_executions(worker), executions_s),
+    ]
+
+
+def set_state(worker: str, state: str) -> Command:
+    """The command that sets what RQ shows as the worker's state."""
+    return _set(keys.rq_worker(worker), {WorkerField.STATE: state})
+
+
+def request_shutdown(worker: str, at: datetime) -> Command:
+    """The command that notes when a worker was asked to stop."""
+    return _set(keys.rq_worker(worker), {WorkerField.SHUTDOWN_REQUESTED: iso(at)})
+
+
+def deregister(worker: str, queues: Sequence[str], at: datetime) -> list[Command]:
+    """The commands that note a worker's end, as RQ's register_death does."""
+    key = keys.rq_worker(worker)
+    return [
+        *(("SREM", keys.rq_workers(queue), key) for queue in queues),
+        ("SREM", keys.RQ_WORKERS, key),
+        _set(key, {WorkerField.DEATH: iso(at)}),
+        ("EXPIRE", key, DEAD_WORKER_TTL_S),
+        ("DEL", keys.rq_worker_executions(worker)),
+    ]
+
+
+def executions(worker: str) -> Command:
+    """The command that lists what a worker holds; `parse_executions` reads its reply."""
+    return ("SMEMBERS", keys.rq_worker_executions(worker))
+
+
+def parse_executions(reply: Reply) -> list[tuple[str, str]]:
+    """Pairs of job ID and execution ID. Raises the redis error that stands in place of the reply."""
+    if isinstance(reply, Exception):
+        raise reply
+    pairs = [text(member).partition(":") for member in reply]
+    return [(job_id, execution_id) for job_id, _, execution_id in pairs]
+
+
+def _set(key: str, fields: dict[str, Argument]) -> Command:
+    return ("HSET", key, *(item for pair in fields.items() for item in pair))
