@@ -18,13 +18,14 @@ from pydantic import SecretStr
 
 from benchmarks.children import Child, Message, answer_lines
 from benchmarks.report import Figure
+from tests.engines import ALL_OPTIONS
 from tests.redis_servers import RedisServer
 from tests.workers import MODEL, VOCABULARY, served
 from tokenrelay.producer import Producer
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.engine.contract import EngineOutput, EngineOutputs, EngineRequest
+from tokenrelay.worker.engine.contract import Capabilities, EngineOutput, EngineOutputs, EngineRequest
 from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.serving.model import share_interpreter
 from tokenrelay.worker.worker import Worker
@@ -61,8 +62,6 @@ class PacedEngine:
     """`Engine` that gives a token to each of its streams every so often; it starts once all of them are there."""
 
     pace: Pace
-    slots: int = 0
-    context_tokens: int = 1 << 20
     stepped_at: list[float] = field(default_factory=list)
     """Wall clock of each step."""
     late_s: list[float] = field(default_factory=list)
@@ -70,8 +69,9 @@ class PacedEngine:
     _streams: dict[str, _Stream] = field(default_factory=dict)
     _filled: threading.Event = field(default_factory=threading.Event)
 
-    def __post_init__(self) -> None:
-        self.slots = self.pace.streams
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(self.pace.streams, 1 << 20, VOCABULARY + 1, ALL_OPTIONS, device="none", dtype="none")
 
     @property
     def progress(self) -> int:
@@ -93,6 +93,9 @@ class PacedEngine:
 
     def cancel(self, engine_id: str) -> None:
         """A stream that has ended is still counted: all end together."""
+
+    def cache_use(self) -> None:
+        """There is none."""
 
     def _steps(self, deliver: Deliver) -> None:
         self._filled.wait()

@@ -102,7 +102,7 @@ class Profiled:
             self._loaded.tokenizer(prompt_of(self._loaded.tokenizer, load.prompt_tokens, index))["input_ids"]
         )
         sampling = SamplingParams(load.temperature, 0, 1.0, index)
-        budget = min(self._engine.context_tokens, KV_CACHE_TOKENS // SLOTS) - len(prompt_ids)
+        budget = min(self._engine.capabilities.context_tokens, KV_CACHE_TOKENS // SLOTS) - len(prompt_ids)
         request = EngineRequest(f"profile-{index}", prompt_ids, (), budget, sampling, ignore_eos=True)
         self._engine.add(request)
         return request.engine_id

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine.contract import EngineDied, EngineOutput, EngineOutputs, EngineRequest
+from tokenrelay.worker.engine.contract import (
+    CacheUse,
+    Capabilities,
+    EngineDied,
+    EngineOutput,
+    EngineOutputs,
+    EngineRequest,
+)
+from tokenrelay.worker.sampling.params import DRAW_OPTIONS
 
 if TYPE_CHECKING:
     from tokenrelay.worker.engine.contract import Deliver
+
+
+ALL_OPTIONS = DRAW_OPTIONS | {"ignore_eos"}
 
 
 def counted_token(seed: int, position: int, vocabulary: int) -> int:
@@ -42,9 +53,11 @@ class CountingEngine:
         step_delay_s: float = 0.001,
         eos_token_id: int | None = None,
         fail_after: int | None = None,
+        options: frozenset[str] = ALL_OPTIONS,
     ) -> None:
-        self.slots = slots
-        self.context_tokens = context_tokens
+        self.capabilities = Capabilities(
+            slots, context_tokens, vocabulary + 1, options, device="none", dtype="exact integers"
+        )
         self._vocabulary = vocabulary
         self._step_delay_s = step_delay_s
         self._eos_token_id = eos_token_id
@@ -85,6 +98,10 @@ class CountingEngine:
         with self._changed:
             self._requests.pop(engine_id, None)
 
+    def cache_use(self) -> CacheUse | None:
+        """There is none."""
+        return None
+
     def _run(self, deliver: Deliver) -> None:
         try:
             while self._death is None:
@@ -110,7 +127,7 @@ class CountingEngine:
         with self._changed:
             self.progress += 1
             outputs: list[EngineOutput] = []
-            for engine_id in list(self._requests)[: self.slots]:
+            for engine_id in list(self._requests)[: self.capabilities.slots]:
                 if self._tokens_left == 0:
                     break
                 outputs.append(self._step(engine_id))

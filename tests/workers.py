@@ -51,7 +51,7 @@ def words() -> Tokenizer:
 def served(engine: Engine, fingerprint: str = "counting-1", tokenizer: PreTrainedTokenizerFast | None = None) -> Served:
     engine.prepare()
     tokenizer = tokenizer or word_tokenizer()
-    return Served(engine, PromptReader.of(tokenizer, MODEL, fingerprint, engine.context_tokens, VOCABULARY + 1))
+    return Served(engine, PromptReader.of(tokenizer, MODEL, fingerprint, engine.capabilities))
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def judge(loaded: LoadedModel, outcome: Outcome) -> Outcome:
     engine = _engine(loaded)
     engine.begin()
     try:
-        requests = _requests(loaded, engine.context_tokens)
+        requests = _requests(loaded, engine.capabilities.context_tokens)
         together = _answers(engine, requests)
         alone: dict[str, tuple[int, ...]] = {}
         for request in requests:

@@ -5,6 +5,7 @@ Real tokenizers, real workers, real Redis; the engine says a given sentence, who
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,10 @@ def held_after(tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...]) -> lis
 def work(url: str, tokenizer: PreTrainedTokenizerFast, engine: ReadingEngine) -> None:
     """A worker's life until the queues are empty, or until its engine dies (EngineError)."""
     engine.prepare()
+    capabilities = replace(engine.capabilities, vocabulary=len(tokenizer))
     worker = Worker(
         settings=WorkerSettings(redis_url=SecretStr(url), heartbeat_ms=50),
-        served=Served(engine, PromptReader.of(tokenizer, MODEL, "reading-1", engine.context_tokens, len(tokenizer))),
+        served=Served(engine, PromptReader.of(tokenizer, MODEL, "reading-1", capabilities)),
         connection=connect(url),
     )
     try:

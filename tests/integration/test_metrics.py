@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,7 +25,7 @@ from tokenrelay.worker import metrics
 from tokenrelay.worker.core.figures import Figures
 from tokenrelay.worker.core.intake import Intake
 from tokenrelay.worker.core.recovery import release
-from tokenrelay.worker.engine.transformers.kv_cache import CacheUse
+from tokenrelay.worker.engine.contract import CacheUse
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 
 if TYPE_CHECKING:
@@ -80,10 +79,16 @@ def _settled(port: int) -> Scrape | None:
     return scrape if scrape.value(metrics.ENDS) == 6 and not scrape.value(metrics.IN_FLIGHT) else None
 
 
-def test_what_the_engine_and_the_supervisor_tell(redis_server: RedisServer) -> None:
-    with running_worker(redis_server.url) as worker:
-        served = replace(served_of(worker.loop.engine), cache_use=lambda: CacheUse(640, 0.25))
-        told = WorkerMetrics(worker.loop, served, worker.settings, Restarts(3, 1))
+class Cached(CountingEngine):
+    """Reports a KV cache that is a quarter full."""
+
+    def cache_use(self) -> CacheUse:
+        return CacheUse(640, 0.25)
+
+
+def test_metrics_of_the_engine_and_the_supervisor(redis_server: RedisServer) -> None:
+    with running_worker(redis_server.url, Cached(vocabulary=VOCABULARY)) as worker:
+        told = WorkerMetrics(worker.loop, served_of(worker.loop.engine), worker.settings, Restarts(3, 1))
         found = {metric: samples for metric, samples in told.families()}
     assert found[metrics.RESTARTS] == [((MODEL,), 3)]
     assert found[metrics.STALLS] == [((MODEL,), 1)]

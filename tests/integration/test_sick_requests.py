@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.engines import CountingEngine
+from tests.engines import ALL_OPTIONS, CountingEngine
 from tests.integration.test_worker import NOW, job_failed, result, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
@@ -42,6 +42,18 @@ class SickeningEngine(CountingEngine):
     def _given_up(self, output: EngineOutput) -> EngineOutput:
         self.cancel(output.engine_id)
         return replace(output, token_ids=(), error=INVALID_LOGITS)
+
+
+def test_an_option_that_the_engine_lacks_fails_the_request_that_asks_for_it(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """Rather than being answered without it."""
+    with running_worker(redis_server.url, CountingEngine(options=ALL_OPTIONS - {"top_k"})):
+        plain, asking = submit(pipeline, NOW, seed=1), submit(pipeline, NOW, seed=1, top_k=40)
+        assert result(redis, plain).text == words(1, 8)
+        failed = result(redis, asking)
+    assert (failed.state, failed.code, failed.text) == (State.FAILED, "unsupported_option", "")
+    assert failed.message == "this model's engine doesn't support top_k: leave it out, or give 0"
 
 
 def test_a_request_with_invalid_logits_fails_alone_with_one_log_line(

@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from tests.polled_engine import PolledEngine
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.engine.contract import EngineOutput, EngineRequest, ModelError, admit
-from tokenrelay.worker.engine.transformers.kv_cache import CacheUse, EngineSettings
+from tokenrelay.worker.engine.admission import admit
+from tokenrelay.worker.engine.contract import CacheUse, EngineOutput, EngineRequest, ModelError
+from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import LoadedModel
 from tokenrelay.worker.sampling.params import SamplingParams
 
@@ -229,7 +230,7 @@ def test_engine_keeps_to_a_sliding_window() -> None:
     try:
         prompts = [tuple((start * 5 + step * 3) % VOCABULARY for step in range(40)) for start in range(3)]
         answers = run_until_ended(engine, *[request(f"{i}", prompt=prompt) for i, prompt in enumerate(prompts)])
-        assert engine.context_tokens == CONTEXT
+        assert engine.capabilities.context_tokens == CONTEXT
     finally:
         engine.stop()
     for index, prompt in enumerate(prompts):
@@ -335,8 +336,9 @@ def test_engine_refuses_an_id_twice_and_what_was_not_admitted(engine: PolledEngi
 
 def test_engine_context_is_what_an_empty_cache_holds(start_engine: Callable[..., PolledEngine]) -> None:
     engine = start_engine(slots=4, kv_cache_tokens=64)
-    assert engine.context_tokens == 64
-    budget = admit(10, 0, 1000, engine.context_tokens)
+    assert engine.capabilities.context_tokens == 64
+    budget = admit(10, 0, 1000, engine.capabilities.context_tokens)
+    assert isinstance(budget, int)
     assert budget == 54
     tokens, end = run_until_ended(engine, request("cut", prompt=range(10), n=budget))["cut"]
     assert (len(tokens), end) == (54, "length")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from tests.polled_engine import PolledEngine
-from tokenrelay.worker.engine.contract import EngineRequest, admit
+from tokenrelay.worker.engine.admission import admit
+from tokenrelay.worker.engine.contract import EngineRequest
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
@@ -30,7 +31,8 @@ def answered(budget: int | None) -> tuple[int, dict[str, list[int]]]:
     loaded.model.register_forward_hook(count)
     try:
         prompt = tuple(encode_prompt(loaded.tokenizer, "What is the weather today?"))
-        most = admit(len(prompt), 0, budget, engine.context_tokens)
+        most = admit(len(prompt), 0, budget, engine.capabilities.context_tokens)
+        assert isinstance(most, int)
         tokens: dict[str, list[int]] = {f"{number}:a": [] for number in range(SLOTS)}
         waiting = set(tokens)
         steps = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.engines import CountingEngine, counted_token
-from tokenrelay.shared.errors import EngineError, RequestError
-from tokenrelay.worker.engine.contract import Engine, EngineOutput, EngineRequest, admit
+from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.engine.admission import Overflow, admit
+from tokenrelay.worker.engine.contract import Engine, EngineOutput, EngineRequest
 from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.sampling.params import SamplingParams
 
@@ -66,18 +66,8 @@ def test_admit_cuts_the_budget_to_what_fits(
     assert admit(prompt, emitted, budget, context) == admitted
 
 
-TOO_LONG = (
-    "the prompt is too long: this model's maximum context length is 100 tokens, and the prompt has 100; "
-    "one at least must be left for the answer"
-)
-"""LangChain looks for "prompt is too long", litellm for "this model's maximum context length is", pydantic-ai for
-"maximum context length"."""
-
-
-def test_admit_refuses_a_prompt_without_room_for_a_token() -> None:
-    with pytest.raises(RequestError, match=re.escape(TOO_LONG)) as caught:
-        admit(100, 0, 5, 100)
-    assert (caught.value.code, caught.value.field, caught.value.limit) == ("prompt_too_long", "prompt", 99)
+def test_admit_overflows_without_room_for_one_token() -> None:
+    assert admit(100, 0, 5, 100) == Overflow(prompt_tokens=100, context_tokens=100)
 
 
 def test_the_contract_needs_no_torch() -> None:

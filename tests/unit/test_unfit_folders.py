@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.families.folders import tiny_config, write_folder
 from tokenrelay.worker.engine.contract import ModelError
-from tokenrelay.worker.engine.transformers.generation_defaults import ignored_fields, request_defaults
+from tokenrelay.worker.engine.model_files.generation_defaults import ignored_fields, request_defaults
 from tokenrelay.worker.engine.transformers.models import load_model
 
 if TYPE_CHECKING:

@@ -174,7 +174,7 @@ class WorkerMetrics:
         yield family(SLOTS, loop.in_flight.slots, model)
         yield family(IN_FLIGHT, len(loop.in_flight), model)
         yield family(BATCH, loop.figures.batch_requests, model)
-        if self._served.cache_use is not None and (use := self._served.cache_use()):
+        if (use := self._served.engine.cache_use()) is not None:
             yield family(KV_CAPACITY, use.capacity_tokens, model)
             yield family(KV_USED, use.used_ratio, model)
 

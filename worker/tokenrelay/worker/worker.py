@@ -146,7 +146,7 @@ def _describe(name: str, queues: tuple[str, ...], served: Served) -> WorkerDescr
         hostname=socket.gethostname(),
         pid=os.getpid(),
         birth=datetime.now(UTC),
-        context_tokens=served.engine.context_tokens,
+        context_tokens=served.engine.capabilities.context_tokens,
         defaults=json.dumps(dict(served.defaults)),
         training=served.training,
     )

@@ -78,7 +78,7 @@ class GenerationLoop:
         self._watchdog = Watchdog(settings.stall_timeout_s + UNWATCHED_S)
         self._beat_at = 0.0
         queues = keys.queues(served.reader.served_model)
-        self.in_flight = InFlight(min(settings.slots, self.engine.slots), self.wake.set)
+        self.in_flight = InFlight(min(settings.slots, self.engine.capabilities.slots), self.wake.set)
         self.figures = Figures()
         self.publisher = Publisher(pipeline, self.in_flight, settings.lease_ms, self._over, self.figures)
         self.intake = Intake(pipeline, served.reader, settings, worker, queues, self.figures)

@@ -6,12 +6,14 @@ Knows no Redis, no RQ, no text and no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tokenrelay.shared.errors import EngineError, RequestError
+from tokenrelay.shared.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from transformers import PreTrainedTokenizerBase
 
     from tokenrelay.worker.sampling.params import SamplingParams
 
@@ -33,7 +35,7 @@ class EngineRequest:
     engine_id: str
     prompt_ids: tuple[int, ...]
     emitted_ids: tuple[int, ...]  # by earlier attempts
-    max_new_tokens: int  # over all attempts, cut by `admit`
+    max_new_tokens: int  # over all attempts; at most what `admit` gives
     sampling: SamplingParams
     ignore_eos: bool = False  # an end-of-sequence token is then a token like any other, and is emitted
 
@@ -91,14 +93,40 @@ if TYPE_CHECKING:
     """Takes a message from any thread of the engine. Never blocks and never raises, as a queue's `put`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine offers for its model."""
+
+    slots: int
+    """Requests that generate at the same time; further ones wait inside."""
+    context_tokens: int
+    """Prompt and answer of one request together."""
+    vocabulary: int
+    """Token IDs are below this."""
+    options: frozenset[str]
+    """Options of a request that change its tokens and that the engine obeys, by name."""
+    device: str
+    dtype: str
+    """The number format of its arithmetic. Engines with different formats don't continue each other's requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How full a KV cache is: the tokens for which it has room, and the share of it that requests have."""
+
+    capacity_tokens: int
+    used_ratio: float
+
+
 class Engine(Protocol):
     """Generates for many requests at once, in a thread of its own.
 
     `prepare`, then `start`, then requests. `add` and `cancel` may be called from different threads.
     """
 
-    slots: int  # requests that generate at the same time; more of them wait inside
-    context_tokens: int  # prompt and output of one request together; final after `prepare`
+    @property
+    def capabilities(self) -> Capabilities:
+        """Final after `prepare`."""
 
     @property
     def progress(self) -> int:
@@ -115,29 +143,23 @@ class Engine(Protocol):
         """End the engine's thread; requests that are still in it get no more outputs, and no death is delivered."""
 
     def add(self, request: EngineRequest) -> None:
-        """Begin a request that `admit` let in. Raises EngineError if the engine is dead."""
+        """Begin a request that fits: see `admit`. Raises EngineError if the engine is dead."""
 
     def cancel(self, engine_id: str) -> None:
         """Free the request's slot; a no-op for an unknown one. An output that is on its way may still be delivered: the
         receiver drops outputs of requests that it no longer knows."""
 
+    def cache_use(self) -> CacheUse | None:
+        """How full the KV cache is, for any thread; None where the engine can't tell."""
 
-def admit(prompt_tokens: int, emitted_tokens: int, max_new_tokens: int | None, context_tokens: int) -> int:
-    """The request's total token budget, cut to what an empty cache and the model's context hold; None asks for that.
 
-    A request that outgrows the cache would kill the engine and all its neighbours, so it is cut before it gets in.
-    Raises RequestError (`prompt_too_long`) when the prompt leaves no room for one token. A request that another
-    worker, with a larger context, already took past this one's gets its emitted tokens as budget: it ends as `length`.
-    """
-    room = context_tokens - prompt_tokens
-    if room < 1:
-        raise RequestError(
-            # Clients tell an overflow by its words: "prompt is too long", or "this model's maximum context length is".
-            f"the prompt is too long: this model's maximum context length is {context_tokens} tokens, "
-            f"and the prompt has {prompt_tokens}; one at least must be left for the answer",
-            field="prompt",
-            limit=context_tokens - 1,
-            code="prompt_too_long",
-        )
-    fitting = max(room, emitted_tokens)
-    return fitting if max_new_tokens is None else min(max_new_tokens, fitting)
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine that isn't prepared yet, and what must be known of its model."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    """Equal where another worker would continue this one's requests alike."""
+    defaults: Mapping[str, Any]
+    """Sampling options of the model's own, for requests that don't give them."""

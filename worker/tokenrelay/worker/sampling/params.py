@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +14,7 @@ class SamplingParams:
     top_k: int  # 0 = off
     top_p: float  # 1 = off
     seed: int  # 0 <= seed < 2**63
+
+
+DRAW_OPTIONS: Final = frozenset({"temperature", "top_k", "top_p"})
+"""The options of a request that this package's draw obeys, whatever engine uses it."""

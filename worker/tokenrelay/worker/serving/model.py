@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenrelay.worker.engine.factory import load_engine
 from tokenrelay.worker.models import weather_model_path
 from tokenrelay.worker.serving.prompts import PromptReader
 from tokenrelay.worker.serving.served_name import served_name
 from tokenrelay.worker.training.trace import TRACE_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.engine.contract import Engine
-    from tokenrelay.worker.engine.transformers.kv_cache import CacheUse
+    from tokenrelay.worker.engine.factory import EngineName
 
 log = logging.getLogger(__name__)
 
@@ -39,48 +40,28 @@ class Served:
     reader: PromptReader
     training: str | None = None
     """The training trace as JSON, of a model whose folder holds one."""
-    cache_use: Callable[[], CacheUse | None] | None = None
-    """How full the engine's KV cache is, of an engine that tells."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The model's own defaults for options that a request doesn't give."""
 
 
-def serve(settings: WorkerSettings) -> Served:
+def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") -> Served:
     """Load the model and prepare its engine. Raises ModelError, SettingsError."""
-    from tokenrelay.worker.engine.transformers.batching import TransformersEngine
-    from tokenrelay.worker.engine.transformers.generation_defaults import request_defaults
-    from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
-    from tokenrelay.worker.engine.transformers.models import load_model
-
     name, began = served_name(settings), time.monotonic()
-    loaded = load_model(
-        settings.model_path or weather_model_path(),
-        device=settings.device,
-        dtype=settings.dtype,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    engine = TransformersEngine(
-        loaded,
-        EngineSettings(
-            slots=settings.slots,
-            kv_cache_tokens=settings.kv_cache_tokens,
-            max_batch_tokens=settings.max_batch_tokens,
-        ),
-    )
+    loaded = load_engine(engine_name, settings.model_path or str(weather_model_path()), settings)
     try:
-        engine.prepare()
+        loaded.engine.prepare()
     except BaseException:
-        engine.stop()  # its thread would keep the process from ending
+        loaded.engine.stop()  # its thread would keep the process from ending
         raise
     share_interpreter()
-    log.info("model %s is ready on %s after %.1f s", name, loaded.device, time.monotonic() - began)
-    vocabulary = int(loaded.model.config.get_text_config().vocab_size)
-    reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, engine.context_tokens, vocabulary)
-    defaults = request_defaults(loaded.model.generation_config) if settings.generation_config == "auto" else {}
+    capabilities = loaded.engine.capabilities
+    log.info("model %s is ready on %s after %.1f s", name, capabilities.device, time.monotonic() - began)
+    reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, capabilities)
+    defaults = loaded.defaults if settings.generation_config == "auto" else {}
     if defaults:
-        told = ", ".join(f"{option} {value}" for option, value in defaults.items())
-        log.info("where a request says nothing: %s, of the model; TOKENRELAY_GENERATION_CONFIG=none turns it off", told)
-    return Served(engine, reader, training_trace(settings.model_path), engine.cache_use, defaults)
+        shown = ", ".join(f"{option} {value}" for option, value in defaults.items())
+        log.info("the model's own defaults apply: %s; TOKENRELAY_GENERATION_CONFIG=none turns them off", shown)
+    return Served(loaded.engine, reader, training_trace(settings.model_path), defaults)
 
 
 def training_trace(model_path: str | None) -> str | None:

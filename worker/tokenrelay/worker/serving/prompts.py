@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, cast
 
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.worker.engine.contract import admit
+from tokenrelay.worker.serving.limits import token_budget
 from tokenrelay.worker.text import TokenText, encode_prompt
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokenrelay.shared.options import Submission
+    from tokenrelay.worker.engine.contract import Capabilities
 
 MAX_PROMPT_TEXTS: Final = 64
 """Longer prompts are kept as token IDs alone: the texts of their tokens are for people, who won't read as many."""
@@ -35,19 +36,17 @@ class PromptReader:
     """The same tokenizer again: encoding switches its flags, and must not meet a decode in another thread."""
     served_model: str
     fingerprint: str
-    context_tokens: int
-    vocabulary: int
-    """Token IDs are below this."""
+    capabilities: Capabilities
     token_text: Callable[[int], str]
     """What a token says by itself; kept, for prompts share most of theirs, and decoding one takes 2.4 µs."""
 
     @classmethod
     def of(
-        cls, tokenizer: PreTrainedTokenizerBase, served_model: str, fingerprint: str, context: int, vocabulary: int
+        cls, tokenizer: PreTrainedTokenizerBase, served_model: str, fingerprint: str, capabilities: Capabilities
     ) -> PromptReader:
         encoder = copy.deepcopy(tokenizer)
         token_text = lru_cache(_TEXTS_KEPT)(lambda token_id: cast("str", encoder.decode([token_id])))
-        return cls(tokenizer, encoder, served_model, fingerprint, context, vocabulary, token_text)
+        return cls(tokenizer, encoder, served_model, fingerprint, capabilities, token_text)
 
     @property
     def kind(self) -> str:
@@ -77,11 +76,15 @@ class PromptReader:
         return tuple(ids)
 
     def in_vocabulary(self, ids: Sequence[object]) -> bool:
-        return all(type(token_id) is int and 0 <= token_id < self.vocabulary for token_id in ids)
+        vocabulary = self.capabilities.vocabulary
+        return all(type(token_id) is int and 0 <= token_id < vocabulary for token_id in ids)
 
     def budget(self, prompt_tokens: int, emitted_tokens: int, options: Submission) -> int:
-        """The tokens that the answer may have here, over all attempts. Raises RequestError `prompt_too_long`."""
-        return admit(prompt_tokens, emitted_tokens, options["max_new_tokens"], self.context_tokens)
+        """The tokens that the answer may have here, over all attempts.
+
+        Raises RequestError `prompt_too_long` or `unsupported_option`.
+        """
+        return token_budget(prompt_tokens, emitted_tokens, options, self.capabilities)
 
     def text(self, stop: tuple[str, ...]) -> TokenText:
         return TokenText(self.tokenizer, stop)

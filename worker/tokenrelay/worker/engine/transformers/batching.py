@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -20,6 +20,8 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.contract import (
     INVALID_LOGITS,
+    CacheUse,
+    Capabilities,
     EngineDied,
     EngineOutput,
     EngineOutputs,
@@ -27,13 +29,14 @@ from tokenrelay.worker.engine.contract import (
     ModelError,
 )
 from tokenrelay.worker.engine.output_queue import OutputQueue
-from tokenrelay.worker.engine.transformers.kv_cache import CacheHolds, CacheUse, EngineSettings, plan_cache
+from tokenrelay.worker.engine.transformers.kv_cache import CacheHolds, EngineSettings, plan_cache
 from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
 from tokenrelay.worker.engine.transformers.layers.packed_attention import contain_packed_attention
 from tokenrelay.worker.engine.transformers.probing import EngineProbe, Trial
 from tokenrelay.worker.engine.transformers.refusal import quiet_manager, refusing
 from tokenrelay.worker.engine.transformers.sampling_rows import PositionKeyedSampler, draw_without_softmax
 from tokenrelay.worker.engine.transformers.self_test import SelfTest
+from tokenrelay.worker.sampling.params import DRAW_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -83,8 +86,14 @@ class TransformersEngine:
         self._loaded = loaded
         with refusing(loaded.model):
             self._plan = plan_cache(loaded, self._settings)
-        self.slots = self._settings.slots
-        self.context_tokens = min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens)
+        self.capabilities = Capabilities(
+            slots=self._settings.slots,
+            context_tokens=min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens),
+            vocabulary=int(loaded.model.config.get_text_config().vocab_size),
+            options=DRAW_OPTIONS | {"ignore_eos"},
+            device=str(loaded.device),
+            dtype=str(loaded.dtype).removeprefix("torch."),
+        )
         self._live: dict[str, _Live] = {}
         self._death: EngineError | None = None
         self._dying = threading.Lock()
@@ -115,7 +124,7 @@ class TransformersEngine:
         plan = self._plan
         # Only a cache that holds every slot at full length can do without the margin that keeps a small one from
         # taking in prefills whose decode then has to be thrown out again.
-        roomy = plan.tokens is not None and plan.tokens >= self.slots * self._loaded.context_tokens
+        roomy = plan.tokens is not None and plan.tokens >= self.capabilities.slots * self._loaded.context_tokens
         model = cast("ContinuousMixin", self._loaded.model)
         manager = model.init_continuous_batching(
             # Greedy as far as the manager knows: it takes the argmax of the scores that our sampler gives back.
@@ -124,7 +133,7 @@ class TransformersEngine:
                 page_size=plan.page_tokens,
                 num_blocks=plan.pages,
                 max_batch_tokens=plan.batch_tokens,
-                max_requests_per_batch=self.slots,
+                max_requests_per_batch=self.capabilities.slots,
                 # Resolved before our sampler is in its place, so the manager's own choice would leave it no room.
                 max_memory_percent=0.8 if self._loaded.device.type == "cuda" else None,
                 safety_margin=0.0 if roomy else None,
@@ -151,7 +160,7 @@ class TransformersEngine:
                 trial.fill_slots()
                 probe = EngineProbe(trial, self._sampler)
                 model, batch_tokens = self._loaded.model, self._plan.batch_tokens
-                SelfTest(model, probe, self._own_scores, self.context_tokens, batch_tokens).run()
+                SelfTest(model, probe, self._own_scores, self.capabilities.context_tokens, batch_tokens).run()
             except EngineError as error:
                 raise self._fatal_error() or error from error
 
@@ -164,7 +173,7 @@ class TransformersEngine:
         except (MemoryError, RuntimeError) as error:
             raise ModelError(
                 f"the KV cache doesn't fit on {self._loaded.device}: {error} "
-                f"(kv_cache_tokens={self._settings.kv_cache_tokens}, slots={self.slots}, "
+                f"(kv_cache_tokens={self._settings.kv_cache_tokens}, slots={self.capabilities.slots}, "
                 f"max_batch_tokens={self._plan.batch_tokens})"
             ) from error
         processor = self._manager.batch_processor
@@ -172,15 +181,18 @@ class TransformersEngine:
             raise ModelError("the batch processor wasn't made")
         if self._loaded.device.type == "cpu":
             draw_without_softmax(processor.model_runner)
-        self.context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
+        context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
+        self.capabilities = replace(self.capabilities, context_tokens=context_tokens)
         self._manager.start()
         threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
         self._allocated = True
-        log.info("engine on %s: %s slots, %s tokens a request", self._loaded.device, self.slots, self.context_tokens)
+        log.info(
+            "engine on %s: %s slots, %s tokens a request", self._loaded.device, self.capabilities.slots, context_tokens
+        )
         holds = CacheHolds(
             tokens=processor.cache.num_blocks * self._plan.page_tokens,
             size_bytes=processor.cache.cache_tensor.nbytes,
-            all_slots_tokens=self.slots * self._loaded.context_tokens,
+            all_slots_tokens=self.capabilities.slots * self._loaded.context_tokens,
         )
         log.info("KV cache on %s: %s", self._loaded.device, holds)
 
@@ -246,8 +258,10 @@ class TransformersEngine:
             self._deliver(EngineOutputs((EngineOutput(request.engine_id, (), "length"),)))
             return
         prefill = [*request.prompt_ids, *request.emitted_ids]
-        if not prefill or len(prefill) + remaining > self.context_tokens:
-            raise ValueError(f"{len(prefill)} + {remaining} tokens weren't admitted: {self.context_tokens} fit")
+        if not prefill or len(prefill) + remaining > self.capabilities.context_tokens:
+            raise ValueError(
+                f"{len(prefill)} + {remaining} tokens weren't admitted: {self.capabilities.context_tokens} fit"
+            )
         self._live[request.engine_id] = _Live(request.ignore_eos)
         accepted = self._manager.add_request(
             prefill,

@@ -32,14 +32,6 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheUse:
-    """How full a KV cache is: the tokens for which it has room, and the share of its pages that requests have."""
-
-    capacity_tokens: int
-    used_ratio: float
-
-
-@dataclass(frozen=True, slots=True)
 class CacheHolds:
     """What a KV cache has room for, as it's said at start."""
 

@@ -1,6 +1,6 @@
 """Loading a model: a folder or a Hub name gives the model, its tokenizer and what must be known of them.
 
-Owns the errors about model folders. Knows nothing of batching or the KV cache.
+Owns the errors about configurations and weights. Knows nothing of batching or the KV cache.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ import json
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,15 +22,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tokenrelay.worker.engine.contract import ModelError
+from tokenrelay.worker.engine.model_files.fingerprint import fingerprint_folder
+from tokenrelay.worker.engine.model_files.folder import check_folder, find_folder
+from tokenrelay.worker.engine.model_files.generation_defaults import ignored_fields
+from tokenrelay.worker.engine.model_files.one_line import one_line, shorten
+from tokenrelay.worker.engine.model_files.tokenizer import load_tokenizer
 from tokenrelay.worker.engine.transformers.device import choose_device, choose_dtype
-from tokenrelay.worker.engine.transformers.fingerprint import MODEL_FILES, fingerprint_folder
-from tokenrelay.worker.engine.transformers.generation_defaults import ignored_fields
 from tokenrelay.worker.engine.transformers.layers.linear import pack_linears
 from tokenrelay.worker.engine.transformers.layers.rope import steady_length
-from tokenrelay.worker.engine.transformers.refusal import one_line, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +65,10 @@ def load_model(
     target = choose_device(device)
     number_format = choose_dtype(dtype, target)
     folder = find_folder(name_or_folder, trust_remote_code=trust_remote_code)
-    _check_folder(folder)
+    check_folder(folder)
     with _quiet():
         config = _load_config(folder, trust_remote_code)
-        tokenizer = _load_tokenizer(folder, trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         model = _load_weights(folder, config, target, number_format, trust_remote_code)
     _check_vocabulary(model, tokenizer)
     ignored = ignored_fields(model.generation_config)
@@ -86,56 +85,6 @@ def load_model(
         eos_token_ids=_eos_token_ids(model, tokenizer),
         fingerprint=fingerprint_folder(folder, str(number_format)),
     )
-
-
-def find_folder(name_or_folder: str | Path, *, trust_remote_code: bool = False) -> Path:
-    """The folder itself, or the local snapshot of a Hub name. Raises ModelError for neither."""
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        return folder
-    name = str(name_or_folder)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"there is no model folder {name}")
-    patterns = [*MODEL_FILES, "*.py"] if trust_remote_code else list(MODEL_FILES)
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise ModelError(f"{name!r} is neither a folder nor a Hub name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{name!r} is no folder, and the Hugging Face Hub doesn't give it ({type(error).__name__}): check the "
-            "name, HF_TOKEN for a gated model, and that this host reaches the Hub or has the model in its cache"
-        ) from error
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no model folder: it has no config.json{_instead(folder)}")
-    generation = folder / "generation_config.json"
-    try:
-        readable = not generation.is_file() or isinstance(json.loads(generation.read_text("utf-8")), dict)
-    except (OSError, ValueError, RecursionError):
-        readable = False
-    if not readable:  # transformers would go on without it, and without the end tokens that it names
-        raise ModelError(f"{generation} isn't a JSON object")
-    if (folder / "adapter_config.json").is_file():
-        log.warning("the PEFT adapter in %s isn't applied: merge it into the model (merge_and_unload)", folder)
-    if not any(folder.glob("*.safetensors")):
-        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
-        found = f", only {', '.join(others[:3])}" if others else ""
-        raise ModelError(
-            f"{folder} has no *.safetensors{found}: other weight files aren't loaded, they can run code. "
-            "Save it with save_pretrained() of transformers to convert it"
-        )
-
-
-def _instead(folder: Path) -> str:
-    """What a folder without a configuration holds, where that is known."""
-    if (folder / "adapter_config.json").is_file():
-        return ", but a PEFT adapter's: merge it into its base model (merge_and_unload) and save that"
-    if any(folder.glob("*.gguf")):
-        return ", but GGUF files, which aren't loaded: take the model's folder of safetensors"
-    return ""
 
 
 def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
@@ -192,19 +141,6 @@ def _check_weights(folder: Path, info: dict[str, Any]) -> None:
     unexpected = sorted(info["unexpected_keys"])
     if unexpected:
         log.warning("%s tensors in %s aren't used: %s", len(unexpected), folder, ", ".join(unexpected[:3]))
-
-
-def _load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    # AutoTokenizer makes an empty tokenizer of some models' class where there are no files at all.
-    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab*", "*.model", "merges.txt")):
-        raise ModelError(f"{folder} has no tokenizer: no tokenizer.json, vocabulary or SentencePiece file")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # each tokenizer's own code, and Rust's, which raises nothing but Exception
-        raise ModelError(f"the tokenizer in {folder} can't be loaded: {one_line(error)}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ModelError(f"{folder} has no usable tokenizer: got {type(tokenizer).__name__}")
-    return tokenizer
 
 
 @contextmanager

@@ -36,10 +36,10 @@ class Trial:
 
     def fill_slots(self) -> None:
         """Run prefill and decode of one request, then of as many as there are slots. Raises EngineError."""
-        context_tokens = self._engine.context_tokens
+        context_tokens = self._engine.capabilities.context_tokens
         prompt = tuple(0 for _ in range(max(min(8, context_tokens - 4), 1)))
         budget = min(3, context_tokens - len(prompt))
-        for batch in sorted({1, self._engine.slots}):
+        for batch in sorted({1, self._engine.capabilities.slots}):
             self.draw([prompt] * batch, budget, _SAMPLED)
 
     def draw(

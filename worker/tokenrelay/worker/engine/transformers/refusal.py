@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tokenrelay.worker.engine.contract import ModelError
+from tokenrelay.worker.engine.model_files.one_line import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-
-_LONGEST: Final = 300
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, in one line of bounded length; its type too where it says little."""
-    words = " ".join(str(error).split())
-    if len(words) < 40:
-        words = f"{type(error).__name__}: {words}" if words else type(error).__name__
-    return shorten(words)
-
-
-def shorten(words: str) -> str:
-    """No more of a text than a line of a log bears."""
-    return words if len(words) <= _LONGEST else words[: _LONGEST - 3] + "..."
 
 
 @contextmanager

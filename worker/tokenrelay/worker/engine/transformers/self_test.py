@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tokenrelay.worker.engine.contract import ModelError
+from tokenrelay.worker.engine.model_files.one_line import one_line
 from tokenrelay.worker.engine.transformers.layers.linear import PackedLinear
-from tokenrelay.worker.engine.transformers.refusal import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

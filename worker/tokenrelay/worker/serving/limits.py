@@ -1,0 +1,45 @@
+"""What a request asks for against what the engine can do. Owns the words of these refusals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.worker.engine.admission import Overflow, admit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.shared.options import Submission
+    from tokenrelay.worker.engine.contract import Capabilities
+
+NEUTRAL: Final[Mapping[str, Any]] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "ignore_eos": False}
+"""The options that an engine must know of, and the values at which it need not."""
+
+
+def token_budget(prompt_tokens: int, emitted_tokens: int, options: Submission, capabilities: Capabilities) -> int:
+    """The tokens that the answer may have, over all attempts. Raises RequestError `prompt_too_long`, or
+    `unsupported_option` for an option that this engine doesn't obey."""
+    for name, neutral in NEUTRAL.items():
+        if name not in capabilities.options and cast("Mapping[str, Any]", options)[name] != neutral:
+            raise RequestError(
+                f"this model's engine doesn't support {name}: leave it out, or give {neutral!r}",
+                field=name,
+                limit=neutral,
+                code="unsupported_option",
+            )
+    admitted = admit(prompt_tokens, emitted_tokens, options["max_new_tokens"], capabilities.context_tokens)
+    if isinstance(admitted, Overflow):
+        raise _too_long(admitted)
+    return admitted
+
+
+def _too_long(overflow: Overflow) -> RequestError:
+    return RequestError(
+        # Clients tell an overflow by its words: "prompt is too long", or "this model's maximum context length is".
+        f"the prompt is too long: this model's maximum context length is {overflow.context_tokens} tokens, "
+        f"and the prompt has {overflow.prompt_tokens}; one at least must be left for the answer",
+        field="prompt",
+        limit=overflow.context_tokens - 1,
+        code="prompt_too_long",
+    )
