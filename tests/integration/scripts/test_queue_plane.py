@@ -30,7 +30,6 @@ from tests.integration.scripts.queue_plane import (
 )
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded, hashed
-from tokenrelay.shared.redis.batches import Call, Pipeline
 from tokenrelay.shared.store.jobs import (
     Execution,
     Outcome,
@@ -41,6 +40,8 @@ from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from tokenrelay.shared.redis.batches import Pipeline
 
 
 def test_enqueue_answers(pipeline: Pipeline, redis: Redis) -> None:
@@ -282,19 +283,3 @@ def test_drop_forgets_one_execution_only(pipeline: Pipeline, redis: Redis) -> No
     assert fetch(redis).get_status() == JobStatus.STARTED
     assert fetch(redis).get_executions() == []
     assert claimed(redis) == [REQUEST_ID]
-
-
-def test_bind_keeps_the_first(pipeline: Pipeline, redis: Redis) -> None:
-    def bind(request_id: str, expected: str = "") -> Any:
-        bound_keys = keys.idempotency("k"), keys.idempotency_mark("k")
-        return decoded(pipeline.run([Call("bind", bound_keys, (request_id, 60_000, expected, 5000))])[0])
-
-    assert bind(REQUEST_ID) == [REQUEST_ID, 60_000]
-    bound, left_ms = bind(OTHER_ID)
-    assert bound == REQUEST_ID
-    assert 50_000 < left_ms <= 60_000
-    assert bind(OTHER_ID, THIRD_ID)[0] == REQUEST_ID, "it is bound to another than expected"
-    assert bind(OTHER_ID, REQUEST_ID)[0] == OTHER_ID
-    assert 0 < redis.ttl(keys.idempotency("k")) <= 60
-    assert redis.get(keys.idempotency_mark("k")) == OTHER_ID.encode()
-    assert 0 < redis.ttl(keys.idempotency_mark("k")) <= 5
