@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from tests.waiting import wait_until
 from tests.writers import AnnouncingWriter
 from tokenrelay.gateway.app import create_app
-from tokenrelay.gateway.serving import Server, configuration
+from tokenrelay.gateway.server import Server, configuration
 from tokenrelay.shared.settings import GatewaySettings
 from tokenrelay.shared.store.jobs import iso
 from tokenrelay.shared.wire import keys

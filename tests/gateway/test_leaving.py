@@ -19,7 +19,7 @@ from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.waiting import wait_until
 from tokenrelay.gateway.core.gateway import Gateway
-from tokenrelay.gateway.records.marks import Mark
+from tokenrelay.gateway.records.annotations import Annotation
 from tokenrelay.gateway.streams.attachments import Attachments
 from tokenrelay.shared.settings import GatewaySettings
 from tokenrelay.shared.wire import keys
@@ -46,7 +46,7 @@ def test_random_disconnects_leave_nothing(make_gateway: MakeGateway, redis: Redi
         _leave_somewhere(gateway, draw)
         if draw.random() < 0.5 and (request_id := writer.take()) and writer.claim(request_id):
             writer.append(request_id, "It")
-    wait_until(lambda: not gateway.gateway.hub.feeds and not gateway.gateway.attachments.leaving)
+    wait_until(lambda: not gateway.gateway.hub.feeds and not gateway.gateway.attachments.abandoned)
     while request_id := writer.take():
         assert writer.claim(request_id) == 0  # all cancelled, whether a worker had begun or not
     states = [redis.hget(key, "state") for key in redis.keys("tokenrelay:{*}:request")]
@@ -116,7 +116,7 @@ class TestLeaving:
         )
         assert self.state(gateway, request_id) == "in_progress"
         wait_until(lambda: self.state(gateway, request_id) == "cancelled")
-        wait_until(lambda: gateway.gateway.attachments.leaving == 0)
+        wait_until(lambda: gateway.gateway.attachments.abandoned == 0)
 
     @pytest.mark.parametrize(
         ("path", "more"),
@@ -173,7 +173,7 @@ class TestLeaving:
                     moved = first.pop_all()
                 with moved:
                     asking.close()
-                    failed = gateway.gateway.figures.redis_errors
+                    failed = gateway.gateway.counters.redis_errors
                     wait_until(lambda: dict(failed.items())[("readers",)] >= 2)
                     redis.execute_command("ACL", "SETUSER", "default", "+hgetall", "+get")
                     wait_until(lambda: dict(failed.items())[("readers",)] >= 2 and writer.append(request_id, "It"))
@@ -201,7 +201,7 @@ class TestLeaving:
         asked = {"/v1/responses": {"input": "x"}, "/v1/completions": {"prompt": "x"}}.get(path, {"messages": ASKED})
         body = {"model": "weather", "stream": True, **asked, **more}
         request_id = self.leave(gateway, writer, lambda client: client.stream("POST", path, json=body, headers=headers))
-        assert gateway.gateway.attachments.leaving == 0
+        assert gateway.gateway.attachments.abandoned == 0
         writer.append(request_id, " is")
         assert writer.finish(request_id) == "OK"
 
@@ -271,7 +271,7 @@ class TestLeaving:
                     assert looking.get(path).status_code == 200
                 gone = looking.get(f"/requests/{request_id}/events?starting_after=99")
                 assert gone.status_code == 410
-            assert other.gateway.attachments.leaving == 0
+            assert other.gateway.attachments.abandoned == 0
             assert writer.append(request_id, "It") == "OK"
 
 
@@ -291,15 +291,15 @@ async def _looked_at_twice(gateway: Gateway, redis: Any) -> None:
         return int(redis.info("commandstats").get("cmdstat_hgetall", {}).get("calls", 0))
 
     async with gateway.running():
-        tenant, mark = gateway.tenants.tenant(None), Mark(api="chat", fleeting=True)
-        record = await gateway.submit({"prompt": "x"}, tenant, mark)
+        tenant, annotation = gateway.tenants.tenant(None), Annotation(api="chat", fleeting=True)
+        record = await gateway.submit({"prompt": "x"}, tenant, annotation)
         attachments = Attachments(gateway.hub, gateway.driver, 0.0, settled_s=2.0)
         attachment = attachments.attach(record)
         attachment.follow()
         before = looks()
         redis.execute_command("ACL", "SETUSER", "default", "-hgetall")
-        attachment.leave(departed=True)
-        await until(lambda: dict(gateway.figures.redis_errors.items()).get(("readers",)))
+        attachment.leave(disconnected=True)
+        await until(lambda: dict(gateway.counters.redis_errors.items()).get(("readers",)))
         redis.execute_command("ACL", "SETUSER", "default", "+hgetall")
         await until(lambda: looks() > before)
         redis.hset(keys.attached(record.request_id), "another", 2**60)
@@ -308,10 +308,10 @@ async def _looked_at_twice(gateway: Gateway, redis: Any) -> None:
             return redis.hget(keys.request(record.request_id), "state")
 
         await until(lambda: looks() > before + 1 or state() == b"cancelled")
-        assert (state(), attachments.leaving) == (b"queued", 1)
+        assert (state(), attachments.abandoned) == (b"queued", 1)
         redis.delete(keys.attached(record.request_id))
         await until(lambda: state() == b"cancelled")
-        await until(lambda: attachments.leaving == 0)
+        await until(lambda: attachments.abandoned == 0)
 
 
 def _redis_us(redis: Redis) -> int:

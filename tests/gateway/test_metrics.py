@@ -14,7 +14,7 @@ from tests.scrapes import Scrape, names_of, scrape_with
 from tests.waiting import wait_until
 from tokenrelay.gateway import metrics
 from tokenrelay.gateway.metrics import GatewayMetrics
-from tokenrelay.gateway.streams.figures import RedisClock
+from tokenrelay.gateway.streams.counters import RedisClock
 from tokenrelay.shared import queue_depths
 from tokenrelay.shared.exposition import Exposition
 
@@ -85,7 +85,7 @@ def test_refusals_are_counted_by_their_reason(make_gateway: MakeGateway, writer:
     gateway = make_gateway(max_queue_depth=1)
     with gateway.client() as http:
         assert [http.post("/requests", json={"prompt": "x"}).status_code for _ in range(3)] == [202, 429, 429]
-    assert gateway.gateway.figures.refused.get("queue_full") == 2
+    assert gateway.gateway.counters.refused.get("queue_full") == 2
 
 
 def test_redis_errors_are_counted_by_what_they_broke(make_redis_server: MakeRedisServer) -> None:
@@ -95,22 +95,22 @@ def test_redis_errors_are_counted_by_what_they_broke(make_redis_server: MakeRedi
         server.kill()
         with gateway.client() as http:
             assert http.post("/requests", json={"prompt": "x"}).status_code == 503
-        assert gateway.gateway.figures.redis_errors.get("answer") == 1
-        wait_until(lambda: gateway.gateway.figures.redis_errors.get("follow"))
+        assert gateway.gateway.counters.redis_errors.get("answer") == 1
+        wait_until(lambda: gateway.gateway.counters.redis_errors.get("follow"))
     finally:
         gateway.stop()
 
 
 def test_the_clock_is_right_before_anybody_follows(make_gateway: MakeGateway) -> None:
-    clock = make_gateway().gateway.figures.clock
+    clock = make_gateway().gateway.counters.clock
     wait_until(lambda: clock._ahead_s)
 
 
 def test_the_clock_believes_quick_answers() -> None:
     clock = RedisClock()
-    clock.asked()
-    clock.told(int(clock.now_us()) + 5_000_000)
+    clock.start_sample()
+    clock.finish_sample(int(clock.now_us()) + 5_000_000)
     first = clock.now_us()
     clock._asked_at -= 10  # an answer that took ten seconds
-    clock.told(0)
+    clock.finish_sample(0)
     assert clock.now_us() - first < 1_000_000

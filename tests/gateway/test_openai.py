@@ -217,7 +217,7 @@ def test_models_are_those_of_live_workers(client: openai.OpenAI, writer: WakingW
         client.models.retrieve("owner/name")
 
 
-UNDONE: Final = [
+UNSUPPORTED: Final = [
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
     ("response_format", {"type": "json_object"}),
@@ -234,7 +234,7 @@ UNDONE: Final = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), UNDONE)
+@pytest.mark.parametrize(("name", "value"), UNSUPPORTED)
 def test_what_we_do_not_do_is_refused_by_name(client: openai.OpenAI, redis: Redis, name: str, value: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="weather", messages=ASKED, extra_body={name: value})

@@ -15,10 +15,10 @@ from tests.gateway.test_guards import answered, connected
 from tests.gateway.test_views import RECORD
 from tests.streams import raw
 from tests.waiting import wait_until
-from tokenrelay.gateway.http.chunks import EXTENSION, framed
+from tokenrelay.gateway.http.chunks import EXTENSION, frame_chunk
 from tokenrelay.gateway.streams.attachments import Attachments
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
-from tokenrelay.gateway.streams.figures import Figures
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.rounds import AsyncDriver
@@ -66,7 +66,7 @@ class Client:
         if not self._turns or self._turns[self._written % len(self._turns)]:
             size, _, rest = chunk.partition(b"\r\n")
             body = rest[: int(size, 16)]
-            assert chunk == framed(body)
+            assert chunk == frame_chunk(body)
             self.received += body
             return True
         return False
@@ -101,7 +101,7 @@ def test_every_reader_has_every_byte_once_and_in_order(
 
 async def _read_all(cuts: list[int], drawn: list[tuple[int, int, list[bool] | None]], turns: list[int]) -> None:
     hub = Hub(
-        AsyncDriver(connect_async("redis://127.0.0.1:1/0")), Figures()
+        AsyncDriver(connect_async("redis://127.0.0.1:1/0")), GatewayCounters()
     )  # which nobody asks: the entries come from here
     attachments = Attachments(hub, AsyncDriver(hub._redis), 0.0)
     whole, joined = stream(TOKENS), list[tuple[Client, int, asyncio.Task[None]]]()
@@ -128,7 +128,7 @@ async def _read_all(cuts: list[int], drawn: list[tuple[int, int, list[bool] | No
 
 def test_a_reader_that_leaves_is_written_to_no_more() -> None:
     async def leave() -> None:
-        hub = Hub(AsyncDriver(connect_async("redis://127.0.0.1:1/0")), Figures())
+        hub = Hub(AsyncDriver(connect_async("redis://127.0.0.1:1/0")), GatewayCounters())
         feed: Feed = hub.attach(RECORD)
         view, client, stays = feed.view("raw", RawEncoder), Client([]), Client([])
         following = [asyncio.ensure_future(feed.follow(view, each.write)) for each in (client, stays)]

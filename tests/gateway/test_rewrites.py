@@ -27,7 +27,7 @@ def test_a_past_that_came_out_the_same_is_no_change(
         writer.append(running, " and")
         writer.finish(running)
         seen += list(events)
-        wait_until(lambda: not feed.doubted)
+        wait_until(lambda: not feed.rechecking)
     assert [event.last_id for event in seen] == ["0-1", "0-2", "1-0", "2-0", "3-0", "4-0", "4-1"]
 
 
@@ -49,7 +49,7 @@ def test_a_past_that_came_out_differently_is_said(http: httpx.Client, running: s
         rewrite(redis, running, 3, text=b"That")  # the last token is as it was
         redis.publish(keys.WAKE, running)
         (said,) = list(events)
-    assert "entry 1-0 is another one now" in said.data
+    assert "entry 1-0 has changed" in said.data
 
 
 def test_an_end_before_what_was_read_is_said(http: httpx.Client, writer: WakingWriter, running: str) -> None:
@@ -59,7 +59,7 @@ def test_an_end_before_what_was_read_is_said(http: httpx.Client, writer: WakingW
         writer.lose(running, 2)
         writer.finish(running)
         (said,) = list(events)
-    assert "ended before 3-0, which was read" in said.data
+    assert "ended before 3-0, which was already read" in said.data
 
 
 def test_an_event_that_is_gone_is_doubted_too(

@@ -17,8 +17,8 @@ from openai.types.responses import Response
 from tests.gateway.events import parse
 from tests.gateway.test_views import RECORD, view_of
 from tests.streams import whole_streams
-from tokenrelay.gateway.openai.bodies.requests import ChatBody, CompletionBody, ResponseBody, read_submission
-from tokenrelay.gateway.views.chat import ending, whole
+from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody, read_submission
+from tokenrelay.gateway.views.chat import failure_error, whole_completion
 from tokenrelay.gateway.views.response import snapshot
 from tokenrelay.shared.wire.answer import assemble
 from tokenrelay.shared.wire.entries import Ended, State
@@ -57,7 +57,7 @@ JUNK: Final = st.dictionaries(
 def chat_messages(entries: list[Entry]) -> Iterator[BaseModel]:
     """The answer's message, whole and accumulated from the stream."""
     answer = assemble(RECORD.request_id, entries)
-    yield ChatCompletion.model_validate(whole(RECORD, "chat", answer)).choices[0].message
+    yield ChatCompletion.model_validate(whole_completion(RECORD, "chat", answer)).choices[0].message
     state = ChatCompletionStreamState()
     for chunk in sent("chat", entries):
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
@@ -162,7 +162,7 @@ def test_a_responses_own_fields_are_the_next_requests(entries: list[Entry]) -> N
 @given(STREAMS)
 def test_a_completions_text_is_the_next_prompt(entries: list[Entry]) -> None:
     answer = assemble(RECORD.request_id, entries)
-    text = Completion.model_validate(whole(RECORD, "completion", answer)).choices[0].text
+    text = Completion.model_validate(whole_completion(RECORD, "completion", answer)).choices[0].text
     chunks = [Completion.construct(**chunk) for chunk in sent("completion", entries)]
     streamed = "".join(choice.text for chunk in chunks for choice in chunk.choices)
     for prompt in (f"x{text}", [f"x{streamed}"]):
@@ -175,6 +175,6 @@ def test_a_completions_text_is_the_next_prompt(entries: list[Entry]) -> None:
 def test_what_came_of_an_answer_that_failed_is_taken_back_too(entries: list[Entry]) -> None:
     ended = entries[-1]
     assert isinstance(ended, Ended)
-    assert ending(RECORD, ended)["code"]
+    assert failure_error(RECORD, ended)["code"]
     for items in response_items(entries):
         ResponseBody.model_validate({"model": "weather", "input": [FIRST, *items, NEXT]})

@@ -8,7 +8,7 @@ import pytest
 
 from tests.waiting import wait_until
 from tests.writers import End, serving
-from tokenrelay.gateway.openai.stored_items import MOST
+from tokenrelay.gateway.openai.stored_items import MAX_REFERENCES
 from tokenrelay.gateway.tenancy.tenants import new_key
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_an_unfinished_one_is_refused(http: httpx.Client, writer: WakingWriter) 
     assert response == f"resp_{request_id}"
     answer = asked(http, {"type": "item_reference", "id": f"msg_{request_id}"}, NEXT)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input.0")
-    assert "isn't finished" in answer.json()["error"]["message"]
+    assert "hasn't ended" in answer.json()["error"]["message"]
 
 
 def test_another_key_s_item_is_not_there(
@@ -79,7 +79,7 @@ def test_another_key_s_item_is_not_there(
 
 
 def test_what_one_body_makes_the_gateway_read_is_bounded(http: httpx.Client) -> None:
-    answer = asked(http, *[{"id": NOBODYS}] * (MOST + 1))
+    answer = asked(http, *[{"id": NOBODYS}] * (MAX_REFERENCES + 1))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
 
 
@@ -138,7 +138,7 @@ class TestPreviousResponse:
         response = asked(http, FIRST, background=True).json()["id"]
         answer = asked(http, NEXT, previous_response_id=response)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")
-        assert "isn't finished" in answer.json()["error"]["message"]
+        assert "hasn't ended" in answer.json()["error"]["message"]
         http.post(f"/v1/responses/{response}/cancel")
         with_none = asked(http, NEXT, previous_response_id=response, background=True).json()
         assert writer.request(with_none["id"].removeprefix("resp_"))["messages"] == [FIRST, NEXT]

@@ -18,7 +18,7 @@ from tests.gateway.test_openai import ASKED
 from tests.gateway.test_views import RECORD
 from tests.waiting import wait_until
 from tokenrelay.gateway.http.tasks import Background
-from tokenrelay.gateway.streams.figures import Figures
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.shared.errors import RedisUnusable
@@ -92,12 +92,12 @@ def test_work_that_ends_is_begun_again_and_said(caplog: pytest.LogCaptureFixture
 
     async def main() -> None:
         background = Background()
-        background.keep("counting", work)
+        background.run_forever("counting", work)
         async with asyncio.timeout(30):
             while len(runs) < 4:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            assert background.down == {"counting": "it ended"}
-            while background.down:  # noqa: ASYNC110
+            assert background.failing == {"counting": "it ended"}
+            while background.failing:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await background.stop()
 
@@ -118,7 +118,7 @@ def test_health_knows(make_redis_server: MakeRedisServer) -> None:
 
     try:
         with gateway.client() as client:
-            gateway.call(lambda: gateway.gateway.background.keep("broken", work))
+            gateway.call(lambda: gateway.gateway.background.run_forever("broken", work))
             wait_until(lambda: client.get("/health").status_code == 503)
             assert client.get("/health").json()["error"]["code"] == "degraded"
             failing = False
@@ -130,7 +130,7 @@ def test_health_knows(make_redis_server: MakeRedisServer) -> None:
 def test_a_client_that_is_ahead_while_redis_is_away() -> None:
     async def main() -> None:
         driver = AsyncDriver(connect_async("redis://127.0.0.1:1/0", retries=0))
-        hub = Hub(driver, Figures())
+        hub = Hub(driver, GatewayCounters())
         with pytest.raises(RedisUnusable):
             await hub.catch_up(hub.attach(RECORD))
 

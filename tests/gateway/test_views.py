@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.gateway.events import parse
 from tests.streams import REQUEST_ID, whole_streams
-from tokenrelay.gateway.records.marks import Mark, marked, unmarked
+from tokenrelay.gateway.records.annotations import Annotation, split_annotation, with_annotation
 from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.views.chat import ChatEncoder
 from tokenrelay.gateway.views.raw import RawEncoder
@@ -47,7 +47,7 @@ RECORD: Final = Record(
     ended=None,
     cancelled_by=None,
     options={**DEFAULTS, "prompt": "x"},
-    mark=Mark(),
+    annotation=Annotation(),
     metadata={},
     has_stream=True,
 )
@@ -109,14 +109,14 @@ def test_a_reader_that_resumes_reads_what_the_others_do(name: str, data: st.Data
     everything = b"".join(view.events)
     cut = data.draw(st.integers(0, len(entries) - 1))
     after = entries[cut].entry_id
-    behind = b"".join(view.events[view.behind(after) :])
+    behind = b"".join(view.events[view.position_after(after) :])
     assert everything.endswith(behind)
     grown = view_of(name, entries[: cut + 1])
     position = len(grown.events)
     for entry in entries[cut + 1 :]:
         grown.receive(entry)
     assert b"".join(grown.events[position:]) == behind
-    assert view.behind(EntryId(0, 0)) == 0
+    assert view.position_after(EntryId(0, 0)) == 0
 
 
 @given(entries=whole_streams())
@@ -190,12 +190,14 @@ def test_every_stream_ends_as_its_clients_expect(entries: list[Entry]) -> None:
 
 @given(
     metadata=st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
-    mark=st.builds(Mark, api=st.sampled_from(["", "chat"]), fleeting=st.booleans(), store=st.booleans()),
+    annotation=st.builds(Annotation, api=st.sampled_from(["", "chat"]), fleeting=st.booleans(), store=st.booleans()),
 )
-def test_a_mark_comes_back_and_stays_out_of_the_caller_s_metadata(metadata: dict[str, int], mark: Mark) -> None:
-    assert unmarked(marked(metadata, mark)) == (mark, metadata)
+def test_a_mark_comes_back_and_stays_out_of_the_caller_s_metadata(
+    metadata: dict[str, int], annotation: Annotation
+) -> None:
+    assert split_annotation(with_annotation(metadata, annotation)) == (annotation, metadata)
 
 
 @pytest.mark.parametrize("forged", [1, "x", None, [], {"no_such": 1}])
 def test_what_is_no_mark_is_none(forged: object) -> None:
-    assert unmarked({"tokenrelay.gateway": forged, "a": 1}) == (Mark(), {"a": 1})
+    assert split_annotation({"tokenrelay.gateway": forged, "a": 1}) == (Annotation(), {"a": 1})

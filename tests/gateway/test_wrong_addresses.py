@@ -60,7 +60,7 @@ def test_another_path_is_named(http: httpx.Client) -> None:
 def test_another_method_is_told_which(http: httpx.Client) -> None:
     answer = http.get("/v1/chat/completions")
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
-    assert answer.json()["error"]["message"] == "GET isn't possible at /v1/chat/completions; use POST"
+    assert answer.json()["error"]["message"] == "GET isn't allowed at /v1/chat/completions; use POST"
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models"])
@@ -75,7 +75,7 @@ def test_a_compressed_body_is_named(http: httpx.Client, encoding: str) -> None:
     answer = http.post("/v1/chat/completions", content=gzip.compress(BODY.encode()), headers=headers)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (415, "Content-Encoding")
-    assert error["message"] == f"Content-Encoding: is '{encoding}'; send the body as it is"
+    assert error["message"] == f"Content-Encoding: is '{encoding}'; send the body unencoded"
 
 
 def test_a_body_in_another_charset_is_told_utf8(http: httpx.Client) -> None:

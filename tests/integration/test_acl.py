@@ -188,10 +188,10 @@ def test_others_see_what_they_may(
         generation.result()
         top = shown(monkeypatch, url_of("dashboard"), "top")
         assert (top.exit_code, QUEUE in top.output) == (0, True), top.output
-        assert "This Redis user may read no requests" in top.output
+        assert "This Redis user may not read requests" in top.output
         status = shown(monkeypatch, url_of("producer"), "status")
         assert (status.exit_code, QUEUE in status.output) == (0, True), status.output
-        assert "this Redis user may not see" in status.output
+        assert "this Redis user may not read" in status.output
         of_one = shown(monkeypatch, url_of("consumer"), "status", generation.request_id)
         assert (of_one.exit_code, "incomplete" in of_one.output) == (0, True), of_one.output
         load = ("load", "--rate", "20", "--duration", "0.3", "--seed", "1", "--model", MODEL)

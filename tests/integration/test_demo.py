@@ -14,7 +14,7 @@ import pytest
 from tests.redis_servers import binaries
 from tests.writers import Writer, serving
 from tokenrelay.cli.demo.command import QUESTIONS
-from tokenrelay.cli.demo.watching import RedisCli, RedisPy, watch
+from tokenrelay.cli.demo.observers import RedisCli, RedisPy, watch
 from tokenrelay.producer import Producer
 from tokenrelay.worker.training.corpus import FIXED_QUESTION, UNSEEN_QUESTION
 

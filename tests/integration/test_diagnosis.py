@@ -17,10 +17,10 @@ from tests.redis_servers import binaries
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker
 from tests.writers import Writer
-from tokenrelay.cli.ops.diagnosis import Finding, all_is_well, diagnosed
-from tokenrelay.cli.ops.explanation import explained
-from tokenrelay.cli.ops.overview import looked_at
-from tokenrelay.cli.ops.system import Queue, System, Worker, system
+from tokenrelay.cli.ops.diagnosis import Finding, diagnose, healthy_line
+from tokenrelay.cli.ops.explanation import explain_request
+from tokenrelay.cli.ops.overview import read_overview
+from tokenrelay.cli.ops.system import Queue, System, Worker, read_system
 from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.shared.wire import keys
 
@@ -37,28 +37,28 @@ QUEUE = keys.queue("weather", "default")
 
 
 def found(redis: Redis) -> dict[str, Finding]:
-    _, findings = Driver(redis).run(looked_at())
+    _, findings = Driver(redis).run(read_overview())
     assert all(finding.message and finding.remedy for finding in findings)
     return {finding.code: finding for finding in findings}
 
 
 def why(redis: Redis, generation: Generation) -> dict[str, Finding]:
-    return {finding.code: finding for finding in Driver(redis).run(explained(generation.status()))}
+    return {finding.code: finding for finding in Driver(redis).run(explain_request(generation.status()))}
 
 
 def test_nothing_is_wrong(redis: Redis, writer: Writer, running: Generation) -> None:
     assert found(redis) == why(redis, running) == {}
-    told = all_is_well(Driver(redis).run(system()))
-    assert told == "All is well: 0 waiting, 1 running, 1 live worker, serving 'weather'."
+    told = healthy_line(Driver(redis).run(read_system()))
+    assert told == "No problems found: 0 waiting, 1 running, 1 live worker, serving 'weather'."
 
 
 def test_no_worker_at_all_and_none_for_the_model(redis: Redis, producer: Producer) -> None:
     generation = producer.submit("x")
-    assert "no worker is alive at all" in found(redis)["no_worker"].message
+    assert "(no worker is alive)" in found(redis)["no_worker"].message
     Writer(redis, model="owner/name").appear()
     assert "1 request waits in tokenrelay.weather.default" in found(redis)["no_worker"].message
-    assert "those alive serve 'owner/name'" in found(redis)["no_worker"].message
-    assert "those alive serve 'owner/name'" in why(redis, generation)["no_worker"].message
+    assert "live workers serve 'owner/name'" in found(redis)["no_worker"].message
+    assert "live workers serve 'owner/name'" in why(redis, generation)["no_worker"].message
 
 
 def test_all_slots_are_taken(redis_server: RedisServer, redis: Redis, producer: Producer) -> None:
@@ -66,7 +66,7 @@ def test_all_slots_are_taken(redis_server: RedisServer, redis: Redis, producer: 
         first, second, third = producer.submit_many(["w1"] * 3, model=MODEL, max_new_tokens=500)
         wait_until(lambda: "all_busy" in found(redis))
         assert "2 requests wait in tokenrelay.counting.default" in found(redis)["all_busy"].message
-        assert "all 1 slots of 1 worker are taken, a normal backlog: " in found(redis)["all_busy"].message
+        assert "all 1 slots of 1 worker are in use, a normal backlog: " in found(redis)["all_busy"].message
         assert why(redis, first) == {}
         assert set(why(redis, second)) == {"all_busy"}
         assert why(redis, third)["queued_behind"].message == "1 request is before it"
@@ -91,16 +91,16 @@ def test_suspended(redis: Redis, producer: Producer, writer: Writer) -> None:
 
 def test_a_worker_that_is_silent_or_gone(redis: Redis, writer: Writer) -> None:
     redis.pexpire(keys.rq_worker(writer.name), 7000)  # as after 3 s without a heartbeat
-    assert "was last heard of 3." in found(redis)["worker_silent"].message.replace("2.9", "3.0")
+    assert "its last heartbeat was 3." in found(redis)["worker_silent"].message.replace("2.9", "3.0")
     redis.delete(keys.rq_worker(writer.name))
     redis.sadd(keys.RQ_QUEUES, keys.rq_queue(QUEUE))
-    assert "scripted went without a sign-off" in found(redis)["worker_gone"].message
+    assert "scripted vanished without unregistering" in found(redis)["worker_gone"].message
 
 
 def test_nobody_is_left_to_go_on(redis: Redis, writer: Writer, running: Generation) -> None:
     redis.delete(keys.rq_worker(writer.name))
     assert "abandoned" not in found(redis)  # its lease holds: the worker may come back
-    assert why(redis, running)["waits_for_lease"].message.startswith("its worker scripted is silent; another one")
+    assert why(redis, running)["waits_for_lease"].message.startswith("its worker scripted has no heartbeat; another")
     redis.hset(keys.request(running.request_id), "lease_us", 1)
     assert running.request_id in found(redis)["abandoned"].message
     assert "lost its worker after 3 tokens" in why(redis, running)["abandoned"].message
@@ -169,5 +169,5 @@ def test_work_that_waits_beside_free_slots() -> None:
     worker = Worker("box", ("weather",), "idle", 8, 0, 0.1, "host", 0, 0)
     queue = Queue(QUEUE, "weather", 2, 0, 1, 12.0)
     now = System(1, (queue,), (worker,), False, None, None, ())
-    (finding,) = diagnosed(now)
-    assert (finding.code, "box could take more and doesn't: " in finding.message) == ("not_taken", True)
+    (finding,) = diagnose(now)
+    assert (finding.code, "box has free slots but takes no requests: " in finding.message) == ("not_taken", True)

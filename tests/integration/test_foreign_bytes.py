@@ -20,7 +20,7 @@ from tests.scribbles import KNOWN, MANY, Scribble, erase, scribble, scribbles
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.cli.commands import app
-from tokenrelay.cli.output import Exit
+from tokenrelay.cli.terminal.output import Exit
 from tokenrelay.producer import Consumer, Producer
 from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.trace import traced

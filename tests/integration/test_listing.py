@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.waiting import wait_until
 from tests.writers import End, Writer
 from tokenrelay.cli.commands import app
-from tokenrelay.cli.ops.listing import Listed
+from tokenrelay.cli.ops.listing import ListState
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -60,7 +60,7 @@ def of_state(producer: Producer, writer: Writer) -> dict[str, Generation]:
 
 def test_every_state(of_state: dict[str, Generation], redis: Redis) -> None:
     redis.config_resetstat()
-    for state in Listed:
+    for state in ListState:
         assert ids("--state", state) == [of_state[state].request_id], state
     assert ids() == [generation.request_id for generation in of_state.values()][::-1]
     assert ids("--limit", "2") == [of_state[state].request_id for state in ("queued", "running")]
@@ -92,7 +92,7 @@ def test_the_table(of_state: dict[str, Generation]) -> None:
 
 def test_nothing_to_list() -> None:
     done = CliRunner().invoke(app, ["list"])
-    assert (done.exit_code, done.stderr.startswith("no request: none was submitted")) == (0, True)
+    assert (done.exit_code, done.stderr.startswith("no requests: none submitted")) == (0, True)
 
 
 @pytest.mark.slow

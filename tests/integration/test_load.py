@@ -103,7 +103,7 @@ def test_the_command_prints_its_table_and_its_curves(redis_server: RedisServer) 
     lines = done.stdout.splitlines()
     assert lines[0].endswith(" completed")
     assert "30/s asked for, seed 5" in lines[1]
-    assert "first token, median of those that arrived then" in lines
+    assert "first token, median by arrival" in lines
     assert any("█" in line for line in lines)
     assert max(map(len, lines)) <= 80
 
@@ -151,7 +151,7 @@ def test_nobody_to_answer_is_said_once(redis: Redis) -> None:
         (("--rate", "1", "--duration", "1", "--max-new-tokens", "9:3"), "--max-new-tokens: 9:3 is empty"),
         (("--rate", "1", "--duration", "1", "--prompts", "/nowhere"), "--prompts: "),
         (("--rate", "1", "--duration", "1", "--model", "no/such/name"), "model: "),
-        (("--rate", "1", "--duration", "1", "--plot", "x.txt"), "--plot: 'x.txt' is no picture"),
+        (("--rate", "1", "--duration", "1", "--plot", "x.txt"), "--plot: 'x.txt': unsupported format"),
     ],
 )
 def test_bad_options(arguments: tuple[str, ...], told: str, redis: Redis) -> None:

@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 
 from tests.writers import WEATHER, Writer
 from tokenrelay.cli.commands import app
-from tokenrelay.cli.ops.diagnosis import diagnosed
+from tokenrelay.cli.ops.diagnosis import diagnose
 from tokenrelay.cli.ops.frame import UNLIMITED, frame
-from tokenrelay.cli.ops.snapshot import MOST_ENDED, PER_REGISTRY, Snapshot, as_json, snapshot
-from tokenrelay.cli.ops.top import refreshed
-from tokenrelay.cli.spread import Spread
+from tokenrelay.cli.ops.snapshot import MAX_ENDED, MAX_REGISTRY_ENTRIES, Snapshot, as_json, read_snapshot
+from tokenrelay.cli.ops.top import refresh
+from tokenrelay.cli.terminal.percentiles import Percentiles
 from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.shared.wire import keys
 
@@ -45,13 +45,13 @@ QUEUE: Final = keys.queue("weather", "default")
 
 
 def taken(redis: Redis) -> Snapshot:
-    return Driver(redis).run(snapshot())
+    return Driver(redis).run(read_snapshot())
 
 
 def printed(shot: Snapshot, *, width: int = 80, lines: int = UNLIMITED, trouble: str = "") -> list[str]:
     written = io.StringIO()
     console = Console(file=written, width=width, height=min(lines, 1000), color_system=None, highlight=False)
-    console.print(frame(shot, diagnosed(shot.system, shot.running), where="here", lines=lines, trouble=trouble))
+    console.print(frame(shot, diagnose(shot.system, shot.running), where="here", lines=lines, trouble=trouble))
     return written.getvalue().splitlines()
 
 
@@ -72,7 +72,7 @@ def test_the_figures_are_those_of_the_streams(
     tokens = [answer.tokens for answer in answers]
     tokens.append(tuple(token for _, token in zip(range(3), running.tokens(), strict=False)))
     gaps = [(b.at_us - a.at_us) / 1000 for one in tokens for a, b in zip(one, one[1:], strict=False)]
-    assert shot.inter_token_ms == Spread.of(gaps)
+    assert shot.inter_token_ms == Percentiles.of(gaps)
     assert shot.inter_token_ms.count == 3 * 5 + 2
     started = next(event for event in running.events() if event.kind == "started")
     assert shot.ttft_ms.count == shot.queue_wait_ms.count == 4
@@ -101,13 +101,13 @@ def test_a_migration_is_seen(redis: Redis, writer: Writer, running: Generation) 
 
 
 def test_a_sample_says_that_it_is_one(redis: Redis, producer: Producer, writer: Writer) -> None:
-    answered(producer, writer, MOST_ENDED + 5)
+    answered(producer, writer, MAX_ENDED + 5)
     shot = taken(redis)
-    assert (len(shot.ended), shot.is_sample) == (MOST_ENDED, True)
-    assert f"a sample: 0 of 0 running, the last {MOST_ENDED} ended" in "\n".join(printed(shot))
+    assert (len(shot.ended), shot.is_sample) == (MAX_ENDED, True)
+    assert f"a sample: 0 of 0 running, the last {MAX_ENDED} ended" in "\n".join(printed(shot))
     # The rate is of the time that the sample reaches back over, not of the whole window.
     span_s = (shot.system.now_us - min(one.ended_us or 0 for one in shot.ended)) / 1e6
-    assert shot.tokens_per_s == pytest.approx(len(WEATHER) * MOST_ENDED / span_s, rel=0.1)
+    assert shot.tokens_per_s == pytest.approx(len(WEATHER) * MAX_ENDED / span_s, rel=0.1)
 
 
 def test_a_sample_of_many_queues_says_that_it_is_one(redis: Redis, producer: Producer, writer: Writer) -> None:
@@ -115,13 +115,13 @@ def test_a_sample_of_many_queues_says_that_it_is_one(redis: Redis, producer: Pro
         Writer(redis, f"worker-{number}", model=f"model-{number}").appear()
         producer.submit("x", model=f"model-{number}")
     answered(producer, writer)
-    looked_at = PER_REGISTRY // (3 * len(taken(redis).system.queues))
-    assert looked_at < MOST_ENDED / 2
-    answered(producer, writer, looked_at - 2)
+    read_overview = MAX_REGISTRY_ENTRIES // (3 * len(taken(redis).system.queues))
+    assert read_overview < MAX_ENDED / 2
+    answered(producer, writer, read_overview - 2)
     assert not taken(redis).is_sample
     answered(producer, writer, 3)
     shot = taken(redis)
-    assert (len(shot.ended), shot.is_sample) == (looked_at, True)
+    assert (len(shot.ended), shot.is_sample) == (read_overview, True)
 
 
 @pytest.mark.parametrize("lines", [16, 24, 40])
@@ -151,11 +151,11 @@ def test_a_redis_that_goes_away_is_said_over_the_last_figures(make_redis_server:
     with server.client() as client:
         shot = taken(client)
         server.kill()
-        again, trouble = refreshed(Driver(client), shot)
+        again, trouble = refresh(Driver(client), shot)
     assert again is shot
     shown = " ".join(" ".join(printed(shot, trouble=trouble)).split())
     assert "is it running there?" in shown
-    assert "below is what was read last" in shown
+    assert "showing the last snapshot" in shown
 
 
 def test_control_characters_in_names_stay_names(redis: Redis, producer: Producer) -> None:

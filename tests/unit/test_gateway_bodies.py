@@ -12,12 +12,12 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 from pydantic import ValidationError
 
-from tokenrelay.gateway.http.problems import Problem, invalid
+from tokenrelay.gateway.http.problems import Problem, validation_problem
 from tokenrelay.gateway.openai.bodies.fields import HINTS, NOTES
-from tokenrelay.gateway.openai.bodies.requests import ChatBody, CompletionBody, ResponseBody, read_submission
+from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody, read_submission
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.openai.bodies.requests import Common
+    from tokenrelay.gateway.openai.bodies.request_bodies import Common
 
 ASKED: Final = [{"role": "user", "content": "hi"}]
 LEAST: Final[dict[type[Common], dict[str, Any]]] = {
@@ -40,7 +40,7 @@ def refused(kind: type[Common], **fields: Any) -> Problem:
         return problem
     except ValidationError as error:
         errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-        return invalid(errors, body)
+        return validation_problem(errors, body)
     raise AssertionError(f"{fields} was taken")
 
 
@@ -54,12 +54,12 @@ def refused(kind: type[Common], **fields: Any) -> Problem:
 )
 def test_every_field_of_the_openai_package_is_known(kind: type[Common], params: type) -> None:
     """A field that a new release of the package brings must be looked at: does it change the answer?"""
-    known = {*kind.model_fields, *kind.undone, *HINTS, *NOTES}
+    known = {*kind.model_fields, *kind.unsupported, *HINTS, *NOTES}
     assert set(get_type_hints(params)) - known == set()
 
 
 EVERYWHERE: Final[list[tuple[str, Any]]] = [
-    *((name, None) for name in sorted({*ChatBody.undone, *HINTS, *NOTES} - {"input", "prompt", "messages"})),
+    *((name, None) for name in sorted({*ChatBody.unsupported, *HINTS, *NOTES} - {"input", "prompt", "messages"})),
     ("best_of", 1),
     ("frequency_penalty", 0),
     ("presence_penalty", 0.0),
@@ -206,7 +206,7 @@ def test_another_endpoints_question_is_refused_by_name(kind: type[Common], name:
 
 @pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
 def test_a_conversation_is_continued_by_responses_alone(kind: type[Common]) -> None:
-    assert "ask there" in refused(kind, previous_response_id="resp_1").message
+    assert "use that endpoint" in refused(kind, previous_response_id="resp_1").message
 
 
 @pytest.mark.parametrize("kind", LEAST)
@@ -278,7 +278,7 @@ def test_scalars_that_would_lose_something_are_refused_by_name(kind: type[Common
 def test_flags_of_how_to_answer_are_coerced_too(given: Any, taken: bool | None) -> None:
     options = {"include_usage": given}
     body = ChatBody.model_validate({**LEAST[ChatBody], "stream": given, "store": given, "stream_options": options})
-    assert (body.stream, body.store, body.told_usage) == (taken, taken, "last" if taken else "none")
+    assert (body.stream, body.store, body.usage_chunks) == (taken, taken, "last" if taken else "none")
     assert ResponseBody.model_validate({**LEAST[ResponseBody], "background": given}).background is taken
 
 
@@ -292,7 +292,7 @@ def test_flags_of_how_to_answer_are_coerced_too(given: Any, taken: bool | None) 
     ],
 )
 def test_which_chunks_say_the_usage(options: dict[str, Any], told: str) -> None:
-    assert ChatBody.model_validate({**LEAST[ChatBody], "stream_options": options}).told_usage == told
+    assert ChatBody.model_validate({**LEAST[ChatBody], "stream_options": options}).usage_chunks == told
 
 
 @settings(deadline=None)
@@ -317,7 +317,7 @@ def test_any_name_of_the_limit_is_taken_and_two_that_differ_are_not(kind: type[C
         (CompletionBody, {"prompt": [1, 2]}, "prompt", "token IDs aren't supported"),
         (CompletionBody, {"prompt": [5]}, "prompt", "token IDs aren't supported"),
         (CompletionBody, {"prompt": [[1, 2]]}, "prompt", "token IDs aren't supported"),
-        (CompletionBody, {"prompt": ["a", "b"]}, "prompt", "one prompt a request"),
+        (CompletionBody, {"prompt": ["a", "b"]}, "prompt", "one prompt per request"),
         (ChatBody, {"stop": 5}, "stop", "must be text or a list of texts"),
         (ChatBody, {"stop": ["a", 5]}, "stop.1", "must be text"),
         (ChatBody, {"stream_options": 5}, "stream_options", "must be a JSON object"),

@@ -11,10 +11,10 @@ from openai.types.responses import response_create_params
 
 from tests.unit.test_gateway_bodies import LEAST, read
 from tokenrelay.gateway.openai.bodies.fields import HINTS, NOTES
-from tokenrelay.gateway.openai.bodies.requests import ChatBody, CompletionBody, ResponseBody
+from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.openai.bodies.requests import Common
+    from tokenrelay.gateway.openai.bodies.request_bodies import Common
 
 SAMPLING: Final[dict[str, Any]] = {
     "frequency_penalty": 0.0,
@@ -199,7 +199,7 @@ def test_all_of_them_at_once(kind: type[Common]) -> None:
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_every_field_of_the_table_is_known(kind: type[Common]) -> None:
-    assert DEFAULTS[kind].keys() - {*kind.model_fields, *kind.undone, *HINTS, *NOTES} == set()
+    assert DEFAULTS[kind].keys() - {*kind.model_fields, *kind.unsupported, *HINTS, *NOTES} == set()
 
 
 @pytest.mark.parametrize(

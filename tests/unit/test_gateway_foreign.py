@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests.unit.test_gateway_bodies import LEAST, read, refused
-from tokenrelay.gateway.openai.bodies import foreign
-from tokenrelay.gateway.openai.bodies.requests import (
+from tokenrelay.gateway.openai.bodies import other_servers
+from tokenrelay.gateway.openai.bodies.request_bodies import (
     ChatBody,
     CompletionBody,
     ResponseBody,
-    in_callers_words,
     read_submission,
+    with_callers_field,
 )
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import Limits, validate
 
 if TYPE_CHECKING:
-    from tokenrelay.gateway.openai.bodies.requests import Common
+    from tokenrelay.gateway.openai.bodies.request_bodies import Common
 
 NO_OPS: Final[list[tuple[str, Any]]] = [
-    *((name, None) for name in (*foreign.UNDONE, *foreign.HINTS, *foreign.CONTAINERS)),
+    *((name, None) for name in (*other_servers.UNSUPPORTED, *other_servers.HINTS, *other_servers.CONTAINERS)),
     ("repeat_penalty", 1),
     ("repeat_penalty", "1.0"),
     ("repeat_last_n", 64),
@@ -165,14 +165,14 @@ def test_objects_within_objects_are_refused_however_deep() -> None:
     assert refused(ChatBody, **nested).param == "options"
 
 
-@pytest.mark.parametrize("name", foreign.UNDONE)
+@pytest.mark.parametrize("name", other_servers.UNSUPPORTED)
 def test_no_field_of_the_table_takes_everything(name: str) -> None:
     """Else it would be a hint."""
-    assert not all(map(foreign.UNDONE[name], (7, True, "x", ["x"])))
+    assert not all(map(other_servers.UNSUPPORTED[name], (7, True, "x", ["x"])))
 
 
-def test_where_to_say_it_is_told() -> None:
-    assert "beside model" in refused(ChatBody, options={"num_predict": 5}).message
+def test_the_error_says_where_the_option_belongs() -> None:
+    assert "top level" in refused(ChatBody, options={"num_predict": 5}).message
     assert "message of the role system" in refused(ChatBody, system="Be brief.").message
 
 
@@ -212,7 +212,7 @@ class TestOurNameForIt:
         assert read(kind, **{name: "6"}).options() == read(kind, max_tokens=6).options()
         assert read(kind, **{name: 6}, max_tokens=6).options()["max_new_tokens"] == 6
         assert refused(kind, **{name: 7}, max_tokens=6).message == f"{name}: differs from max_tokens; give one of them"
-        error = read(kind, **{name: 0}).in_callers_words(RequestError("max_new_tokens: low", field="max_new_tokens"))
+        error = read(kind, **{name: 0}).with_callers_field(RequestError("max_new_tokens: low", field="max_new_tokens"))
         assert (error.field, error.message) == (name, f"{name}: low")
 
     @pytest.mark.parametrize("name", ["stop_sequences", "stop_strings"])
@@ -256,7 +256,7 @@ class TestOurNameForIt:
             body = read(kind, **{name: stop})
             with pytest.raises(RequestError) as caught:
                 validate({**body.options()}, Limits(1000, 1000))
-            error = body.in_callers_words(caught.value)
+            error = body.with_callers_field(caught.value)
             assert (error.field, error.message.partition(": ")[0]) == (f"{name}.{wrong}", f"{name}.{wrong}")
 
 
@@ -264,6 +264,6 @@ def test_the_wrong_stop_text_of_a_submission_has_the_callers_index() -> None:
     body = {"prompt": "x", "stop": ["", "a", "", "x" * 257]}
     with pytest.raises(RequestError) as caught:
         validate(read_submission(body)[0], Limits(1000, 1000))
-    assert in_callers_words(caught.value, body).field == "stop.3"
+    assert with_callers_field(caught.value, body).field == "stop.3"
     other = RequestError("seed: low", field="seed")
-    assert in_callers_words(other, body) is other
+    assert with_callers_field(other, body) is other

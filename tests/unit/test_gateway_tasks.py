@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tokenrelay.gateway.http.tasks import stop
+from tokenrelay.gateway.http.tasks import cancel_all
 
 
 def test_tasks_that_swallow_a_cancellation_end_all_the_same() -> None:
@@ -20,11 +20,11 @@ def test_tasks_that_swallow_a_cancellation_end_all_the_same() -> None:
         tasks = [asyncio.create_task(deaf(times)) for times in range(3)]
         await asyncio.sleep(0)
         async with asyncio.timeout(5):
-            await stop(tasks)
+            await cancel_all(tasks)
         return tasks
 
     assert all(task.cancelled() for task in asyncio.run(main()))
 
 
 def test_no_tasks_are_no_wait() -> None:
-    asyncio.run(stop([]))
+    asyncio.run(cancel_all([]))

@@ -29,8 +29,13 @@ FORBIDDEN = {
     "producer/tokenrelay/gateway": ("tokenrelay.cli",),
     "worker": (*APPLICATIONS, "tokenrelay.producer", "tokenrelay.testing"),
 }
-FLOORS = ("http", "records", "views", "streams", "tenancy", "core", "openai/bodies", "openai", "native", "")
-"""The gateway's rooms: each may import from those before it. The last is what stands above all of them."""
+FLOORS = {
+    "gateway": ("http", "records", "views", "streams", "tenancy", "core", "openai/bodies", "openai", "native", ""),
+    "cli": ("terminal", "client", "ops", "load", "demo", ""),
+}
+"""Rooms of a package, lowest floor first; each may import from itself and those before it. "" is the package root."""
+PEERS = {"ops", "load", "demo"}
+"""Rooms of the CLI that don't import each other."""
 WORKER_FLOORS = (
     "sampling", "text", "models", "training", "engine", "serving", "core", "rq_mirror", "maintenance", "", "supervisor",
     "__main__",
@@ -62,14 +67,17 @@ def test_imports_go_one_way(folder: str) -> None:
                 assert not name.startswith(forbidden + "."), f"{file} imports {name}"
 
 
-def test_the_gateways_rooms_import_downwards() -> None:
-    gateway = ROOT / "producer" / "tokenrelay" / "gateway"
-    for file in gateway.rglob("*.py"):
-        floor = FLOORS.index("/".join(file.relative_to(gateway).parts[:-1]))
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_import_downwards(package: str) -> None:
+    root, floors = ROOT / "producer" / "tokenrelay" / package, FLOORS[package]
+    prefix = f"tokenrelay.{package}."
+    for file in root.rglob("*.py"):
+        own = "/".join(file.relative_to(root).parts[:-1])
         for name in imported_names(file):
-            room, _, module = name.removeprefix("tokenrelay.gateway.").replace(".", "/").rpartition("/")
-            if name.startswith("tokenrelay.gateway.") and (gateway / room / f"{module}.py").exists():
-                assert FLOORS.index(room) <= floor, f"{file} imports {name}"
+            room, _, module = name.removeprefix(prefix).replace(".", "/").rpartition("/")
+            if name.startswith(prefix) and (root / room / f"{module}.py").exists():
+                assert floors.index(room) <= floors.index(own), f"{file} imports {name}"
+                assert room == own or not {room, own} <= PEERS, f"{file} imports {name}"
 
 
 def worker_room(parts: tuple[str, ...]) -> str:

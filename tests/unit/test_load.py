@@ -7,12 +7,12 @@ from statistics import mean, stdev
 
 import pytest
 
-from tokenrelay.cli.drawing import duration
 from tokenrelay.cli.load.chart import bars
 from tokenrelay.cli.load.report import report
 from tokenrelay.cli.load.run import Outcome
 from tokenrelay.cli.load.workload import Arrival, Range, Workload
-from tokenrelay.cli.spread import Spread
+from tokenrelay.cli.terminal.percentiles import Percentiles
+from tokenrelay.cli.terminal.tables import duration
 from tokenrelay.shared.errors import RequestError
 
 
@@ -35,8 +35,8 @@ def test_arrivals_are_poisson() -> None:
 
 
 def test_lengths_are_mixed_and_within_bounds() -> None:
-    drawn = arrivals()
-    budgets, prompts = [one.max_new_tokens for one in drawn], [len(one.prompt.split()) for one in drawn]
+    render = arrivals()
+    budgets, prompts = [one.max_new_tokens for one in render], [len(one.prompt.split()) for one in render]
     assert (min(budgets), max(budgets), min(prompts), max(prompts)) == (8, 128, 4, 64)
     assert sorted(budgets)[len(budgets) // 2] == pytest.approx(32, rel=0.1)  # log-uniform: the geometric mean
 
@@ -62,15 +62,15 @@ def test_latency_counts_from_the_intended_arrival() -> None:
 
 
 def test_percentiles_are_measured_values() -> None:
-    assert Spread.of([]) == Spread(0)
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(3, 2.0, 3.0, 3.0, 3.0)
-    assert Spread.of(range(1, 201)) == Spread(200, 100, 180, 198, 200)
+    assert Percentiles.of([]) == Percentiles(0)
+    assert Percentiles.of([3.0, 1.0, 2.0]) == Percentiles(3, 2.0, 3.0, 3.0, 3.0)
+    assert Percentiles.of(range(1, 201)) == Percentiles(200, 100, 180, 198, 200)
 
 
 def test_bars() -> None:
-    drawn = bars([0.0, None, 0.001, 50.0, 100.0], lambda value: f"{value:g}")
-    assert [line[10:] for line in drawn] == ["    █", "    █", "   ██", "  ▁██"]
-    assert [line[:10].strip() for line in drawn] == ["100", "", "", "0"]
+    render = bars([0.0, None, 0.001, 50.0, 100.0], lambda value: f"{value:g}")
+    assert [line[10:] for line in render] == ["    █", "    █", "   ██", "  ▁██"]
+    assert [line[:10].strip() for line in render] == ["100", "", "", "0"]
     assert bars([], str) == ["      0.0", "", "", "      0.0"]
 
 

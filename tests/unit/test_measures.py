@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.redis_servers import free_port
 from tests.scrapes import Scrape
 from tokenrelay.gateway import metrics as gateway_metrics
-from tokenrelay.gateway.streams.figures import Figures as GatewayFigures
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.shared import measures
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
@@ -81,7 +81,7 @@ def test_every_end_has_a_series_from_the_start() -> None:
     written = set(re.findall(r'(?:code=|failure\()"(\w+)"', sources))
     assert {"prompt_too_long", "internal_error"} < written <= set(FAILURES)
     assert {("failed", code) for code in FAILURES} <= {labels for labels, _ in figures.ends.items()}
-    for durations in (figures.request_s, GatewayFigures().request_s):
+    for durations in (figures.request_s, GatewayCounters().request_s):
         assert {labels for labels, _ in durations.items()} == {(state,) for state in State if state.terminal}
 
 

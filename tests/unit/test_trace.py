@@ -13,8 +13,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tests.streams import REQUEST_ID, whole_streams
-from tokenrelay.cli.output import visible
-from tokenrelay.cli.trace import print_trace
+from tokenrelay.cli.client.trace import print_trace
+from tokenrelay.cli.terminal.output import visible
 from tokenrelay.producer import Producer
 from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.trace import FIELDS, Kind, as_json, trace_of, traced
@@ -204,7 +204,7 @@ def test_a_baton_pass_in_the_middle_of_a_long_answer_is_shown() -> None:
     [
         (fails("internal_error", "it [b]roke", after="It is"), "failed: internal_error: it [b]roke"),
         (fails("internal_error", "at once"), "No word reached the reader."),
-        (stalls(after="It"), "more is to come."),
+        (stalls(after="It"), "still running after"),
         (stalls(), "No word reached the reader in the "),
         (answers(), "No word reached the reader."),
     ],

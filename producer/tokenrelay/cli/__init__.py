@@ -1,1 +1,1 @@
-"""The command line `tokenrelay`: ask, submit, follow, cancel, status, trace, demo."""
+"""The command `tokenrelay`, an application over the producer and the gateway."""

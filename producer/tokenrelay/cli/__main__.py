@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command that was given. Ctrl-C is no traceback, not even while modules are loaded."""
+    """Run the command. Ctrl-C exits without a traceback, even during imports."""
     try:
         from tokenrelay.cli.commands import app
 

@@ -1,5 +1,4 @@
 """The HTTP gateway: a producer and consumer over HTTP, for any OpenAI client and any browser.
 
-It needs the extra `gateway`. It holds nothing that must outlive it: whatever it says of a request comes from Redis, so
-any gateway says the same.
+It needs the extra `gateway`. All state lives in Redis, so every gateway gives the same answer about a request.
 """

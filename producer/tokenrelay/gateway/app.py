@@ -1,4 +1,4 @@
-"""The ASGI application: routes, guards, and how errors are answered."""
+"""The ASGI application: routes, middleware, exception handlers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from tokenrelay.gateway.core.gateway import Gateway
-from tokenrelay.gateway.http.counting import RequestCount
-from tokenrelay.gateway.http.guards import PathGuard, SizeGuard, StopGuard
+from tokenrelay.gateway.http.guards import PathNormalizer, ShutdownGuard, SizeGuard
+from tokenrelay.gateway.http.json_responses import problem_response
 from tokenrelay.gateway.http.origins import HostGuard, OriginGuard, origins_of
-from tokenrelay.gateway.http.problems import Place, Problem, framework, invalid, problem_of
-from tokenrelay.gateway.http.replies import problem_response
+from tokenrelay.gateway.http.problems import Problem, RefusedRequest, framework_problem, problem_of, validation_problem
+from tokenrelay.gateway.http.request_counter import RequestCounter
 from tokenrelay.gateway.native import page as routes_page
 from tokenrelay.gateway.native import requests as routes_requests
 from tokenrelay.gateway.openai import completions as routes_completions
@@ -59,10 +59,10 @@ def create_app(settings: GatewaySettings, demo: Demo | None = None) -> FastAPI:
         title="tokenrelay",
         version=version("tokenrelay"),
         summary="Durable, resumable token streams; OpenAI-compatible.",
-        docs_url=None,  # these pages load from a CDN
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN
         redoc_url=None,
         lifespan=running,
-        middleware=[Middleware(RequestCount, gateway.figures.http_requests), *_middleware(gateway)],
+        middleware=[Middleware(RequestCounter, gateway.counters.http_requests), *_middleware(gateway)],
     )
     app.state.gateway = gateway
     for router in _ROUTERS:
@@ -80,8 +80,8 @@ def _middleware(gateway: Gateway) -> list[Middleware]:
     settings = gateway.settings
     origins = origins_of(settings.cors_origins)
     guards = [
-        Middleware(PathGuard),
-        Middleware(StopGuard),
+        Middleware(PathNormalizer),
+        Middleware(ShutdownGuard),
         Middleware(OriginGuard, origins),
         Middleware(SizeGuard, settings.max_header_bytes, settings.max_body_bytes, settings.receive_timeout_s),
     ]
@@ -102,34 +102,36 @@ def _middleware(gateway: Gateway) -> list[Middleware]:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RedisUnusable):
-        request.app.state.gateway.figures.redis_errors.add("answer")
+        request.app.state.gateway.counters.redis_errors.add("answer")
     return await _answer_problem(request, problem_of(cast("TokenRelayError", error)))
 
 
 async def _answer_redis(request: Request, error: Exception) -> Response:
-    """What a driver didn't explain."""
+    """Answer a redis-py error that no driver has translated."""
     where = address(request.app.state.gateway.driver.redis)
     return await _answer_error(request, explain(cast("RedisError", error), where))
 
 
 async def _answer_unforeseen(_: Request, __: Exception) -> Response:
-    """A mistake of ours, which the server logs: its clients can read the answer all the same."""
-    return problem_response(Problem(500, "the gateway failed; see its log", "internal_error", kind="server_error"))
+    """Answer a bug with JSON in OpenAI's shape; the server logs the traceback."""
+    return problem_response(Problem(500, "internal error; see the log", "internal_error", kind="server_error"))
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     problem = cast("Problem", error)
     if problem.status == 429:
-        request.app.state.gateway.figures.refused.add(problem.code)
+        request.app.state.gateway.counters.refused.add(problem.code)
     return problem_response(problem)
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:
     refused = cast("RequestValidationError", error)
-    return problem_response(invalid(refused.errors(), refused.body, request.headers.get("content-type")))
+    return problem_response(validation_problem(refused.errors(), refused.body, request.headers.get("content-type")))
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     refused = cast("HTTPException", error)
-    place = Place(request.method, request.url.path, request.headers.get("content-encoding"))
-    return problem_response(framework(refused.status_code, refused.detail, place, dict(refused.headers or {})))
+    refusal = RefusedRequest(request.method, request.url.path, request.headers.get("content-encoding"))
+    return problem_response(
+        framework_problem(refused.status_code, refused.detail, refusal, dict(refused.headers or {}))
+    )

@@ -1,4 +1,4 @@
-"""What a gateway exposes: the names, and where each number comes from. docs/metrics.md lists them."""
+"""A gateway's metrics: names, help texts and sources. docs/metrics.md lists them."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.core.gateway import Gateway
     from tokenrelay.shared.measures import Family
 
-INFO: Final = Metric("tokenrelay_gateway_info", "gauge", "1; what serves.", ("version",))
+INFO: Final = Metric("tokenrelay_gateway_info", "gauge", "Always 1, with the gateway's version.", ("version",))
 HTTP_REQUESTS: Final = Metric(
     "tokenrelay_gateway_http_requests_total",
     "counter",
-    "HTTP requests whose answer has begun. Route: its pattern, or none. Status 499: the client left before.",
+    "HTTP requests, counted when the response starts. Route: its pattern, or none. Status 499: the client disconnected "
+    "first.",
     ("route", "method", "status"),
 )
 REFUSED: Final = Metric(
     "tokenrelay_gateway_refused_requests_total",
     "counter",
-    "Requests that were answered 429. Code: queue_full, or one of the API key's limits.",
+    "Requests refused with 429. Code: queue_full, or a limit of the API key.",
     ("code",),
 )
 READERS: Final = Metric(
     "tokenrelay_gateway_readers",
     "gauge",
-    "Clients that read a request now, as event streams or for whole answers.",
+    "Clients that are reading a request now, as an event stream or waiting for the whole answer.",
 )
-FOLLOWED: Final = Metric("tokenrelay_gateway_followed_requests", "gauge", "Requests that have such readers.")
+FOLLOWED: Final = Metric("tokenrelay_gateway_followed_requests", "gauge", "Requests with at least one reader.")
 LEAVING: Final = Metric(
     "tokenrelay_gateway_abandoned_requests",
     "gauge",
-    "Requests that aren't durable whose last reader has left, and which will be cancelled when the grace is over.",
+    "Non-durable requests whose last reader disconnected, and which are cancelled when the grace period ends.",
 )
 DISCONNECT_CANCELS: Final = Metric(
-    "tokenrelay_gateway_disconnect_cancels_total", "counter", "Requests cancelled because their readers had left."
+    "tokenrelay_gateway_disconnect_cancels_total", "counter", "Requests cancelled because all readers disconnected."
 )
 FIRST_TOKEN: Final = Metric(
     "tokenrelay_gateway_time_to_first_token_seconds",
     "histogram",
-    "From submit to this gateway's having the first token, of requests that it followed by then, or at once.",
+    "Time from submit until this gateway receives the first token, for requests that it was following by then.",
 )
 REQUEST: Final = Metric(
     "tokenrelay_gateway_request_duration_seconds",
     "histogram",
-    "From submit to this gateway's having the end, of requests that it followed by then, or at once.",
+    "Time from submit until this gateway receives the terminal event, for requests that it was following by then.",
     ("state",),
 )
 DELIVERY_LAG: Final = Metric(
     "tokenrelay_gateway_delivery_lag_seconds",
     "histogram",
-    "From an entry's being written to this gateway's having it, the last one of each read. By Redis's clock, as well "
-    "as the gateway can tell it: to half a round trip.",
+    "Time from an entry's write until this gateway receives it, for the last entry of each read. On Redis's clock, "
+    "accurate to half a round trip.",
 )
 REDIS_ERRORS: Final = Metric(
     "tokenrelay_gateway_redis_errors_total",
     "counter",
-    "Times that Redis was away or refused, after redis-py's own retries. Use: answer (a client was told 503), follow, "
-    "readers.",
+    "Redis failures after redis-py's own retries. Use: answer (a client got 503), follow (reading streams), readers "
+    "(recording which requests have readers).",
     ("use",),
 )
 METRICS: Final = (
@@ -73,7 +74,7 @@ METRICS: Final = (
 
 
 class GatewayMetrics:
-    """Reads one gateway's numbers. The queues are those of the model that requests ask when they name none."""
+    """Collects one gateway's metrics. Queue depths are those of the default model."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -81,18 +82,18 @@ class GatewayMetrics:
         self._queues = QueueDepths(settings.redis_url.get_secret_value(), settings.model)
 
     def families(self) -> Iterator[Family]:
-        """Everything in METRICS, except what Redis doesn't answer."""
-        gateway, figures = self._gateway, self._gateway.figures
+        """All of METRICS, without those that need Redis while it's unavailable."""
+        gateway, counters = self._gateway, self._gateway.counters
         feeds = list(gateway.hub.feeds.values())
         yield family(INFO, 1, version("tokenrelay"))
-        yield labelled(HTTP_REQUESTS, figures.http_requests.items())
-        yield labelled(REFUSED, figures.refused.items())
+        yield labelled(HTTP_REQUESTS, counters.http_requests.items())
+        yield labelled(REFUSED, counters.refused.items())
         yield family(READERS, sum(feed.readers for feed in feeds))
         yield family(FOLLOWED, len(feeds))
-        yield family(LEAVING, gateway.attachments.leaving)
-        yield labelled(DISCONNECT_CANCELS, figures.disconnect_cancels.items())
-        yield family(FIRST_TOKEN, figures.first_token_s)
-        yield labelled(REQUEST, figures.request_s.items())
-        yield family(DELIVERY_LAG, figures.delivery_lag_s)
-        yield labelled(REDIS_ERRORS, figures.redis_errors.items())
+        yield family(LEAVING, gateway.attachments.abandoned)
+        yield labelled(DISCONNECT_CANCELS, counters.disconnect_cancels.items())
+        yield family(FIRST_TOKEN, counters.first_token_s)
+        yield labelled(REQUEST, counters.request_s.items())
+        yield family(DELIVERY_LAG, counters.delivery_lag_s)
+        yield labelled(REDIS_ERRORS, counters.redis_errors.items())
         yield from self._queues.families()

@@ -1,1 +1,1 @@
-"""`tokenrelay demo`: two questions, seen from the consumer and from Redis."""
+"""`tokenrelay demo`: two requests, shown as the consumer and as redis-cli see them."""

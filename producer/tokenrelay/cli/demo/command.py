@@ -1,7 +1,7 @@
-"""`tokenrelay demo`: two questions through a Redis, an RQ queue, a worker and the bundled model, seen from both ends.
+"""`tokenrelay demo`: two requests through Redis, RQ, a worker and the bundled model, observed at both ends.
 
-On the left what a Python consumer has of the answer. On the right what redis-cli reads from the stream, entry by entry,
-and what the request was right after: entries read `in_progress` were there while the stream was still open.
+The left column shows the answer as a Python consumer receives it. The right column shows the stream's entries as
+redis-cli reads them, with the request's state after each: `in_progress` proves that the entry was streamed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.cli.demo.watching import RedisCli, RedisPy, watch
-from tokenrelay.cli.output import write_line
-from tokenrelay.cli.trace import write_trace
+from tokenrelay.cli.client.trace import write_trace
+from tokenrelay.cli.demo.observers import RedisCli, RedisPy, watch
+from tokenrelay.cli.terminal.output import write_line
 from tokenrelay.producer import Producer
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.redis.connections import connect
 
 if TYPE_CHECKING:
-    from tokenrelay.cli.demo.watching import Eyes, Seen
+    from tokenrelay.cli.demo.observers import ObservedEntry, Observer
     from tokenrelay.producer import Generation
 
 QUESTIONS: Final = (
@@ -34,7 +34,7 @@ _SHOWN: Final = ("attempt", "finish_reason")
 
 
 def run_demo() -> None:
-    """Ask the questions on a Redis and a worker of its own; both are gone afterwards."""
+    """Run both requests on a temporary Redis and worker."""
     with ExitStack() as stack:
         redis = stack.enter_context(LocalRedis())
         write_line(f"Redis: {redis.kind}, at {redis.url}")
@@ -45,27 +45,27 @@ def run_demo() -> None:
         if not redis.cli:
             write_line("redis-cli: none found; redis-py reads the stream instead")
         client = stack.enter_context(connect(redis.url))
-        eyes: Eyes = RedisCli(redis.cli) if redis.cli else RedisPy(client)
-        stack.enter_context(eyes)
-        eyes.strings("PING")  # a redis-cli that has yet to start would miss the beginning
+        observer: Observer = RedisCli(redis.cli) if redis.cli else RedisPy(client)
+        stack.enter_context(observer)
+        observer.run("PING")  # wait until redis-cli has started
         producer = stack.enter_context(Producer(url=redis.url))
         generations = []
         for question, what in QUESTIONS:
             write_line(f"\n{question}  ({what})")
             generations.append(producer.submit(question, temperature=0.0))
-            _Showing(generations[-1], eyes).run()
+            _Showing(generations[-1], observer).run()
         write_line(f"\n$ tokenrelay trace {generations[0].request_id}")
         write_trace(client, generations[0].request_id)
 
 
 class _Showing:
-    """One answer, from both ends: one thread consumes it, one watches the stream, the caller's writes what they saw."""
+    """One answer: one thread consumes it, one observes the stream, and the caller's thread prints both."""
 
-    def __init__(self, generation: Generation, eyes: Eyes) -> None:
+    def __init__(self, generation: Generation, observer: Observer) -> None:
         self._generation = generation
-        self._eyes = eyes
-        self._reader = "redis-cli" if isinstance(eyes, RedisCli) else "redis-py"
-        self._seen: SimpleQueue[Seen | None] = SimpleQueue()
+        self._observer = observer
+        self._reader = "redis-cli" if isinstance(observer, RedisCli) else "redis-py"
+        self._seen: SimpleQueue[ObservedEntry | None] = SimpleQueue()
         self._texts: list[str] = []
         self._consumed = False
         self._news = threading.Condition()
@@ -82,7 +82,7 @@ class _Showing:
 
     def _watch(self) -> None:
         try:
-            for seen in watch(self._eyes, self._generation.request_id):
+            for seen in watch(self._observer, self._generation.request_id):
                 self._seen.put(seen)
         finally:
             self._seen.put(None)
@@ -98,8 +98,8 @@ class _Showing:
                 self._consumed = True
                 self._news.notify()
 
-    def _left(self, seen: Seen) -> str:
-        """The answer as the consumer has it with this entry, its end if it's long."""
+    def _left(self, seen: ObservedEntry) -> str:
+        """The consumer's text up to this entry, truncated on the left."""
         index = int(seen.entry_id.partition("-")[0])
         with self._news:
             self._news.wait_for(lambda: self._consumed or len(self._texts) >= index)
@@ -114,7 +114,7 @@ class _Showing:
         write_line(f"  {self._reader} read {open_tokens} of them while the request was in progress.")
 
 
-def _right(seen: Seen) -> str:
+def _right(seen: ObservedEntry) -> str:
     fields = seen.fields
     if "token" in fields:
         what = f"text {json.dumps(fields['text'], ensure_ascii=False)} token {fields['token']}"

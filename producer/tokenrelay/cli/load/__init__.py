@@ -1,1 +1,1 @@
-"""`tokenrelay load`: an open loop of arrivals, and the report of what it measured."""
+"""`tokenrelay load`: an open-loop load generator and its report."""

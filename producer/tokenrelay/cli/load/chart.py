@@ -1,4 +1,4 @@
-"""Small charts: blocks for a terminal, a PNG by matplotlib where that was asked for and is installed."""
+"""Small charts: block characters for a terminal, or a file drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LABEL: Final = 9
 
 
 def bars(values: Sequence[float | None], shown: Callable[[float], str], wide: int = 1) -> list[str]:
-    """Four lines of blocks, `wide` columns a value, from 0 to the largest, which is `shown` before the first line.
+    """A bar chart of four text lines, `wide` columns per value, scaled from 0 to the maximum. `shown` formats labels.
 
-    A value that is None leaves its column empty; one above 0 is seen, however small.
+    None leaves its column empty; any value above 0 is at least one block high.
     """
     most = max((value for value in values if value is not None), default=0.0)
     eighths = [0 if not value or not most else max(1, round(value / most * _ROWS * 8)) for value in values]
@@ -34,17 +34,17 @@ def bars(values: Sequence[float | None], shown: Callable[[float], str], wide: in
 
 
 def check_plot(file: Path) -> None:
-    """Raises SettingsError where the plot couldn't be written afterwards: better before a run than behind it."""
+    """Raises SettingsError if the plot couldn't be written. Call it before the run."""
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingsError("--plot: needs matplotlib, which isn't installed: pip install 'tokenrelay[plot]'")
     if not file.parent.is_dir():
-        raise SettingsError(f"--plot: there is no folder {file.parent}")
+        raise SettingsError(f"--plot: no such folder: {file.parent}")
     if file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise SettingsError(f"--plot: {file.name!r} is no picture; give a name that ends in .png, .svg or .pdf")
+        raise SettingsError(f"--plot: {file.name!r}: unsupported format; give a name that ends in .png, .svg or .pdf")
 
 
 def write_plot(found: Report, file: Path) -> None:
-    """TTFT and tokens per second over the run. Raises SettingsError where the file can't be written."""
+    """Plot TTFT and tokens per second over the run. Raises SettingsError if the file can't be written."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""The command `tokenrelay load`: its options, its progress bar, and what Ctrl-C does to a run."""
+"""The command `tokenrelay load`: options, progress bar, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tokenrelay.cli.load.chart import check_plot, write_plot
-from tokenrelay.cli.load.report import drawn, report
+from tokenrelay.cli.load.report import render, report
 from tokenrelay.cli.load.run import LoadRun
-from tokenrelay.cli.load.workload import Range, Workload, prompts_of
-from tokenrelay.cli.output import print_rich, tell, write_json
+from tokenrelay.cli.load.workload import Range, Workload, read_prompts
+from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
 from tokenrelay.producer import AsyncProducer
 from tokenrelay.producer._core.fitness import check_redis
 from tokenrelay.producer._core.planning import plan_request
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
 
     from tokenrelay.cli.load.report import Report
 
-_LOOK_S: Final = 0.25
-_RATE_OVER: Final = 8
-"""Looks over which the bar's tokens per second are taken."""
+_UPDATE_S: Final = 0.25
+_RATE_UPDATES: Final = 8
+"""Updates over which the progress bar's token rate is averaged."""
 
 
 def load(
     rate: Annotated[float, typer.Option(help="Requests per second, on average.", metavar="R")],
-    duration: Annotated[float, typer.Option(help="Seconds over which they arrive.", metavar="S")],
+    duration: Annotated[float, typer.Option(help="Seconds during which requests are submitted.", metavar="S")],
     prompt_tokens: Annotated[
-        str, typer.Option(help="Prompt lengths, in words and marks.", metavar="LOW:HIGH")
+        str, typer.Option(help="Prompt lengths, in words and punctuation marks.", metavar="LOW:HIGH")
     ] = "4:64",
     prompts: Annotated[
-        Path | None, typer.Option(help="Draw prompts from this file instead, one a line.", metavar="FILE")
+        Path | None, typer.Option(help="Draw prompts from this file, one per line.", metavar="FILE")
     ] = None,
     max_new_tokens: Annotated[str, typer.Option(help="Answer limits, in tokens.", metavar="LOW:HIGH")] = "8:128",
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Answers go on up to their limit.")] = False,
-    model: Annotated[str | None, typer.Option(help="The model to ask.", metavar="NAME")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Generate every answer up to its limit.")] = False,
+    model: Annotated[str | None, typer.Option(help="The model.", metavar="NAME")] = None,
     deadline_s: Annotated[float, typer.Option(help="Each request's deadline.", metavar="S")] = 120.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Draws the same load again.", metavar="N")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the curves to this file too.", metavar="FILE.png")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the workload, to repeat it.", metavar="N")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also plot the curves to this file.", metavar="FILE.png")] = None,
 ) -> None:
-    """Put a running system under load: Poisson arrivals of mixed lengths that wait for nobody.
+    """Generate load: an open loop of Poisson arrivals with mixed lengths.
 
-    Ctrl-C submits no more, cancels what is open, and prints what was measured.
+    Ctrl-C stops submitting, cancels open requests, and prints the report so far.
     """
     settings = ProducerSettings.from_environment()
     workload = Workload(
@@ -64,7 +64,7 @@ def load(
         duration_s=duration,
         max_new_tokens=Range.parse("--max-new-tokens", max_new_tokens),
         prompt_tokens=Range.parse("--prompt-tokens", prompt_tokens),
-        prompts=prompts_of(prompts) if prompts else (),
+        prompts=read_prompts(prompts) if prompts else (),
         seed=secrets.randbelow(2**32) if seed is None else seed,
     )
     options: dict[str, Any] = {"ignore_eos": ignore_eos, "deadline_s": deadline_s}
@@ -72,28 +72,28 @@ def load(
     plan_request({"prompt": "x", "max_new_tokens": workload.max_new_tokens.high, **options}, settings)
     if plot:
         check_plot(plot)
-    with _warned_once():
+    with _warn_once():
         found = asyncio.run(_run(workload, options, settings))
     if plot:
         write_plot(found, plot)
     if json:
         write_json(found.as_json())
     else:
-        print_rich(lambda console: console.print(drawn(found)))
+        print_rich(lambda console: console.print(render(found)))
     if found.stopped:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _warned_once() -> Iterator[None]:
-    """Tells the first warning alone: each request of a model that nobody serves would have one."""
-    told: list[object] = []
+def _warn_once() -> Iterator[None]:
+    """Print only the first warning: for a model without workers, every request would warn."""
+    shown: list[object] = []
     before = warnings.showwarning
 
     def show(message: object, *_: object, **__: object) -> None:
-        if not told:
-            told.append(message)
-            tell(f"tokenrelay: {message} (said once)")
+        if not shown:
+            shown.append(message)
+            write_message(f"tokenrelay: {message} (shown once)")
 
     warnings.showwarning = show
     try:
@@ -122,7 +122,7 @@ async def _run(workload: Workload, options: dict[str, Any], settings: ProducerSe
 
 @contextmanager
 def _interrupted(run: LoadRun) -> Iterator[None]:
-    """The first Ctrl-C stops the run in good order; the second ends the process as any other would."""
+    """Stop the run on the first Ctrl-C; the second one exits."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -137,17 +137,17 @@ def _interrupted(run: LoadRun) -> Iterator[None]:
 
 
 async def _show(run: LoadRun, duration_s: float) -> None:
-    """The bar, on stderr where that is a terminal, until the run is over."""
+    """Show a progress bar on stderr, if that is a terminal, until the run ends."""
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("submitting", total=duration_s, told="")
-        counts = [0]
+        task = progress.add_task("submitting", total=duration_s, counts="")
+        tokens = [0]
         while not run.over:
-            counts = [*counts, run.tokens][-_RATE_OVER - 1 :]
-            rate = (counts[-1] - counts[0]) / (_LOOK_S * max(1, len(counts) - 1))
+            tokens = [*tokens, run.tokens][-_RATE_UPDATES - 1 :]
+            rate = (tokens[-1] - tokens[0]) / (_UPDATE_S * max(1, len(tokens) - 1))
             what = "cancelling" if run.stopped else "submitting" if run.elapsed_s < duration_s else "finishing"
             done = len(run.outcomes) - run.open
-            told = f"{run.open:,} in flight, {done:,} done, {rate:,.0f} tokens/s"
-            progress.update(task, description=what, completed=min(run.elapsed_s, duration_s), told=told)
-            await asyncio.sleep(_LOOK_S)
+            counts = f"{run.open:,} in flight, {done:,} done, {rate:,.0f} tokens/s"
+            progress.update(task, description=what, completed=min(run.elapsed_s, duration_s), counts=counts)
+            await asyncio.sleep(_UPDATE_S)

@@ -1,4 +1,4 @@
-"""What a load run measured: percentiles, counts and two curves over time. Computes and draws; drives nothing."""
+"""The report of a load run: percentiles, counts and two curves over time. Does no I/O."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Group
 from rich.text import Text
 
-from tokenrelay.cli.drawing import Columns, duration, milliseconds, table
 from tokenrelay.cli.load.chart import bars
-from tokenrelay.cli.ops.diagnosis import counted
-from tokenrelay.cli.output import visible
-from tokenrelay.cli.spread import Spread
+from tokenrelay.cli.terminal.output import visible
+from tokenrelay.cli.terminal.percentiles import Percentiles
+from tokenrelay.cli.terminal.tables import Columns, counted, duration, milliseconds, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
     from tokenrelay.cli.load.run import Outcome
 
 COLUMNS: Final = 60
-"""Of the curves; a slice of the run is a second at least, and takes as many of them as there are for it."""
+"""Width of the curves. A bucket is at least one second, and may be several columns wide."""
 LATE_MS: Final = 50.0
-"""A driver whose p99 is later than this fell behind: its own lateness is in the latencies then."""
+"""If the p99 submit delay exceeds this, the client fell behind, and its own delay is part of the latencies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A slice of the run: median TTFT of the requests that were to arrive in it, tokens that came in it."""
+    """A time slice of the run: median TTFT of the requests scheduled in it, and the rate of tokens received in it."""
 
     begin_s: float
     ttft_p50_ms: float | None
@@ -40,12 +39,12 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole run. TTFT and total count from the intended arrival; queue wait and inter-token are Redis's times."""
+    """The whole run. TTFT and total count from the scheduled arrival; queue wait and inter-token are Redis times."""
 
     seed: int
     rate_asked: float
     duration_s: float
-    """How long requests were submitted: less than asked for where it was stopped."""
+    """How long requests were submitted; shorter than asked for if stopped."""
     stopped: bool
     requests: int
     rate: float
@@ -54,13 +53,13 @@ class Report:
     migrations: int
     prompt_tokens: int
     tokens: int
-    """Of all these requests; `tokens_per_s` counts those that came while requests were submitted."""
+    """Of all requests; `tokens_per_s` counts only those received within `duration_s`."""
     tokens_per_s: float
-    queue_wait_ms: Spread
-    ttft_ms: Spread
-    inter_token_ms: Spread
-    total_ms: Spread
-    late_ms: Spread
+    queue_wait_ms: Percentiles
+    ttft_ms: Percentiles
+    inter_token_ms: Percentiles
+    total_ms: Percentiles
+    late_ms: Percentiles
     buckets: tuple[Bucket, ...]
 
     @property
@@ -69,17 +68,19 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """One JSON object: docs/operations.md lists its fields."""
-        spreads = {name: value.as_json() for name in _SPREADS if isinstance(value := getattr(self, name), Spread)}
+        spreads = {
+            name: value.as_json() for name in _PERCENTILES if isinstance(value := getattr(self, name), Percentiles)
+        }
         return {**asdict(self), **spreads, "client_fell_behind": self.fell_behind}
 
 
-_SPREADS: Final = ("queue_wait_ms", "ttft_ms", "inter_token_ms", "total_ms", "late_ms")
+_PERCENTILES: Final = ("queue_wait_ms", "ttft_ms", "inter_token_ms", "total_ms", "late_ms")
 
 
 def report(
     outcomes: Sequence[Outcome], errors: Mapping[str, int], *, seed: int, rate: float, window_s: float, stopped: bool
 ) -> Report:
-    """The figures of a run whose requests were submitted over `window_s` seconds."""
+    """Compute the report of a run that submitted requests for `window_s` seconds."""
     answered = [one for one in outcomes if one.state in ("completed", "incomplete")]
     in_window = sum(at_s < window_s for one in outcomes for at_s in one.tokens_s)
     return Report(
@@ -95,17 +96,17 @@ def report(
         prompt_tokens=sum(one.prompt_tokens for one in outcomes),
         tokens=sum(len(one.tokens_s) for one in outcomes),
         tokens_per_s=round(in_window / window_s, 3) if window_s else 0.0,
-        queue_wait_ms=Spread.of(one.queue_wait_ms for one in outcomes if one.queue_wait_ms is not None),
+        queue_wait_ms=Percentiles.of(one.queue_wait_ms for one in outcomes if one.queue_wait_ms is not None),
         ttft_ms=_since_intended(outcomes, lambda one: one.first_token_s),
-        inter_token_ms=Spread.of(gap for one in outcomes for gap in one.gaps_ms),
+        inter_token_ms=Percentiles.of(gap for one in outcomes for gap in one.gaps_ms),
         total_ms=_since_intended(answered, lambda one: one.ended_s),
         late_ms=_since_intended(outcomes, lambda one: one.submitted_s),
         buckets=_buckets(outcomes, window_s),
     )
 
 
-def _since_intended(outcomes: Sequence[Outcome], when: Callable[[Outcome], float | None]) -> Spread:
-    return Spread.of(1000 * (at_s - one.intended_s) for one in outcomes if (at_s := when(one)) is not None)
+def _since_intended(outcomes: Sequence[Outcome], when: Callable[[Outcome], float | None]) -> Percentiles:
+    return Percentiles.of(1000 * (at_s - one.intended_s) for one in outcomes if (at_s := when(one)) is not None)
 
 
 def _buckets(outcomes: Sequence[Outcome], window_s: float) -> tuple[Bucket, ...]:
@@ -123,8 +124,8 @@ def _buckets(outcomes: Sequence[Outcome], window_s: float) -> tuple[Bucket, ...]
     return tuple(found)
 
 
-def drawn(found: Report) -> Group:
-    """The report for people, 80 columns wide."""
+def render(found: Report) -> Group:
+    """The report as text, 80 columns wide."""
     columns: Columns = (("", "<"), *((name, ">") for name in ("p50", "p90", "p99", "max", "count")))
     named = (
         ("queue wait", found.queue_wait_ms),
@@ -137,17 +138,17 @@ def drawn(found: Report) -> Group:
         for name, of in named
     ]
     states = ", ".join(f"{number:,} {state}" for state, number in found.states.items()) or "no request"
-    passes = f", {counted(found.migrations, 'migration')}" if found.migrations else ""
+    migrations = f", {counted(found.migrations, 'migration')}" if found.migrations else ""
     stopped = "stopped after " if found.stopped else ""
     lines = [
-        Text(f"{states}{passes}", style="bold"),
+        Text(f"{states}{migrations}", style="bold"),
         Text(
             f"{found.requests:,} requests in {stopped}{duration(found.duration_s)}: {found.rate:.2f}/s of "
             f"{found.rate_asked:g}/s asked for, seed {found.seed}"
         ),
         Text.assemble(
             (f"{found.tokens_per_s:,.1f} tokens/s", "bold"),
-            f" while they came; {found.tokens:,} in all, for prompts of {found.prompt_tokens:,}",
+            f" during submission; {found.tokens:,} in total, for {found.prompt_tokens:,} prompt tokens",
         ),
     ]
     parts: list[RenderableType] = [*lines, Text(), table(columns, rows), *_curves(found), *_warnings(found)]
@@ -161,7 +162,7 @@ def _curves(found: Report) -> list[Text]:
     ttft = bars([bucket.ttft_p50_ms for bucket in found.buckets], milliseconds, wide)
     rate = bars([bucket.tokens_per_s for bucket in found.buckets], lambda value: f"{value:,.0f}", wide)
     return [
-        Text("\nfirst token, median of those that arrived then", style="dim"),
+        Text("\nfirst token, median by arrival", style="dim"),
         *map(Text, ttft),
         Text("tokens/s", style="dim"),
         *map(Text, rate),
@@ -170,10 +171,8 @@ def _curves(found: Report) -> list[Text]:
 
 
 def _warnings(found: Report) -> list[Text]:
-    told = [f"{counted(number, 'time')}: {message}" for message, number in found.errors.items()]
+    warnings = [f"{counted(number, 'time')}: {message}" for message, number in found.errors.items()]
     if found.fell_behind:
         late = milliseconds(found.late_ms.p99)
-        told.append(
-            f"this process fell behind: 1 request in 100 was submitted {late} late or more, which is in the times"
-        )
-    return [Text(f"! {visible(one)}", style="yellow") for one in told]
+        warnings.append(f"this process fell behind: the p99 submit delay is {late}, which is part of the latencies")
+    return [Text(f"! {visible(one)}", style="yellow") for one in warnings]

@@ -1,8 +1,8 @@
-"""Driving a running system: an open loop of arrivals over one AsyncProducer, and what each request went through.
+"""An open-loop load run over one AsyncProducer, and the outcome of each request.
 
-Arrivals never wait for answers, and latency counts from when a request was to be submitted, not from when it was: a
-system that stalls is charged for everything that should have come meanwhile (no coordinated omission). What the driver
-itself was late by is kept apart, as `late_s`: where that is much, the figures are the driver's and not the system's.
+Arrivals never wait for answers, and latency is measured from the scheduled arrival, not from the actual submit, so a
+stalled system is charged for all requests scheduled meanwhile (no coordinated omission). The client's own submit delay
+is reported separately: if it's large, the client was the bottleneck.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from tokenrelay.shared.wire.entries import Entry
 
 _CANCEL_S: Final = 5.0
-"""How long the cancelling of what is open may take."""
-MOST_ERRORS: Final = 5
-"""Different messages that are kept."""
+"""Time limit for cancelling open requests."""
+MAX_ERRORS: Final = 5
+"""Number of distinct messages that are kept."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """One request. Times are seconds from the run's start, on this process's clock; gaps and waits are Redis's."""
+    """One request. Times are seconds from the run's start on this process's clock; gaps and waits on Redis's clock."""
 
     intended_s: float
     submitted_s: float | None = None
-    """When the driver came to it."""
+    """When it was actually submitted."""
     first_token_s: float | None = None
     ended_s: float | None = None
     state: str = "open"
-    """As the stream tells it; `refused` where it wasn't accepted, `lost` where it couldn't be read to its end."""
+    """The request's state; `refused` if submit failed, `lost` if its stream couldn't be read to the end."""
     prompt_tokens: int = 0
     tokens_s: list[float] = field(default_factory=list)
-    """When each token came."""
+    """When each token was received."""
     queue_wait_ms: float | None = None
     gaps_ms: list[float] = field(default_factory=list)
     migrations: int = 0
@@ -50,7 +50,7 @@ class Outcome:
     _token_us: int = 0
 
     def receive(self, entry: Entry, now_s: float) -> None:
-        """Take the next entry of its stream, read at `now_s`."""
+        """Record the next entry of its stream, received at `now_s`."""
         match entry:
             case Queued():
                 self._queued_us = entry.at_us
@@ -71,7 +71,7 @@ class Outcome:
 
 
 class LoadRun:
-    """One run. `stop` ends it early; `outcomes` may be looked at meanwhile."""
+    """One run. `stop` ends it early; `outcomes` can be read at any time."""
 
     def __init__(self, producer: AsyncProducer, arrivals: Sequence[Arrival], options: dict[str, Any]) -> None:
         self.outcomes: list[Outcome] = []
@@ -93,12 +93,12 @@ class LoadRun:
         return time.monotonic() - self._began if self._began else 0.0
 
     def stop(self) -> None:
-        """Submit no more, and cancel what is open."""
+        """Stop submitting, and cancel open requests."""
         self.stopped, self.stopped_s = True, self.elapsed_s
         self._stop.set()
 
     async def run(self) -> None:
-        """Submit everything in its time and follow it to its end, or to `stop`."""
+        """Submit all requests on schedule and follow them until they end or `stop` is called."""
         try:
             await self._submit_all()
             while self._following and not self.stopped:
@@ -117,7 +117,7 @@ class LoadRun:
             outcome = Outcome(arrival.at_s, self.elapsed_s)
             self.outcomes.append(outcome)
             self._following[asyncio.create_task(self._ask(arrival, outcome))] = None
-            await asyncio.sleep(0)  # the first of a burst goes out before the last is made
+            await asyncio.sleep(0)  # let the first requests of a burst start before the last are created
 
     async def _stopped_within(self, timeout_s: float) -> bool:
         if timeout_s > 0 and not self.stopped:
@@ -150,13 +150,13 @@ class LoadRun:
             self._following.pop(task, None)
 
     def _note(self, message: str) -> None:
-        if message in self.errors or len(self.errors) < MOST_ERRORS:
+        if message in self.errors or len(self.errors) < MAX_ERRORS:
             self.errors[message] += 1
         else:
             self.errors["others"] += 1
 
     async def _cancel_open(self) -> None:
-        """Cancel what was submitted, and see it end; tasks whose submission is under way are waited for too."""
+        """Cancel submitted requests and wait for their end; also waits for submits in progress."""
         end = time.monotonic() + _CANCEL_S
         asked: set[asyncio.Task[None]] = set()
         while self._following and time.monotonic() < end:

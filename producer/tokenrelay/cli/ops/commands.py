@@ -1,4 +1,4 @@
-"""The commands of those who run the system: `top`, `list`, `load`. What each shows is its module's."""
+"""The operators' commands: `status`, `top`, `list`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,45 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenrelay.cli.load.command import load
 from tokenrelay.cli.ops import top as live
-from tokenrelay.cli.ops.listing import MOST_LISTED, Listed, write_list
-from tokenrelay.cli.output import EXIT_CODES, reported
+from tokenrelay.cli.ops.listing import MAX_LISTED, ListState, write_list
+from tokenrelay.cli.ops.overview import write_overview, write_status
+from tokenrelay.cli.terminal.output import EXIT_CODES, exit_on_error
+from tokenrelay.producer import Consumer
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
     import redis
 
-Json = Annotated[bool, typer.Option("--json", help="JSON: one object per line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Give these commands to `app`."""
-    app.command(epilog=EXIT_CODES)(reported()(top))
-    app.command("list", epilog=EXIT_CODES)(reported()(list_requests))
-    app.command(epilog=EXIT_CODES)(reported()(load))
+    """Add these commands to `app`."""
+    app.command(epilog=EXIT_CODES)(exit_on_error()(status))
+    app.command(epilog=EXIT_CODES)(exit_on_error()(top))
+    app.command("list", epilog=EXIT_CODES)(exit_on_error()(list_requests))
+
+
+def status(
+    request_id: Annotated[str | None, typer.Argument(help="A request ID.", metavar="[ID]", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Show a request's state, or all queues and workers, with a diagnosis if requests aren't progressing."""
+    with _client() as client:
+        if request_id is None:
+            write_overview(client, json=json)
+        else:
+            write_status(client, Consumer(connection=client).get(request_id).status(), json=json)
 
 
 def top(
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.", metavar="S")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="One frame, then leave; so it is anyway in a pipe.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between updates.", metavar="S")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit; the default in a pipe.")] = False,
     json: Json = False,
 ) -> None:
-    """Watch workers, queues, tokens per second, latencies and requests. q or Ctrl-C leaves. It only reads."""
+    """Watch workers, queues, tokens per second, latencies and requests. Read-only. q or Ctrl-C exits."""
     live.check_interval(interval)
     with _client() as client:
         if once or json or not (sys.stdout.isatty() and sys.stdin.isatty()):
@@ -42,12 +55,12 @@ def top(
 
 
 def list_requests(
-    state: Annotated[Listed | None, typer.Option(help="Only requests in this state.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this model's.", metavar="NAME")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MOST_LISTED, help="At most so many.", metavar="N")] = 20,
+    state: Annotated[ListState | None, typer.Option(help="Only requests in this state.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only requests of this model.", metavar="NAME")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LISTED, help="Maximum number of requests.", metavar="N")] = 20,
     json: Json = False,
 ) -> None:
-    """List requests, the newest first: those that wait, those that run, and those whose retention isn't over."""
+    """List requests, newest first: queued, running, and ended within their retention."""
     with _client() as client:
         write_list(client, state, model, limit=limit, json=json)
 

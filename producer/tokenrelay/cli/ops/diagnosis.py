@@ -1,6 +1,6 @@
-"""What's wrong when nothing moves, in words, each with what to do about it. Decides from what was read, reads nothing.
+"""Diagnosis of a system whose requests don't progress: findings, each with a remedy. Does no I/O.
 
-The order is that in which somebody who has to repair it would look: Redis, the workers as a whole, then queue by queue.
+Findings come in the order in which to fix them: Redis, the workers, then each queue.
 """
 
 from __future__ import annotations
@@ -8,45 +8,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.cli.terminal.tables import counted
 from tokenrelay.shared.redis.connections import MIN_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tokenrelay.cli.ops.sightings import Sighting
+    from tokenrelay.cli.ops.request_summaries import RequestSummary
     from tokenrelay.cli.ops.system import Queue, Server, System
 
 STUCK_S: Final = 10.0
-"""A request that waits so long for workers that have nothing to do isn't merely about to be taken."""
+"""A request that waits longer than this while workers have free slots is reported as stuck."""
 _NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, or at least worth knowing. `code` is for programs."""
+    """One problem or notable fact. `code` is machine-readable."""
 
     code: str
     message: str
     remedy: str
 
 
-def diagnosed(now: System, claimed: Iterable[Sighting] = ()) -> list[Finding]:
-    """All that can be seen from the system and, where they could be read, the oldest requests taken off its queues."""
+def diagnose(now: System, claimed: Iterable[RequestSummary] = ()) -> list[Finding]:
+    """All findings. `claimed`: the oldest claimed requests, if they could be read."""
     findings = [*(_of_redis(now.server) if now.server else ()), *_of_workers(now)]
     for queue in now.queues:
         if queue.waiting:
             findings += _of_queue(queue, now)
-    return [*findings, *_abandoned(now, claimed), *_unseen(now)]
+    return [*findings, *_abandoned(now, claimed), *_unread(now)]
 
 
-def all_is_well(now: System) -> str:
-    """The line for a system without findings."""
+def healthy_line(now: System) -> str:
+    """The line shown for a system without findings."""
     waiting, running = (sum(getattr(queue, what) for queue in now.queues) for what in ("waiting", "running"))
     alive = sum(worker.alive for worker in now.workers)
     served = f", serving {_quoted(now.models)}" if now.models else ""
     if not alive:
-        return "Nothing is wrong, but nothing would move either: no worker is alive, and no request waits for one."
-    return f"All is well: {waiting} waiting, {running} running, {counted(alive, 'live worker')}{served}."
+        return "No problems found, but no worker is alive; no requests are waiting."
+    return f"No problems found: {waiting} waiting, {running} running, {counted(alive, 'live worker')}{served}."
 
 
 def _of_redis(server: Server) -> Iterator[Finding]:
@@ -54,47 +55,43 @@ def _of_redis(server: Server) -> Iterator[Finding]:
         message = f"Redis is version {server.version}; tokenrelay needs 6.2 or newer"
         yield Finding("redis_too_old", message, "upgrade the server")
     if server.role not in ("master", "?"):
-        message = "this Redis is a read-only replica: nobody can submit here, and no worker can write"
-        yield Finding("redis_is_replica", message, "give the URL of its primary, or promote it: REPLICAOF NO ONE")
+        message = "this Redis is a read-only replica: requests can't be submitted, and workers can't write"
+        yield Finding("redis_is_replica", message, "use its primary's URL, or promote it: REPLICAOF NO ONE")
     if server.eviction_policy != "noeviction":
         message = f"Redis has maxmemory-policy {server.eviction_policy}, which evicts live token streams"
-        yield Finding("eviction_policy", message, "CONFIG SET maxmemory-policy noeviction, and put it into redis.conf")
+        yield Finding("eviction_policy", message, "CONFIG SET maxmemory-policy noeviction, and set it in redis.conf")
     if 0 < server.limit_bytes <= server.used_bytes:
         used, limit = (f"{size / 1e6:,.1f} MB" for size in (server.used_bytes, server.limit_bytes))
         message = f"Redis is full ({used} used, maxmemory {limit}): it refuses new requests and tokens"
-        yield Finding(
-            "redis_full", message, "raise maxmemory, or wait until retention (TOKENRELAY_RETENTION_S) frees some"
-        )
+        yield Finding("redis_full", message, "raise maxmemory, or wait until requests expire (TOKENRELAY_RETENTION_S)")
     if server.aof_failed:
         message = "Redis can't write its append-only file, and refuses writes (MISCONF)"
-        yield Finding("redis_cannot_persist", message, "free some space on its disk, or see its log")
+        yield Finding("redis_cannot_persist", message, "free disk space, or see Redis's log")
     if server.snapshot_failed:
         message = (
             "Redis's last RDB snapshot failed; unless stop-writes-on-bgsave-error is no, it refuses writes (MISCONF)"
         )
-        yield Finding("redis_cannot_persist", message, "free some space on its disk, see its log, then BGSAVE")
+        yield Finding("redis_cannot_persist", message, "free disk space, see Redis's log, then run BGSAVE")
 
 
 def _of_workers(now: System) -> Iterator[Finding]:
     if now.suspended:
         until = f" for another {now.resumes_in_s:.0f} s" if now.resumes_in_s is not None else ""
         yield Finding(
-            "suspended", f"RQ is suspended{until}: workers finish what they have and take nothing new", "rq resume"
+            "suspended", f"RQ is suspended{until}: workers finish their requests and take no new ones", "rq resume"
         )
     for worker in now.workers:
         if not worker.alive:
             message = (
-                f"worker {worker.name} on {worker.host or 'an unknown host'} is registered, but was last heard of "
+                f"worker {worker.name} on {worker.host or 'an unknown host'} is registered, but its last heartbeat was "
             )
-            message += f"{worker.silent_s:.1f} s ago: it is hung, cut off from Redis, or dead"
+            message += f"{worker.silent_s:.1f} s ago: it is hung, disconnected from Redis, or dead"
             yield Finding(
                 "worker_silent", message, "see its log and restart it; another worker takes over its requests"
             )
     if now.gone:
-        message = f"{_listed(now.gone)} went without a sign-off: killed, or cut off from Redis"
-        yield Finding(
-            "worker_gone", message, "see its log and start it again; a live worker tidies its registration up"
-        )
+        message = f"{_listed(now.gone)} vanished without unregistering: killed, or disconnected from Redis"
+        yield Finding("worker_gone", message, "see its log and restart it; a live worker removes its registration")
 
 
 def _of_queue(queue: Queue, now: System) -> Iterator[Finding]:
@@ -102,61 +99,54 @@ def _of_queue(queue: Queue, now: System) -> Iterator[Finding]:
     wait = f", the first for {queue.oldest_wait_s:.1f} s" if queue.oldest_wait_s is not None else ""
     waiting = f"{counted(queue.waiting, 'request')} {'waits' if queue.waiting == 1 else 'wait'} in {queue.name}{wait}"
     if not serving:
-        served = f"those alive serve {_quoted(now.models)}" if now.models else "no worker is alive at all"
+        served = f"live workers serve {_quoted(now.models)}" if now.models else "no worker is alive"
         message = f"no live worker serves the model {queue.model!r} ({served}), and {waiting}"
         yield Finding(
             "no_worker", message, f"start one: tokenrelay-worker run --served-model {queue.model}, or check the name"
         )
     elif is_busy(queue.model, now):
         slots = sum(worker.slots or 0 for worker in serving)
-        message = f"all {slots} slots of {counted(len(serving), 'worker')} are taken, a normal backlog: {waiting}"
+        message = f"all {slots} slots of {counted(len(serving), 'worker')} are in use, a normal backlog: {waiting}"
         yield Finding("all_busy", message, "wait, or start another worker")
     elif not now.suspended and (queue.oldest_wait_s or 0.0) > STUCK_S and not now.running(queue.model):
-        message = f"{_listed([worker.name for worker in serving])} could take more and doesn't: {waiting}"
-        remedy = "see its log: it may refuse a request that another model's weights began, or be short of KV cache"
+        message = f"{_listed([worker.name for worker in serving])} has free slots but takes no requests: {waiting}"
+        remedy = "see its log: the request may have started on other model weights, or the KV cache may be too small"
         yield Finding("not_taken", message, remedy)
 
 
 def is_busy(model: str, now: System) -> bool:
-    """Whether the model's workers are full. Their reports are a heartbeat old; what is claimed is of this moment."""
+    """Whether all slots are in use: by the workers' last heartbeats, or by the number of claimed requests."""
     serving = now.serving(model)
     reporting = all(worker.slots is not None for worker in serving)
     slots = sum(worker.slots or 0 for worker in serving)
     return bool(serving) and reporting and (all(worker.full for worker in serving) or now.running(model) >= slots)
 
 
-def _abandoned(now: System, claimed: Iterable[Sighting]) -> Iterator[Finding]:
+def _abandoned(now: System, claimed: Iterable[RequestSummary]) -> Iterator[Finding]:
     lost = [one for one in claimed if is_abandoned(one, now)]
     if lost:
-        what = f"{counted(len(lost), 'request')} lost {'its' if len(lost) == 1 else 'their'} worker in mid-answer"
-        message = f"{what} ({_listed([one.request_id for one in lost])}), and no live worker is there to go on"
-        yield Finding("abandoned", message, "start a worker of the same model: it goes on at the next token")
+        what = f"{counted(len(lost), 'request')} lost {'its' if len(lost) == 1 else 'their'} worker mid-answer"
+        message = f"{what} ({_listed([one.request_id for one in lost])}), and no live worker serves the model"
+        yield Finding("abandoned", message, "start a worker with the same model: it resumes at the next token")
 
 
-def is_abandoned(one: Sighting, now: System) -> bool:
-    """Whether nobody writes a begun request any more, and nobody alive could."""
+def is_abandoned(one: RequestSummary, now: System) -> bool:
+    """Whether a started request has no owner, and no live worker serves its model."""
     if one.state.terminal or (one.owned and one.lease_us > now.now_us):
         return False
     queue = next((queue for queue in now.queues if queue.name == one.queue), None)
     return queue is not None and not now.serving(queue.model)
 
 
-def _unseen(now: System) -> Iterator[Finding]:
+def _unread(now: System) -> Iterator[Finding]:
     if now.denied:
-        remedy = "give TOKENRELAY_REDIS_URL a user that may, such as `operator` of deploy/users.acl"
-        yield Finding("cannot_look", f"this Redis user may not see {'; nor '.join(now.denied)}", remedy)
+        remedy = "set TOKENRELAY_REDIS_URL to a user with more permissions, such as `operator` in deploy/users.acl"
+        yield Finding("cannot_look", f"this Redis user may not read {'; nor '.join(now.denied)}", remedy)
     for name in now.broken:
-        remedy = "see with TYPE who wrote rq:queue:…, tokenrelay:claimed:… and rq:workers:…, and DEL what isn't theirs"
-        yield Finding("wrong_type", f"a key of the queue {name!r} is of another type: nothing can be queued", remedy)
+        remedy = "check rq:queue:…, tokenrelay:claimed:… and rq:workers:… with TYPE, and DEL the key of the wrong type"
+        yield Finding("wrong_type", f"a key of the queue {name!r} has the wrong type: requests can't be queued", remedy)
     if now.left_out:
-        yield Finding(
-            "left_out", f"{counted(now.left_out, 'queue or worker')} beyond the first weren't looked at", "none"
-        )
-
-
-def counted(number: int, noun: str) -> str:
-    """`3 requests`, `1 request`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+        yield Finding("left_out", f"{counted(now.left_out, 'queue or worker')} weren't read: too many", "none")
 
 
 def _quoted(names: Iterable[str]) -> str:

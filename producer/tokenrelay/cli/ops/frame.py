@@ -1,4 +1,4 @@
-"""One frame of `tokenrelay top`, from one snapshot. Reads nothing; fits its tables into the lines that there are."""
+"""Rendering of one `tokenrelay top` frame from a snapshot, fitted to the terminal's height. Does no I/O."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Group
 from rich.text import Text
 
-from tokenrelay.cli.drawing import Columns, duration, milliseconds, table
-from tokenrelay.cli.ops.diagnosis import counted
-from tokenrelay.cli.ops.listing import listed
+from tokenrelay.cli.ops.listing import list_state
 from tokenrelay.cli.ops.snapshot import RATE_WINDOW_S, WINDOW_S
-from tokenrelay.cli.output import visible
+from tokenrelay.cli.terminal.output import visible
+from tokenrelay.cli.terminal.tables import Columns, counted, duration, milliseconds, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +20,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tokenrelay.cli.ops.diagnosis import Finding
-    from tokenrelay.cli.ops.sightings import Sighting
+    from tokenrelay.cli.ops.request_summaries import RequestSummary
     from tokenrelay.cli.ops.snapshot import Snapshot
 
 UNLIMITED: Final = 1 << 10
-_MOST_ROWS: Final = {"worker": 20, "queue": 20, "slowest running": 8, "newest": 8, "migrated to": 5}
+_MAX_ROWS: Final = {"worker": 20, "queue": 20, "slowest running": 8, "newest": 8, "migrated to": 5}
 _FIXED_LINES: Final = 9
-"""Head, percentiles and the blank lines between."""
+"""Lines of header, percentiles and blank lines."""
 _REQUEST: Final[Columns] = (
     ("", "<"),
     ("state", "<"),
@@ -42,7 +41,7 @@ _REQUEST: Final[Columns] = (
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A table before it's cut; its first column is named after it."""
+    """A table before truncation. `name` heads its first column."""
 
     name: str
     columns: Columns
@@ -50,9 +49,9 @@ class _Section:
 
     @property
     def wanted(self) -> int:
-        return min(len(self.rows), _MOST_ROWS[self.name])
+        return min(len(self.rows), _MAX_ROWS[self.name])
 
-    def drawn(self, rows: int) -> RenderableType:
+    def render(self, rows: int) -> RenderableType:
         cut = f" ({rows} of {len(self.rows)})" if rows < len(self.rows) else ""
         return table(
             ((self.name + cut, "<"), *self.columns[1:]), self.rows[:rows], gap=1 if self.columns is _REQUEST else 2
@@ -62,8 +61,8 @@ class _Section:
 def frame(
     shot: Snapshot, findings: Sequence[Finding], *, where: str, lines: int = UNLIMITED, trouble: str = ""
 ) -> Group:
-    """The frame, at most `lines` high. `where`: Redis's address; `trouble`: why the snapshot is an old one."""
-    warnings = [Text(f"! {visible(trouble)}; below is what was read last", style="bold red")] if trouble else []
+    """The frame, at most `lines` high. `where`: Redis's address; `trouble`: why the snapshot is stale."""
+    warnings = [Text(f"! {visible(trouble)}; showing the last snapshot", style="bold red")] if trouble else []
     warnings += [Text(f"! {visible(one.message)} → {visible(one.remedy)}", style="yellow") for one in findings]
     if lines < UNLIMITED:
         warnings = warnings[: max(1, lines // 12)]
@@ -74,14 +73,14 @@ def frame(
     room -= len(sections)
     roomy = room - len(sections) >= sum(section.wanted for section in sections)
     parts: list[RenderableType] = [*_head(shot, where), *warnings, Text(), _percentiles(shot)]
-    for section, rows in zip(sections, _shares([section.wanted for section in sections], room), strict=True):
+    for section, rows in zip(sections, _allocate_rows([section.wanted for section in sections], room), strict=True):
         if rows:
-            parts += [*([Text()] if roomy else []), section.drawn(rows)]
+            parts += [*([Text()] if roomy else []), section.render(rows)]
     return Group(*parts)
 
 
-def _shares(wanted: Sequence[int], room: int) -> list[int]:
-    """How many rows each table gets: one by one, in turn, until all have theirs or there is no room."""
+def _allocate_rows(wanted: Sequence[int], room: int) -> list[int]:
+    """Rows for each table, allocated round-robin up to what each wants and the room allows."""
     given = [0] * len(wanted)
     while room > 0 and given != list(wanted):
         for number, most in enumerate(wanted):
@@ -98,13 +97,13 @@ def _head(shot: Snapshot, where: str) -> list[Text]:
     server = f"Redis {now.server.version}" if now.server else "Redis"
     clock = datetime.fromtimestamp(now.now_us / 1e6, UTC).strftime("%H:%M:%S UTC")
     running = f"{shot.running_in_all:,} running" + (f" in {slots:,} slots" if slots else "")
-    figures = [f"{shot.waiting_in_all:,} waiting", running, counted(len(alive), "worker")]
+    counts = [f"{shot.waiting_in_all:,} waiting", running, counted(len(alive), "worker")]
     rate: list[str | tuple[str, str]] = []
     if shot.readable:
         rate = [(f"{shot.tokens_per_s:,.0f} tokens/s", "bold"), f" over {RATE_WINDOW_S:.0f} s, "]
     lines = [
         Text.assemble(("tokenrelay top", "bold"), f"  {server} at {visible(where)}  {clock}"),
-        Text.assemble(*rate, ", ".join(figures), *([("  SUSPENDED", "bold red")] if now.suspended else [])),
+        Text.assemble(*rate, ", ".join(counts), *([("  SUSPENDED", "bold red")] if now.suspended else [])),
     ]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
@@ -113,7 +112,7 @@ def _head(shot: Snapshot, where: str) -> list[Text]:
 
 def _percentiles(shot: Snapshot) -> RenderableType:
     if not shot.readable:
-        return Text("This Redis user may read no requests, so there are no times and no tokens.", style="dim")
+        return Text("This Redis user may not read requests, so there are no latencies or token rates.", style="dim")
     names = ("p50", "p90", "p99", "max", "count")
     columns: Columns = ((f"last {WINDOW_S:.0f} s", "<"), *((name, ">") for name in names))
     measured = (
@@ -125,11 +124,11 @@ def _percentiles(shot: Snapshot) -> RenderableType:
         (name, *(milliseconds(value) for value in (of.p50, of.p90, of.p99, of.max)), f"{of.count:,}")
         for name, of in measured
     ]
-    drawn = table(columns, rows)
+    render = table(columns, rows)
     if not shot.is_sample:
-        return drawn
+        return render
     seen = f"a sample: {len(shot.running):,} of {shot.running_in_all:,} running, the last {len(shot.ended):,} ended"
-    return Group(drawn, Text(seen, style="dim"))
+    return Group(render, Text(seen, style="dim"))
 
 
 def _sections(shot: Snapshot) -> list[_Section]:
@@ -184,11 +183,11 @@ def _queues(shot: Snapshot) -> _Section:
     return _Section("queue", columns, rows)
 
 
-def _request(one: Sighting, now_us: int) -> Sequence[str]:
+def _request(one: RequestSummary, now_us: int) -> Sequence[str]:
     gaps = one.gaps_ms
     return (
         one.request_id,
-        listed(one),
+        list_state(one),
         duration(one.age_s(now_us)),
         milliseconds(one.queue_wait_ms),
         milliseconds(one.ttft_ms),

@@ -1,15 +1,15 @@
-"""`tokenrelay list`: the requests that Redis still knows, the newest first; found without a SCAN."""
+"""`tokenrelay list`: the requests in Redis, newest first, found without SCAN."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.cli.drawing import Columns, duration, table
-from tokenrelay.cli.ops import sightings
+from tokenrelay.cli.ops import request_summaries
 from tokenrelay.cli.ops.snapshot import request_json
-from tokenrelay.cli.ops.system import system
-from tokenrelay.cli.output import print_rich, tell, write_json
+from tokenrelay.cli.ops.system import read_system
+from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
+from tokenrelay.cli.terminal.tables import Columns, duration, table
 from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     import redis
     from rich.table import Table
 
-    from tokenrelay.cli.ops.sightings import Found, Place, Sighting
+    from tokenrelay.cli.ops.request_summaries import Place, RequestRef, RequestSummary
     from tokenrelay.producer._core.rounds import Steps
 
-MOST_LISTED: Final = 1000
+MAX_LISTED: Final = 1000
 _PAGE: Final = 200
-_MOST_LOOKED_AT: Final = 5000
-"""Where a state is asked for that RQ doesn't tell apart (completed and incomplete, say), so many are tried for it."""
+_MAX_SCANNED: Final = 5000
+"""Limit of requests read to find those in a state that RQ doesn't distinguish, such as completed and incomplete."""
 
 
-class Listed(StrEnum):
-    """The states that can be asked for. `running` is the stream's `in_progress`."""
+class ListState(StrEnum):
+    """States to filter by. `running` is `in_progress` in the stream."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -39,19 +39,19 @@ class Listed(StrEnum):
     EXPIRED = "expired"
 
 
-_PLACES: Final[dict[Listed, tuple[Place, ...]]] = {
-    Listed.QUEUED: ("queued", "running"),  # one that was just handed back, or just taken
-    Listed.RUNNING: ("running",),
-    Listed.COMPLETED: ("finished",),
-    Listed.INCOMPLETE: ("finished",),
-    Listed.FAILED: ("failed",),
-    Listed.CANCELLED: ("canceled", "running"),  # its worker has yet to tell RQ
-    Listed.EXPIRED: ("failed",),
+_PLACES: Final[dict[ListState, tuple[Place, ...]]] = {
+    ListState.QUEUED: ("queued", "running"),  # just handed back, or just taken
+    ListState.RUNNING: ("running",),
+    ListState.COMPLETED: ("finished",),
+    ListState.INCOMPLETE: ("finished",),
+    ListState.FAILED: ("failed",),
+    ListState.CANCELLED: ("canceled", "running"),  # until its worker has updated RQ
+    ListState.EXPIRED: ("failed",),
 }
 _EVERYWHERE: Final[tuple[Place, ...]] = ("queued", "running", "finished", "failed", "canceled")
 
 
-def write_list(client: redis.Redis, state: Listed | None, model: str | None, *, limit: int, json: bool) -> None:
+def write_list(client: redis.Redis, state: ListState | None, model: str | None, *, limit: int, json: bool) -> None:
     """Write the newest requests of that state and model. Raises RedisUnusable."""
     found, now_us, cut = Driver(client).run(_listed(state, model, limit))
     if json:
@@ -60,15 +60,15 @@ def write_list(client: redis.Redis, state: Listed | None, model: str | None, *, 
         return
     print_rich(lambda console: console.print(_table(found, now_us)))
     if not found:
-        tell("no such request" if state or model else "no request: none was submitted, or retention is over for all")
+        write_message("no such request" if state or model else "no requests: none submitted, or all past retention")
     elif cut:
-        tell(f"the newest {limit}; --limit N shows more")
+        write_message(f"the newest {limit}; --limit N shows more")
 
 
-def _listed(state: Listed | None, model: str | None, limit: int) -> Steps[tuple[list[Sighting], int, bool]]:
-    now = yield from system()
+def _listed(state: ListState | None, model: str | None, limit: int) -> Steps[tuple[list[RequestSummary], int, bool]]:
+    now = yield from read_system()
     queues = [queue.name for queue in now.queues if model in (None, queue.model)]
-    seen: dict[str, Sighting] = {}
+    seen: dict[str, RequestSummary] = {}
     for place in _PLACES[state] if state else _EVERYWHERE:
         for one in (yield from _of_place(queues, place, state, limit + 1)):
             seen.setdefault(one.request_id, one)
@@ -76,32 +76,34 @@ def _listed(state: Listed | None, model: str | None, limit: int) -> Steps[tuple[
     return newest[:limit], now.now_us, len(newest) > limit
 
 
-def _of_place(queues: Sequence[str], place: Place, state: Listed | None, most: int) -> Steps[list[Sighting]]:
-    """The newest of one kind of place over all queues: a page at a time, until there are enough of that state."""
-    kept: list[Sighting] = []
-    for first in range(0, _MOST_LOOKED_AT, _PAGE):
+def _of_place(queues: Sequence[str], place: Place, state: ListState | None, most: int) -> Steps[list[RequestSummary]]:
+    """The newest requests of one place over all queues, paged until `most` are in that state."""
+    kept: list[RequestSummary] = []
+    for first in range(0, _MAX_SCANNED, _PAGE):
         last = first + _PAGE - 1
-        found: list[Found] = []
+        found: list[RequestRef] = []
         if place == "queued":
             for queue in queues:
-                found += yield from sightings.queued(queue, first, last)
+                found += yield from request_summaries.list_queued(queue, first, last)
         else:
-            found = yield from sightings.registered([(queue, place) for queue in queues], first, last, newest=True)
-        seen = yield from sightings.sighted(found, tail=1)
-        kept += [one for one in seen if state in (None, listed(one))]
+            found = yield from request_summaries.list_registry(
+                [(queue, place) for queue in queues], first, last, newest=True
+            )
+        seen = yield from request_summaries.read_summaries(found, tail=1)
+        kept += [one for one in seen if state in (None, list_state(one))]
         if not found or len(kept) >= most:
             break
     return kept
 
 
-def listed(one: Sighting) -> Listed:
-    """What the request is, in the words of `list`: one that lost its worker is queued again."""
+def list_state(one: RequestSummary) -> ListState:
+    """The request's state as `list` shows it: `queued` if it lost its worker."""
     if one.state.terminal:
-        return Listed(one.state)
-    return Listed.RUNNING if one.running else Listed.QUEUED
+        return ListState(one.state)
+    return ListState.RUNNING if one.running else ListState.QUEUED
 
 
-def _table(found: Sequence[Sighting], now_us: int) -> Table:
+def _table(found: Sequence[RequestSummary], now_us: int) -> Table:
     columns: Columns = (
         ("request", "<"),
         ("state", "<"),
@@ -113,7 +115,7 @@ def _table(found: Sequence[Sighting], now_us: int) -> Table:
     rows = [
         (
             one.request_id,
-            listed(one),
+            list_state(one),
             duration(max(0.0, (now_us - one.queued_us) / 1e6)),
             f"{one.tokens:,}",
             str(one.attempts),

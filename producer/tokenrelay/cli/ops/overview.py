@@ -1,4 +1,4 @@
-"""What `tokenrelay status` shows: one request, or the queues of this Redis, and in words what holds them up."""
+"""`tokenrelay status`: one request or all queues, with findings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.cli.ops import sightings
-from tokenrelay.cli.ops.diagnosis import all_is_well, diagnosed
-from tokenrelay.cli.ops.explanation import explained, moving
-from tokenrelay.cli.ops.system import system
-from tokenrelay.cli.output import visible, write_json, write_line
+from tokenrelay.cli.ops import request_summaries
+from tokenrelay.cli.ops.diagnosis import diagnose, healthy_line
+from tokenrelay.cli.ops.explanation import explain_request, progress_line
+from tokenrelay.cli.ops.system import read_system
+from tokenrelay.cli.terminal.output import visible, write_json, write_line
 from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     import redis
 
     from tokenrelay.cli.ops.diagnosis import Finding
-    from tokenrelay.cli.ops.sightings import Place, Sighting
+    from tokenrelay.cli.ops.request_summaries import Place, RequestSummary
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
     from tokenrelay.producer._core.rounds import Steps
 
-_OLDEST_CLAIMED: Final = 50
-"""Requests taken off the queues whose leases are looked at, those held longest."""
+_MAX_CLAIMED: Final = 50
+"""Number of claimed requests whose leases are checked, oldest first."""
 
 
 def write_status(client: redis.Redis, status: Status, *, json: bool) -> None:
-    """One request, and why it doesn't move. Raises RedisUnusable."""
-    findings = Driver(client).run(explained(status))
+    """Write one request's status and findings. Raises RedisUnusable."""
+    findings = Driver(client).run(explain_request(status))
     fields: dict[str, Any] = {**asdict(status), "seconds_left": round(status.seconds_left, 3)}
     if json:
         write_json({**fields, "findings": [asdict(finding) for finding in findings]})
@@ -43,12 +43,12 @@ def write_status(client: redis.Redis, status: Status, *, json: bool) -> None:
         if fields[name] not in (None, {}) and not (name == "seconds_left" and status.state.terminal):
             write_line(f"{name:13} {fields[name]}")
     if not status.state.terminal:
-        _write_findings(findings, moving(status))
+        _write_findings(findings, progress_line(status))
 
 
 def write_overview(client: redis.Redis, *, json: bool) -> None:
-    """Every queue that tokenrelay has used, and what's wrong. Raises RedisUnusable."""
-    now, findings = Driver(client).run(looked_at())
+    """Write all of tokenrelay's queues and the system's findings. Raises RedisUnusable."""
+    now, findings = Driver(client).run(read_overview())
     if json:
         queues, workers = [asdict(queue) for queue in now.queues], [asdict(worker) for worker in now.workers]
         write_json({"queues": queues, "workers": workers, "findings": [asdict(finding) for finding in findings]})
@@ -57,20 +57,20 @@ def write_overview(client: redis.Redis, *, json: bool) -> None:
     write_line(f"{'queue':{width}}  waiting  running  workers")
     for queue in now.queues:
         write_line(f"{queue.name:{width}}  {queue.waiting:7}  {queue.running:7}  {queue.workers:7}")
-    _write_findings(findings, all_is_well(now))
+    _write_findings(findings, healthy_line(now))
 
 
-def looked_at() -> Steps[tuple[System, list[Finding]]]:
-    """The system, and what is wrong with it. Raises RedisError where Redis doesn't answer."""
-    now = yield from system()
+def read_overview() -> Steps[tuple[System, list[Finding]]]:
+    """The system and its findings. Raises RedisError if Redis doesn't reply."""
+    now = yield from read_system()
     places: list[tuple[str, Place]] = [(queue.name, "running") for queue in now.queues if queue.running]
-    claimed: list[Sighting] = []
+    claimed: list[RequestSummary] = []
     try:
-        found = yield from sightings.registered(places, 0, _OLDEST_CLAIMED - 1, newest=False)
-        claimed = yield from sightings.sighted(found[:_OLDEST_CLAIMED], tail=1)
-    except NoPermissionError:  # a producer lists no requests
+        found = yield from request_summaries.list_registry(places, 0, _MAX_CLAIMED - 1, newest=False)
+        claimed = yield from request_summaries.read_summaries(found[:_MAX_CLAIMED], tail=1)
+    except NoPermissionError:  # a producer's user may not list requests
         pass
-    return now, diagnosed(now, claimed)
+    return now, diagnose(now, claimed)
 
 
 def _write_findings(findings: Sequence[Finding], otherwise: str) -> None:
@@ -79,7 +79,7 @@ def _write_findings(findings: Sequence[Finding], otherwise: str) -> None:
     if not findings:
         write_line(textwrap.fill(visible(otherwise), width, break_long_words=False, break_on_hyphens=False))
     for finding in findings:
-        for mark, told in (("! ", finding.message), ("  → ", finding.remedy)):
+        for mark, sentence in (("! ", finding.message), ("  → ", finding.remedy)):
             indent = " " * len(mark)
-            lines = textwrap.wrap(visible(told), width - len(mark), break_long_words=False, break_on_hyphens=False)
+            lines = textwrap.wrap(visible(sentence), width - len(mark), break_long_words=False, break_on_hyphens=False)
             write_line("\n".join((indent if number else mark) + line for number, line in enumerate(lines)))

@@ -1,7 +1,7 @@
-"""What `tokenrelay top` shows: the system, and figures from a sample of its requests. Reads Redis, draws nothing.
+"""A snapshot for `tokenrelay top`: the system, and statistics from a sample of its requests. Renders nothing.
 
-The work of one snapshot is bounded, whatever the system holds: so many requests that run, so many that ended last. The
-figures say how many requests they are from, and of how many.
+The cost of a snapshot is bounded: it reads a limited number of running and of recently ended requests. Statistics say
+how many requests they are based on.
 """
 
 from __future__ import annotations
@@ -13,61 +13,61 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.cli.ops import sightings
-from tokenrelay.cli.ops.system import system
-from tokenrelay.cli.spread import Spread
+from tokenrelay.cli.ops import request_summaries
+from tokenrelay.cli.ops.system import read_system
+from tokenrelay.cli.terminal.percentiles import Percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.cli.ops.sightings import Found, Migration, Place, Sighting
+    from tokenrelay.cli.ops.request_summaries import Migration, Place, RequestRef, RequestSummary
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer._core.rounds import Steps
 
-MOST_RUNNING: Final = 120
-MOST_ENDED: Final = 100
-"""Requests looked at for one snapshot; of the running ones the longest-running sixth is always among them."""
+MAX_RUNNING: Final = 120
+MAX_ENDED: Final = 100
+"""Requests read for one snapshot; one sixth of the running ones are the longest-running."""
 WINDOW_S: Final = 60.0
-"""Percentiles are of the last so many seconds."""
+"""Window of the percentiles."""
 RATE_WINDOW_S: Final = 5.0
-_OLDEST: Final = MOST_RUNNING // 6
+_OLDEST: Final = MAX_RUNNING // 6
 _NEWEST_QUEUED: Final = 10
-PER_REGISTRY: Final = 3000
+MAX_REGISTRY_ENTRIES: Final = 3000
 _ENDS: Final[tuple[Place, ...]] = ("finished", "failed", "canceled")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One moment. Requests are empty, and figures of nothing, where `readable` is False."""
+    """The system and its sampled requests. If `readable` is False, there are no requests and no statistics."""
 
     system: System
     readable: bool
     """Whether this Redis user may read requests."""
-    running: tuple[Sighting, ...]
-    ended: tuple[Sighting, ...]
-    queued: tuple[Sighting, ...]
+    running: tuple[RequestSummary, ...]
+    ended: tuple[RequestSummary, ...]
+    queued: tuple[RequestSummary, ...]
     tokens_per_s: float
-    """Over RATE_WINDOW_S; running requests that weren't looked at are taken to be as fast as those that were."""
-    queue_wait_ms: Spread
-    ttft_ms: Spread
-    inter_token_ms: Spread
-    """Of the last tokens of each request, at most TAIL."""
+    """Over RATE_WINDOW_S, extrapolated from the sampled to all running requests."""
+    queue_wait_ms: Percentiles
+    ttft_ms: Percentiles
+    inter_token_ms: Percentiles
+    """Of each request's last TAIL tokens."""
     is_sample: bool
-    """Whether there were more requests in this time than were looked at."""
+    """Whether requests in the window were left out of the sample."""
 
     @property
-    def slowest(self) -> list[Sighting]:
-        """Those that run, the longest first."""
+    def slowest(self) -> list[RequestSummary]:
+        """Running requests, longest first."""
         return sorted(self.running, key=lambda one: one.queued_us)
 
     @property
-    def newest(self) -> list[Sighting]:
-        """All that were looked at, the last submitted first."""
+    def newest(self) -> list[RequestSummary]:
+        """All sampled requests, newest first."""
         return sorted(chain(self.running, self.ended, self.queued), key=lambda one: one.queued_us, reverse=True)
 
     @property
     def migrations(self) -> list[Migration]:
-        """Baton passes of these requests, the last first."""
+        """Takeovers of the sampled requests, latest first."""
         found = chain.from_iterable(one.migrations for one in chain(self.running, self.ended, self.queued))
         return sorted(found, key=lambda one: one.at_us, reverse=True)
 
@@ -80,45 +80,45 @@ class Snapshot:
         return sum(queue.waiting for queue in self.system.queues)
 
 
-def snapshot() -> Steps[Snapshot]:
-    """What there is now. Raises RedisError where Redis doesn't answer."""
-    now = yield from system()
+def read_snapshot() -> Steps[Snapshot]:
+    """Read a snapshot. Raises RedisError if Redis doesn't reply."""
+    now = yield from read_system()
     names = [queue.name for queue in now.queues]
     try:
         running = yield from _running([queue.name for queue in now.queues if queue.running])
         ended, cut = yield from _ended(names)
-        waiting: list[Found] = []
+        waiting: list[RequestRef] = []
         for queue in now.queues:
             if queue.waiting:
-                waiting += yield from sightings.queued(queue.name, 0, _NEWEST_QUEUED - 1)
-        seen = yield from sightings.sighted([*running, *ended, *waiting])
+                waiting += yield from request_summaries.list_queued(queue.name, 0, _NEWEST_QUEUED - 1)
+        seen = yield from request_summaries.read_summaries([*running, *ended, *waiting])
     except NoPermissionError:
         cut, seen = [], None
-    return _figured(now, seen, cut)
+    return _build_snapshot(now, seen, cut)
 
 
-def _running(queues: Sequence[str]) -> Steps[list[Found]]:
+def _running(queues: Sequence[str]) -> Steps[list[RequestRef]]:
     places: list[tuple[str, Place]] = [(queue, "running") for queue in queues]
-    newest = yield from sightings.registered(places, 0, MOST_RUNNING - 1, newest=True)
-    oldest = yield from sightings.registered(places, 0, _OLDEST - 1, newest=False)
-    return [*oldest[:_OLDEST], *newest[: MOST_RUNNING - _OLDEST]]
+    newest = yield from request_summaries.list_registry(places, 0, MAX_RUNNING - 1, newest=True)
+    oldest = yield from request_summaries.list_registry(places, 0, _OLDEST - 1, newest=False)
+    return [*oldest[:_OLDEST], *newest[: MAX_RUNNING - _OLDEST]]
 
 
-def _ended(queues: Sequence[str]) -> Steps[tuple[list[Found], list[set[str]]]]:
-    """Those that ended last, and what was cut: the IDs of each part of them behind whose oldest there may be more."""
+def _ended(queues: Sequence[str]) -> Steps[tuple[list[RequestRef], list[set[str]]]]:
+    """The requests that ended last, and the ID sets that were truncated: each may have older requests left out."""
     places: list[tuple[str, Place]] = [(queue, place) for queue in queues for place in _ENDS]
-    most = min(MOST_ENDED, PER_REGISTRY // max(1, len(places)))
-    found = yield from sightings.registered(places, 0, most - 1, newest=True)
+    most = min(MAX_ENDED, MAX_REGISTRY_ENTRIES // max(1, len(places)))
+    found = yield from request_summaries.list_registry(places, 0, most - 1, newest=True)
     parts: defaultdict[tuple[str, Place], set[str]] = defaultdict(set)
     for one in found:
         parts[one.queue, one.place].add(one.request_id)
-    kept = found[:MOST_ENDED]
+    kept = found[:MAX_ENDED]
     cut = [part for part in parts.values() if len(part) >= most]
-    return kept, [*cut, {one.request_id for one in kept}] if len(found) > MOST_ENDED else cut
+    return kept, [*cut, {one.request_id for one in kept}] if len(found) > MAX_ENDED else cut
 
 
-def _figured(now: System, seen: Sequence[Sighting] | None, cut: Sequence[set[str]]) -> Snapshot:
-    """The snapshot. `cut`: parts of those that ended, each of which reaches back less far than its registry."""
+def _build_snapshot(now: System, seen: Sequence[RequestSummary] | None, cut: Sequence[set[str]]) -> Snapshot:
+    """Build the snapshot. `cut`: truncated sets of ended requests, see `_ended`."""
     sample = seen or ()
     ended = [one for one in sample if one.state.terminal]
     running = [one for one in sample if one.running]
@@ -133,25 +133,25 @@ def _figured(now: System, seen: Sequence[Sighting] | None, cut: Sequence[set[str
         queued=tuple(one for one in sample if not one.running and not one.state.terminal),
         tokens_per_s=unseen * sum(_tokens_per_s(one, now.now_us, reach_us) for one in running)
         + sum(_tokens_per_s(one, now.now_us, reach_us) for one in ended),
-        queue_wait_ms=Spread.of(_since(sample, "started_us", "queue_wait_ms", since_us)),
-        ttft_ms=Spread.of(_since(sample, "first_token_us", "ttft_ms", since_us)),
-        inter_token_ms=Spread.of(
+        queue_wait_ms=Percentiles.of(_since(sample, "started_us", "queue_wait_ms", since_us)),
+        ttft_ms=Percentiles.of(_since(sample, "first_token_us", "ttft_ms", since_us)),
+        inter_token_ms=Percentiles.of(
             (after - before) / 1000 for one in sample for before, after in pairwise(one.tail_us) if after >= since_us
         ),
         is_sample=unseen > 1 or reach_us > since_us,
     )
 
 
-def _oldest_us(ended: Sequence[Sighting], request_ids: set[str]) -> int:
+def _oldest_us(ended: Sequence[RequestSummary], request_ids: set[str]) -> int:
     return min((one.ended_us or 0 for one in ended if one.request_id in request_ids), default=0)
 
 
-def _since(sample: Sequence[Sighting], when: str, what: str, since_us: int) -> list[float]:
+def _since(sample: Sequence[RequestSummary], when: str, what: str, since_us: int) -> list[float]:
     return [getattr(one, what) for one in sample if (getattr(one, when) or 0) >= since_us]
 
 
-def _tokens_per_s(one: Sighting, now_us: int, reach_us: int) -> float:
-    """How fast it was written lately. A tail that is shorter than the window is taken as far as it goes."""
+def _tokens_per_s(one: RequestSummary, now_us: int, reach_us: int) -> float:
+    """The request's recent token rate, over the window or its tail, whichever is shorter."""
     begin_us = max(now_us - int(RATE_WINDOW_S * 1e6), reach_us)
     counted = [at_us for at_us in one.tail_us if at_us >= begin_us]
     if counted and len(counted) == len(one.tail_us) < one.tokens:
@@ -182,8 +182,8 @@ def as_json(shot: Snapshot) -> dict[str, Any]:
     }
 
 
-def request_json(one: Sighting, now_us: int) -> dict[str, Any]:
-    """One request as a JSON object, of `top` and `list` alike."""
+def request_json(one: RequestSummary, now_us: int) -> dict[str, Any]:
+    """One request as a JSON object for `top` and `list`."""
     return {
         "request_id": one.request_id,
         "state": one.state,

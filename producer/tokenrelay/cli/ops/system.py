@@ -1,7 +1,7 @@
-"""What a running system is at one moment: its queues, its workers, its Redis. Four round trips; no write.
+"""A system's queues, workers and Redis server, read in four round trips without writes.
 
-Neither KEYS nor SCAN: everything is found by RQ's own sets. What a Redis user may not look at is left out and named in
-`denied`, so that the least of users still sees something. This module knows nothing of single requests.
+Uses RQ's sets, never KEYS or SCAN. What the Redis user may not read is left out and listed in `denied`. Knows nothing
+of single requests.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.rounds import Steps
     from tokenrelay.shared.redis.batches import Batch, Reply
 
-MOST_QUEUES: Final = 100
-MOST_WORKERS: Final = 200
-"""Looked at in one go; those beyond are counted, and said to be left out."""
+MAX_QUEUES: Final = 100
+MAX_WORKERS: Final = 200
+"""Limits of one read; the rest is counted in `left_out`."""
 _WORKER_FIELDS: Final = (
     WorkerField.QUEUES,
     WorkerField.STATE,
@@ -45,7 +45,7 @@ _WORKER_FIELDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """One queue. `running`: taken off it and not ended; `workers`: those alive that serve it."""
+    """One queue. `running`: claimed and not ended; `workers`: live workers that serve it."""
 
     name: str
     model: str
@@ -53,12 +53,12 @@ class Queue:
     running: int
     workers: int
     oldest_wait_s: float | None
-    """Since the request at its head was submitted; None where none waits, or it may not be looked at."""
+    """Age of the request at its head; None if it's empty or unreadable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One registered worker. `slots` and `in_flight` are None for one that doesn't report them."""
+    """One registered worker. `slots` and `in_flight` are None if it doesn't report them."""
 
     name: str
     models: tuple[str, ...]
@@ -66,7 +66,7 @@ class Worker:
     slots: int | None
     in_flight: int | None
     silent_s: float
-    """Since its last heartbeat, by Redis's clock."""
+    """Time since its last heartbeat, on Redis's clock."""
     host: str
     finished: int
     failed: int
@@ -82,57 +82,57 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What INFO tells of Redis."""
+    """The Redis server, from INFO."""
 
     version: str
     role: str
     eviction_policy: str
     used_bytes: int
-    """What counts towards the limit: without the buffers of replicas and of the append-only file."""
+    """Memory that counts towards the limit: without replica and AOF buffers."""
     limit_bytes: int
-    """0 where there's none."""
+    """0: no limit."""
     aof_failed: bool
-    """The append-only file can't be written: Redis refuses writes (MISCONF)."""
+    """The last AOF write failed: Redis refuses writes (MISCONF)."""
     snapshot_failed: bool
-    """The last RDB snapshot failed: Redis refuses writes where it's set up to make them."""
+    """The last RDB snapshot failed: Redis refuses writes if snapshots are configured."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """All of it. `now_us` is Redis's clock."""
+    """The whole system. `now_us` is on Redis's clock."""
 
     now_us: int
     queues: tuple[Queue, ...]
     workers: tuple[Worker, ...]
     suspended: bool
     resumes_in_s: float | None
-    """None where the suspension has no end of its own."""
+    """None if the suspension has no expiry."""
     server: Server | None
     denied: tuple[str, ...]
-    """What this Redis user may not look at, in words."""
+    """Descriptions of what this Redis user may not read."""
     gone: tuple[str, ...] = ()
-    """Workers of these queues whose registration ran out without a sign-off."""
+    """Workers of these queues whose registration expired without unregistering."""
     left_out: int = 0
-    """Queues and workers beyond those that are looked at."""
+    """Number of queues and workers beyond the limits."""
     broken: tuple[str, ...] = ()
-    """Queues one of whose keys isn't what RQ or a worker made of it."""
+    """Queues with a key of the wrong type."""
 
     def serving(self, model: str) -> tuple[Worker, ...]:
         """The live workers of a model."""
         return tuple(worker for worker in self.workers if worker.alive and model in worker.models)
 
     def running(self, model: str) -> int:
-        """Requests that were taken off the model's queues and haven't ended."""
+        """Number of the model's requests that are claimed and haven't ended."""
         return sum(queue.running for queue in self.queues if queue.model == model)
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Those that live workers serve."""
+        """Models that live workers serve."""
         return tuple(sorted({model for worker in self.workers if worker.alive for model in worker.models}))
 
 
-def system() -> Steps[System]:
-    """What there is now. Raises RedisError where Redis doesn't answer."""
+def read_system() -> Steps[System]:
+    """Read the system. Raises RedisError if Redis doesn't reply."""
     queues, workers, suspended_ms, time, info = yield Round(
         [
             ("SMEMBERS", keys.RQ_QUEUES),
@@ -142,21 +142,21 @@ def system() -> Steps[System]:
             ("INFO",),
         ]
     )
-    now_us = server_time_us(_must(time))
-    names = sorted(text(key).removeprefix(keys.rq_queue("")) for key in _must(queues))
+    now_us = server_time_us(_raise_if_error(time))
+    names = sorted(text(key).removeprefix(keys.rq_queue("")) for key in _raise_if_error(queues))
     ours = [name for name in names if keys.model_of(name)]
-    lists = yield from _lists(ours[:MOST_QUEUES])
+    lists = yield from _lists(ours[:MAX_QUEUES])
     serving = {key for found in lists for key in found.workers}
-    worker_keys = sorted(serving | ({text(key) for key in _must(workers)} if not _denied(workers) else set()))
-    seen, waits = yield from _details(worker_keys[:MOST_WORKERS], lists, now_us)
+    worker_keys = sorted(serving | ({text(key) for key in _raise_if_error(workers)} if not _denied(workers) else set()))
+    seen, waits = yield from _details(worker_keys[:MAX_WORKERS], lists, now_us)
     alive = [worker for worker in seen if worker.alive]
     names_seen = {worker.name for worker in seen}
     denied = [
-        *(["which workers there are, beyond those of its queues"] if _denied(workers) else []),
+        *(["the set of all workers"] if _denied(workers) else []),
         *(["whether RQ is suspended"] if _denied(suspended_ms) else []),
         *(["INFO: Redis's memory, disk, role and eviction policy"] if isinstance(info, ResponseError) else []),
     ]
-    paused_ms = -2 if _denied(suspended_ms) else int(_must(suspended_ms))
+    paused_ms = -2 if _denied(suspended_ms) else int(_raise_if_error(suspended_ms))
     return System(
         now_us=now_us,
         queues=tuple(
@@ -173,10 +173,10 @@ def system() -> Steps[System]:
         workers=tuple(seen),
         suspended=paused_ms != -2,
         resumes_in_s=paused_ms / 1000 if paused_ms >= 0 else None,
-        server=None if isinstance(info, ResponseError) else _server(_must(info)),
+        server=None if isinstance(info, ResponseError) else _server(_raise_if_error(info)),
         denied=tuple(denied),
-        gone=tuple(name for name in map(_worker_name, sorted(serving)[:MOST_WORKERS]) if name not in names_seen),
-        left_out=max(0, len(ours) - MOST_QUEUES) + max(0, len(worker_keys) - MOST_WORKERS),
+        gone=tuple(name for name in map(_worker_name, sorted(serving)[:MAX_WORKERS]) if name not in names_seen),
+        left_out=max(0, len(ours) - MAX_QUEUES) + max(0, len(worker_keys) - MAX_WORKERS),
         broken=tuple(found.name for found in lists if found.broken),
     )
 
@@ -206,28 +206,28 @@ def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
     for name, waiting, running, head, workers in zip(
         names, replies[::4], replies[1::4], replies[2::4], replies[3::4], strict=True
     ):
-        first = None if _denied(head) else next(iter(_held(head, ())), None)
-        serving = frozenset() if _denied(workers) else frozenset(map(text, _held(workers, ())))
+        first = None if _denied(head) else next(iter(_value(head, ())), None)
+        serving = frozenset() if _denied(workers) else frozenset(map(text, _value(workers, ())))
         model = keys.model_of(name) or ""
         head_id = text(first) if first is not None else None
         broken = any(map(_wrong_type, (waiting, running, workers)))
-        found.append(_Lists(name, model, _held(waiting, 0), _held(running, 0), head_id, serving, broken))
+        found.append(_Lists(name, model, _value(waiting, 0), _value(running, 0), head_id, serving, broken))
     return found
 
 
 def _details(
     worker_keys: Sequence[str], lists: Sequence[_Lists], now_us: int
 ) -> Steps[tuple[list[Worker], list[float | None]]]:
-    """The workers, and how long each queue's first request has waited."""
-    registered: dict[str, set[str]] = {key: set() for key in worker_keys}
+    """The workers, and the wait of each queue's first request."""
+    list_registry: dict[str, set[str]] = {key: set() for key in worker_keys}
     for found in lists:
-        for key in found.workers & registered.keys():
-            registered[key].add(found.model)
+        for key in found.workers & list_registry.keys():
+            list_registry[key].add(found.model)
     batch: Batch = []
     for key in worker_keys:
         batch += [look(key, _WORKER_FIELDS), ("PTTL", key)]
     replies = iter((yield Round(batch)) if batch else [])
-    workers = [_worker(key, models, next(replies), next(replies)) for key, models in registered.items()]
+    workers = [_worker(key, models, next(replies), next(replies)) for key, models in list_registry.items()]
     heads = [found.head if found.head and keys.is_request_id(found.head) else None for found in lists]
     looks: Batch = [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head]
     begun = iter((yield Round(looks)) if looks else [])
@@ -286,13 +286,13 @@ def _wrong_type(reply: Reply) -> bool:
     return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
 
 
-def _held(reply: Reply, empty: Any) -> Any:
-    """What the key holds; `empty` for a key of another type. Raises any other error that stands in its place."""
-    return empty if _wrong_type(reply) else _must(reply)
+def _value(reply: Reply, empty: Any) -> Any:
+    """The reply, or `empty` for a key of the wrong type. Raises any other error reply."""
+    return empty if _wrong_type(reply) else _raise_if_error(reply)
 
 
-def _must(reply: Reply) -> Any:
-    """The reply. Raises the error that stands in its place."""
+def _raise_if_error(reply: Reply) -> Any:
+    """The reply. Raises an error reply."""
     if isinstance(reply, Exception):
         raise reply
     return reply

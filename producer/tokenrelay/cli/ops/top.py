@@ -1,6 +1,6 @@
-"""`tokenrelay top`: the system live in the terminal, one frame into a pipe, or one JSON object for scripts.
+"""`tokenrelay top`: a live view in the terminal, one frame into a pipe, or one JSON object.
 
-It only reads. A Redis that goes away meanwhile is said so, over the last figures, and looked for again.
+Read-only. During a Redis outage it shows the last snapshot with a warning, and retries.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.live import Live
 
-from tokenrelay.cli.ops.diagnosis import diagnosed
+from tokenrelay.cli.ops.diagnosis import diagnose
 from tokenrelay.cli.ops.frame import frame
-from tokenrelay.cli.ops.snapshot import as_json, snapshot
-from tokenrelay.cli.output import print_rich, write_json
+from tokenrelay.cli.ops.snapshot import as_json, read_snapshot
+from tokenrelay.cli.terminal.output import print_rich, write_json
 from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.shared.errors import RedisUnusable, SettingsError
 from tokenrelay.shared.redis.connections import address
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
     from tokenrelay.cli.ops.snapshot import Snapshot
 
-LEAST_INTERVAL_S: Final = 0.1
-MOST_INTERVAL_S: Final = 3600.0
+MIN_INTERVAL_S: Final = 0.1
+MAX_INTERVAL_S: Final = 3600.0
 
 
 def check_interval(interval_s: float) -> None:
-    """Raises SettingsError for one that would be no use, or no rest."""
-    if not LEAST_INTERVAL_S <= interval_s <= MOST_INTERVAL_S:
-        bounds = f"give {LEAST_INTERVAL_S:g} to {MOST_INTERVAL_S:g} seconds"
+    """Raises SettingsError for an interval out of bounds."""
+    if not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
+        bounds = f"give {MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g} seconds"
         raise SettingsError(f"--interval: {interval_s:g} is out of bounds; {bounds}")
 
 
 def write_once(client: redis.Redis, *, json: bool) -> None:
-    """One frame, or one JSON object. Raises RedisUnusable."""
-    shot = Driver(client).run(snapshot())
-    findings = diagnosed(shot.system, shot.running)
+    """Write one frame or one JSON object. Raises RedisUnusable."""
+    shot = Driver(client).run(read_snapshot())
+    findings = diagnose(shot.system, shot.running)
     if json:
         write_json({**as_json(shot), "findings": [asdict(finding) for finding in findings]})
         return
@@ -56,61 +56,61 @@ def write_once(client: redis.Redis, *, json: bool) -> None:
 
 
 def watch(client: redis.Redis, interval_s: float) -> None:
-    """Frames until `q` or Ctrl-C. Raises RedisUnusable where not even the first one can be read."""
+    """Show frames until `q` or Ctrl-C. Raises RedisUnusable if the first snapshot fails."""
     driver, where = Driver(client), address(client)
-    shot, trouble = driver.run(snapshot()), ""
+    shot, trouble = driver.run(read_snapshot()), ""
     console = Console(highlight=False, emoji=False, markup=False)
 
-    def drawn() -> Group:
+    def render() -> Group:
         return frame(
-            shot, diagnosed(shot.system, shot.running), where=where, lines=console.size.height - 1, trouble=trouble
+            shot, diagnose(shot.system, shot.running), where=where, lines=console.size.height - 1, trouble=trouble
         )
 
-    live = Live(drawn(), console=console, screen=True, auto_refresh=False)
+    live = Live(render(), console=console, screen=True, auto_refresh=False)
     with _keys() as keyboard:
         try:
-            # Within `try`: a signal that comes while it takes the screen must give it back too.
+            # Inside `try`: a signal during start must restore the screen too.
             live.start(refresh=True)
             due = time.monotonic() + interval_s
-            while (key := keyboard.pressed(due - time.monotonic())) not in ("q", "Q", "\x03"):
+            while (key := keyboard.read_key(due - time.monotonic())) not in ("q", "Q", "\x03"):
                 if time.monotonic() >= due:
-                    shot, trouble = refreshed(driver, shot)
+                    shot, trouble = refresh(driver, shot)
                     due = time.monotonic() + interval_s
                 elif key not in ("", " "):
                     continue
-                live.update(drawn(), refresh=True)
+                live.update(render(), refresh=True)
         finally:
             live.stop()
 
 
-def refreshed(driver: Driver, last: Snapshot) -> tuple[Snapshot, str]:
-    """A new snapshot, or the last one and why there is none."""
+def refresh(driver: Driver, last: Snapshot) -> tuple[Snapshot, str]:
+    """A new snapshot, or the last one and the error."""
     try:
-        return driver.run(snapshot()), ""
+        return driver.run(read_snapshot()), ""
     except RedisUnusable as error:
         return last, error.message
 
 
 class _Keyboard:
-    """What is typed, a key at a time; a resized window wakes it too, as a key of no name."""
+    """Reads single keys. A window resize wakes it too."""
 
     def __init__(self, typed: int, resized: int) -> None:
         self._typed = typed
         self._resized = resized
 
-    def pressed(self, timeout_s: float) -> str:
-        """The next key. Empty once the time is over, or the window was resized."""
+    def read_key(self, timeout_s: float) -> str:
+        """The next key; empty after the timeout or a resize."""
         ready, _, _ = select.select([self._typed, self._resized], [], [], max(timeout_s, 0.0))
         if self._resized in ready:
             os.read(self._resized, 4096)
         if self._typed not in ready:
             return ""
-        return os.read(self._typed, 1).decode("latin-1") or "q"  # the terminal is gone
+        return os.read(self._typed, 1).decode("latin-1") or "q"  # EOF: the terminal is gone
 
 
 @contextmanager
 def _keys() -> Iterator[_Keyboard]:
-    """The keyboard without echo and line by line, and the terminal as it was afterwards."""
+    """Context manager: the keyboard without echo and line buffering; restores the terminal afterwards."""
     import termios
     import tty
 
@@ -119,8 +119,8 @@ def _keys() -> Iterator[_Keyboard]:
     resized, note = os.pipe()
     os.set_blocking(note, False)
     before_top = {
-        signal.SIGWINCH: signal.signal(signal.SIGWINCH, lambda *_: _noted(note)),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, _ended),  # the terminal is to be left as it was
+        signal.SIGWINCH: signal.signal(signal.SIGWINCH, lambda *_: _wake(note)),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, _exit),  # so that the terminal is restored
     }
     try:
         tty.setcbreak(typed)
@@ -133,12 +133,12 @@ def _keys() -> Iterator[_Keyboard]:
         os.close(note)
 
 
-def _ended(number: int, _: object) -> None:
+def _exit(number: int, _: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _noted(note: int) -> None:
+def _wake(note: int) -> None:
     try:
         os.write(note, b"w")
-    except BlockingIOError:  # it has been told often enough
+    except BlockingIOError:  # the pipe is full: a wake-up is already pending
         pass

@@ -1,1 +1,1 @@
-"""What all routes share."""
+"""Shared by all routes: the gateway object, FastAPI dependencies, response schemas."""

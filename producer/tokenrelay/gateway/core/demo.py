@@ -1,4 +1,4 @@
-"""Demo mode: a Redis and a worker of the gateway's own, and a way to kill that worker's engine."""
+"""Demo mode: a private Redis and worker for one gateway, and a way to kill the worker's engine process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Demo:
-    """Up while the `with` block lasts; `redis_url` is where."""
+    """Context manager that runs a Redis and a worker. `redis_url` is valid inside the `with` block."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self.redis_url = ""
 
     def __enter__(self) -> Self:
-        """Returns once the worker serves the bundled model. Raises RedisUnusable, TokenRelayError."""
+        """Wait until the worker serves the bundled model. Raises RedisUnusable, TokenRelayError."""
         with ExitStack() as stack:
             self.redis_url = stack.enter_context(LocalRedis()).url
             stack.enter_context(LocalWorker(self.redis_url))
@@ -32,16 +32,16 @@ class Demo:
         self._stack.close()
 
     async def kill_engine(self, gateway: Gateway) -> int:
-        """SIGKILL the engine's process; how many were hit. The worker's supervisor starts another.
+        """SIGKILL the engine's processes and return how many were killed. The worker's supervisor restarts them.
 
-        The process says its ID with its registration in a Redis that only this user can reach.
+        Process IDs come from worker registrations in a Redis that only this user can reach.
         """
         models = await gateway.models.served()
         pids = {pid for model in models.values() for pid in model.pids}
-        return sum(_killed(pid) for pid in pids)
+        return sum(_kill(pid) for pid in pids)
 
 
-def _killed(pid: int) -> bool:
+def _kill(pid: int) -> bool:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What all routes share: settings, Redis, the hub, the keys; and what routes of every kind do with them."""
+"""The gateway object that all routes share: settings, tenants, Redis driver and hub; submit, look up and attach."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.http.tasks import Background
-from tokenrelay.gateway.records.marks import NAME, Mark, marked
-from tokenrelay.gateway.records.models import Models
-from tokenrelay.gateway.records.record import Record, new_record, recorded
+from tokenrelay.gateway.records.annotations import NAME, Annotation, with_annotation
+from tokenrelay.gateway.records.record import Record, new_record, read_record
+from tokenrelay.gateway.records.served_models import ServedModels
 from tokenrelay.gateway.streams.attachments import Attachment, Attachments
-from tokenrelay.gateway.streams.figures import Figures
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.hub import Hub
-from tokenrelay.gateway.streams.resuming import START
+from tokenrelay.gateway.streams.positions import START
 from tokenrelay.gateway.tenancy.quota import submit_as
 from tokenrelay.gateway.tenancy.tenants import Tenants
 from tokenrelay.producer._core.fitness import AsyncFitness
@@ -34,45 +34,45 @@ if TYPE_CHECKING:
     from tokenrelay.shared.settings import GatewaySettings
     from tokenrelay.shared.wire.entries import EntryId
 
-_ANSWER_S: Final = 10.0
-"""How long a client waits for Redis before it's told to come back. redis-py's own retries take minutes where a Redis
-takes connections and then says nothing."""
+_REDIS_TIMEOUT_S: Final = 10.0
+"""Time limit for Redis before a client gets 503. redis-py's own retries take minutes against a server that accepts
+connections and never replies."""
 
 
-class PromptDriver(AsyncDriver):
-    """A driver that gives up on a Redis which doesn't answer."""
+class TimeoutDriver(AsyncDriver):
+    """A driver with a time limit for each operation."""
 
     async def run(self, steps: Steps[Result]) -> Result:
-        """As AsyncDriver.run. Raises RedisUnusable after `_ANSWER_S`, too."""
+        """As AsyncDriver.run. Also raises RedisUnusable after `_REDIS_TIMEOUT_S`."""
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_REDIS_TIMEOUT_S):
                 return await super().run(steps)
         except TimeoutError:
-            raise RedisUnusable(f"Redis at {address(self.redis)} hasn't answered in {_ANSWER_S:g} s") from None
+            raise RedisUnusable(f"Redis at {address(self.redis)} didn't reply within {_REDIS_TIMEOUT_S:g} s") from None
 
 
 class Gateway:
-    """One gateway process. `running` must be entered in the event loop that serves."""
+    """One gateway process. Enter `running` in the event loop that serves requests."""
 
     def __init__(self, settings: GatewaySettings, demo: Demo | None = None) -> None:
         """Raises SettingsError."""
         self.settings = settings
         self.demo = demo
         self.tenants = Tenants(settings)
-        self.figures = Figures()
-        self.driver = PromptDriver(connect_async(settings.redis_url.get_secret_value()))
-        self.hub = Hub(self.driver, self.figures)
+        self.counters = GatewayCounters()
+        self.driver = TimeoutDriver(connect_async(settings.redis_url.get_secret_value()))
+        self.hub = Hub(self.driver, self.counters)
         self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
-        self.models = Models(self.driver, settings.model)
+        self.models = ServedModels(self.driver, settings.model)
         self.background = Background()
         self._fitness = AsyncFitness(self.driver)
         self._submitter = Submitter(settings)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Follow streams for as long as the block lasts."""
+        """Run the background tasks while the block is active."""
         self.hub.start(self.background)
-        self.background.keep("readers", self.attachments.run)
+        self.background.run_forever("readers", self.attachments.run)
         try:
             yield
         finally:
@@ -81,65 +81,66 @@ class Gateway:
             await self.driver.redis.aclose()
 
     async def run(self, steps: Steps[Result]) -> Result:
-        """What the steps end with. Raises RedisUnusable, and whatever the steps raise."""
+        """Run the steps and return their result. Raises RedisUnusable, and whatever the steps raise."""
         return await self.driver.run(steps)
 
-    async def submit(self, submission: Mapping[str, Any], tenant: Tenant, mark: Mark | None = None) -> Record:
-        """Queue a request, durably, as the tenant's. Raises RequestError, QueueFull, Problem 429."""
+    async def submit(
+        self, submission: Mapping[str, Any], tenant: Tenant, annotation: Annotation | None = None
+    ) -> Record:
+        """Queue a request for the tenant. Raises RequestError, QueueFull, Problem 429."""
         await self._fitness.check()
         metadata = submission.get("metadata", {})
         if isinstance(metadata, dict):
             if NAME in metadata:
-                raise RequestError(f"metadata.{NAME}: is the gateway's own; use another name", field="metadata")
-            submission = {**submission, "metadata": marked(metadata, mark or Mark())}
+                raise RequestError(f"metadata.{NAME}: is reserved for the gateway; use another name", field="metadata")
+            submission = {**submission, "metadata": with_annotation(metadata, annotation or Annotation())}
         submitted = await self.run(submit_as(tenant, submission, self._submitter))
-        record = await self._record_of(submitted, tenant, mark)
-        self.figures.submitted(record)
+        record = await self._record_of(submitted, tenant, annotation)
+        self.counters.count_submitted(record)
         return record
 
-    async def _record_of(self, submitted: Submitted, tenant: Tenant, mark: Mark | None) -> Record:
-        """What a read would find. Only a request that was there before is read: what was just created is known."""
+    async def _record_of(self, submitted: Submitted, tenant: Tenant, annotation: Annotation | None) -> Record:
+        """The submitted request's record, read from Redis only if the request already existed."""
         if submitted.deadline_us is not None:
             return new_record(submitted.plan, submitted.deadline_us)
         try:
             return await self.record(submitted.request_id, tenant)
         except Exception:
-            if mark and mark.fleeting:
-                # Its client is told the error, and has no ID to come back with.
-                self.attachments.abandon(submitted.request_id)
+            if annotation and annotation.fleeting:
+                # The client gets the error, and no ID to resume with.
+                self.attachments.start_grace(submitted.request_id)
             raise
 
     async def check_model(self, name: str) -> None:
-        """Raises Problem 404 for a model that nobody serves nor has lately: its requests would wait for nothing."""
+        """Raises Problem 404 for a model that no worker serves or has served since this gateway started."""
         if not await self.models.is_known(name):
             live = ", ".join(await self.models.served()) or "none"
-            told = f"no live worker serves the model {ascii(name)[:140]}; served are: {live}"
-            raise Problem(404, told, "model_not_found", "model")
+            message = f"no live worker serves the model {ascii(name)[:140]}; served models: {live}"
+            raise Problem(404, message, "model_not_found", "model")
 
     async def record(self, request_id: str, tenant: Tenant) -> Record:
-        """One of the tenant's requests. Raises RequestNotFound."""
-        return await self.run(recorded(request_id, tenant.owner))
+        """Read one of the tenant's requests. Raises RequestNotFound."""
+        return await self.run(read_record(request_id, tenant.owner))
 
     async def attach(self, record: Record, after: EntryId = START, *, fresh: bool = False) -> Attachment:
-        """A reader of the request's feed, which has all up to now at least; the caller must have it `leave`.
+        """Attach a reader to the request's feed, loaded up to now. The caller must call `leave` on it.
 
-        `after`: where the client goes on. `fresh`: the request was submitted for this client, so that nobody reads it
-        where this fails. Raises StreamExpired, RangeGone for a place that isn't in the stream, ProtocolError,
-        RedisUnusable.
+        `after`: the entry to resume after. `fresh`: the request was submitted for this client, so a failure leaves it
+        without readers. Raises StreamExpired, RangeGone if `after` isn't in the stream, ProtocolError, RedisUnusable.
         """
-        attachment = await self.look(record, after, fresh=fresh)
+        attachment = await self.peek(record, after, fresh=fresh)
         attachment.follow()
         return attachment
 
-    async def look(self, record: Record, after: EntryId = START, *, fresh: bool = False) -> Attachment:
-        """As `attach`, for who doesn't stay to read: what becomes of the request doesn't depend on it."""
+    async def peek(self, record: Record, after: EntryId = START, *, fresh: bool = False) -> Attachment:
+        """As `attach`, but not counted as a reader, so leaving never cancels the request."""
         if not record.has_stream:
             raise StreamExpired(f"the stream of request {record.request_id} is gone", request_id=record.request_id)
         attachment = self.attachments.attach(record)
         try:
             await self._load(attachment.feed, after, ended=record.ended is not None)
         except Exception:
-            attachment.leave(departed=fresh)
+            attachment.leave(disconnected=fresh)
             raise
         except BaseException:
             attachment.leave()
@@ -148,12 +149,12 @@ class Gateway:
 
     async def _load(self, feed: Feed, after: EntryId, *, ended: bool) -> None:
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_REDIS_TIMEOUT_S):
                 await feed.loaded.wait()
                 if feed.last_id is not None and (feed.last_id < after or (ended and not feed.over)):
                     await self.hub.catch_up(feed)  # the client may have seen more at another gateway
         except TimeoutError:
-            raise RedisUnusable(f"Redis doesn't answer; request {feed.request_id} is as it was") from None
+            raise RedisUnusable(f"Redis doesn't reply; request {feed.request_id} is unchanged") from None
         if feed.error is not None:
             raise feed.error
         feed.check_position(after)

@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of answers."""
+"""Response schemas for the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong; `code` is for programs, `param` names the field."""
+    """One error. `code` is machine-readable, `param` names the field."""
 
     message: str
     type: str
@@ -17,13 +17,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every error's JSON."""
+    """The JSON body of every error."""
 
     error: ErrorDetail
 
 
 class Accepted(BaseModel):
-    """A request that was queued."""
+    """An accepted request."""
 
     request_id: str
     model: str
@@ -31,7 +31,7 @@ class Accepted(BaseModel):
 
 
 class Status(BaseModel):
-    """A request at one moment; times are microseconds since 1970, by Redis's clock."""
+    """A request's current state. Times are microseconds since the epoch, on Redis's clock."""
 
     request_id: str
     model: str
@@ -49,9 +49,9 @@ class Status(BaseModel):
 
 
 class Model(BaseModel):
-    """A served model. `training`: whether /models/{model}/training has its trace.
+    """A served model. `training`: whether /models/{model}/training returns a training trace.
 
-    `max_model_len`, under four names: the tokens that prompt and answer may have together.
+    `max_model_len` and its three aliases: the context length, in tokens, for prompt and answer together.
     """
 
     id: str
@@ -66,33 +66,33 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All served models."""
+    """List of served models."""
 
     object: str
     data: list[Model]
 
 
-_TOLD: Final = {
-    400: "What was sent can't be taken: `param` names it.",
-    401: "No API key, or an unknown one.",
-    404: "There is none, or it's another key's.",
-    410: "It was there, and is gone.",
-    413: "The body is too large.",
-    422: "The idempotency key belongs to another body.",
-    429: "Too much at a time: `Retry-After` says when to come back.",
-    503: "Redis can't be used right now.",
+_DESCRIPTIONS: Final = {
+    400: "Invalid request. `param` names the field.",
+    401: "The API key is missing or unknown.",
+    404: "Not found, or owned by another API key.",
+    410: "Its data is no longer in Redis.",
+    413: "The request body is too large.",
+    422: "The idempotency key was used with a different body.",
+    429: "Too many requests. Retry after `Retry-After` seconds.",
+    503: "Redis is unavailable.",
 }
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"description": told, "model": ErrorBody} for status, told in _TOLD.items()
+    status: {"description": description, "model": ErrorBody} for status, description in _DESCRIPTIONS.items()
 }
 EVENTS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    204: {"description": "The last event was read already: nothing more will come."},
+    204: {"description": "The stream has ended and has no more events."},
 }
 
 
 def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema with its definitions put where they're referred to, so that it can stand anywhere."""
+    """The JSON schema with each `$ref` replaced by its definition."""
     definitions = schema.get("$defs", {})
 
     def resolved(node: Any) -> Any:

@@ -1,1 +1,1 @@
-"""HTTP below the routes: uvicorn's protocol, limits, origin checks, errors, background tasks."""
+"""HTTP below the routes: uvicorn's protocol class, size and time limits, origin checks, errors, background tasks."""

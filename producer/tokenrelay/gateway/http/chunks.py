@@ -1,8 +1,8 @@
-"""Writing pieces of a response's body past ASGI: an extension that our protocol offers and event streams use.
+"""An ASGI extension that writes chunks of a response body directly to the transport, used by event streams.
 
-ASGI's `send` is a coroutine of the reader's own task. To wake that task, step through the layers between it and the
-socket, and frame the same bytes once more takes three times as long as the write itself, which is what counts where a
-token goes to a thousand readers. Under a server without the extension they are served by `send`, as ever.
+ASGI's `send` is a coroutine of the reader's own task. Waking that task, passing the middleware layers and framing the
+bytes again takes three times as long as the write itself, which matters when one token goes to a thousand readers.
+Under a server without the extension, event streams use `send`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
     from typing import Any
 
 EXTENSION: Final = "tokenrelay.chunks"
-"""In the ASGI scope's `extensions`; its `write` takes a framed chunk, and says whether it wrote it: see `writer`; its
-`abort` drops the connection: see `aborter`."""
+"""Key in the ASGI scope's `extensions`. Its value has `write` (see `chunk_writer`) and `abort` (see
+`connection_aborter`)."""
 
 
-def framed(body: bytes) -> bytes:
-    """A chunk of a body with `Transfer-Encoding: chunked`: RFC 9112, section 7.1. An empty one would end the body."""
+def frame_chunk(body: bytes) -> bytes:
+    """`body` framed as one chunk (RFC 9112, section 7.1). `body` must not be empty: an empty chunk ends the body."""
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-def writer(scope: Mapping[str, Any]) -> Callable[[bytes], bool]:
-    """What writes chunks to the client of a response, from the response's start until its end, never waiting.
+def chunk_writer(scope: Mapping[str, Any]) -> Callable[[bytes], bool]:
+    """A function that writes one framed chunk without blocking, between the response's start and its end.
 
-    It refuses, having written nothing, while the client is behind or once it's gone; always under a server that doesn't
-    offer the extension. A body with a Content-Length must not be written so.
+    It returns False and writes nothing if the write buffer is full, the client has disconnected, or the server lacks
+    the extension. Not for bodies with a Content-Length.
     """
     offered: Callable[[bytes], bool] | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("write")
     return offered or _refuse
 
 
-def aborter(scope: Mapping[str, Any]) -> Callable[[], None]:
-    """What closes the connection of a client that takes nothing, without waiting for it to take what was written."""
+def connection_aborter(scope: Mapping[str, Any]) -> Callable[[], None]:
+    """A function that closes the connection at once, without flushing the write buffer."""
     offered: Callable[[], None] | None = (scope.get("extensions") or {}).get(EXTENSION, {}).get("abort")
-    return offered or _wait
+    return offered or _no_op
 
 
-def _wait() -> None:
-    """The server closes the connection in its own way."""
+def _no_op() -> None:
+    """The server closes the connection after the response."""
 
 
 def _refuse(_: bytes) -> bool:

@@ -1,5 +1,5 @@
-"""What stands around every route: limits on the size and the time of what comes in, paths as they were meant, and the
-answer to whom a stopping server gives up.
+"""Middleware around every route: size and time limits for requests, path normalization, and the response during
+shutdown.
 """
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.gateway.http.draining import drain
+from tokenrelay.gateway.http.json_responses import problem_response
 from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.http.replies import problem_response
+from tokenrelay.gateway.http.unread_body import discard_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 _CLOSE: Final = {"Connection": "close"}
 
 
-class PathGuard:
-    """Takes slashes too many in a path for one, and none for the last one: base URLs are written by hand. A redirect
-    would be followed by few clients, and to http:// behind a proxy that speaks TLS."""
+class PathNormalizer:
+    """Collapses repeated slashes in the path and drops a trailing one, since base URLs are written by hand.
+
+    No redirect: few clients follow one for POST, and behind a TLS proxy it would lead to http://.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["path"].endswith("/") or "//" in scope["path"]):
-            # In place: what stands around this one reads the route from the same scope.
+            # In place: outer middleware reads the route from the same scope.
             scope["path"] = "/" + "/".join(filter(None, scope["path"].split("/")))
         await self._app(scope, receive, send)
 
 
-class StopGuard:
-    """Answers 503 to whom the stopping server no longer waits for: uvicorn's own word is a bare 500."""
+class ShutdownGuard:
+    """Answers 503 to requests that are cancelled at shutdown; uvicorn would answer a bare 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -40,24 +42,24 @@ class StopGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = scope["type"] != "http"
 
-        async def told(message: Message) -> None:
+        async def tracking_send(message: Message) -> None:
             nonlocal began
             began = True
             await send(message)
 
         try:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, tracking_send)
         except asyncio.CancelledError:
             if began:
                 raise
             headers = {"Retry-After": "1", **_CLOSE}
-            stopping = Problem(503, "the gateway is stopping; ask again", "stopping", None, "server_error", headers)
+            stopping = Problem(503, "the gateway is shutting down; retry", "stopping", None, "server_error", headers)
             await problem_response(stopping)(scope, receive, send)
 
 
 class SizeGuard:
-    """Takes in a body whole before the route is called. Refuses one that is too large (413) or too slow (408), by what
-    really comes and not by what was announced; and headers that are too large (431)."""
+    """Reads the whole body before the route is called. Refuses a body that is too large (413) or too slow (408), by the
+    bytes received and not by Content-Length, and headers that are too large (431)."""
 
     def __init__(self, app: ASGIApp, max_header_bytes: int, max_bytes: int, timeout_s: float) -> None:
         self._app = app
@@ -71,39 +73,39 @@ class SizeGuard:
             return
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
         if size > self._max_header_bytes:
-            if _announced(scope["headers"]):
-                await drain(receive, self._timeout_s)
-            told = f"the headers are larger than {self._max_header_bytes} bytes, which is the limit here"
-            await problem_response(Problem(431, told, "headers_too_large", headers=_CLOSE))(scope, receive, send)
+            if _has_body(scope["headers"]):
+                await discard_body(receive, self._timeout_s)
+            message = f"the headers are larger than the limit of {self._max_header_bytes} bytes"
+            await problem_response(Problem(431, message, "headers_too_large", headers=_CLOSE))(scope, receive, send)
             return
-        if not _announced(scope["headers"]):
+        if not _has_body(scope["headers"]):
             await self._app(scope, receive, send)
             return
         try:
             async with asyncio.timeout(self._timeout_s):
                 body, more = await self._body(receive)
         except TimeoutError:
-            told = f"the body hasn't come within {self._timeout_s:g} s"
-            await problem_response(Problem(408, told, "too_slow", headers=_CLOSE))(scope, receive, send)
+            message = f"the body wasn't received within {self._timeout_s:g} s"
+            await problem_response(Problem(408, message, "too_slow", headers=_CLOSE))(scope, receive, send)
             return
         if body is None:
             if more:
-                await drain(receive, self._timeout_s)
-            told = f"the body is larger than {self._max_bytes} bytes, which is the limit here"
-            problem = Problem(413, told, "body_too_large", headers=_CLOSE, extra={"limit": self._max_bytes})
+                await discard_body(receive, self._timeout_s)
+            message = f"the body is larger than the limit of {self._max_bytes} bytes"
+            problem = Problem(413, message, "body_too_large", headers=_CLOSE, extra={"limit": self._max_bytes})
             await problem_response(problem)(scope, receive, send)
             return
-        message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+        pending: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
-        async def replayed() -> Message:
-            nonlocal message
-            first, message = message, None
+        async def replaying_receive() -> Message:
+            nonlocal pending
+            first, pending = pending, None
             return first if first is not None else await receive()
 
-        await self._app(scope, replayed, send)
+        await self._app(scope, replaying_receive, send)
 
     async def _body(self, receive: Receive) -> tuple[bytes | None, bool]:
-        """All of it; None where it's too large, and whether more would come; what came where the client has gone."""
+        """The body, or None if it's too large; and whether more of it follows. Partial if the client disconnected."""
         parts: list[bytes] = []
         size = 0
         while True:
@@ -118,5 +120,5 @@ class SizeGuard:
                 return b"".join(parts), False
 
 
-def _announced(headers: list[tuple[bytes, bytes]]) -> bool:
+def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)

@@ -1,4 +1,4 @@
-"""What goes wrong over HTTP: each error's status and its JSON, in OpenAI's shape, so that its clients understand it."""
+"""HTTP errors: the status and JSON body of each, in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 _SHOWN_CHARS: Final = 80
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/responses", "/models")
 OPENAI_CODES: Final = {"prompt_too_long": "context_length_exceeded"}
-"""Codes of ours that OpenAI's clients know by another."""
+"""Our error codes → OpenAI's, where they differ."""
 _UNREADABLE: Final = (
-    "the body can't be read: send JSON in UTF-8, with numbers of hundreds of digits at most, and not deeply nested"
+    "the body can't be parsed: send JSON in UTF-8, not deeply nested, and without numbers of thousands of digits"
 )
 NO_RETRY: Final = {"x-should-retry": "false"}
-"""OpenAI's clients send again what failed; a request that ended must not be."""
+"""Keeps OpenAI's clients from retrying a request that has ended."""
 
 
 class RangeGone(StreamError):
-    """A reader asked for a part of the stream that isn't there; `first` to `last` is."""
+    """The requested position isn't in the stream, which holds `first` to `last`."""
 
     def __init__(self, message: str, *, request_id: str, first: str, last: str) -> None:
         super().__init__(message, request_id=request_id)
@@ -40,9 +40,9 @@ class RangeGone(StreamError):
         self.last = last
 
 
-@dataclass(eq=False)  # not frozen: Python writes an exception's traceback into it
+@dataclass(eq=False)  # not frozen: Python sets __traceback__
 class Problem(Exception):
-    """An answer that is an error. `kind` is OpenAI's `type`."""
+    """An HTTP error response. `kind` is OpenAI's `type`."""
 
     status: int
     message: str
@@ -58,7 +58,7 @@ class Problem(Exception):
 
 
 def problem_of(error: TokenRelayError) -> Problem:
-    """How an error of ours is answered."""
+    """The HTTP error for one of our exceptions."""
     match error:
         case RequestNotFound():
             return Problem(404, error.message, "not_found", "request_id")
@@ -69,7 +69,7 @@ def problem_of(error: TokenRelayError) -> Problem:
             code = OPENAI_CODES.get(error.code, error.code)
             return Problem(400, error.message, code, error.field, extra=extra)
         case QueueFull():
-            return too_many(error.message, "queue_full", error.retry_after_s)
+            return too_many_requests(error.message, "queue_full", error.retry_after_s)
         case RedisUnusable():
             return Problem(503, error.message, "redis_unusable", kind="server_error", headers={"Retry-After": "2"})
         case RangeGone():
@@ -80,8 +80,8 @@ def problem_of(error: TokenRelayError) -> Problem:
     return Problem(500, error.message, "server_error", kind="server_error", headers=NO_RETRY)
 
 
-def too_many(message: str, code: str, retry_after_s: float) -> Problem:
-    """A 429 that says when to come back."""
+def too_many_requests(message: str, code: str, retry_after_s: float) -> Problem:
+    """A 429 with Retry-After."""
     headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
     return Problem(429, message, code, kind="rate_limit_error", headers=headers)
 
@@ -92,41 +92,43 @@ def unauthorized(message: str) -> Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a request went that the framework refuses, and how its body was encoded."""
+class RefusedRequest:
+    """A request that the framework refused: method, path and Content-Encoding."""
 
     method: str
     path: str
     content_encoding: str | None
 
 
-def framework(status: int, detail: str, place: Place, headers: dict[str, str]) -> Problem:
-    """What the framework itself refuses: no such route, a method that a route lacks, a body that can't be read."""
-    path = ascii(place.path[:_SHOWN_CHARS]).strip("'")
+def framework_problem(status: int, detail: str, request: RefusedRequest, headers: dict[str, str]) -> Problem:
+    """The HTTP error for a refusal by the framework: unknown route, method not allowed, unreadable body."""
+    path = ascii(request.path[:_SHOWN_CHARS]).strip("'")
     if status == 404:
-        endpoint = next((known for known in _ENDPOINTS if place.path.rstrip("/").endswith(known)), None)
+        endpoint = next((known for known in _ENDPOINTS if request.path.rstrip("/").endswith(known)), None)
         hint = f"; OpenAI's clients reach /v1{endpoint} with a base URL that ends in /v1" if endpoint else ""
         return Problem(404, f"nothing is at {path}{hint}", "not_found", headers=headers)
     if status == 405:
-        told = f"{place.method} isn't possible at {path}; use {headers.get('Allow', headers.get('allow', 'another'))}"
-        return Problem(405, told, "method_not_allowed", headers=headers)
-    if status == 400 and place.content_encoding not in (None, "", "identity"):
-        told = f"Content-Encoding: is {ascii(place.content_encoding)[:_SHOWN_CHARS]}; send the body as it is"
-        return Problem(415, told, "invalid_request", "Content-Encoding")
+        message = (
+            f"{request.method} isn't allowed at {path}; use {headers.get('Allow', headers.get('allow', 'another'))}"
+        )
+        return Problem(405, message, "method_not_allowed", headers=headers)
+    if status == 400 and request.content_encoding not in (None, "", "identity"):
+        message = f"Content-Encoding: is {ascii(request.content_encoding)[:_SHOWN_CHARS]}; send the body unencoded"
+        return Problem(415, message, "invalid_request", "Content-Encoding")
     if status == 400:
         return Problem(400, _UNREADABLE, "invalid_json", headers=headers)
     return Problem(status, detail, "invalid_request", headers=headers)
 
 
-def invalid(errors: Sequence[Any], body: object = None, content_type: str | None = None) -> Problem:
-    """The first of pydantic's errors, with the field's path as the caller sent it."""
+def validation_problem(errors: Sequence[Any], body: object = None, content_type: str | None = None) -> Problem:
+    """The HTTP error for the first of pydantic's errors, with the field's path as the caller sent it."""
     first = errors[0]
     context = first.get("ctx", {})
     if first["type"] == "json_invalid":
         return Problem(400, f"the body isn't JSON: {context.get('error', first['msg'])}", "invalid_json")
-    if isinstance(body, bytes):  # JSON that wasn't announced as such
-        told = f"is {ascii(content_type)[:80]}" if content_type else "is missing"
-        return Problem(400, f"Content-Type: {told}; send application/json", "invalid_request", "Content-Type")
+    if isinstance(body, bytes):  # not sent as application/json
+        what = f"is {ascii(content_type)[:80]}" if content_type else "is missing"
+        return Problem(400, f"Content-Type: {what}; send application/json", "invalid_request", "Content-Type")
     field = ".".join(_path(first["loc"], body)) or context.get("field") or None
     reason = _REASONS.get(first["type"]) or str(first["msg"]).removeprefix("Value error, ")
     return Problem(400, f"{field or 'the body'}: {reason}", "invalid_request", field)
@@ -140,9 +142,9 @@ _REASONS: Final = {
 }
 
 
-def _path(place: Sequence[str | int], body: object) -> list[str]:
-    """Of pydantic's path what stands in the body: pydantic also names the types that it tried."""
-    kind, *rest = place
+def _path(location: Sequence[str | int], body: object) -> list[str]:
+    """pydantic's path without its own parts: pydantic also names the union members that it tried."""
+    kind, *rest = location
     if kind != "body":
         return [str(part) for part in rest]
     path: list[str] = []
@@ -151,11 +153,11 @@ def _path(place: Sequence[str | int], body: object) -> list[str]:
         if isinstance(value, dict) and part not in value and path:
             continue
         path.append(str(part))
-        value = _inside(value, part)
+        value = _item(value, part)
     return path
 
 
-def _inside(value: object, part: str | int) -> object:
+def _item(value: object, part: str | int) -> object:
     if isinstance(value, dict):
         return value.get(part)
     return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None

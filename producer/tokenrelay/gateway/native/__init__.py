@@ -1,1 +1,1 @@
-"""`/requests`, in our own vocabulary, and the page at `/`."""
+"""Our own endpoints: `/requests`, the page at `/`, health, and the demo's kill button."""

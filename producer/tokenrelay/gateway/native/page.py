@@ -1,4 +1,4 @@
-"""The page at `/`, all of it from the package, and what it must know; health; and in demo mode the kill button."""
+"""The page at `/` with its static files and configuration; the health check; demo mode's kill button."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse, Response
 
-from tokenrelay.gateway.core.asking import Asking, Here
+from tokenrelay.gateway.core.dependencies import GatewayDep, TenantDep
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.core.schemas import ERRORS
+from tokenrelay.gateway.http.json_responses import json_response
 from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.http.replies import json_response
 from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.rounds import ask
@@ -48,50 +48,49 @@ async def static(name: str) -> Response:
 
 
 def _file(name: str) -> Response:
-    # One folder, no deeper: a name with a slash never gets here, and `..` is no file.
+    # One flat folder: the route matches no name with a slash, and `..` isn't a file.
     path = PAGE / name
     kind = _TYPES.get(path.suffix)
     if kind is None or not path.is_file():
-        raise Problem(404, f"there is no {name!r}", "not_found")
+        raise Problem(404, f"no such file: {name!r}", "not_found")
     return FileResponse(path, headers=dict(_HEADERS), media_type=kind)
 
 
 @router.get("/config.json")
-async def config(gateway: Here) -> Response:
-    """What the page must know before it asks anything: without a key where keys are required, hence no more."""
+async def config(gateway: GatewayDep) -> Response:
+    """What the page needs before its first request. Needs no API key, so it lists no models if keys are required."""
     models = [] if gateway.tenants.required else list(await gateway.models.served())
     return json_response({"demo": gateway.demo is not None, "models": models, "auth": gateway.tenants.required})
 
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", responses={503: ERRORS[503]})
-async def health(gateway: Here) -> Response:
-    """200 where Redis answers and all background work goes on."""
+async def health(gateway: GatewayDep) -> Response:
+    """200 if Redis replies and no background task is failing."""
     await gateway.run(ask([("PING",)]))
-    if down := gateway.background.down:
-        told = "; ".join(f"{name}: {error}" for name, error in down.items())
+    if failing := gateway.background.failing:
+        tasks = "; ".join(f"{name}: {error}" for name, error in failing.items())
         raise Problem(
-            503, f"background work failed and is begun again ({told}); see the log", "degraded", kind="server_error"
+            503, f"background tasks failed and are restarting ({tasks}); see the log", "degraded", kind="server_error"
         )
     return json_response({"status": "ok"})
 
 
 @router.post("/demo/kill-worker", include_in_schema=False)
 async def kill_worker(
-    gateway: Here, tenant: Asking, request_id: str = "", after: Annotated[int, Query(ge=0)] = 0
+    gateway: GatewayDep, tenant: TenantDep, request_id: str = "", after: Annotated[int, Query(ge=0)] = 0
 ) -> Response:
-    """Kill the demo's engine in the middle of whatever it does, or once a request has so many tokens: its requests go
-    on with the next one."""
+    """Kill the demo's engine, at once or when a request has `after` tokens. Its requests resume on the next engine."""
     if gateway.demo is None:
-        raise Problem(404, "this gateway doesn't run its own worker; `tokenrelay serve --demo` does", "not_found")
+        raise Problem(404, "this gateway has no worker of its own; `tokenrelay serve --demo` starts one", "not_found")
     if request_id:
-        await _reached(gateway, await gateway.record(request_id, tenant), after)
+        await _wait_for_token(gateway, await gateway.record(request_id, tenant), after)
     return json_response({"killed": await gateway.demo.kill_engine(gateway)})
 
 
-async def _reached(gateway: Gateway, record: Record, token: int) -> None:
-    """Return once the request's stream has that token, or is over."""
-    attachment = await gateway.look(record)
+async def _wait_for_token(gateway: Gateway, record: Record, token: int) -> None:
+    """Wait until the request's stream has that token, or has ended."""
+    attachment = await gateway.peek(record)
     feed = attachment.feed
     view = feed.view("raw", RawEncoder)
     try:

@@ -1,19 +1,26 @@
-"""/requests: submit, look, follow, cancel, trace, in our own vocabulary."""
+"""/requests: submit, status, events, cancel and trace, in tokenrelay's own format."""
 
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body
 from starlette.responses import Response
 
-from tokenrelay.gateway.core.asking import Asking, Here, IdempotencyHeader, LastEventId, StartingAfter, idempotency
+from tokenrelay.gateway.core.dependencies import (
+    GatewayDep,
+    IdempotencyHeader,
+    LastEventId,
+    StartingAfter,
+    TenantDep,
+    idempotency,
+)
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS, Accepted, Status, inlined
-from tokenrelay.gateway.http.replies import json_response
+from tokenrelay.gateway.http.json_responses import json_response
 from tokenrelay.gateway.openai.bodies import ignored
-from tokenrelay.gateway.openai.bodies.requests import in_callers_words, read_submission
+from tokenrelay.gateway.openai.bodies.request_bodies import read_submission, with_callers_field
 from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
-from tokenrelay.gateway.streams.resuming import START, entry_after
+from tokenrelay.gateway.streams.positions import START, entry_after
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer.trace import as_json, traced
@@ -32,30 +39,33 @@ _BODY: Final[dict[str, Any]] = {
 
 @router.post("", status_code=202, response_model=Accepted, responses=ERRORS, openapi_extra=_BODY)
 async def submit(
-    gateway: Here, tenant: Asking, body: Annotated[dict[str, Any], Body()], idempotency_key: IdempotencyHeader = None
+    gateway: GatewayDep,
+    tenant: TenantDep,
+    body: Annotated[dict[str, Any], Body()],
+    idempotency_key: IdempotencyHeader = None,
 ) -> Response:
-    """Queue a request. It is durable: once this answers, it ends in an answer or an error, whatever dies."""
+    """Queue a request. Once accepted, it ends with an answer or an error even if workers or gateways fail."""
     key = idempotency(idempotency_key, body.get("idempotency_key"))
-    given, unused = read_submission(body)
+    given, ignored_paths = read_submission(body)
     try:
         record = await gateway.submit({**given, **({"idempotency_key": key} if key else {})}, tenant)
     except RequestError as error:
-        raise in_callers_words(error, body) from None
-    ignored.report(record.request_id, unused)
+        raise with_callers_field(error, body) from None
+    ignored.report(record.request_id, ignored_paths)
     path = f"/requests/{record.request_id}"
     accepted = {"request_id": record.request_id, "model": record.model, "events": f"{path}/events"}
-    return json_response(accepted, 202, {"Location": path, **ignored.header(unused)})
+    return json_response(accepted, 202, {"Location": path, **ignored.header(ignored_paths)})
 
 
 @router.get("/{request_id}", response_model=Status, responses=ERRORS)
-async def status(gateway: Here, tenant: Asking, request_id: str) -> Response:
-    """What a request is now."""
+async def status(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Response:
+    """A request's current state."""
     return json_response((await gateway.record(request_id, tenant)).status())
 
 
 @router.post("/{request_id}/cancel", response_model=Status, responses=ERRORS)
-async def cancel_request(gateway: Here, tenant: Asking, request_id: str) -> Response:
-    """End a request, wherever it is. One that has ended stays as it is."""
+async def cancel_request(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Response:
+    """Cancel a request in any state. No-op for one that has ended."""
     record = await gateway.record(request_id, tenant)
     await gateway.run(cancel(record.request_id, "gateway"))
     return json_response((await gateway.record(request_id, tenant)).status())
@@ -63,19 +73,19 @@ async def cancel_request(gateway: Here, tenant: Asking, request_id: str) -> Resp
 
 @router.get("/{request_id}/events", responses={**ERRORS, **EVENTS})
 async def events(
-    gateway: Here,
-    tenant: Asking,
+    gateway: GatewayDep,
+    tenant: TenantDep,
     request_id: str,
     starting_after: StartingAfter = None,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """The request's stream as server-sent events, from the beginning or behind any entry, to its end."""
+    """The request's stream as server-sent events, from the beginning or after any entry."""
     after = entry_after(starting_after, last_event_id)
     return await raw_stream(gateway, await gateway.record(request_id, tenant), after)
 
 
 async def raw_stream(gateway: Gateway, record: Record, after: EntryId = START) -> Response:
-    """The events behind `after`. 204, which ends a browser's reconnecting, where it is the terminal one."""
+    """The events after `after`; 204 if that is the terminal one, which stops a browser's EventSource."""
     attachment = await gateway.attach(record, after)
     try:
         feed = attachment.feed
@@ -84,14 +94,14 @@ async def raw_stream(gateway: Gateway, record: Record, after: EntryId = START) -
             return Response(status_code=204)
         view = feed.view("raw", RawEncoder)
         headers = {"X-Request-Id": record.request_id}
-        return EventStream(attachment, view, view.behind(after), Delivery(headers, gateway.settings.comment_s))
+        return EventStream(attachment, view, view.position_after(after), Delivery(headers, gateway.settings.comment_s))
     except BaseException:
         attachment.leave()
         raise
 
 
 @router.get("/{request_id}/trace", responses=ERRORS)
-async def trace(gateway: Here, tenant: Asking, request_id: str) -> Response:
-    """What the request went through, layer by layer: what `tokenrelay trace --json` prints."""
+async def trace(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Response:
+    """The request's trace, layer by layer, as `tokenrelay trace --json` prints it."""
     record = await gateway.record(request_id, tenant)
     return json_response(as_json(await gateway.run(traced(record.request_id))))

@@ -1,6 +1,4 @@
-"""What a body takes from earlier responses: the conversation that it continues, and answers that it names by their IDs
-in place of repeating them.
-"""
+"""Resolves a body's references to earlier responses: `previous_response_id` and item references."""
 
 from __future__ import annotations
 
@@ -17,47 +15,49 @@ from tokenrelay.shared.wire.entries import State
 if TYPE_CHECKING:
     from tokenrelay.gateway.core.gateway import Gateway
     from tokenrelay.gateway.openai.bodies.contents import Reference
-    from tokenrelay.gateway.openai.bodies.requests import ResponseBody
+    from tokenrelay.gateway.openai.bodies.request_bodies import ResponseBody
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.tenancy.tenants import Tenant
 
-MOST: Final = 256
-"""References in one body: each is read from Redis."""
+MAX_REFERENCES: Final = 256
+"""Limit of one body: each reference is one read from Redis."""
 _PREVIOUS: Final = "previous_response_id"
 
 
 async def with_stored(gateway: Gateway, tenant: Tenant, body: ResponseBody) -> ResponseBody:
-    """The body with the conversation before it, and with the answers that it refers to in their places.
+    """The body with the previous conversation prepended and each item reference replaced by its text.
 
     Raises RedisUnusable, and Problem: 404 for an item and 400 for a previous response that isn't the tenant's or is
     gone, 400 for an unfinished one.
     """
     references = body.input.references
-    if len(references) > MOST:
-        refuse("input", f"has {len(references)} item references; {MOST} are possible")
+    if len(references) > MAX_REFERENCES:
+        refuse("input", f"has {len(references)} item references; the limit is {MAX_REFERENCES}")
     messages = list(body.input.messages)
     for reference in references:
-        messages[reference.number] = _said(await _item(gateway, tenant, reference))
+        messages[reference.number] = _assistant_message(await _item(gateway, tenant, reference))
     if body.previous_response_id:
         messages = [*await _conversation(gateway, tenant, body.previous_response_id), *messages]
     return body.model_copy(update={"input": replace(body.input, messages=tuple(messages), references=())})
 
 
 async def _conversation(gateway: Gateway, tenant: Tenant, response_id: str) -> list[dict[str, str]]:
-    """What was said up to the response's end. Its `instructions` were its own."""
+    """The response's messages and answer, without its `instructions`, which apply to that response only."""
     try:
         record = await _record(gateway, tenant, response_id, PREFIX)
         answer = await _answer(gateway, record, _PREVIOUS)
         if record.state in (State.FAILED, State.EXPIRED):
-            refuse(_PREVIOUS, f"is of a response that {record.state}; give one that was answered")
+            refuse(_PREVIOUS, f"names a response that {record.state}; give one with an answer")
         asked = record.options["messages"]
         if asked is None:
-            raise RequestNotFound("it was no conversation")
+            raise RequestNotFound("not a conversation")
     except (RequestNotFound, StreamError):
-        told = f"{_PREVIOUS}: no response {ascii(response_id)[:80]}: it never was, or its retention is over"
-        raise Problem(400, told, "previous_response_not_found", _PREVIOUS) from None
-    messages = [{"role": str(each["role"]), "content": each["content"]} for each in asked[record.mark.instructions :]]
-    return [*messages, _said(answer)] if answer else messages
+        message = f"{_PREVIOUS}: no response {ascii(response_id)[:80]}: unknown ID, or past its retention"
+        raise Problem(400, message, "previous_response_not_found", _PREVIOUS) from None
+    messages = [
+        {"role": str(each["role"]), "content": each["content"]} for each in asked[record.annotation.instructions :]
+    ]
+    return [*messages, _assistant_message(answer)] if answer else messages
 
 
 async def _item(gateway: Gateway, tenant: Tenant, reference: Reference) -> str:
@@ -65,8 +65,8 @@ async def _item(gateway: Gateway, tenant: Tenant, reference: Reference) -> str:
         record = await _record(gateway, tenant, reference.item_id, ITEM_PREFIX)
         return await _answer(gateway, record, reference.path)
     except (RequestNotFound, StreamError):
-        told = f"{reference.path}: no item {ascii(reference.item_id)[:80]}: it never was, or its retention is over"
-        raise Problem(404, told, "not_found", reference.path) from None
+        message = f"{reference.path}: no item {ascii(reference.item_id)[:80]}: unknown ID, or past its retention"
+        raise Problem(404, message, "not_found", reference.path) from None
 
 
 async def _record(gateway: Gateway, tenant: Tenant, given: str, prefix: str) -> Record:
@@ -77,10 +77,10 @@ async def _record(gateway: Gateway, tenant: Tenant, given: str, prefix: str) -> 
 
 
 async def _answer(gateway: Gateway, record: Record, path: str) -> str:
-    attachment = await gateway.look(record)
+    attachment = await gateway.peek(record)
     try:
         if not attachment.feed.over:
-            refuse(path, "is of a response that isn't finished yet")
+            refuse(path, "names a response that hasn't ended yet")
         assembler = Assembler(record.request_id)
         for entry in attachment.feed.entries:
             assembler.receive(entry)
@@ -89,5 +89,5 @@ async def _answer(gateway: Gateway, record: Record, path: str) -> str:
         attachment.leave()
 
 
-def _said(text: str) -> dict[str, str]:
+def _assistant_message(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}

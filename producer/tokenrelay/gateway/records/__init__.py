@@ -1,1 +1,1 @@
-"""What Redis holds of one request, and what live workers have registered."""
+"""Reads from Redis: one request's record, and the models that live workers serve."""

@@ -1,11 +1,11 @@
-"""What Redis holds of one request, read at once: its hash, its first entry and its last."""
+"""One request as read from Redis in one round trip: its hash, its first entry and its last."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.gateway.records.marks import Mark, unmarked
+from tokenrelay.gateway.records.annotations import Annotation, split_annotation
 from tokenrelay.producer._core.endings import GRACE_S, checked_id, overdue_state, server_time_us
 from tokenrelay.producer._core.rounds import ask
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
@@ -36,7 +36,7 @@ _FIELDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request at one moment. Times are Redis's, microseconds since 1970."""
+    """A snapshot of one request. Times are microseconds since the epoch, on Redis's clock."""
 
     request_id: str
     state: State
@@ -46,11 +46,11 @@ class Record:
     owner: str
     deadline_us: int
     created_us: int | None
-    """None where the stream's beginning is gone."""
+    """None if the stream's first entry is gone."""
     ended: Ended | None
     cancelled_by: str | None
     options: Submission = field(repr=False)
-    mark: Mark
+    annotation: Annotation
     metadata: Mapping[str, Any]
     """The caller's, without our mark."""
 
@@ -81,11 +81,11 @@ class Record:
         }
 
 
-def recorded(request_id: str, owner: str | None) -> Steps[Record]:
-    """The request, if it's `owner`'s; None looks at anybody's.
+def read_record(request_id: str, owner: str | None) -> Steps[Record]:
+    """Read the request if `owner` owns it; an owner of None reads any request.
 
-    Raises RequestNotFound, also for another owner's: whose it is stays untold. ProtocolError for a hash or entry that
-    can't be read.
+    Raises RequestNotFound, also for another owner's, so that IDs can't be probed; ProtocolError for an unreadable hash
+    or entry.
     """
     try:
         checked_id(request_id)
@@ -102,7 +102,7 @@ def recorded(request_id: str, owner: str | None) -> Steps[Record]:
     )
     found = RequestRecord(_FIELDS, held)
     if not found.exists or (owner is not None and found.owner != owner):
-        raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
+        raise RequestNotFound(f"no request {request_id}: unknown ID, or past its retention", request_id=request_id)
     try:
         return _record(request_id, found, _entry(first), _entry(last), server_time_us(time))
     except (ProtocolError, RequestError) as error:
@@ -110,8 +110,8 @@ def recorded(request_id: str, owner: str | None) -> Steps[Record]:
 
 
 def new_record(plan: Plan, deadline_us: int) -> Record:
-    """The request that was just created: what `recorded` would read of it."""
-    mark, metadata = unmarked(plan.request["metadata"])
+    """The record of a request that was just created, as `read_record` would return it."""
+    annotation, metadata = split_annotation(plan.request["metadata"])
     return Record(
         request_id=plan.request_id,
         state=State.QUEUED,
@@ -124,7 +124,7 @@ def new_record(plan: Plan, deadline_us: int) -> Record:
         ended=None,
         cancelled_by=None,
         options=plan.request,
-        mark=mark,
+        annotation=annotation,
         metadata=metadata,
         has_stream=True,
     )
@@ -142,7 +142,7 @@ def _record(
         state = overdue_state(tokens)
     body = text(found.body or "")
     options = load(body) if found.wire == WIRE else glance(body)
-    mark, metadata = unmarked(options["metadata"])
+    annotation, metadata = split_annotation(options["metadata"])
     return Record(
         request_id=request_id,
         state=state,
@@ -155,7 +155,7 @@ def _record(
         ended=last if isinstance(last, Ended) else None,
         cancelled_by=found.cancelled_by,
         options=options,
-        mark=mark,
+        annotation=annotation,
         metadata=metadata,
         has_stream=first is not None,
     )

@@ -1,1 +1,1 @@
-"""Followed requests: one poller of Redis for a process, one feed a request, and their readers."""
+"""Followed requests: one hub per process reads Redis, one feed per request broadcasts to its readers."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import Response
 
-from tokenrelay.gateway.http.chunks import aborter, writer
+from tokenrelay.gateway.http.chunks import chunk_writer, connection_aborter
+from tokenrelay.gateway.http.json_responses import problem_response
 from tokenrelay.gateway.http.problems import problem_of
-from tokenrelay.gateway.http.replies import problem_response
-from tokenrelay.gateway.http.tasks import stop
-from tokenrelay.gateway.streams.waiting import client_left, refusal, waited
+from tokenrelay.gateway.http.tasks import cancel_all
+from tokenrelay.gateway.streams.outcome import early_failure, wait_for_disconnect, wait_or_disconnect
 from tokenrelay.gateway.views.sse import COMMENT, encode
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.views.view import View
 
 CLIENT_LEFT: Final = 499
-"""nginx's word in the metrics for an answer that nobody was there to read."""
+"""nginx's status for a client that disconnected before the response."""
 _STREAM_HEADERS: Final = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
-"""A proxy that compressed the stream (no-transform) or buffered it (nginx's header) would hold tokens back."""
+"""no-transform: no compression by proxies; X-Accel-Buffering: no buffering by nginx. Both would delay tokens."""
 _STUCK_S: Final = 30.0
-"""How long a client may take to take a piece: one that is gone without a word takes nothing."""
+"""Time limit for sending one chunk: a client that vanished without closing its connection reads nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How an event stream is sent: seconds between comments while it's silent, and for how long its status may wait."""
+    """Delivery of an event stream: headers, seconds between keep-alive comments, and how long the status may wait."""
 
     headers: Mapping[str, str]
     comment_s: float
@@ -41,10 +41,10 @@ class Delivery:
 
 
 class EventStream(Response):
-    """A view's events from `position` on, and the attachment's end with the response's, however that ends.
+    """Sends a view's events from `position` on, and releases the attachment when the response ends.
 
-    Its status waits up to `first_word_s` for the first token: a request that fails before is answered as a whole
-    answer would be.
+    The status waits up to `first_word_s` for the first token, so that a request that fails before it gets an HTTP error
+    status.
     """
 
     media_type = "text/event-stream"
@@ -55,61 +55,61 @@ class EventStream(Response):
         self._position = position
         self._comment_s = delivery.comment_s
         self._first_word_s = delivery.first_word_s
-        self._departed = self._begun = False
-        self._write, self._abort = writer({}), aborter({})
+        self._disconnected = self._begun = False
+        self._write, self._abort = chunk_writer({}), connection_aborter({})
         self.status_code, self.background = 200, None
         self.init_headers({**_STREAM_HEADERS, **delivery.headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._write, self._abort = writer(scope), aborter(scope)
+        self._write, self._abort = chunk_writer(scope), connection_aborter(scope)
         try:
-            response = await self._first_word(receive)
+            response = await self._early_response(receive)
             if response is None:
                 await self._stream(receive, send)
             else:
                 await response(scope, receive, send)
         finally:
-            self._attachment.leave(departed=self._departed)
+            self._attachment.leave(disconnected=self._disconnected)
 
-    async def _first_word(self, receive: Receive) -> Response | None:
-        """What to answer instead of the stream, once that can be told."""
+    async def _early_response(self, receive: Receive) -> Response | None:
+        """The response instead of the stream, if the request fails before its first token."""
         feed = self._attachment.feed
         if not self._first_word_s or self._position >= len(self._view.events) > 0:
             return None
         task = asyncio.current_task()
         assert task is not None
-        with self._attachment.ending_with_the_gateway(task):
-            came = await waited(feed.spoken, receive, self._first_word_s)
-        if not came:
-            self._departed = True
+        with self._attachment.cancelled_at_shutdown(task):
+            connected = await wait_or_disconnect(feed.has_output, receive, self._first_word_s)
+        if not connected:
+            self._disconnected = True
             return Response(status_code=CLIENT_LEFT)
-        problem = refusal(feed)
+        problem = early_failure(feed)
         return problem_response(problem) if problem else None
 
     async def _stream(self, receive: Receive, send: Send) -> None:
-        """Send until the end, or until the client leaves or takes nothing, or the gateway stops.
+        """Send until the stream ends, the client disconnects or stops reading, or the gateway stops.
 
-        The server cuts off a response that wasn't ended, so that its client knows that there is more to come. One that
-        wasn't begun is for the guards to answer (StopGuard).
+        The server aborts an unfinished response, so the client knows that it's incomplete. ShutdownGuard answers
+        one that hasn't started.
         """
-        sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(client_left(receive))
+        sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(wait_for_disconnect(receive))
         try:
-            with self._attachment.ending_with_the_gateway(sending):
+            with self._attachment.cancelled_at_shutdown(sending):
                 await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
-                self._departed = True
+                self._disconnected = True
             elif not sending.cancelled():
                 sending.result()
             elif not self._begun:
                 raise asyncio.CancelledError
         except TimeoutError:
-            self._departed = True
+            self._disconnected = True
             self._abort()
         finally:
-            await stop((sending, leaving))
+            await cancel_all((sending, leaving))
 
     async def _send(self, send: Send) -> None:
-        """Raises TimeoutError where the client is stuck."""
+        """Send all chunks. Raises TimeoutError if the client doesn't read."""
         self._begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for chunk in self._chunks():
@@ -118,8 +118,8 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        """What the feed can't write itself: events that were there before the reader, or that it was too slow for; and
-        comments, which show proxies that the connection is alive, and us that the client is."""
+        """Chunks that the feed doesn't write itself: the backlog, events the client was too slow for, and comments that
+        keep proxies from closing the connection and detect a dead client."""
         feed, events = self._attachment.feed, self._view.events
         while True:
             if self._position < len(events):

@@ -1,10 +1,10 @@
-"""One followed request: its entries as far as they were read, its views, and whoever waits for more.
+"""One followed request: its entries read so far, its views, and its readers.
 
-A feed does no I/O: the hub reads for it. It holds the whole stream from where Redis still has it, so that a reader may
-begin anywhere and every view is folded from the same entries.
+A feed does no I/O: the hub reads for it. It keeps all entries that Redis still had, so that a reader can resume
+anywhere and every view is built from the same entries.
 
-A reader that has all of a view's events so far is *level*. New events are written to all level readers in one go: to
-wake a task for each of them would take several times what the writing does.
+A reader that has received all of a view's events is *caught up*. New events are broadcast to all caught-up readers in
+one loop: waking one task per reader would cost several times the write.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from tokenrelay.gateway.http.chunks import framed
+from tokenrelay.gateway.http.chunks import frame_chunk
 from tokenrelay.gateway.http.problems import RangeGone
 from tokenrelay.gateway.views.view import View
 from tokenrelay.shared.errors import StreamChanged, TokenRelayError
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.views.view import Encoder
 
     Write = Callable[[bytes], bool]
-    """Writes a chunk at once and whole, and returns True; or returns False, having written nothing."""
+    """Writes the whole chunk without blocking and returns True, or writes nothing and returns False."""
 
 
 class Feed:
-    """A request's stream in this process, for as long as it has readers here."""
+    """A request's stream in this process while it has readers here."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -42,19 +42,19 @@ class Feed:
         self.readers = 0
         self.error: TokenRelayError | None = None
         self._machine = StreamMachine(self.request_id)
-        self._checked: EntryId | None = None
+        self._rechecked_to: EntryId | None = None
         self._views: dict[str, View] = {}
-        self._level: dict[View, dict[asyncio.Future[int], Write]] = {}
+        self._caught_up: dict[View, dict[asyncio.Future[int], Write]] = {}
         self.loaded = asyncio.Event()
-        """Set once all that was there when the first reader came has been read."""
-        self.spoken = asyncio.Event()
-        """Set with the first token, or with what is there without one: the terminal entry, or an error."""
-        self.over_at = asyncio.Event()
-        """Set with the terminal entry, or with an error."""
+        """Set once the backlog at the first reader's arrival has been read."""
+        self.has_output = asyncio.Event()
+        """Set with the first token, the terminal event, or an error."""
+        self.finished = asyncio.Event()
+        """Set with the terminal event or an error."""
 
     @property
     def over(self) -> bool:
-        return self.over_at.is_set()
+        return self.finished.is_set()
 
     @property
     def ended(self) -> Ended | None:
@@ -66,103 +66,108 @@ class Feed:
         return self.entries[-1].entry_id if self.entries else None
 
     @property
-    def begin(self) -> str:
-        """Where the next read is to begin: with the last entry, which shows whether it's still what it was."""
-        if self._checked is not None:
-            return str(self._checked)
+    def read_from(self) -> str:
+        """Start of the next read: the last entry, read again to check that it hasn't changed."""
+        if self._rechecked_to is not None:
+            return str(self._rechecked_to)
         return str(self.last_id) if self.last_id else "-"
 
     @property
-    def doubted(self) -> bool:
-        """Whether the stream was written again, and is being compared with what its readers have."""
-        return self._checked is not None
+    def rechecking(self) -> bool:
+        """Whether the stream was rewritten after a failover and is being compared with the entries already sent."""
+        return self._rechecked_to is not None
 
     def receive(self, raw: Sequence[tuple[Any, Any]]) -> None:
-        """Take entries as Redis gave them, from `begin` on. Raises StreamGap, StreamChanged, ProtocolError."""
+        """Receive raw entries from `read_from` on. Raises StreamGap, StreamChanged, ProtocolError."""
         entries = [parse_entry(raw_id, fields) for raw_id, fields in raw]
         if not self.entries and entries:
-            self._begin(entries[0])
+            self._start_at(entries[0])
         last_id = self.last_id
         known = [entry for entry in entries if last_id is not None and entry.entry_id <= last_id]
-        # Another time, or gone though something follows it: lost and written again. Is all of it what it was?
-        if self.entries and entries and not self.doubted and (not known or known[-1].at_us != self.entries[-1].at_us):
-            self._checked = self.entries[0].entry_id
+        # The last entry has another time, or is missing before later entries: lost and rewritten, so recheck all.
+        if (
+            self.entries
+            and entries
+            and not self.rechecking
+            and (not known or known[-1].at_us != self.entries[-1].at_us)
+        ):
+            self._rechecked_to = self.entries[0].entry_id
             return
         for entry in known:
             self._compare(entry)
-        if self.doubted and entries:
-            self._checked = None if entries[-1].entry_id >= self.entries[-1].entry_id else entries[-1].entry_id
+        if self.rechecking and entries:
+            self._rechecked_to = None if entries[-1].entry_id >= self.entries[-1].entry_id else entries[-1].entry_id
         if new := [entry for entry in entries[len(known) :] if self._machine.receive(entry)]:
-            self._take(new)
+            self._append(new)
 
     def _compare(self, now: AnyEntry) -> None:
-        """See whether an entry that was read before says the same now. Events that are new among them come too late."""
+        """Raises StreamChanged if an entry that was already sent differs. New events between sent ones are dropped."""
         place = bisect_left(self.entries, now.entry_id, key=attrgetter("entry_id"))
         before = self.entries[place]
         if before.entry_id != now.entry_id:
             return
         if replace(before, at_us=now.at_us) != now and any(isinstance(each, Token | Ended) for each in (before, now)):
-            raise StreamChanged(f"entry {now.entry_id} is another one now: Redis lost writes")
+            raise StreamChanged(f"entry {now.entry_id} has changed: Redis lost writes")
         self.entries[place] = now
 
-    def _begin(self, first: AnyEntry) -> None:
-        """Stand where the stream begins now: an operator may have trimmed it."""
+    def _start_at(self, first: AnyEntry) -> None:
+        """Start at the stream's first entry: an operator may have trimmed it."""
         token = first.entry_id.token - isinstance(first, Token)
         self._machine = StreamMachine(self.request_id, after=token)
 
-    def _take(self, new: list[AnyEntry]) -> None:
+    def _append(self, new: list[AnyEntry]) -> None:
         self.entries += new
         if new[-1].entry_id.token:
-            self.spoken.set()
+            self.has_output.set()
         for view in self._views.values():
             position = len(view.events)
             for entry in new:
                 view.receive(entry)
-            self._push(view, position)
+            self._broadcast(view, position)
         if self.ended:
             self._close()
 
     def fail(self, error: TokenRelayError) -> None:
-        """The stream can't be read on: its readers are told."""
+        """End the feed with an error, which its readers get."""
         if not self.over:
             self.error = error
             self.loaded.set()
             self._close()
 
-    def _push(self, view: View, position: int) -> None:
-        """Write what stands behind `position` to the level readers; who refuses has fallen behind there."""
-        level = self._level.get(view)
-        if level and (body := b"".join(view.events[position:])):
-            chunk = framed(body)
-            for behind in [reader for reader, write in level.items() if not write(chunk)]:
-                _let_go(behind, position)
-                del level[behind]
+    def _broadcast(self, view: View, position: int) -> None:
+        """Write the events from `position` on to the caught-up readers; one that refuses has fallen behind."""
+        caught_up = self._caught_up.get(view)
+        if caught_up and (body := b"".join(view.events[position:])):
+            chunk = frame_chunk(body)
+            for behind in [reader for reader, write in caught_up.items() if not write(chunk)]:
+                _wake(behind, position)
+                del caught_up[behind]
 
     def _close(self) -> None:
-        self.over_at.set()
-        self.spoken.set()
-        for view, level in self._level.items():
-            for reader in level:
-                _let_go(reader, len(view.events))
-        self._level.clear()
+        self.finished.set()
+        self.has_output.set()
+        for view, caught_up in self._caught_up.items():
+            for reader in caught_up:
+                _wake(reader, len(view.events))
+        self._caught_up.clear()
 
     async def follow(self, view: View, write: Write, timeout_s: float | None = None) -> int | None:
-        """Have `write` given each new chunk, framed, until it refuses one or the stream is over.
+        """Broadcast new chunks to `write` until it refuses one or the stream ends. Returns the reader's position.
 
-        Its reader must be level with the view, and the stream not over yet. Returns the reader's position then; None
-        after the timeout, with the reader level.
+        The reader must be caught up with the view, and the stream must not have ended. Returns None after the timeout,
+        with the reader still caught up.
         """
         reader: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        level = self._level.setdefault(view, {})
-        level[reader] = write
+        caught_up = self._caught_up.setdefault(view, {})
+        caught_up[reader] = write
         try:
             await asyncio.wait((reader,), timeout=timeout_s)
             return reader.result() if reader.done() else None
         finally:
-            level.pop(reader, None)
+            caught_up.pop(reader, None)
 
     def view(self, name: str, encoder: Callable[[], Encoder]) -> View:
-        """The view of that name, folded over all entries so far where nobody had asked for it."""
+        """The view of that name, built from all entries so far on first use."""
         view = self._views.get(name)
         if view is None:
             view = self._views[name] = View(encoder())
@@ -171,12 +176,12 @@ class Feed:
         return view
 
     @property
-    def whole(self) -> bool:
-        """Whether the stream is here from its first entry on."""
+    def has_beginning(self) -> bool:
+        """Whether the feed has the stream's first entry."""
         return bool(self.entries) and self.entries[0].entry_id == EntryId(0, 1)
 
     def check_position(self, after: EntryId) -> None:
-        """Raises RangeGone for a place that is no longer there, or isn't yet."""
+        """Raises RangeGone if `after` is before the first entry left or after the last one."""
         if not self.entries:
             return
         first, last = self.entries[0].entry_id, self.entries[-1].entry_id
@@ -185,13 +190,13 @@ class Feed:
             oldest = EntryId(first.token - 1, 0)
         if not oldest <= after <= last:
             raise RangeGone(
-                f"request {self.request_id}: nothing can follow {after}; its stream has entries {first} to {last} now",
+                f"request {self.request_id}: can't resume after {after}; the stream has entries {first} to {last}",
                 request_id=self.request_id,
                 first=str(first),
                 last=str(last),
             )
 
 
-def _let_go(reader: asyncio.Future[int], position: int) -> None:
-    if not reader.done():  # its client may have left a moment ago
+def _wake(reader: asyncio.Future[int], position: int) -> None:
+    if not reader.done():  # its client may have just disconnected
         reader.set_result(position)

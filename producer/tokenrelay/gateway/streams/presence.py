@@ -1,4 +1,4 @@
-"""Which gateways have readers of a request, as Redis holds it: each one's mark says until when its word is good."""
+"""Which gateways have readers of a request: a hash in Redis with one expiry time per gateway."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.batches import Batch
 
 RENEW_S: Final = 5.0
-_GOOD_S: Final = 15.0
-"""For so long a gateway that is gone without a word keeps others from cancelling what it had readers of."""
+_LIFETIME_S: Final = 15.0
+"""Lifetime of an announcement. A crashed gateway delays the cancellation of its requests by this long."""
 
 
 class Presence:
-    """This gateway's marks and those of others."""
+    """This gateway's announcements, and those of others."""
 
     def __init__(self) -> None:
         self._name = secrets.token_urlsafe(9)
 
-    def mark(self, request_ids: Sequence[str]) -> Steps[list[str]]:
-        """Say that there are readers here. Those of the requests of which it's said now; raises where it's none."""
+    def announce(self, request_ids: Sequence[str]) -> Steps[list[str]]:
+        """Announce readers of these requests. Returns the requests that were announced; raises if none was."""
         (time,) = yield from ask([("TIME",)])
-        good_until_us = server_time_us(time) + int(_GOOD_S * 1e6)
+        good_until_us = server_time_us(time) + int(_LIFETIME_S * 1e6)
         batch: Batch = []
         for key in map(keys.attached, request_ids):
-            batch += [("HSET", key, self._name, good_until_us), ("PEXPIRE", key, int(_GOOD_S * 1000))]
+            batch += [("HSET", key, self._name, good_until_us), ("PEXPIRE", key, int(_LIFETIME_S * 1000))]
         replies = yield Round(batch)
-        marked = [
+        with_annotation = [
             request_id
             for request_id, pair in zip(request_ids, zip(replies[::2], replies[1::2], strict=True), strict=True)
             if not any(isinstance(reply, Exception) for reply in pair)
         ]
-        if not marked:
+        if not with_annotation:
             refused(replies)
-        return marked
+        return with_annotation
 
-    def elsewhere(self, request_id: str) -> Steps[bool]:
-        """Take this gateway's mark back. Whether another one has readers of the request."""
+    def has_readers_elsewhere(self, request_id: str) -> Steps[bool]:
+        """Withdraw this gateway's announcement, and return whether another gateway has readers of the request."""
         key = keys.attached(request_id)
         _, marks, time = yield from ask([("HDEL", key, self._name), ("HGETALL", key), ("TIME",)])
         now_us = server_time_us(time)
@@ -53,6 +53,6 @@ class Presence:
 
 
 def _until_us(mark: object) -> int:
-    """A mark that no gateway wrote says nothing."""
-    told = text(mark)
-    return int(told) if told.isdecimal() and len(told) < 20 else 0
+    """The announcement's expiry; 0 for a malformed one."""
+    value = text(mark)
+    return int(value) if value.isdecimal() and len(value) < 20 else 0

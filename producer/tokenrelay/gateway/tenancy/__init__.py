@@ -1,1 +1,1 @@
-"""API keys, and what each may have running."""
+"""API keys and their limits."""

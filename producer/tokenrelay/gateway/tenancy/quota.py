@@ -1,7 +1,7 @@
-"""Submitting as a tenant: within its limits, and under idempotency keys that are its own.
+"""Submits as a tenant: enforces its limits, and scopes idempotency keys to it.
 
-A tenant's unended requests stand in a sorted set in Redis, so that all gateways count together. The script that admits
-a request counts and adds it in one step: however many come at once, no more are let in than may be.
+A tenant's open requests are in a sorted set in Redis, shared by all gateways. The admission script counts and adds in
+one step, so concurrent submits can't exceed a limit.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from tokenrelay.gateway.http.problems import Problem, too_many
-from tokenrelay.gateway.records.marks import unlimited
+from tokenrelay.gateway.http.problems import Problem, too_many_requests
+from tokenrelay.gateway.records.annotations import mark_unlimited
 from tokenrelay.producer._core.planning import plan_request
 from tokenrelay.producer._core.submission import OwnerLimitReached
 from tokenrelay.shared.store.admissions import OwnerLimits, TooManyOpen, TooManyQueued
@@ -28,13 +28,13 @@ _RETRY_AFTER_S: Final = 2.0
 
 
 def submit_as(tenant: Tenant, submission: Mapping[str, Any], submitter: Submitter) -> Steps[Submitted]:
-    """The request, written now or before under its idempotency key.
+    """Submit the request, or attach to the existing one with its idempotency key.
 
-    Raises RequestError, IdempotencyConflict, QueueFull, and Problem 429 where the tenant has enough already.
+    Raises RequestError, IdempotencyConflict, QueueFull, and Problem 429 if the tenant has reached a limit.
     """
     plan = plan_request(submission, submitter.settings)
     if submission.get("max_new_tokens") is None:
-        plan = unlimited(plan)
+        plan = mark_unlimited(plan)
     if tenant.owner is None:
         return (yield from submitter.submit(plan))
     limits = OwnerLimits(tenant.owner, tenant.max_concurrent, tenant.max_queued)
@@ -45,7 +45,7 @@ def submit_as(tenant: Tenant, submission: Mapping[str, Any], submitter: Submitte
 
 
 def _owned(plan: Plan, owner: str) -> Plan:
-    """The plan as the owner's; another owner's idempotency key of the same name is another key."""
+    """The plan with its owner, and the idempotency key scoped to the owner."""
     key = plan.idempotency_key
     if key is not None:
         key = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
@@ -55,11 +55,11 @@ def _owned(plan: Plan, owner: str) -> Plan:
 def _problem(refusal: TooManyOpen | TooManyQueued, tenant: Tenant) -> Problem:
     match refusal:
         case TooManyOpen(count):
-            what = f"this key has {count} requests that haven't ended, and may have {tenant.max_concurrent}"
+            what = f"this API key has {count} open requests; its limit is {tenant.max_concurrent}"
             code = "concurrency_limit"
         case TooManyQueued(count):
-            what = f"this key has {count} requests waiting for a worker, and may have {tenant.max_queued}"
+            what = f"this API key has {count} queued requests; its limit is {tenant.max_queued}"
             code = "queue_limit"
         case _:
             assert_never(refusal)
-    return too_many(f"{what}; try again in {_RETRY_AFTER_S:g} s", code, _RETRY_AFTER_S)
+    return too_many_requests(f"{what}; retry in {_RETRY_AFTER_S:g} s", code, _RETRY_AFTER_S)

@@ -1,4 +1,4 @@
-"""API keys: who asks, and how much they may have running. Only hashes of keys are known here."""
+"""Tenants and their API keys and limits. Only hashes of keys are stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PREFIX: Final = "tr-"
 
 
 class ApiKey(BaseModel):
-    """One key as the operator writes it down. `name` is whose requests are; it stays when a key is renewed."""
+    """One configured key. `name` identifies the tenant, and stays the same when the key is rotated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ _KEYS: Final = TypeAdapter(list[ApiKey])
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who asks. `owner` is None where there are no keys: then anybody may see any request whose ID they have."""
+    """A caller. `owner` is None if no keys are configured: then a request's ID is enough to read it."""
 
     owner: str | None
     max_concurrent: int
@@ -43,25 +43,25 @@ class Tenant:
 
 
 class Tenants:
-    """All that may ask; everybody, without limits of their own, where no keys are set."""
+    """The configured tenants. Without configured keys, anyone may call."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        """Raises SettingsError for keys that can't be read."""
+        """Raises SettingsError for invalid keys."""
         self._settings = settings
         self._by_hash = {key.sha256: key for key in _configured(settings)}
 
     @property
     def required(self) -> bool:
-        """Whether a key must be given."""
+        """Whether requests need an API key."""
         return bool(self._by_hash)
 
     def tenant(self, key: str | None) -> Tenant:
-        """Whose key it is. Raises Problem 401."""
+        """The key's tenant. Raises Problem 401."""
         if not self.required:
             return Tenant(None, self._settings.key_max_concurrent, self._settings.key_max_queued)
         if not key:
             raise unauthorized("no API key was given: send it as Authorization: Bearer KEY")
-        # The hash is looked up, not the key: how long that takes says nothing of keys.
+        # Look up the hash, not the key: its timing reveals nothing about keys.
         found = self._by_hash.get(hash_of(key))
         if found is None:
             raise unauthorized("this API key is unknown")
@@ -73,12 +73,12 @@ class Tenants:
 
 
 def hash_of(key: str) -> str:
-    """What is written down of a key."""
+    """The stored form of a key."""
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def new_key(name: str) -> tuple[str, dict[str, str]]:
-    """A fresh key of 256 random bits, and its line for the file. Raises SettingsError for what can't be a name."""
+    """A new key of 256 random bits, and its entry for the keys file. Raises SettingsError for an invalid name."""
     key = _PREFIX + secrets.token_urlsafe(32)
     line = {"name": name, "sha256": hash_of(key)}
     _checked([line])
@@ -111,7 +111,7 @@ def _checked(raw: Any) -> list[ApiKey]:
         where = ".".join(map(str, first["loc"])) or "the list"
         raise SettingsError(f"TOKENRELAY_API_KEYS: {where}: {first['msg']}") from None
     if not found:
-        raise SettingsError("TOKENRELAY_API_KEYS: holds no key; leave it out where anybody may ask")
+        raise SettingsError("TOKENRELAY_API_KEYS: has no keys; unset it to allow access without keys")
     if len({key.sha256 for key in found}) < len(found):
-        raise SettingsError("TOKENRELAY_API_KEYS: a sha256 stands in it twice")
+        raise SettingsError("TOKENRELAY_API_KEYS: duplicate sha256")
     return found

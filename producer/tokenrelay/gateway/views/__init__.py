@@ -1,1 +1,1 @@
-"""Views: a request's stream as server-sent events, in our own vocabulary or OpenAI's. Pure functions of it."""
+"""Views: encoders from a request's stream to server-sent events in our format or OpenAI's. Pure functions."""

@@ -1,4 +1,4 @@
-"""The stream as OpenAI's chunks: of a chat completion, or of a plain one."""
+"""The stream as OpenAI's chunks of a chat completion or a completion, and the whole completion object."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tokenrelay.shared.wire.entries import Entry
 
 Api = Literal["chat", "completion"]
-ToldUsage = Literal["none", "last", "every"]
-"""Which chunks say the usage: none, one of its own behind the last, or each."""
+UsageChunks = Literal["none", "last", "every"]
+"""Which chunks have the usage: none, an extra one after the last, or every one."""
 DONE: Final = "[DONE]"
 _PREFIXES: Final = {"chat": "chatcmpl-", "completion": "cmpl-"}
 _CHUNKS: Final = {"chat": "chat.completion.chunk", "completion": "text_completion"}
@@ -24,11 +24,11 @@ _WHOLES: Final = {"chat": "chat.completion", "completion": "text_completion"}
 
 
 class ChatEncoder:
-    """One chunk an entry that says something to an OpenAI client. An entry's last event carries its ID."""
+    """Encodes entries as chunks; entries without an OpenAI equivalent are skipped. An entry's last event has its ID."""
 
-    def __init__(self, record: Record, api: Api, told_usage: ToldUsage) -> None:
+    def __init__(self, record: Record, api: Api, usage_chunks: UsageChunks) -> None:
         self._api = api
-        self._told_usage = told_usage
+        self._told_usage = usage_chunks
         self._so_far = Usage(0, 0)
         self._record = record
         self._base = base(record, api, _CHUNKS[api])
@@ -58,7 +58,7 @@ class ChatEncoder:
             if self._told_usage != "none":
                 events.append(encode({**self._base, "choices": [], "usage": usage(ended.usage)}))
         else:
-            events.append(encode({"error": ending(self._record, ended)}))
+            events.append(encode({"error": failure_error(self._record, ended)}))
         return [*events, encode(DONE, entry_id=ended.entry_id)]
 
     def _piece(self, text: str) -> dict[str, str]:
@@ -67,8 +67,8 @@ class ChatEncoder:
         return {"content": text} if text else {}
 
     def _chunk(self, piece: dict[str, str], finished: str | None = None) -> dict[str, Any]:
-        told = {"delta": piece} if self._api == "chat" else piece
-        choice = {"index": 0, **told, "logprobs": None, "finish_reason": finished}
+        content = {"delta": piece} if self._api == "chat" else piece
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finished}
         chunk = {**self._base, "choices": [choice]}
         if self._told_usage == "none":
             return chunk
@@ -76,7 +76,7 @@ class ChatEncoder:
 
 
 def base(record: Record, api: Api, kind: str) -> dict[str, Any]:
-    """What every chunk and the whole have in common; from the request alone, so the same on every gateway."""
+    """The fields shared by all chunks and the whole object. A function of the request, so equal on every gateway."""
     return {
         "id": _PREFIXES[api] + record.request_id,
         "object": kind,
@@ -86,14 +86,14 @@ def base(record: Record, api: Api, kind: str) -> dict[str, Any]:
     }
 
 
-def whole(record: Record, api: Api, answer: Answer) -> dict[str, Any]:
-    """The answer in one piece."""
-    said: dict[str, Any] = {"text": answer.text}
+def whole_completion(record: Record, api: Api, answer: Answer) -> dict[str, Any]:
+    """The completion object."""
+    content: dict[str, Any] = {"text": answer.text}
     if api == "chat":
-        said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+        content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
     choice = {
         "index": 0,
-        **said,
+        **content,
         "logprobs": None,
         "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
     }
@@ -101,12 +101,12 @@ def whole(record: Record, api: Api, answer: Answer) -> dict[str, Any]:
 
 
 def finish_reason(ours: str) -> str:
-    """OpenAI's word. A deadline cuts an answer short as a budget does."""
+    """OpenAI's finish reason; a deadline maps to `length`, as a budget does."""
     return "stop" if ours == "stop" else "length"
 
 
 def usage(used: Usage) -> dict[str, int]:
-    """OpenAI's usage of chat and plain completions."""
+    """OpenAI's usage object of completions."""
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
@@ -114,23 +114,23 @@ def usage(used: Usage) -> dict[str, int]:
     }
 
 
-def ending(record: Record, ended: Ended) -> dict[str, Any]:
-    """Why there is no answer, as an error of OpenAI's."""
+def failure_error(record: Record, ended: Ended) -> dict[str, Any]:
+    """The error object of a request without an answer, in OpenAI's shape."""
     match ended.state:
         case State.CANCELLED:
-            code, message = "cancelled", f"the request was cancelled by {ended.cancelled_by or 'somebody'}"
+            code, message = "cancelled", f"the request was cancelled by {ended.cancelled_by or 'an unknown caller'}"
         case State.EXPIRED:
             code, message = "expired", "no token came before the request's deadline"
         case _:
             code, message = ended.code or "failed", ended.message or "the request failed"
     if not is_callers_fault(ended):
         return {"message": message, "type": "server_error", "param": None, "code": code}
-    param = _PARAMS.get(record.mark.api, "messages") if CALLERS_FAULTS[code] else None
+    param = _PARAMS.get(record.annotation.api, "messages") if CALLERS_FAULTS[code] else None
     return {"message": message, "type": "invalid_request_error", "param": param, "code": CALLERS_FAULTS[code] or code}
 
 
 def is_callers_fault(ended: Ended) -> bool:
-    """Whether the request failed for what it asks: one that only the worker can see, and a new try won't change."""
+    """Whether the request failed for a fault of its own that only the worker detects; a retry would fail again."""
     return ended.state is State.FAILED and ended.code in CALLERS_FAULTS
 
 
@@ -139,5 +139,5 @@ CALLERS_FAULTS: Final = {
     "control_token": "control_token",
     "invalid_request": None,
 }
-"""Codes of such failures → OpenAI's code, where it's the prompt that is at fault."""
+"""Failure code → OpenAI's code if the prompt is at fault, else None."""
 _PARAMS: Final = {"chat": "messages", "completion": "prompt", "responses": "input"}

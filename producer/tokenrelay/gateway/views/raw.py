@@ -1,4 +1,4 @@
-"""The stream in our own vocabulary: one event an entry, its ID the entry's, so that a client resumes at any of them."""
+"""The stream in our own format: one event per entry, with the entry ID as the event's ID."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RawEncoder:
 
 
 def fields(entry: Entry) -> dict[str, Any]:
-    """What an entry holds, without what stands in its ID and kind."""
+    """An entry's fields, without its ID and kind."""
     if isinstance(entry, Token):
         return {"index": entry.index, "text": entry.text, "token_id": entry.token_id, "at_us": entry.at_us}
     left_out = ("entry_id", "kind", "state")

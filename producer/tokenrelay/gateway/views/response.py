@@ -1,14 +1,13 @@
 """The stream as the Responses API's events.
 
-An event's sequence_number is its place among all of them: dense, the same on every gateway, and unchanged by a
-hand-over, which no event tells of.
+sequence_numbers are dense, equal on every gateway, and unaffected by takeovers, for which there is no event.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.gateway.views.chat import ending
+from tokenrelay.gateway.views.chat import failure_error
 from tokenrelay.gateway.views.sse import encode
 from tokenrelay.shared.wire.entries import Ended, Queued, Started, State, Token
 
@@ -21,15 +20,15 @@ ITEM_PREFIX: Final = "msg_"
 _FINAL_EVENTS: Final = {
     State.COMPLETED: "response.completed",
     State.INCOMPLETE: "response.incomplete",
-    State.CANCELLED: "response.incomplete",  # no client has an event for it; the response's status says `cancelled`
+    State.CANCELLED: "response.incomplete",  # OpenAI has no event for it; the response's status is `cancelled`
 }
 _CUT: Final = {"reason": "max_output_tokens"}
-"""A deadline cuts an answer short as a budget does, and clients know no other word for it."""
+"""Also for a deadline: OpenAI has no reason of its own for it."""
 _ITEM_STATUSES: Final = {State.COMPLETED: "completed", State.IN_PROGRESS: "in_progress", State.QUEUED: "in_progress"}
 
 
 class ResponseEncoder:
-    """Folds the stream from its first entry on; an entry's last event carries its ID."""
+    """Encodes the stream from its first entry on. An entry's last event has its ID."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
@@ -41,19 +40,19 @@ class ResponseEncoder:
     def encode(self, entry: Entry) -> list[bytes]:
         match entry:
             case Queued():
-                told = [("response.created", {"response": snapshot(self._record, State.QUEUED)})]
+                events = [("response.created", {"response": snapshot(self._record, State.QUEUED)})]
             case Started():
-                told = self._opening()
+                events = self._opening()
             case Token(text=text):
-                # One for each token, also where it releases no text: so token N is always number N + 3.
-                told = [self._delta(text)]
+                # One event per token, even without text, so that token N is always event N + 3.
+                events = [self._delta(text)]
             case Ended():
-                told = self._closing(entry)
+                events = self._closing(entry)
             case _:
                 return []
         return [
-            self._event(kind, data, entry.entry_id if number == len(told) else None)
-            for number, (kind, data) in enumerate(told, 1)
+            self._event(kind, data, entry.entry_id if number == len(events) else None)
+            for number, (kind, data) in enumerate(events, 1)
         ]
 
     def _event(self, kind: str, data: dict[str, Any], entry_id: object) -> bytes:
@@ -67,28 +66,28 @@ class ResponseEncoder:
         return [
             ("response.in_progress", {"response": snapshot(self._record, State.IN_PROGRESS)}),
             ("response.output_item.added", {"output_index": 0, "item": item}),
-            ("response.content_part.added", {**self._place(), "part": part("")}),
+            ("response.content_part.added", {**self._position(), "part": part("")}),
         ]
 
     def _delta(self, text: str) -> tuple[str, dict[str, Any]]:
         self._texts.append(text)
-        return "response.output_text.delta", {**self._place(), "delta": text, "logprobs": []}
+        return "response.output_text.delta", {**self._position(), "delta": text, "logprobs": []}
 
     def _closing(self, ended: Ended) -> list[tuple[str, dict[str, Any]]]:
-        told = self._opening() if ended.text and not self._opened else []
-        told += [self._delta(ended.text)] if ended.text else []
+        events = self._opening() if ended.text and not self._opened else []
+        events += [self._delta(ended.text)] if ended.text else []
         text = "".join(self._texts)
         if self._opened:
             status = _ITEM_STATUSES.get(ended.state, "incomplete")
-            told += [
-                ("response.output_text.done", {**self._place(), "text": text, "logprobs": []}),
-                ("response.content_part.done", {**self._place(), "part": part(text)}),
+            events += [
+                ("response.output_text.done", {**self._position(), "text": text, "logprobs": []}),
+                ("response.content_part.done", {**self._position(), "part": part(text)}),
                 ("response.output_item.done", {"output_index": 0, "item": message(self._record, text, status)}),
             ]
         kind = _FINAL_EVENTS.get(ended.state, "response.failed")
-        return [*told, (kind, {"response": snapshot(self._record, ended.state, ended, text)})]
+        return [*events, (kind, {"response": snapshot(self._record, ended.state, ended, text)})]
 
-    def _place(self) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
 
 
@@ -101,7 +100,7 @@ def part(text: str) -> dict[str, Any]:
 
 
 def message(record: Record, text: str, status: str) -> dict[str, Any]:
-    """The one output item that an answer has."""
+    """The output item that holds the answer."""
     return {
         "id": item_id(record),
         "type": "message",
@@ -112,8 +111,8 @@ def message(record: Record, text: str, status: str) -> dict[str, Any]:
 
 
 def snapshot(record: Record, state: State, ended: Ended | None = None, text: str = "") -> dict[str, Any]:
-    """The response object as it is in `state`; `text` is what there is of the answer."""
-    options, mark = record.options, record.mark
+    """The response object in `state`; `text` is the answer so far."""
+    options, annotation = record.options, record.annotation
     messages = options["messages"] or []
     output = [message(record, text, _ITEM_STATUSES.get(state, "incomplete"))] if text else []
     return {
@@ -121,18 +120,18 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
         "object": "response",
         "created_at": (record.created_us or 0) // 1_000_000,
         "status": str(State.FAILED if state is State.EXPIRED else state),
-        "background": mark.background,
+        "background": annotation.background,
         "error": _error(record, ended) if ended else None,
         "incomplete_details": _CUT if state is State.INCOMPLETE else None,
-        "instructions": messages[0]["content"] if mark.instructions and messages else None,
-        "max_output_tokens": None if mark.unlimited else options["max_new_tokens"],
+        "instructions": messages[0]["content"] if annotation.instructions and messages else None,
+        "max_output_tokens": None if annotation.unlimited else options["max_new_tokens"],
         "metadata": dict(record.metadata),
         "model": record.model,
         "output": output,
         "parallel_tool_calls": False,
-        "previous_response_id": mark.previous_response_id or None,
+        "previous_response_id": annotation.previous_response_id or None,
         "reasoning": {"effort": None, "summary": None},
-        "store": mark.store,
+        "store": annotation.store,
         "temperature": options["temperature"],
         "text": {"format": {"type": "text"}},
         "tool_choice": "auto",
@@ -146,7 +145,7 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
 def _error(record: Record, ended: Ended) -> dict[str, Any] | None:
     if ended.state in (State.COMPLETED, State.INCOMPLETE, State.CANCELLED):
         return None
-    why = ending(record, ended)
+    why = failure_error(record, ended)
     return {"code": why["code"], "message": why["message"]}
 
 

@@ -1,4 +1,4 @@
-"""One server-sent event as bytes. Encoded once, sent to every reader."""
+"""Encoding of one server-sent event to bytes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from typing import Any, Final
 
 COMMENT: Final = b": waiting\n\n"
-"""Keeps proxies from closing a silent connection; clients ignore it."""
+"""Keep-alive comment for proxies; clients ignore it."""
 
 
 def encode(data: dict[str, Any] | str, *, event: str | None = None, entry_id: object = None) -> bytes:
-    """The event with `data` as JSON on one line, or as it is where it's a string. `entry_id`: a client resumes there.
+    """The event's bytes; `data` is written as JSON on one line, or as is if it's a string. `entry_id`: the event's ID.
 
-    JSON escapes line ends and NUL, so nothing that a model writes can end the event or begin another.
+    JSON escapes line ends and NUL, so model output can't end the event or start another.
     """
     text = data if isinstance(data, str) else _json(data)
     identity = "" if entry_id is None else f"id: {entry_id}\n"
@@ -22,7 +22,7 @@ def encode(data: dict[str, Any] | str, *, event: str | None = None, entry_id: ob
 
 def _json(data: dict[str, Any]) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    # A lone surrogate (bytes in Redis that aren't UTF-8) has no encoding; as an escape JSON carries it.
+    # Lone surrogates (bytes in Redis that aren't UTF-8) can't be encoded; JSON can escape them.
     return text if text.isprintable() or _encodable(text) else json.dumps(data, separators=(",", ":"))
 
 

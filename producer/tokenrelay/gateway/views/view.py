@@ -1,4 +1,4 @@
-"""A request's stream in one vocabulary, as far as it has come: each entry encoded once, for all of its readers."""
+"""A request's stream in one output format: each entry is encoded once for all readers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """Takes a stream's entries from the first on, in order."""
+    """Encodes a stream's entries in order, from the first on."""
 
     def encode(self, entry: Entry) -> list[bytes]:
-        """The events that the entry is, none or several."""
+        """The entry's events: none, one or several."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class View:
-    """`events` are what readers are sent, in order; a reader's position is an index into them."""
+    """`events` are in order; a reader's position is an index into them."""
 
     encoder: Encoder
     events: list[bytes] = field(default_factory=list)
@@ -30,13 +30,13 @@ class View:
     _ends: list[int] = field(default_factory=list)
 
     def receive(self, entry: AnyEntry) -> None:
-        """Take the stream's next entry. A later version's event is none for readers."""
+        """Encode the stream's next entry. Unknown events of a newer version are skipped."""
         if not isinstance(entry, Unknown):
             self.events += self.encoder.encode(entry)
         self._entry_ids.append(entry.entry_id)
         self._ends.append(len(self.events))
 
-    def behind(self, entry_id: EntryId) -> int:
-        """The position behind all events of an entry, and of those before it."""
+    def position_after(self, entry_id: EntryId) -> int:
+        """The position after all events of the entry and of earlier ones."""
         count = bisect_right(self._entry_ids, entry_id)
         return self._ends[count - 1] if count else 0

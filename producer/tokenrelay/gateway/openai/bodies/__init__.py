@@ -1,1 +1,1 @@
-"""OpenAI's request bodies, as clients send them, read into requests of ours."""
+"""Parsing of OpenAI's request bodies into our request options."""

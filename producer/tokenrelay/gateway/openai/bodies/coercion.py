@@ -1,6 +1,6 @@
-"""Scalars as clients write them: `"0.7"`, `6.0` and `1` for 0.7, 6 and true, where nothing is lost by it.
+"""Lossless coercion of scalars: `"0.7"`, `6.0` and `1` become 0.7, 6 and true.
 
-What would lose something comes back as it was, for the schema to refuse by name.
+A value that would lose information is returned unchanged, and the schema refuses it by name.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator
 
 _EXACT: Final = 2**53
-"""Up to here a float holds every whole number."""
+"""A float holds every whole number up to here."""
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def number(value: Any) -> Any:
-    """A string that is a number as that number."""
-    if not isinstance(value, str) or "_" in value:  # Python's own spelling: 1_000
+    """A numeric string as a number."""
+    if not isinstance(value, str) or "_" in value:  # int() accepts 1_000
         return value
     for kind in (int, float):
         try:
@@ -27,7 +27,7 @@ def number(value: Any) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """A float or a string that is a whole number as that number."""
+    """A whole float or string as an int."""
     found = number(value)
     if isinstance(found, float) and found.is_integer() and abs(found) <= _EXACT:
         return int(found)
@@ -35,7 +35,7 @@ def whole(value: Any) -> Any:
 
 
 def flag(value: Any) -> Any:
-    """0, 1 and the words of both as a boolean."""
+    """0, 1, "0", "1", "true" and "false" as a boolean."""
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower(), value)
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else value

@@ -1,7 +1,7 @@
-"""Messages as clients send them: what any OpenAI-compatible server answered is taken back, as plain text.
+"""Parsing of messages: accepts answers of any OpenAI-compatible server as input, and reduces content to plain text.
 
-Fields that change nothing are ignored, and named where they hold something. What would change the answer and isn't
-done is refused, by the path that the caller sent: `messages.1.content.0`.
+Fields without effect are ignored, and reported if they aren't empty. Unsupported features that would change the answer
+are refused, with the caller's path: `messages.1.content.0`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.openai.bodies.harmless import is_nothing
+from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.shared.options import encodable
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 _TEXTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Kind of part → the field that holds its text."""
+"""Part type → the field that holds its text."""
 _THOUGHTS: Final = ("reasoning", "reasoning_text", "thinking", "redacted_thinking", "summary_text")
-"""What a model thought before an earlier answer: chat templates leave it out, and so do we."""
+"""Reasoning of earlier answers: dropped, as chat templates do."""
 _KINDS: Final = {
     "image": "images",
     "image_url": "images",
@@ -44,7 +44,7 @@ _KINDS: Final = {
     "tool_result": "tool calls",
     "tool_use": "tool calls",
 }
-_UNDONE: Final = {
+_UNSUPPORTED_FIELDS: Final = {
     "tool_calls": "tool calls",
     "function_call": "tool calls",
     "audio": "audio",
@@ -52,13 +52,13 @@ _UNDONE: Final = {
     "prefix": "continuing a message",
     "partial": "continuing a message",
 }
-"""Fields of a message that would change the answer → what they ask for."""
-_OWN: Final = frozenset({"role", "content", "type", "id", "status", "phase", *_UNDONE})
+"""Unsupported message fields → the feature they ask for."""
+_OWN: Final = frozenset({"role", "content", "type", "id", "status", "phase", *_UNSUPPORTED_FIELDS})
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An item of an earlier response that stands for its message; `number` is that message's place."""
+    """A reference to an item of an earlier response; `number` is the index of the message that it stands for."""
 
     number: int
     path: str
@@ -67,7 +67,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages as our own schema has them, the paths of what was ignored, and which messages must yet be looked up."""
+    """Messages in our schema, the paths of ignored fields, and the references still to be resolved."""
 
     messages: tuple[dict[str, str], ...]
     ignored: tuple[str, ...]
@@ -75,7 +75,7 @@ class Conversation:
 
 
 def read_messages(given: object, path: str = "messages", *, items: bool = False) -> Conversation:
-    """The conversation at `path` of a body; `items`: the Responses API's, whose messages are items of several types.
+    """Parse the messages at `path` of a body. `items`: the Responses API's item types are allowed.
 
     Raises Problem 400.
     """
@@ -90,7 +90,7 @@ def read_messages(given: object, path: str = "messages", *, items: bool = False)
 
 
 def read_input(given: object) -> Conversation:
-    """The Responses API's `input`: text, or items. Raises Problem 400."""
+    """Parse the Responses API's `input`: text, or a list of items. Raises Problem 400."""
     if isinstance(given, str):
         return Conversation(({"role": "user", "content": _text(given, "input")},), ())
     if not isinstance(given, list):
@@ -104,7 +104,7 @@ def refuse(path: str, why: str, code: str = "invalid_request") -> NoReturn:
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads message by message, and collects the paths of what it ignores."""
+    """Parses messages one by one and collects the paths of ignored fields."""
 
     items: bool
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -112,13 +112,13 @@ class _Reader:
     references: list[Reference] = field(default_factory=list)
 
     def read(self, given: object, path: str) -> None:
-        """Take the next message or item."""
+        """Parse the next message or item."""
         if not isinstance(given, dict):
             refuse(path, "must be an object with role and content")
         kind = given.get("type") or "message"
         if self.items and kind == "reasoning":
             self.ignored.append(path)
-        elif self.items and (kind == "item_reference" or _named(given) == {"id"}):
+        elif self.items and (kind == "item_reference" or _non_null(given) == {"id"}):
             item_id = _text(given.get("id"), f"{path}.id")
             self.references.append(Reference(len(self.messages), path, item_id))
             self.messages.append({"role": "assistant", "content": ""})
@@ -129,17 +129,17 @@ class _Reader:
 
     def _message(self, given: dict[str, Any], path: str) -> dict[str, str]:
         role = _role(given, path)
-        for name, what in _UNDONE.items():
-            if not is_nothing(given.get(name)) and given[name] is not False:
+        for name, what in _UNSUPPORTED_FIELDS.items():
+            if not is_empty(given.get(name)) and given[name] is not False:
                 refuse(f"{path}.{name}", f"{what} {_are(what)} supported", "unsupported_parameter")
         content, used = self._content(given, role, path)
         self._ignore(given, path, {*_OWN, used})
         return {"role": role, "content": content}
 
     def _content(self, given: dict[str, Any], role: str, path: str) -> tuple[str, str]:
-        """The message's text, and the field that it stood in."""
+        """The message's text, and the name of its field."""
         content, refusal = given.get("content"), given.get("refusal")
-        if role == "assistant" and is_nothing(content):
+        if role == "assistant" and is_empty(content):
             return (_text(refusal, f"{path}.refusal"), "refusal") if isinstance(refusal, str) else ("", "content")
         path += ".content"
         if content is None:
@@ -155,7 +155,7 @@ class _Reader:
         return "\n".join(text for text in texts if text is not None)
 
     def _part(self, given: object, role: str, path: str) -> str | None:
-        """None for what a conversation goes without."""
+        """The part's text; None for an ignored part."""
         if isinstance(given, str):
             return _text(given, path)
         if not isinstance(given, dict):
@@ -171,13 +171,11 @@ class _Reader:
         return _text(given.get(name), f"{path}.{name}")
 
     def _ignore(self, given: dict[str, Any], path: str, known: Iterable[str]) -> None:
-        self.ignored += [
-            f"{path}.{name}" for name, value in given.items() if name not in known and not is_nothing(value)
-        ]
+        self.ignored += [f"{path}.{name}" for name, value in given.items() if name not in known and not is_empty(value)]
 
 
-def _named(given: dict[str, Any]) -> set[str]:
-    """The fields that hold something: the openai package's types write the others as null."""
+def _non_null(given: dict[str, Any]) -> set[str]:
+    """Names of the fields that aren't null: the openai package's types write absent fields as null."""
     return {name for name, value in given.items() if value is not None}
 
 
@@ -200,7 +198,7 @@ def _text(value: object, path: str) -> str:
 
 
 def _refuse_kind(path: str, kind: object, what: str) -> NoReturn:
-    """Refuse a part or an item by what it holds, in the caller's words where these are known."""
+    """Refuse a part or an item, naming the unsupported feature if its type is known."""
     if not isinstance(kind, str):
         refuse(f"{path}.type", "is missing" if kind is None else "must be text")
     name = _KINDS.get(kind, f"{what} of type {ascii(kind)[:60]}")

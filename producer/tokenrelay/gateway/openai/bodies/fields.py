@@ -1,123 +1,127 @@
-"""Fields of OpenAI's and of its like's servers that we don't do, and the values of them that ask for nothing.
+"""Fields of OpenAI and compatible servers that we don't implement, and their no-op values.
 
-Three kinds: what would change the answer is refused unless its value asks for nothing (`UNDONE`); what changes no
-answer here is ignored and named (`HINTS`); what only says something of the caller is ignored (`NOTES`).
+Three kinds: fields that would change the answer are refused unless their value is a no-op (`UNSUPPORTED`); fields that
+don't change the answer are ignored and reported (`HINTS`); fields about the caller are ignored (`NOTES`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.gateway.openai.bodies import foreign
-from tokenrelay.gateway.openai.bodies.harmless import absent, equal, is_nothing, off, on, one_of, unasked
+from tokenrelay.gateway.openai.bodies import other_servers
+from tokenrelay.gateway.openai.bodies.no_op_values import equal, is_empty, is_null, is_null_or_false, off, on, one_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenrelay.gateway.openai.bodies.harmless import Harmless
+    from tokenrelay.gateway.openai.bodies.no_op_values import IsNoOp
 
 
 def _no_bias(value: Any) -> bool:
-    return is_nothing(value) or (isinstance(value, dict) and all(map(equal(0), value.values())))
+    return is_empty(value) or (isinstance(value, dict) and all(map(equal(0), value.values())))
 
 
 def _plain_text(value: Any) -> bool:
-    """Of the Responses API's `text`: a format that is plain text. `verbosity` is a hint that models here don't take."""
-    return is_nothing(value) or (isinstance(value, dict) and _plain_format(value.get("format")))
+    """The Responses API's `text` with the plain text format; its `verbosity` is a hint."""
+    return is_empty(value) or (isinstance(value, dict) and _plain_format(value.get("format")))
 
 
 def _plain_format(value: Any) -> bool:
-    return is_nothing(value) or value == "text" or (isinstance(value, dict) and value.get("type") == "text")
+    return is_empty(value) or value == "text" or (isinstance(value, dict) and value.get("type") == "text")
 
 
 def _no_output(value: Any) -> bool:
-    """Of `include`: all of it belongs to tools, images and reasoning, which no answer here has; but for logprobs."""
-    return is_nothing(value) or (isinstance(value, list) and "message.output_text.logprobs" not in value)
+    """`include` without logprobs: the other values belong to tools, images and reasoning, which no answer here has."""
+    return is_empty(value) or (isinstance(value, list) and "message.output_text.logprobs" not in value)
 
 
 def _no_tool(value: Any) -> bool:
-    """Of `tool_choice`: what chooses none where there are none."""
+    """`tool_choice` values that are valid without tools."""
     word = value.get("type") if isinstance(value, dict) else value
-    return is_nothing(value) or word in ("none", "auto")
+    return is_empty(value) or word in ("none", "auto")
 
 
-UNDONE: Final[Mapping[str, Harmless]] = {
+UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     # OpenAI's
-    "audio": is_nothing,
+    "audio": is_empty,
     "best_of": equal(1),
-    "context_management": is_nothing,
-    "conversation": is_nothing,
+    "context_management": is_empty,
+    "conversation": is_empty,
     "echo": off,
     "frequency_penalty": equal(0),
     "function_call": _no_tool,
-    "functions": is_nothing,
+    "functions": is_empty,
     "include": _no_output,
     "logit_bias": _no_bias,
     "logprobs": off,
     "modalities": one_of(["text"], "text"),
-    "moderation": is_nothing,
+    "moderation": is_empty,
     "n": equal(1),
     "presence_penalty": equal(0),
-    "previous_response_id": is_nothing,
+    "previous_response_id": is_empty,
     "response_format": _plain_format,
-    "suffix": is_nothing,
+    "suffix": is_empty,
     "text": _plain_text,
     "tool_choice": _no_tool,
-    "tools": is_nothing,
+    "tools": is_empty,
     "top_logprobs": equal(0),
     "truncation": one_of("disabled", "auto"),
-    "web_search_options": absent,
-    # OpenAI's, of another endpoint than the one that was asked
-    "input": is_nothing,
-    "instructions": is_nothing,
-    "messages": is_nothing,
-    "prompt": is_nothing,
-    # vLLM's and its like's
+    "web_search_options": is_null,
+    # OpenAI's, of another endpoint
+    "input": is_empty,
+    "instructions": is_empty,
+    "messages": is_empty,
+    "prompt": is_empty,
+    # vLLM's and similar servers'
     "add_generation_prompt": on,
     "add_special_tokens": off,
-    "allowed_token_ids": is_nothing,
-    "bad_words": is_nothing,
-    "chat_template": is_nothing,
-    "chat_template_kwargs": is_nothing,
+    "allowed_token_ids": is_empty,
+    "bad_words": is_empty,
+    "chat_template": is_empty,
+    "chat_template_kwargs": is_empty,
     "continue_final_message": off,
     "detokenize": on,
-    "documents": is_nothing,
+    "documents": is_empty,
     "enable_response_messages": off,
-    "grammar": is_nothing,
-    "guided_choice": is_nothing,
-    "guided_grammar": is_nothing,
-    "guided_json": is_nothing,
+    "grammar": is_empty,
+    "guided_choice": is_empty,
+    "guided_grammar": is_empty,
+    "guided_json": is_empty,
     "guided_json_object": off,
-    "guided_regex": is_nothing,
+    "guided_regex": is_empty,
     "include_stop_str_in_output": off,
-    "json_schema": is_nothing,
-    "logits_processors": is_nothing,
+    "json_schema": is_empty,
+    "logits_processors": is_empty,
     "min_p": equal(0),
     "min_tokens": equal(0),
-    "mm_processor_kwargs": is_nothing,
-    "previous_input_messages": is_nothing,
-    "prompt_embeds": is_nothing,
-    "prompt_logprobs": unasked,
-    "regex": is_nothing,
-    "repetition_detection": is_nothing,
+    "mm_processor_kwargs": is_empty,
+    "previous_input_messages": is_empty,
+    "prompt_embeds": is_empty,
+    "prompt_logprobs": is_null_or_false,
+    "regex": is_empty,
+    "repetition_detection": is_empty,
     "repetition_penalty": equal(1),
     "return_prompt_text": off,
     "return_token_ids": off,
     "skip_special_tokens": on,
-    "stop_token_ids": is_nothing,
-    "structural_tag": is_nothing,
-    "structured_outputs": is_nothing,
+    "stop_token_ids": is_empty,
+    "structural_tag": is_empty,
+    "structured_outputs": is_empty,
     "truncate_prompt_tokens": equal(-1),
     "use_beam_search": off,
-    "vllm_xargs": is_nothing,
+    "vllm_xargs": is_empty,
     "watermarking": off,
-    **foreign.UNDONE,
-    **dict.fromkeys(foreign.CONTAINERS, lambda value: is_nothing(value) or _holds_nothing(value)),
+    **other_servers.UNSUPPORTED,
+    **dict.fromkeys(other_servers.CONTAINERS, lambda value: is_empty(value) or _has_only_no_ops(value)),
 }
-"""Field → whether a value of it asks for nothing. Any other one would change the answer, and is refused."""
+"""Field → predicate for its no-op values. Any other value would change the answer and is refused."""
 
-PROMPT_UNDONE: Final[Mapping[str, Harmless]] = {**UNDONE, "add_special_tokens": on, "logprobs": unasked}
-"""Of plain completions, where `logprobs: 0` asks for those of the tokens themselves."""
+PROMPT_UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
+    **UNSUPPORTED,
+    "add_special_tokens": on,
+    "logprobs": is_null_or_false,
+}
+"""As UNSUPPORTED, for plain completions, where `logprobs: 0` asks for the drawn tokens' log-probabilities."""
 
 HINTS: Final = frozenset(
     {
@@ -141,12 +145,12 @@ HINTS: Final = frozenset(
         "thinking_token_budget",
         "truncation_side",
         "verbosity",
-        *foreign.HINTS,
+        *other_servers.HINTS,
     }
 )
-"""How fast, or how models that reason, see, speak or use tools should answer: it changes no answer here."""
+"""Fields about scheduling, reasoning, images, audio and tools, without effect here."""
 
-_USUAL: Final[Mapping[str, tuple[Any, ...]]] = {
+_DEFAULTS: Final[Mapping[str, tuple[Any, ...]]] = {
     "include_reasoning": (True, False),
     "parallel_tool_calls": (True, False),
     "reasoning_effort": ("none",),
@@ -171,33 +175,33 @@ NOTES: Final = frozenset(
         "user",
     }
 )
-"""They say who asks, and where a cache may look."""
+"""Fields that identify the caller or a cache."""
 
 
-INSTEAD: Final[Mapping[str, str]] = {
-    "previous_response_id": "is a field of /v1/responses; ask there",
-    "input": "is a field of /v1/responses; ask there",
-    "instructions": "is a field of /v1/responses; ask there, or give a message of the role system",
-    "messages": "is a field of /v1/chat/completions; ask there",
-    "prompt": "is a field of /v1/completions; ask there",
-    "system": "isn't a field here; give a message of the role system",
-    **dict.fromkeys(foreign.CONTAINERS, "isn't read here; give the fields that it holds beside model"),
+ALTERNATIVES: Final[Mapping[str, str]] = {
+    "previous_response_id": "is a field of /v1/responses; use that endpoint",
+    "input": "is a field of /v1/responses; use that endpoint",
+    "instructions": "is a field of /v1/responses; use that endpoint, or a message with role system",
+    "messages": "is a field of /v1/chat/completions; use that endpoint",
+    "prompt": "is a field of /v1/completions; use that endpoint",
+    "system": "isn't a field here; give a message with role system",
+    **dict.fromkeys(other_servers.CONTAINERS, "isn't read here; move its fields to the top level"),
 }
-"""Field → what to do in place of giving it, where that isn't just to leave it out."""
+"""Field → advice for its error message, if that isn't simply to leave it out."""
 
 
-def _holds_nothing(value: Any) -> bool:
-    """Of an object that holds options; one within another isn't looked into, however deep they go."""
+def _has_only_no_ops(value: Any) -> bool:
+    """Whether an object of options has only no-op values. Nested containers aren't searched."""
     return isinstance(value, dict) and all(
-        is_nothing(inner)
+        is_empty(inner)
         or name in HINTS | NOTES
-        or (name in UNDONE and name not in foreign.CONTAINERS and UNDONE[name](inner))
+        or (name in UNSUPPORTED and name not in other_servers.CONTAINERS and UNSUPPORTED[name](inner))
         for name, inner in value.items()
     )
 
 
-def is_usual(name: str, value: Any) -> bool:
-    """Whether a hint asks for nothing but what is the case anyhow."""
+def is_default(name: str, value: Any) -> bool:
+    """Whether a hint has its default value."""
     if isinstance(value, dict):
-        return all(map(is_nothing, value.values()))
-    return is_nothing(value) or value in _USUAL.get(name, ())
+        return all(map(is_empty, value.values()))
+    return is_empty(value) or value in _DEFAULTS.get(name, ())

@@ -1,4 +1,4 @@
-"""Names of fields that a request held and nothing was done with: for its answer's header, and for the log."""
+"""Names of a request's ignored fields, for a response header and for the log."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _STRANGE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names in one line that a header and a log can hold, whatever they are: they are the caller's."""
+    """The names in one line, sanitized for a header and a log: the caller chooses them."""
     clean = list(dict.fromkeys(_STRANGE.sub("?", name)[:_MOST_CHARS] or "?" for name in names))
     more = [f"and-{len(clean) - _MOST}-more"] if len(clean) > _MOST else []
     return ", ".join([*clean[:_MOST], *more])
 
 
 def header(names: Iterable[str]) -> dict[str, str]:
-    """Tells the caller; nothing where nothing was ignored."""
-    told = listed(names)
-    return {HEADER: told} if told else {}
+    """The response header; empty if nothing was ignored."""
+    line = listed(names)
+    return {HEADER: line} if line else {}
 
 
 def report(request_id: str, names: Iterable[str]) -> None:
-    """Tells the operator, in one line."""
-    if told := listed(names):
-        log.info("request %s: ignored the fields %s", request_id, told)
+    """Log the ignored fields in one line."""
+    if line := listed(names):
+        log.info("request %s: ignored the fields %s", request_id, line)

@@ -1,7 +1,7 @@
-"""The bodies of OpenAI's endpoints, as far as we do them, and how each becomes a request of ours.
+"""Schemas of OpenAI's request bodies, and their translation to our request options.
 
-A field that we don't do is ignored and named where it changes nothing (fields.py), and refused by its name otherwise.
-Beside OpenAI's fields stand a few of ours, which its clients send with `extra_body`.
+Unsupported fields are ignored and reported if they don't change the answer, and refused otherwise (fields.py). A few
+extension fields are ours; OpenAI's clients send them with `extra_body`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ from pydantic_core import PydanticCustomError
 
 from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, flag, number, whole
 from tokenrelay.gateway.openai.bodies.contents import Conversation, read_input, read_messages, refuse
-from tokenrelay.gateway.openai.bodies.fields import HINTS, INSTEAD, NOTES, PROMPT_UNDONE, UNDONE, is_usual
-from tokenrelay.gateway.openai.bodies.harmless import is_nothing
+from tokenrelay.gateway.openai.bodies.fields import (
+    ALTERNATIVES,
+    HINTS,
+    NOTES,
+    PROMPT_UNSUPPORTED,
+    UNSUPPORTED,
+    is_default,
+)
+from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.shared.options import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tokenrelay.gateway.views.chat import ToldUsage
+    from tokenrelay.gateway.views.chat import UsageChunks
     from tokenrelay.shared.errors import RequestError
 
 LIMITS: Final = (
@@ -41,25 +48,24 @@ LIMITS: Final = (
     "n_predict",
     "num_predict",
 )
-"""The names of the answer's limit, OpenAI's three, ours and other servers': taken at each endpoint, for all mean the
-same."""
+"""Aliases of the token limit: OpenAI's three, ours, and other servers'. Every endpoint accepts all of them."""
 STOPS: Final = ("stop", "stop_sequences", "stop_strings")
-"""Likewise of the texts that end an answer."""
+"""Aliases of the stop strings."""
 NO_LIMIT: Final = -1
-"""What llama.cpp, LM Studio and their clients call no limit."""
+"""No limit, as in llama.cpp and LM Studio."""
 ANY_SEED: Final = -1
-"""Likewise a seed that is drawn; other negative ones are seeds, as OpenAI has them."""
+"""Draw a random seed. Other negative values are seeds, as in OpenAI's API."""
 _INT64: Final = -(2**63)
 _LEAVE_OUT: Final = "isn't supported here; leave it out"
 _MESSAGES_SCHEMA: Final = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}}
 
 
-def in_our_range(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with what other servers take beyond our bounds said in our words."""
+def to_our_range(options: dict[str, Any]) -> dict[str, Any]:
+    """Map values that other servers accept and our bounds exclude to equivalent ones."""
     if options.get("top_k") == -1:
         options["top_k"] = 0
     top_p, seed = options.get("top_p"), options.get("seed")
-    if top_p == 0 and not isinstance(top_p, bool):  # nothing but the likeliest token
+    if top_p == 0 and not isinstance(top_p, bool):  # greedy
         del options["top_p"]
         options["top_k"] = 1
     if seed == ANY_SEED:
@@ -86,7 +92,7 @@ def _stop(value: Any, field: ValidationInfo) -> Any:
 
 
 def _prediction(value: Any) -> Any:
-    """llama.cpp's and Ollama's numbers: -2 is up to the context's end, where every answer without a limit ends."""
+    """llama.cpp and Ollama: -2 means up to the context length, as no limit does here."""
     return NO_LIMIT if number(value) == -2 else whole(value)
 
 
@@ -95,19 +101,19 @@ def _differing(name: str, other: str) -> PydanticCustomError:
 
 
 def callers_index(stop: Sequence[str], index: int) -> int:
-    """Where the text stood in the caller's list that is at `index` without the empty ones."""
+    """The index in the caller's list of the stop string that has `index` once empty ones are removed."""
     return [place for place, text in enumerate(stop) if text != ""][index]
 
 
-def renamed(error: RequestError, path: str) -> RequestError:
-    """The error at the caller's path."""
+def with_field(error: RequestError, path: str) -> RequestError:
+    """The error with the caller's path as its field."""
     ours, _, _ = (error.field or "").partition(".")
-    told = error.message.removeprefix(error.field or "").removeprefix(ours)
-    return type(error)(f"{path}{told}", field=path, limit=error.limit, code=error.code, request_id=error.request_id)
+    reason = error.message.removeprefix(error.field or "").removeprefix(ours)
+    return type(error)(f"{path}{reason}", field=path, limit=error.limit, code=error.code, request_id=error.request_id)
 
 
 def _queue(value: Any) -> Any:
-    """vLLM's numbers: 0 is its default."""
+    """vLLM's priority 0 is the default queue."""
     return "default" if not isinstance(value, bool) and number(value) == 0 else value
 
 
@@ -115,7 +121,7 @@ def _one_prompt(value: Any) -> Any:
     one = value[0] if isinstance(value, list) and len(value) == 1 else value
     if isinstance(one, int | list):
         tokens = isinstance(one, int) or (bool(one) and all(isinstance(item, int | list) for item in one))
-        why = "token IDs aren't supported; give text" if tokens else "give one prompt a request"
+        why = "token IDs aren't supported; give text" if tokens else "give one prompt per request"
         refuse("prompt", why, "unsupported_parameter")
     return one
 
@@ -125,26 +131,26 @@ Prediction = Annotated[int, BeforeValidator(_prediction)]
 
 
 class StreamOptions(BaseModel):
-    """How an answer is streamed."""
+    """Options of a streamed answer."""
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
     include_usage: Flag | None = None
-    """A last chunk gives the usage."""
+    """Send the usage in a final chunk."""
     include_obfuscation: Flag | None = None
-    """Changes nothing: answers aren't padded."""
+    """No-op: chunks aren't padded."""
     continuous_usage_stats: Flag | None = None
-    """vLLM's: with include_usage, every chunk gives the usage so far."""
+    """vLLM's: with include_usage, send the usage so far in every chunk."""
 
 
 def _listed(value: Any) -> Any:
-    """Stop texts as a list of those that aren't empty; anything else as it is."""
+    """Stop strings as a list without empty ones; other values unchanged."""
     texts = [value] if isinstance(value, str) else value
     return [each for each in texts if each != ""] if isinstance(texts, list) else texts
 
 
 class Common(BaseModel):
-    """What the endpoints share. Bounds are ours to check at submit, in the same words for everybody."""
+    """Fields that all endpoints share. Submit checks their bounds, with the same messages for every client."""
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
     asks: ClassVar[tuple[str, ...]] = (
@@ -157,76 +163,76 @@ class Common(BaseModel):
         "priority",
         "deadline_s",
     )
-    undone: ClassVar = UNDONE
-    instead: ClassVar = INSTEAD
+    unsupported: ClassVar = UNSUPPORTED
+    alternatives: ClassVar = ALTERNATIVES
 
     model: str
-    """One of GET /v1/models."""
+    """A model listed by GET /v1/models."""
     temperature: Real | None = None
-    """0 is greedy; otherwise logits are divided by it before sampling."""
+    """Sampling temperature; 0 is greedy."""
     top_p: Real | None = None
-    """Sample among the likeliest tokens that hold this share of the probability; 1: all."""
+    """Nucleus sampling: sample from the most likely tokens with this total probability; 1: all."""
     stop: Stop = None
     """The answer ends before the first of these strings."""
     stop_sequences: Stop = None
-    """Anthropic's and TGI's name of stop."""
+    """Alias of stop (Anthropic, TGI)."""
     stop_strings: Stop = None
-    """Hugging Face's name of stop."""
+    """Alias of stop (Hugging Face)."""
     stream: Flag | None = None
-    """Answer with server-sent events."""
+    """Stream the answer as server-sent events."""
     stream_options: StreamOptions | None = None
-    """What a stream says beside its text."""
+    """Options of a streamed answer."""
     store: Flag | None = None
-    """The value that a response repeats; every request is kept for the retention time."""
+    """Echoed in the response. Every request is stored for the retention time."""
     metadata: dict[str, Any] | None = None
-    """Kept with the request, for whoever looks it up."""
+    """Stored with the request and returned with its status."""
     seed: Whole | None = None
-    """Decides every draw together with the token's position; drawn where none or -1 is given."""
+    """Seed of the position-keyed sampling; random if absent or -1."""
     max_completion_tokens: Whole | None = None
-    """The answer's limit in tokens; none where it is -1."""
+    """Maximum number of answer tokens; -1: no limit."""
     max_output_tokens: Whole | None = None
-    """Another name of max_completion_tokens."""
+    """Alias of max_completion_tokens."""
     max_tokens: Whole | None = None
-    """Another name of max_completion_tokens."""
+    """Alias of max_completion_tokens."""
     max_new_tokens: Whole | None = None
-    """Another name of max_completion_tokens."""
+    """Alias of max_completion_tokens."""
     max_tokens_to_sample: Whole | None = None
-    """Another name of max_completion_tokens, Anthropic's."""
+    """Alias of max_completion_tokens (Anthropic)."""
     n_predict: Prediction | None = None
-    """Another name of max_completion_tokens, llama.cpp's."""
+    """Alias of max_completion_tokens (llama.cpp)."""
     num_predict: Prediction | None = None
-    """Another name of max_completion_tokens, Ollama's."""
+    """Alias of max_completion_tokens (Ollama)."""
     do_sample: Flag | None = None
-    """Hugging Face's: false is temperature 0."""
+    """Hugging Face's: false means temperature 0."""
     top_k: Whole | None = None
-    """Ours: sample among the k likeliest tokens; 0 or -1: all."""
+    """Extension: sample from the k most likely tokens; 0 or -1: all."""
     ignore_eos: Flag | None = None
-    """Ours: continue past the end-of-sequence token."""
+    """Extension: continue past the end-of-sequence token."""
     priority: Annotated[Literal["high", "default", "low"] | None, BeforeValidator(_queue)] = None
-    """Ours: the queue to wait in."""
+    """Extension: the queue's priority."""
     deadline_s: Real | None = None
-    """Ours: seconds after which the request ends."""
+    """Extension: seconds from submit until the request expires."""
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out(cls, given: Any) -> Any:
-        """Without what asks for nothing. Raises Problem 400 for what isn't done."""
+    def _drop_no_ops(cls, given: Any) -> Any:
+        """Drop no-op fields. Raises Problem 400 for unsupported ones."""
         if not isinstance(given, dict):
             return given
         given = {name.encode(errors="replace").decode(): value for name, value in given.items()}  # lone surrogates
         others = {name: value for name, value in given.items() if name not in cls.model_fields}
         for name, value in others.items():
-            if name in cls.undone and not cls.undone[name](value):
-                refuse(name, cls.instead.get(name, _LEAVE_OUT), "unsupported_parameter")
-        quiet = {
+            if name in cls.unsupported and not cls.unsupported[name](value):
+                refuse(name, cls.alternatives.get(name, _LEAVE_OUT), "unsupported_parameter")
+        dropped = {
             name
             for name, value in others.items()
-            if value is None or name in cls.undone or name in NOTES or (name in HINTS and is_usual(name, value))
+            if value is None or name in cls.unsupported or name in NOTES or (name in HINTS and is_default(name, value))
         }
-        return {name: value for name, value in given.items() if name not in quiet}
+        return {name: value for name, value in given.items() if name not in dropped}
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
+    def _check_aliases(self) -> Self:
         for names in (LIMITS, STOPS):
             first, *others = self._given(names).items() or [("", None)]
             for name, value in others:
@@ -237,51 +243,51 @@ class Common(BaseModel):
         return self
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
-        """Those of the fields that ask for something; texts as a list of those that aren't empty."""
+        """The fields that aren't empty; stop strings as lists."""
         found = {name: _listed(getattr(self, name)) for name in names}
-        return {name: value for name, value in found.items() if not is_nothing(value) and value != NO_LIMIT}
+        return {name: value for name, value in found.items() if not is_empty(value) and value != NO_LIMIT}
 
     @property
     def unknown(self) -> list[str]:
-        """The fields that nobody knows."""
+        """Fields that no known server defines."""
         return [name for name in self.model_extra or {} if name not in HINTS]
 
     @property
     def ignored(self) -> list[str]:
-        """The paths of all that was given and changes nothing."""
+        """Paths of the ignored fields."""
         nested = self.stream_options.model_extra if self.stream_options else None
         inner = [f"stream_options.{name}" for name, value in (nested or {}).items() if value]
         return [*(self.model_extra or {}), *inner]
 
     def options(self) -> dict[str, Any]:
-        """Those of our options that were given."""
+        """The request options that were given."""
         given = {name: getattr(self, name) for name in self.asks}
         given["max_new_tokens"] = next(iter(self._given(LIMITS).values()), None)
         given["stop"] = next(iter(self._given(STOPS).values()), None)
         if self.do_sample is False:
             given["temperature"] = 0.0
-        options = in_our_range({name: value for name, value in given.items() if value is not None})
+        options = to_our_range({name: value for name, value in given.items() if value is not None})
         return {**options, "metadata": self.metadata or {}}
 
-    def in_callers_words(self, error: RequestError) -> RequestError:
-        """The error with the field as the caller sent it."""
+    def with_callers_field(self, error: RequestError) -> RequestError:
+        """The error with the field's name as the caller sent it."""
         ours, _, rest = (error.field or "").partition(".")
         limit, stop = next(iter(self._given(LIMITS)), "max_new_tokens"), next(iter(self._given(STOPS)), "stop")
         path = {"max_new_tokens": limit, "stop": stop, **self._names()}.get(ours, ours)
         if ours == "stop" and rest and isinstance(texts := getattr(self, stop), list):
             path = f"{path}.{callers_index(texts, int(rest))}"
-        return renamed(error, path)
+        return with_field(error, path)
 
     def _names(self) -> dict[str, str]:
         return {}
 
 
 class Streamed(Common):
-    """What chat and plain completions share."""
+    """Fields that chat completions and completions share."""
 
     @property
-    def told_usage(self) -> ToldUsage:
-        """Which chunks of a stream say the usage."""
+    def usage_chunks(self) -> UsageChunks:
+        """Which chunks of a stream have the usage."""
         if not (self.stream_options and self.stream_options.include_usage):
             return "none"
         return "every" if self.stream_options.continuous_usage_stats else "last"
@@ -291,7 +297,7 @@ class ChatBody(Streamed):
     """POST /v1/chat/completions."""
 
     messages: Annotated[Conversation, PlainValidator(read_messages), WithJsonSchema(_MESSAGES_SCHEMA)]
-    """The conversation so far; the worker applies the model's chat template."""
+    """The conversation. The worker applies the model's chat template."""
 
     @property
     def ignored(self) -> list[str]:
@@ -304,7 +310,7 @@ class ChatBody(Streamed):
 class CompletionBody(Streamed):
     """POST /v1/completions."""
 
-    undone: ClassVar = PROMPT_UNDONE
+    unsupported: ClassVar = PROMPT_UNSUPPORTED
 
     prompt: Annotated[str, BeforeValidator(_one_prompt, str | Annotated[list[str], Field(min_length=1, max_length=1)])]
     """The text to continue."""
@@ -316,18 +322,21 @@ class CompletionBody(Streamed):
 class ResponseBody(Common):
     """POST /v1/responses."""
 
-    instead: ClassVar = {**INSTEAD, "prompt": "is a field of /v1/completions, or a template, which isn't supported"}
+    alternatives: ClassVar = {
+        **ALTERNATIVES,
+        "prompt": "is a field of /v1/completions, or a template, which isn't supported",
+    }
 
     input: Annotated[
         Conversation, PlainValidator(read_input), WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES_SCHEMA]})
     ]
-    """The user's message, or the conversation so far."""
+    """The user's message, or the conversation."""
     instructions: Text | None = None
-    """A system message that goes before the input."""
+    """A system message before the input."""
     previous_response_id: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
     """The response whose conversation this one continues."""
     background: Flag | None = None
-    """Answer at once, and generate on even if the client leaves."""
+    """Return at once; generation continues after the client disconnects."""
 
     @property
     def stored(self) -> bool:
@@ -356,26 +365,26 @@ _SCALARS: Final = {
 }
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
 def read_submission(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A body of `POST /requests` as `submit` takes it, and what of its messages was ignored. Raises Problem 400.
+    """Parse a body of `POST /requests` to options for `submit`, and the paths of ignored fields. Raises Problem 400.
 
-    Its fields are our own, so that one we don't know is a misspelt one, and stays for `submit` to refuse.
+    All fields here are our own, so an unknown one is a misspelling: it's kept for `submit` to refuse.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    read = in_our_range({name: _SCALARS.get(name, _as_it_is)(value) for name, value in given.items()})
+    read = to_our_range({name: _SCALARS.get(name, _unchanged)(value) for name, value in given.items()})
     if "messages" not in read:
         return read, ()
     conversation = read_messages(read["messages"])
     return {**read, "messages": list(conversation.messages)}, conversation.ignored
 
 
-def in_callers_words(error: RequestError, body: Mapping[str, Any]) -> RequestError:
-    """The error of a submission with the field as its body has it."""
+def with_callers_field(error: RequestError, body: Mapping[str, Any]) -> RequestError:
+    """The error with the field's name as the body has it."""
     ours, _, rest = (error.field or "").partition(".")
     if ours == "stop" and rest and isinstance(texts := body["stop"], list):
-        return renamed(error, f"stop.{callers_index(texts, int(rest))}")
+        return with_field(error, f"stop.{callers_index(texts, int(rest))}")
     return error

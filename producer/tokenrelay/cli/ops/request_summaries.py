@@ -1,6 +1,7 @@
-"""What many requests are at one moment, from their hashes and the ends of their streams.
+"""Summaries of many requests, from their hashes and the ends of their streams.
 
-A stream is read at its two ends alone, so that an answer of any length costs the same. All times are Redis's own.
+Only a stream's first and last entries are read, so the cost doesn't depend on the answer's length. All times are on
+Redis's clock.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.batches import Batch, Reply
 
 TAIL: Final = 64
-"""Entries looked at from each stream's end."""
+"""Entries read from each stream's end."""
 _PER_ROUND: Final = 40
-"""Requests asked for in one round trip: 2 ms of Redis's time, in which no worker's tokens get in."""
+"""Requests per round trip: 2 ms of Redis's time, during which workers can't append."""
 _FIELDS: Final = (
     Field.STATE,
     Field.QUEUE,
@@ -41,8 +42,8 @@ Place = Literal["queued", "running", "finished", "failed", "canceled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A request's ID, and where RQ has it. `score` orders those of one place: the larger, the newer."""
+class RequestRef:
+    """A request's ID and its place in RQ. Within a place, a larger `score` is newer."""
 
     request_id: str
     queue: str
@@ -52,7 +53,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One baton pass."""
+    """One takeover."""
 
     request_id: str
     at_us: int
@@ -62,8 +63,8 @@ class Migration:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """One request. Times are microseconds since 1970 by Redis's clock, None where it hasn't come to that."""
+class RequestSummary:
+    """One request. Times are microseconds since the epoch on Redis's clock; None if it hasn't happened yet."""
 
     request_id: str
     queue: str
@@ -71,7 +72,7 @@ class Sighting:
     tokens: int
     attempts: int
     owned: bool
-    """Whether a worker may write it; `lease_us` is until when."""
+    """Whether a worker owns it; `lease_us` is the lease's end."""
     lease_us: int
     deadline_us: int
     worker: str | None
@@ -80,13 +81,13 @@ class Sighting:
     first_token_us: int | None
     ended_us: int | None
     tail_us: tuple[int, ...]
-    """When the last tokens were written, oldest first: at most TAIL."""
+    """Times of the last tokens, oldest first: at most TAIL."""
     migrations: tuple[Migration, ...]
     """Those among the stream's last entries."""
 
     @property
     def running(self) -> bool:
-        """Whether a worker has it; else it waits, perhaps for a second time, or has ended."""
+        """Whether a worker owns it; otherwise it's queued or has ended."""
         return self.owned and not self.state.terminal
 
     @property
@@ -99,24 +100,26 @@ class Sighting:
 
     @property
     def gaps_ms(self) -> tuple[float, ...]:
-        """Between the tokens of the tail."""
+        """Inter-token times of the tail."""
         return tuple((after - before) / 1000 for before, after in pairwise(self.tail_us))
 
     def age_s(self, now_us: int) -> float:
-        """From submit to its end, or to now."""
+        """Time from submit until its end, or until now."""
         return max(0.0, ((self.ended_us or now_us) - self.queued_us) / 1e6)
 
 
-def queued(queue: str, first: int, last: int) -> Steps[list[Found]]:
-    """Numbers `first` to `last` of those that wait in a queue, from its newest end."""
+def list_queued(queue: str, first: int, last: int) -> Steps[list[RequestRef]]:
+    """Requests `first` to `last` of a queue, counted from the newest."""
     (found,) = yield Round([("LRANGE", keys.rq_queue(queue), -1 - last, -1 - first)])
     if isinstance(found, Exception):
         raise found
-    return [Found(text(item), queue, "queued") for item in reversed(found)]
+    return [RequestRef(text(item), queue, "queued") for item in reversed(found)]
 
 
-def registered(places: Sequence[tuple[str, Place]], first: int, last: int, *, newest: bool) -> Steps[list[Found]]:
-    """Numbers `first` to `last` of each queue's claimed set or registry, from its newest or oldest end, in order."""
+def list_registry(
+    places: Sequence[tuple[str, Place]], first: int, last: int, *, newest: bool
+) -> Steps[list[RequestRef]]:
+    """Requests `first` to `last` of each queue's claimed set or registry, counted from the newest or oldest, merged."""
     end = ("REV", "WITHSCORES") if newest else ("WITHSCORES",)
     batch: Batch = [("ZRANGE", _key(queue, place), first, last, *end) for queue, place in places]
     replies = (yield Round(batch)) if batch else []
@@ -124,20 +127,20 @@ def registered(places: Sequence[tuple[str, Place]], first: int, last: int, *, ne
     for (queue, place), reply in zip(places, replies, strict=True):
         if isinstance(reply, Exception):
             raise reply
-        found += [Found(text(member), queue, place, score) for member, score in reply]
+        found += [RequestRef(text(member), queue, place, score) for member, score in reply]
     return sorted(found, key=lambda one: one.score, reverse=newest)
 
 
-def sighted(found: Iterable[Found], *, tail: int = TAIL) -> Steps[list[Sighting]]:
-    """The requests, without those that are gone or malformed. Raises NoPermissionError where they may not be read."""
+def read_summaries(found: Iterable[RequestRef], *, tail: int = TAIL) -> Steps[list[RequestSummary]]:
+    """Read the requests, without missing or malformed ones. Raises NoPermissionError."""
     ids = list({one.request_id: one for one in found if keys.is_request_id(one.request_id)})
-    seen: list[Sighting] = []
+    seen: list[RequestSummary] = []
     for first in range(0, len(ids), _PER_ROUND):
         seen += yield from _some(ids[first : first + _PER_ROUND], tail)
     return seen
 
 
-def _some(ids: Sequence[str], tail: int) -> Steps[list[Sighting]]:
+def _some(ids: Sequence[str], tail: int) -> Steps[list[RequestSummary]]:
     batch: Batch = []
     for request_id in ids:
         stream = keys.stream(request_id)
@@ -153,7 +156,7 @@ def _some(ids: Sequence[str], tail: int) -> Steps[list[Sighting]]:
         if isinstance(reply, NoPermissionError):
             raise reply
     seen = [
-        _sighting(request_id, holder, replies[4 * number : 4 * number + 4])
+        _summary(request_id, holder, replies[4 * number : 4 * number + 4])
         for number, (request_id, holder) in enumerate(zip(ids, holders, strict=True))
     ]
     return [sighting for sighting in seen if sighting is not None]
@@ -163,14 +166,14 @@ def _key(queue: str, place: Place) -> str:
     return keys.claimed(queue) if place == "running" else keys.rq_registry(place, queue)
 
 
-def _sighting(request_id: str, holder: Reply, replies: Sequence[Reply]) -> Sighting | None:
+def _summary(request_id: str, holder: Reply, replies: Sequence[Reply]) -> RequestSummary | None:
     held, *ranges = replies
     if any(isinstance(reply, Exception) for reply in (holder, *replies)):
         return None
     record = RequestRecord(_FIELDS, held)
     try:
         head, first, tail = ([parse_entry(*item) for item in found] for found in ranges)
-        return Sighting(
+        return RequestSummary(
             request_id=request_id,
             queue=record.queue,
             state=record.state,
@@ -189,7 +192,7 @@ def _sighting(request_id: str, holder: Reply, replies: Sequence[Reply]) -> Sight
 def _times(
     request_id: str, head: Sequence[AnyEntry], first: Sequence[AnyEntry], tail: Sequence[AnyEntry]
 ) -> dict[str, Any]:
-    """The times of its milestones. Raises StopIteration for a stream whose beginning is gone."""
+    """Times of a request's events. Raises StopIteration if the stream's first entry is gone."""
     return {
         "queued_us": next(entry.at_us for entry in head if isinstance(entry, Queued)),
         "started_us": next((entry.at_us for entry in head if isinstance(entry, Started)), None),

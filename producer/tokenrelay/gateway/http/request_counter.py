@@ -1,4 +1,4 @@
-"""Counts what is asked over HTTP: by the route's pattern, never by the path, in which anybody may write anything."""
+"""Middleware that counts HTTP requests by route pattern; paths are chosen by clients, and would be unbounded labels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _CLIENT_LEFT: Final = 499
 
 
-class RequestCount:
-    """Tallies route, method and status of every HTTP request, when its answer begins."""
+class RequestCounter:
+    """Counts each HTTP request by route, method and status when its response starts."""
 
     def __init__(self, app: ASGIApp, tally: Tally) -> None:
         self._app = app
@@ -26,7 +26,7 @@ class RequestCount:
             return
         status = _CLIENT_LEFT
 
-        async def told(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -34,7 +34,7 @@ class RequestCount:
             await send(message)
 
         try:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, counting_send)
         except Exception:
             if status == _CLIENT_LEFT:
                 status = 500

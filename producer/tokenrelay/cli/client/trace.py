@@ -1,7 +1,7 @@
-"""`tokenrelay trace`: what a request went through, as two tables and a sentence in numbers.
+"""`tokenrelay trace`: a request's stages and prediction layers as two tables, and its latencies.
 
-Prompts and answers of any length fit: the middle of what is long is left out, and `--json` has it all. Model text is
-quoted, so that nothing in it can move the cursor, and goes through none of rich's markup.
+The middle of long prompts and answers is elided; `--json` has everything. Model text is escaped and never parsed as
+rich markup.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
-from tokenrelay.cli.output import print_rich, visible, write_json
+from tokenrelay.cli.terminal.output import print_rich, visible, write_json
 from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.trace import Kind, as_json, traced
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from tokenrelay.producer.trace import Line, Trace
 
-_MOST_PIECES: Final = 24
-_MOST_CHARS: Final = 240
-_MOST_LINES: Final = 40
+_MAX_PIECES: Final = 24
+_MAX_CHARS: Final = 240
+_MAX_LINES: Final = 40
 _STYLES: Final = {
     Kind.QUEUED: "dim",
     Kind.BATON_PASS: "bold yellow",
@@ -39,7 +39,7 @@ _STYLES: Final = {
 
 
 def write_trace(client: redis.Redis, request_id: str, *, json: bool = False) -> None:
-    """Write the request's trace as it is now. Raises RequestNotFound, StreamExpired, StreamGap, RedisUnusable."""
+    """Write the request's trace so far. Raises RequestNotFound, StreamExpired, StreamGap, RedisUnusable."""
     trace = Driver(client).run(traced(request_id))
     if json:
         write_json(as_json(trace))
@@ -48,7 +48,7 @@ def write_trace(client: redis.Redis, request_id: str, *, json: bool = False) -> 
 
 
 def print_trace(console: Console, trace: Trace) -> None:
-    """Print it for people, at the console's width."""
+    """Print the trace at the console's width."""
     passes = max(0, len(trace.workers) - 1)
     title = [f"{trace.state} ({trace.finish_reason})" if trace.finish_reason else str(trace.state)]
     title += [f"model {trace.model}"] if trace.model else []
@@ -74,7 +74,7 @@ def _stages(trace: Trace) -> Table:
     for number, stage in enumerate(trace.stages, 1):
         separator = " | " if stage.name in ("Tokenization", "Model generation") else "  "
         texts = [_piece(text) if separator == " | " else visible(text) for text in stage.data]
-        shown = _elided_text(separator.join(_elided(texts, _MOST_PIECES)))
+        shown = _elided_text(separator.join(_elided(texts, _MAX_PIECES)))
         table.add_row(str(number), stage.name, stage.shape, Text(shown))
     return table
 
@@ -87,10 +87,10 @@ def _prediction(trace: Trace, console: Console) -> Table:
     table.add_column("data", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("Redis time", no_wrap=True, style="dim")
     table.add_column("ms", justify="right", no_wrap=True, style="cyan")
-    left_out = _left_out(trace.lines)
-    for is_left_out, numbers in groupby(range(len(trace.lines)), left_out.__contains__):
+    elided = _elided_lines(trace.lines)
+    for is_elided, numbers in groupby(range(len(trace.lines)), elided.__contains__):
         lines = [trace.lines[number] for number in numbers]
-        if is_left_out:
+        if is_elided:
             table.add_row("", f"… {len(lines):,} more, in --json", style="dim")
             continue
         for line in lines:
@@ -104,12 +104,12 @@ def _row(line: Line) -> tuple[str, str, Text, str, str]:
     return str(line.layer or ""), line.kind, Text(data), _clock(line.at_us), f"{line.step_ms:+,.1f}"
 
 
-def _left_out(lines: Sequence[Line]) -> set[int]:
-    """The numbers of the streamed lines in the middle that a long answer's table does without."""
+def _elided_lines(lines: Sequence[Line]) -> set[int]:
+    """Indexes of the streamed lines elided from the middle of a long answer."""
     streamed = [number for number, line in enumerate(lines) if line.kind == Kind.STREAMING]
-    if len(lines) <= _MOST_LINES:
+    if len(lines) <= _MAX_LINES:
         return set()
-    kept = _MOST_LINES // 2
+    kept = _MAX_LINES // 2
     return {number for number in streamed if kept <= number < len(lines) - kept}
 
 
@@ -130,13 +130,13 @@ def _times(trace: Trace) -> Table:
 
 
 def _gain(trace: Trace) -> str:
-    """What streaming gained, in numbers."""
+    """A sentence on how much earlier streaming showed the first word."""
     latency, so_far_ms = trace.latency, (trace.now_us - trace.lines[0].at_us) / 1000
     first_ms, total_ms, sooner_ms = latency.first_word_ms, latency.total_ms, latency.sooner_ms
     if first_ms is None:
         return "No word reached the reader" + ("." if trace.state.terminal else f" in the {_ms(so_far_ms)} so far.")
     if total_ms is None or sooner_ms is None:
-        return f"The reader saw the first word after {_ms(first_ms)}; {_ms(so_far_ms)} in, more is to come."
+        return f"The reader saw the first word after {_ms(first_ms)}; still running after {_ms(so_far_ms)}."
     if trace.problem:
         return f"The reader saw the first word after {_ms(first_ms)}, {_ms(sooner_ms)} before the end."
     times = f" ({total_ms / first_ms:,.1f} × sooner)" if total_ms > 1.1 * first_ms > 0 else ""
@@ -155,7 +155,7 @@ def _clock(at_us: int) -> str:
 
 
 def _piece(text: str) -> str:
-    """One token among others: blanks around it say nothing to people, but a token isn't nothing."""
+    """A token's text without surrounding blanks, or a symbol for a blank or empty one."""
     return visible(text.strip(" ")) or ("·" if not text else "␠")
 
 
@@ -167,7 +167,7 @@ def _elided(pieces: Sequence[str], most: int) -> list[str]:
 
 
 def _elided_text(text: str) -> str:
-    if len(text) <= _MOST_CHARS:
+    if len(text) <= _MAX_CHARS:
         return text
-    half = _MOST_CHARS // 2
+    half = _MAX_CHARS // 2
     return f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"

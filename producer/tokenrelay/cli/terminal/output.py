@@ -1,7 +1,7 @@
-"""What the commands write: model text as it is, entries as JSON lines, errors as one line on stderr with an exit code.
+"""Output of the commands: model text as is, entries as JSON lines, errors as one line on stderr with an exit code.
 
-Model text goes out as bytes, past every markup and colour. On a terminal its control characters are made visible: a
-model may not move the cursor or set the window's title.
+Model text is written as bytes, without markup or colour. On a terminal its control characters are replaced by visible
+symbols, so that model output can't move the cursor or set the window's title.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Exit(IntEnum):
 
 EXIT_CODES: Final = (
     "Exit codes: 0 answered or done; 1 the generation failed, expired or was cancelled; 2 bad input or setting; "
-    "3 Redis can't be used; 4 no such request; 5 the queue is full; 130 Ctrl-C; 141 the reader of our output left."
+    "3 Redis is unusable; 4 no such request; 5 the queue is full; 130 Ctrl-C; 141 broken pipe."
 )
 _VISIBLE: Final = (
     {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
@@ -63,7 +63,7 @@ _VISIBLE: Final = (
 
 
 def write_text(text: str) -> None:
-    """Write model text to stdout at once."""
+    """Write model text to stdout and flush."""
     if sys.stdout.isatty():
         text = text.translate(_VISIBLE)
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
@@ -75,12 +75,12 @@ def write_line(text: str = "") -> None:
 
 
 def write_json(value: dict[str, Any]) -> None:
-    """Write one JSON object on a line of its own. ASCII, so that it survives any terminal and pipe."""
+    """Write one JSON object on one line. ASCII, so that it's valid in any locale."""
     write_line(json.dumps(value, default=str))
 
 
 def entry_fields(entry: Entry) -> dict[str, Any]:
-    """An entry as a JSON object: `kind` first, then its own fields."""
+    """An entry as a JSON object: `kind`, then its fields."""
     fields = {name: str(EntryId(*value)) if name == "entry_id" else value for name, value in asdict(entry).items()}
     fields.pop("kind", None)
     if isinstance(entry, Token):
@@ -89,14 +89,14 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
 
 
 def visible(text: str) -> str:
-    """The text on one line: whatever a terminal would act upon, or couldn't be encoded, as an escape."""
+    """The text on one line, with unprintable characters escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def print_rich(draw: Callable[[Console], None]) -> None:
-    """Write what `draw` prints: in colour on a terminal, as plain text into a pipe.
+    """Write what `draw` prints: with colour on a terminal, as plain text into a pipe.
 
-    As bytes: a terminal or pipe whose locale knows no arrows gets them too, as it gets model text.
+    Always UTF-8, as model text, whatever the locale.
     """
     written = io.StringIO()
     draw(Console(file=written, force_terminal=sys.stdout.isatty(), highlight=False, emoji=False, markup=False))
@@ -105,27 +105,27 @@ def print_rich(draw: Callable[[Console], None]) -> None:
     sys.stdout.buffer.flush()
 
 
-def tell(text: str) -> None:
+def write_message(text: str) -> None:
     """Write a line to stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turns the errors of a command into a line on stderr and an exit code; warnings become a line too."""
+def exit_on_error() -> Iterator[None]:
+    """Context manager that turns a command's errors into a line on stderr and an exit code, and prints warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", DeprecationWarning)  # of libraries: nothing that a command's user could do
-        warnings.showwarning = lambda message, *_, **__: tell(f"tokenrelay: {message}")
+        warnings.simplefilter("ignore", DeprecationWarning)  # libraries': not actionable for the user
+        warnings.showwarning = lambda message, *_, **__: write_message(f"tokenrelay: {message}")
         try:
             refuse_unknown(os.environ)
             yield
         except TokenRelayError as error:
-            tell(f"tokenrelay: {error}")
+            write_message(f"tokenrelay: {error}")
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
-            # Python flushes stdout once more at exit, and would complain.
+            # Python flushes stdout again at exit, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(Exit.PIPE_CLOSED) from None
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`tokenrelay serve`: the application on uvicorn, until it's told to stop."""
+"""`tokenrelay serve`: runs the application on uvicorn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import uvicorn
 
 from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.core.demo import Demo
-from tokenrelay.gateway.http.protocol import LimitedProtocol
+from tokenrelay.gateway.http.uvicorn_protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
@@ -30,22 +30,22 @@ log = logging.getLogger(__name__)
 _BACKLOG: Final = 2048
 _OTHER_FILES: Final = 96
 _GC_THRESHOLDS: Final = (5_000, 500, 100)
-"""With a thousand readers a full collection took 50 to 160 ms, in which nobody gets a
-token. Young ones are looked at a few at a time; what lives longer, after 2.5 million."""
+"""With a thousand readers a full collection took 50 to 160 ms, and no reader got a token meanwhile. These thresholds
+run it after 2.5 million allocations instead."""
 _DRAIN_S: Final = 5
-"""How long answers may take to end after SIGTERM; event streams end at once, for their clients to go on elsewhere."""
+"""Time limit for open responses after SIGTERM. Event streams end at once; clients resume at another gateway."""
 
 
-def serve(*, demo: bool, tell: Callable[[str], None], **given: str | int | None) -> None:
-    """Serve until SIGTERM or Ctrl-C. `tell` is given what a person wants to know, the address above all.
+def serve(*, demo: bool, write_message: Callable[[str], None], **given: str | int | None) -> None:
+    """Serve until SIGTERM or Ctrl-C. `write_message` prints messages for the user, such as the address.
 
-    Raises SettingsError, also where the address can't be listened on, and RedisUnusable.
+    Raises SettingsError, also if the address can't be bound, and RedisUnusable.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with ExitStack() as stack:
         own: Demo | None = None
         if demo:
-            tell("starting a Redis and a worker with the bundled model …")
+            write_message("starting a Redis and a worker with the bundled model …")
             own = stack.enter_context(Demo())
             given["redis_url"] = own.redis_url
         settings = GatewaySettings.from_environment(**given)
@@ -58,7 +58,7 @@ def serve(*, demo: bool, tell: Callable[[str], None], **given: str | int | None)
             stack.callback(exposition.close)
         listener = stack.enter_context(_listener(settings.http_host, settings.http_port))
         host, port = listener.getsockname()[:2]
-        tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        write_message(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         _run(app, settings, listener)
 
 
@@ -68,15 +68,15 @@ def _run(app: FastAPI, settings: GatewaySettings, listener: socket.socket) -> No
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which waits for clients when it stops: those of event streams would stay until the answer's end."""
+    """uvicorn's server. On shutdown it ends event streams first, which uvicorn would wait for."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        cast("FastAPI", self.config.app).state.gateway.attachments.cut_off()
+        cast("FastAPI", self.config.app).state.gateway.attachments.end_streams()
         await super().shutdown(sockets)
 
 
 def configuration(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
-    """How uvicorn is run: one process, one event loop, our limits."""
+    """uvicorn's configuration: one process, one event loop, our limits."""
     return uvicorn.Config(
         app,
         http=LimitedProtocol.with_limits(
@@ -105,7 +105,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _allow_files(connections: int) -> None:
-    """As many connections as are wanted, where the system's hard limit allows: the usual soft one is 1,024."""
+    """Raise the soft limit on open files for this many connections, up to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -114,7 +114,7 @@ def _allow_files(connections: int) -> None:
 
 
 def _check_redis(settings: GatewaySettings) -> None:
-    """At start, not at the first request: is there a Redis that can be used?"""
+    """Fail at start, not at the first request, if Redis is unusable."""
     import redis
 
     with connect(settings.redis_url.get_secret_value()) as client:
@@ -122,6 +122,6 @@ def _check_redis(settings: GatewaySettings) -> None:
             client.ping()
             check_fit(client.info())
         except redis.exceptions.NoPermissionError:
-            return  # INFO isn't to be had; what is asked later says what else is missing
+            return  # INFO is forbidden; later commands report any other missing permission
         except redis.RedisError as error:
             raise explain(error, address(client)) from error

@@ -1,5 +1,7 @@
-"""Where a client wants to go on: the Last-Event-ID header or `starting_after`. What can't be read is refused, never
-taken for the beginning: a full replay would double what the client has."""
+"""Parsing of resume positions: the Last-Event-ID header and `starting_after`.
+
+A malformed position is refused: replaying from the beginning would duplicate what the client has.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,21 @@ START: Final = EntryId(0, 0)
 
 
 def entry_after(starting_after: str | None, last_event_id: str | None) -> EntryId:
-    """The entry that the client has last. Raises Problem 400.
+    """The last entry that the client has. Raises Problem 400.
 
-    `starting_after` goes first: a token's index, or an entry's ID. An empty Last-Event-ID is none (browsers send that).
+    `starting_after`, a token index or an entry ID, takes precedence. An empty Last-Event-ID counts as absent.
     """
     if starting_after is not None:
         if _TOKEN.fullmatch(starting_after):
             return EntryId(int(starting_after), 0)
-        return _entry(starting_after, "starting_after", "a token's index such as 5, or an entry's ID such as 5-0")
+        return _entry(starting_after, "starting_after", "a token index such as 5, or an entry ID such as 5-0")
     if last_event_id:
-        return _entry(last_event_id, "Last-Event-ID", "an entry's ID such as 5-0")
+        return _entry(last_event_id, "Last-Event-ID", "an entry ID such as 5-0")
     return START
 
 
 def sequence_after(starting_after: str | None) -> int:
-    """The Responses API's `starting_after`: the last sequence_number that is there, else -1. Raises Problem 400."""
+    """The Responses API's `starting_after`: the last sequence_number the client has, or -1. Raises Problem 400."""
     if starting_after is None:
         return -1
     if not _TOKEN.fullmatch(starting_after):
@@ -45,4 +47,4 @@ def _entry(given: str, param: str, wanted: str) -> EntryId:
 
 
 def _malformed(given: str, param: str, wanted: str) -> Problem:
-    return Problem(400, f"{param}: {ascii(given)[:60]} can't be read; give {wanted}", "malformed_position", param)
+    return Problem(400, f"{param}: {ascii(given)[:60]} is malformed; give {wanted}", "malformed_position", param)

@@ -1,4 +1,4 @@
-"""Watching a stream from outside, entry by entry, as an operator would: through redis-cli, or redis-py without one."""
+"""Observers of a stream, entry by entry: redis-cli, or redis-py if it isn't installed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _BLOCK_MS: Final = "1000"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One entry and what the request was right after it was read."""
+class ObservedEntry:
+    """One entry, and the request's state right after it was read."""
 
     entry_id: str
     fields: Mapping[str, str]
@@ -33,18 +33,18 @@ class Seen:
         return _TERMINAL_FIELD in self.fields
 
 
-class Eyes(Protocol):
-    """Runs a command and gives the strings of its reply, in order; none for a nil reply."""
+class Observer(Protocol):
+    """Runs Redis commands. `run` returns the strings of the reply in order; empty for a nil reply."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
-    def strings(self, *command: str) -> list[str]: ...
+    def run(self, *command: str) -> list[str]: ...
 
 
 class RedisCli:
-    """One redis-cli process for many commands. `--no-raw` puts each string on a line, quoted and escaped."""
+    """One redis-cli process for all commands. `--no-raw` prints each string on a line, quoted and escaped."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -57,7 +57,7 @@ class RedisCli:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def strings(self, *command: str) -> list[str]:
+    def run(self, *command: str) -> list[str]:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{' '.join(command)}\nECHO end-of-reply\n")
@@ -72,7 +72,7 @@ class RedisCli:
 
 
 class RedisPy:
-    """The same commands by redis-py, on a client that stays the caller's."""
+    """Runs the commands with the caller's redis-py client."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -83,20 +83,20 @@ class RedisPy:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def strings(self, *command: str) -> list[str]:
+    def run(self, *command: str) -> list[str]:
         return list(_flat(self._client.execute_command(*command)))  # type: ignore[no-untyped-call]
 
 
-def watch(eyes: Eyes, request_id: str) -> Iterator[Seen]:
-    """Each entry of the request's stream as soon as it's there, up to the terminal one."""
+def watch(observer: Observer, request_id: str) -> Iterator[ObservedEntry]:
+    """Yield each entry of the request's stream as it's written, up to the terminal one."""
     last, seen = "0-0", None
     while seen is None or not seen.last:
-        found = eyes.strings("XREAD", "COUNT", "1", "BLOCK", _BLOCK_MS, "STREAMS", keys.stream(request_id), last)
+        found = observer.run("XREAD", "COUNT", "1", "BLOCK", _BLOCK_MS, "STREAMS", keys.stream(request_id), last)
         if not found:
             continue
-        (state,) = eyes.strings("HGET", keys.request(request_id), Field.STATE)
+        (state,) = observer.run("HGET", keys.request(request_id), Field.STATE)
         last, pairs = found[1], found[2:]
-        seen = Seen(last, dict(zip(pairs[::2], pairs[1::2], strict=True)), state)
+        seen = ObservedEntry(last, dict(zip(pairs[::2], pairs[1::2], strict=True)), state)
         yield seen
 
 

@@ -1,4 +1,4 @@
-"""Bodies of requests that are refused before they're read."""
+"""Discards the body of a request that is refused before its body was read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 _MOST_BYTES: Final = 64 * 2**20
 
 
-async def drain(receive: Receive, timeout_s: float) -> None:
-    """Read and drop the rest of the body, within bounds.
+async def discard_body(receive: Receive, timeout_s: float) -> None:
+    """Read and discard the rest of the body, up to a size and a time limit.
 
-    A client that still writes when the connection closes is told a reset, and not the answer.
+    A client that is still writing when the connection closes gets a reset instead of the response.
     """
     size = 0
     with suppress(TimeoutError):
@@ -23,5 +23,5 @@ async def drain(receive: Receive, timeout_s: float) -> None:
             while size < _MOST_BYTES:
                 message = await receive()
                 size += len(message.get("body", b""))
-                if not message.get("more_body"):  # its end, or the client's
+                if not message.get("more_body"):  # end of the body, or a disconnect
                     return

@@ -1,4 +1,4 @@
-"""Percentiles of a sample, as every table and JSON object of the command line gives them."""
+"""Percentiles of a sample, as all tables and JSON objects show them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Nearest-rank percentiles: each is a value that was measured. In the unit of the sample; None where it's empty."""
+class Percentiles:
+    """Nearest-rank percentiles, so each is a measured value. In the sample's unit; None for an empty sample."""
 
     count: int
     p50: float | None = None
@@ -21,7 +21,7 @@ class Spread:
     max: float | None = None
 
     @classmethod
-    def of(cls, sample: Iterable[float]) -> Spread:
+    def of(cls, sample: Iterable[float]) -> Percentiles:
         values = sorted(sample)
         if not values:
             return cls(0)
@@ -29,6 +29,6 @@ class Spread:
         return cls(len(values), p50, p90, p99, values[-1])
 
     def as_json(self) -> dict[str, float | int | None]:
-        """For a field whose name ends in the unit, `_ms`: numbers to a thousandth."""
+        """As a JSON object, rounded to a thousandth."""
         values = {name: getattr(self, name) for name in ("p50", "p90", "p99", "max")}
         return {"count": self.count, **{name: v if v is None else round(v, 3) for name, v in values.items()}}

@@ -1,7 +1,6 @@
-"""The generation options as command-line options, made from the one schema in tokenrelay.shared.options.
+"""The generation options as command-line options, generated from the schema in tokenrelay.shared.options.
 
-Only types are looked at here. Bounds are checked where every request is checked, so that a message names the field and
-the limit in the same words everywhere.
+Only types are checked here. Submit checks bounds, so that error messages are the same everywhere.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from tokenrelay.shared.options import DEFAULTS, Options, json_schema
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PANEL: Final = "How to generate"
+_PANEL: Final = "Generation options"
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command`, whose `**options` become one command-line option for each field of Options.
+    """Decorator that adds a command-line option to `command` for each field of Options, passed as `**options`.
 
-    Those that aren't given are left out: their defaults are the producer's to fill in.
+    Options that aren't given are omitted; the producer fills in defaults.
     """
 
     @functools.wraps(command)
@@ -38,8 +37,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     kinds, described = _kinds(), json_schema()["properties"]
     signature = inspect.signature(command, eval_str=True)
     own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
-    made = [_parameter(name, kind, described[name].get("description", "")) for name, kind in kinds.items()]
-    cast("Any", wrapper).__signature__ = signature.replace(parameters=[*own, *made])
+    generated = [_parameter(name, kind, described[name].get("description", "")) for name, kind in kinds.items()]
+    cast("Any", wrapper).__signature__ = signature.replace(parameters=[*own, *generated])
     return wrapper
 
 
@@ -80,7 +79,7 @@ def _metavar(kind: Any) -> str | None:
 
 
 def _value(name: str, kind: Any, given: Any) -> Any:
-    """What was given on the command line, as the schema has it. Raises RequestError for what isn't JSON."""
+    """A command-line value in the schema's type. Raises RequestError for invalid JSON."""
     if kind in (int, float, bool, str, list[str]) or get_origin(kind) is Literal:
         return given
     try:

@@ -1,6 +1,5 @@
-"""uvicorn's HTTP protocol with what it lacks: limits on the connections, and on the bytes and the time before a
-request's body; writing to many clients without waking each one's task; offers of other protocols that are ignored;
-HTTP/1.0 as it is.
+"""uvicorn's HTTP protocol class with additions: limits on connections, header size and header time; direct chunk writes
+(see `chunks`); Upgrade headers are ignored; correct framing for HTTP/1.0.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tokenrelay.gateway.http.chunks import EXTENSION
-from tokenrelay.gateway.http.draining import drain
-from tokenrelay.gateway.http.parsing import RequestParser
+from tokenrelay.gateway.http.json_responses import problem_response
 from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.http.replies import problem_response
+from tokenrelay.gateway.http.request_parser import RequestParser
+from tokenrelay.gateway.http.unread_body import discard_body
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
-_CROWDED_S: Final = 1.0
+_DISCARD_S: Final = 1.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. A client that dribbles its headers, or sends ever more of them, is cut off.
+    """One connection. Closes it if the headers are too slow or too large.
 
-    Requests that a client sends before it has its answer wait for it, so whoever answers owns the connection.
+    Pipelined requests are handled one at a time, so the current response owns the connection.
     """
 
     max_header_bytes: ClassVar[int] = 65_536
@@ -50,7 +49,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @classmethod
     def with_limits(cls, max_header_bytes: int, header_timeout_s: float, max_connections: int) -> type[LimitedProtocol]:
-        """The protocol with these limits: uvicorn makes one itself for every connection."""
+        """A subclass with these limits; uvicorn creates an instance for each connection."""
         limits = {
             "max_header_bytes": max_header_bytes,
             "header_timeout_s": header_timeout_s,
@@ -72,18 +71,16 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._expect_headers()
             self._header_bytes += len(data)
         super().data_received(data)
-        # Behind the parser: what came with the end of the headers in one piece is the body, and has its own limit.
+        # After parsing: bytes that follow the headers in the same read belong to the body, which has its own limit.
         if self._in_headers and self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
-            self.send_400_response(
-                f"the headers are larger than {self.max_header_bytes} bytes, which is the limit here"
-            )
+            self.send_400_response(f"the headers are larger than the limit of {self.max_header_bytes} bytes")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: {"write": self.write_chunk, "abort": self.transport.abort}}
 
     def write_chunk(self, chunk: bytes) -> bool:
-        """Write a framed chunk: see `chunks.writer`."""
+        """Write a framed chunk: see `chunks.chunk_writer`."""
         if self._full or self.transport.is_closing():
             return False
         self.transport.write(chunk)
@@ -98,24 +95,24 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def on_headers_complete(self) -> None:
-        if self.parser.offered:
-            return  # they come again
+        if self.parser.will_reparse:
+            return  # this callback runs again in the second pass
         self._got_headers()
-        self.app = _crowded if len(self.connections) > self.max_connections else self.config.loaded_app
+        self.app = _too_many_connections if len(self.connections) > self.max_connections else self.config.loaded_app
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             del self.scope["extensions"]
-            _speak_http_1_0(self.cycle)
+            _frame_as_http_1_0(self.cycle)
 
     def on_message_complete(self) -> None:
-        if self.parser.offered:
+        if self.parser.will_reparse:
             return
         super().on_message_complete()
         self._in_headers, self._header_bytes = True, 0
 
     def _expect_headers(self) -> None:
         self._in_headers, self._header_bytes = True, 0
-        self._header_timer = asyncio.get_running_loop().call_later(self.header_timeout_s, self._cut_off)
+        self._header_timer = asyncio.get_running_loop().call_later(self.header_timeout_s, self._close)
 
     def _got_headers(self) -> None:
         self._in_headers = False
@@ -123,31 +120,31 @@ class LimitedProtocol(HttpToolsProtocol):
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _cut_off(self) -> None:
+    def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
 
 
-async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a connection too many. uvicorn's own answer, a line of text, is none that OpenAI's clients understand."""
+async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 503 in OpenAI's shape; uvicorn would answer plain text."""
     if not any(name == b"expect" for name, _ in scope["headers"]):
-        await drain(receive, _CROWDED_S)
-    told = "the gateway has as many connections as it may; ask again"
+        await discard_body(receive, _DISCARD_S)
+    message = "the gateway has reached its connection limit; retry"
     headers = {"Retry-After": "1", "Connection": "close"}
-    await problem_response(Problem(503, told, "too_many_connections", None, "server_error", headers))(
+    await problem_response(Problem(503, message, "too_many_connections", None, "server_error", headers))(
         scope, receive, send
     )
 
 
-def _speak_http_1_0(cycle: RequestResponseCycle) -> None:
-    """Have the response's body end with the connection unless its length is known, and never say 100.
+def _frame_as_http_1_0(cycle: RequestResponseCycle) -> None:
+    """End a body of unknown length with the connection, and never send 100 Continue.
 
-    uvicorn frames such bodies in chunks, which HTTP/1.0 doesn't have: clients take the frames for the answer.
+    uvicorn would use chunked encoding, which HTTP/1.0 lacks: clients would read the chunk sizes as content.
     """
     send, unframed = cycle.send, False
     cycle.waiting_for_100_continue = False
 
-    async def sent(message: ASGISendEvent) -> None:
+    async def unchunked_send(message: ASGISendEvent) -> None:
         nonlocal unframed
         if message["type"] == "http.response.start":
             unframed = not any(name.lower() == b"content-length" for name, _ in message["headers"])
@@ -157,4 +154,4 @@ def _speak_http_1_0(cycle: RequestResponseCycle) -> None:
             cycle.expected_content_length = len(message["body"])
         await send(message)
 
-    cycle.send = sent  # type: ignore[method-assign]
+    cycle.send = unchunked_send  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What live workers serve, from their RQ registrations: models, and the training traces that workers publish there."""
+"""The models that live workers serve, and their training traces, read from the workers' RQ registrations."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ _FIELDS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model that at least one live worker serves."""
 
     name: str
     since: int
-    """When the first of its workers registered, seconds since 1970."""
+    """When its first worker registered, seconds since the epoch."""
     training: str | None = field(repr=False)
     """The training trace as JSON."""
     pids: tuple[int, ...] = ()
     context_tokens: int | None = None
-    """What prompt and answer together may have with any of its workers; None where none of them says so."""
+    """The smallest context length of its workers; None if no worker reports one."""
 
 
-class Models:
-    """Looks up what is served. Remembers names that were, so that a worker's restart refuses nobody."""
+class ServedModels:
+    """Looks up served models, and remembers names once seen so that requests are accepted while workers restart."""
 
     def __init__(self, driver: AsyncDriver, default: str) -> None:
         self._driver = driver
         self._known = {default}
 
-    async def served(self) -> dict[str, Served]:
-        """Name → what live workers serve now."""
-        found = await self._driver.run(served())
+    async def served(self) -> dict[str, ServedModel]:
+        """Name → model that live workers serve now."""
+        found = await self._driver.run(read_served_models())
         self._known |= set(found)
         return found
 
     async def is_known(self, name: str) -> bool:
-        """Whether the model is served, or was while this process has been up, or is the default one."""
+        """Whether the model is the default one, is served now, or was served since this process started."""
         return name in self._known or name in await self.served()
 
 
-def served() -> Steps[dict[str, Served]]:
-    """Name → model, of all workers that have beaten lately."""
+def read_served_models() -> Steps[dict[str, ServedModel]]:
+    """Name → model, over all workers with a recent heartbeat."""
     (workers,) = yield from ask([("SMEMBERS", keys.RQ_WORKERS)])
     if not workers:
         return {}
@@ -66,16 +66,16 @@ def served() -> Steps[dict[str, Served]]:
     for worker in workers:
         batch += [look(worker, _FIELDS), ("PTTL", worker)]
     replies = yield Round(batch)
-    found: dict[str, Served] = {}
+    found: dict[str, ServedModel] = {}
     for registered, left_ms in zip(replies[::2], replies[1::2], strict=True):
         if isinstance(registered, ResponseError) and "WRONGTYPE" in str(registered):
-            continue  # no registration
+            continue  # not a registration
         worker = Registration(_FIELDS, refused([registered])[0])
         if not worker.has_queues or not is_alive(refused([left_ms])[0]):
             continue
         for name in worker.models:
             before = found.get(name)
-            found[name] = Served(
+            found[name] = ServedModel(
                 name=name,
                 since=min(worker.since, before.since if before else worker.since),
                 training=worker.training or (before.training if before else None),
@@ -85,8 +85,8 @@ def served() -> Steps[dict[str, Served]]:
     return dict(sorted(found.items()))
 
 
-def training(model: Served) -> Any:
-    """The model's training trace, None where it has none or one that isn't JSON."""
+def training(model: ServedModel) -> Any:
+    """The model's training trace; None if it has none or it isn't valid JSON."""
     try:
         return json.loads(model.training) if model.training else None
     except (ValueError, RecursionError):
@@ -94,5 +94,5 @@ def training(model: Served) -> Any:
 
 
 def _least(*known: int | None) -> int | None:
-    """Any of a model's workers may take a request: the smallest context is what certainly fits."""
+    """The smallest known value: any of a model's workers may take a request."""
     return min((each for each in known if each is not None), default=None)

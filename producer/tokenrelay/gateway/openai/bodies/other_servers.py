@@ -1,31 +1,33 @@
-"""Fields of other servers' own APIs, as their users go on sending them: llama.cpp's, Ollama's, TGI's, Hugging Face's,
-text-generation-webui's, SGLang's, Anthropic's.
+"""Fields of other servers' native APIs that their clients may send here: llama.cpp, Ollama, TGI, Hugging Face,
+text-generation-webui, SGLang, Anthropic.
 
-Those that mean an option of ours are fields of the bodies (requests.py). These would change the answer, or don't.
+Aliases of our options are fields of the bodies (request_bodies.py). Here are the rest, as in fields.py.
 """
+# what is asked
+# what is told of it
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.gateway.openai.bodies.harmless import absent, at_most, equal, is_nothing, off
+from tokenrelay.gateway.openai.bodies.no_op_values import at_most, equal, is_empty, is_null, off
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenrelay.gateway.openai.bodies.harmless import Harmless
+    from tokenrelay.gateway.openai.bodies.no_op_values import IsNoOp
 
-UNDONE: Final[Mapping[str, Harmless]] = {
+UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     # penalties
     "diversity_penalty": equal(0),
     "dry_multiplier": equal(0),
     "encoder_repetition_penalty": equal(1),
-    "exponential_decay_length_penalty": is_nothing,
+    "exponential_decay_length_penalty": is_empty,
     "no_repeat_ngram_size": equal(0),
     "encoder_no_repeat_ngram_size": equal(0),
     "rep_pen": equal(1),
     "repeat_penalty": equal(1),
-    "sequence_bias": is_nothing,
+    "sequence_bias": is_empty,
     # which tokens are drawn from, and how
     "dynamic_temperature": off,
     "dynatemp_range": equal(0),
@@ -36,9 +38,9 @@ UNDONE: Final[Mapping[str, Harmless]] = {
     "mirostat": equal(0),
     "mirostat_mode": equal(0),
     "penalty_alpha": equal(0),
-    "sampler_order": is_nothing,
-    "sampler_priority": is_nothing,
-    "samplers": is_nothing,
+    "sampler_order": is_empty,
+    "sampler_priority": is_empty,
+    "samplers": is_empty,
     "skew": equal(0),
     "smoothing_factor": equal(0),
     "temperature_last": off,
@@ -57,48 +59,48 @@ UNDONE: Final[Mapping[str, Harmless]] = {
     "num_return_sequences": equal(1),
     "n_cmpl": equal(1),
     # which tokens may or must come
-    "bad_words_ids": is_nothing,
+    "bad_words_ids": is_empty,
     "ban_eos_token": off,
-    "banned_strings": is_nothing,
-    "banned_tokens": is_nothing,
-    "begin_suppress_tokens": is_nothing,
-    "custom_logit_processor": is_nothing,
-    "custom_token_bans": is_nothing,
-    "ebnf": is_nothing,
-    "force_words_ids": is_nothing,
-    "forced_bos_token_id": absent,
-    "forced_eos_token_id": absent,
-    "format": is_nothing,
-    "grammar_string": is_nothing,
-    "suppress_tokens": is_nothing,
+    "banned_strings": is_empty,
+    "banned_tokens": is_empty,
+    "begin_suppress_tokens": is_empty,
+    "custom_logit_processor": is_empty,
+    "custom_token_bans": is_empty,
+    "ebnf": is_empty,
+    "force_words_ids": is_empty,
+    "forced_bos_token_id": is_null,
+    "forced_eos_token_id": is_null,
+    "format": is_empty,
+    "grammar_string": is_empty,
+    "suppress_tokens": is_empty,
     # where the answer ends
-    "eos_token_id": absent,
-    "max_length": absent,
-    "max_time": absent,
+    "eos_token_id": is_null,
+    "max_length": is_null,
+    "max_time": is_null,
     "min_length": equal(0),
     "min_new_tokens": equal(0),
     "n_indent": equal(0),
     "no_stop_trim": off,
-    "stop_regex": is_nothing,
+    "stop_regex": is_empty,
     "t_max_predict_ms": at_most(0),
     # what is asked
-    "adapter_id": is_nothing,
-    "context": is_nothing,
-    "image_data": is_nothing,
-    "images": is_nothing,
-    "input_ids": is_nothing,
-    "lora": is_nothing,
-    "lora_path": is_nothing,
-    "negative_prompt": is_nothing,
-    "previous_response": is_nothing,
-    "system": is_nothing,
-    "template": is_nothing,
+    "adapter_id": is_empty,
+    "context": is_empty,
+    "image_data": is_empty,
+    "images": is_empty,
+    "input_ids": is_empty,
+    "lora": is_empty,
+    "lora_path": is_empty,
+    "negative_prompt": is_empty,
+    "previous_response": is_empty,
+    "system": is_empty,
+    "template": is_empty,
     "token_healing": off,
-    "truncate": absent,
+    "truncate": is_null,
     # what is told of it
     "decoder_input_details": off,
     "details": off,
-    "logprob_token_ids": is_nothing,
+    "logprob_token_ids": is_empty,
     "n_probs": equal(0),
     "return_full_text": off,
     "return_hidden_states": off,
@@ -106,14 +108,14 @@ UNDONE: Final[Mapping[str, Harmless]] = {
     "return_tokens": off,
     "top_n_tokens": equal(0),
 }
-"""As fields.UNDONE."""
+"""As fields.UNSUPPORTED."""
 
 CONTAINERS: Final = ("extra_body", "generation_config", "options", "parameters", "sampling_params")
-"""Objects that hold options. Here each option stands beside `model`."""
+"""Objects that hold options; here options are top-level fields."""
 
 HINTS: Final = frozenset(
     {
-        # of what isn't done: penalties, mirostat, dynamic temperature, beams
+        # parameters of unsupported features: penalties, mirostat, dynamic temperature, beams
         "dry_allowed_length",
         "dry_base",
         "dry_penalty_last_n",

@@ -1,4 +1,4 @@
-"""Whether a field's value asks for nothing: null, empty, or what is the case anyhow. For tables of fields."""
+"""Predicates for no-op values of fields: null, empty, or equal to the default behaviour."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tokenrelay.gateway.openai.bodies.coercion import flag, number
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Harmless = Callable[[Any], bool]
+    IsNoOp = Callable[[Any], bool]
 
 
-def is_nothing(value: Any) -> bool:
-    """Whether a value is how clients write that they ask for nothing: null, or empty."""
+def is_empty(value: Any) -> bool:
+    """Whether the value is null or empty."""
     return value is None or value in ("", [], {})
 
 
-def absent(value: Any) -> bool:
+def is_null(value: Any) -> bool:
     return value is None
 
 
@@ -29,22 +29,22 @@ def on(value: Any) -> bool:
     return value is None or flag(value) is True
 
 
-def unasked(value: Any) -> bool:
-    """Null or false; 0 is a number, and of some fields an answer's part."""
+def is_null_or_false(value: Any) -> bool:
+    """Null or false, but not 0, which some fields take as a number."""
     return value is None or value is False
 
 
-def one_of(*words: Any) -> Harmless:
-    """Nothing, or one of the words."""
-    return lambda value: is_nothing(value) or value in words
+def one_of(*words: Any) -> IsNoOp:
+    """Empty, or one of the words."""
+    return lambda value: is_empty(value) or value in words
 
 
-def equal(*neutral: float) -> Harmless:
-    """Null, or one of the numbers that change nothing; also written as a string."""
+def equal(*neutral: float) -> IsNoOp:
+    """Null, or one of the neutral numbers, also as a string."""
     return lambda value: value is None or (not isinstance(value, bool) and number(value) in neutral)
 
 
-def at_most(bound: float) -> Harmless:
+def at_most(bound: float) -> IsNoOp:
     """Null, or a number up to `bound`."""
 
     def is_at_most(value: Any) -> bool:

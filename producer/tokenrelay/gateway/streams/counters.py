@@ -1,7 +1,7 @@
-"""What a gateway counts while it serves: written by its event loop, read by whoever scrapes. Knows no HTTP.
+"""A gateway's counters and histograms: written by its event loop, read by the metrics endpoint. Knows no HTTP.
 
-Times that clients see end when the hub has an entry, and entries carry Redis's clock. So the gateway keeps an eye on
-how far that is from its own.
+Latencies compare an entry's time, which is on Redis's clock, with the time the hub receives it: the gateway estimates
+the offset between both clocks.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 _REFUSALS: Final = ("queue_full", "concurrency_limit", "queue_limit")
 _REDIS_USES: Final = ("answer", "follow", "readers")
 _FRESH_US: Final = 1_000_000
-"""Whoever comes later for what was submitted here has waited for something else."""
+"""A reader that attaches later than this after submit isn't counted: its wait wasn't the request's latency."""
 _MOST_FRESH: Final = 4096
 
 
 class RedisClock:
-    """Redis's time, guessed between looks at it: as good as half a round trip."""
+    """Estimate of Redis's clock, accurate to half a round trip."""
 
     def __init__(self) -> None:
         self._ahead_s = 0.0
         self._shortest_s = float("inf")
         self._asked_at = 0.0
 
-    def asked(self) -> None:
-        """Redis is asked for its time now."""
+    def start_sample(self) -> None:
+        """Call just before TIME is sent."""
         self._asked_at = time.time()
 
-    def told(self, server_us: int) -> None:
-        """It answered. An answer that took long says little, and is believed only where the last good one is old."""
+    def finish_sample(self, server_us: int) -> None:
+        """Call with TIME's reply. Samples with a long round trip are ignored while a recent better one exists."""
         now = time.time()
         took_s = max(now - self._asked_at, 0.0)
         self._shortest_s = max(self._shortest_s * 1.1, 0.0001)
@@ -48,8 +48,8 @@ class RedisClock:
         return (time.time() + self._ahead_s) * 1e6
 
 
-class Figures:
-    """One gateway's."""
+class GatewayCounters:
+    """One gateway's counters and histograms."""
 
     def __init__(self) -> None:
         self.clock = RedisClock()
@@ -62,16 +62,15 @@ class Figures:
         self.delivery_lag_s = Histogram(LAG_S)
         self._fresh: dict[str, bool] = {}
 
-    def submitted(self, record: Record) -> None:
-        """A request was submitted here: whoever follows it at once has waited for all of it, though it may be over by
-        then."""
+    def count_submitted(self, record: Record) -> None:
+        """Note a request submitted here: a reader that attaches at once sees its full latency, even if it has ended."""
         self._fresh[record.request_id] = True
         if len(self._fresh) > _MOST_FRESH:
             del self._fresh[next(iter(self._fresh))]
 
-    def received(self, feed: Feed, known: int) -> None:
-        """The feed has more than the `known` entries that it had, or not. What was there before anybody followed the
-        request tells nothing of what its clients waited for, and isn't counted."""
+    def count_received(self, feed: Feed, known: int) -> None:
+        """Observe latencies of the feed's entries after the `known` ones. Entries older than the first reader aren't
+        counted, except for requests submitted here."""
         if known == len(feed.entries):
             return
         now_us, record, last = self.clock.now_us(), feed.record, feed.entries[-1]
@@ -88,5 +87,5 @@ class Figures:
 
 
 def _has_first_token(feed: Feed, known: int) -> bool:
-    """Whether token 1 is among the entries that came last."""
+    """Whether token 1 is among the new entries."""
     return any(isinstance(entry, Token) and entry.entry_id.token == 1 for entry in feed.entries[known : known + 8])

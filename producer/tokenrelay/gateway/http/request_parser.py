@@ -1,4 +1,4 @@
-"""httptools' request parser for a server that switches to no other protocol: what offers one is read as HTTP/1.1."""
+"""httptools' request parser for a server without protocol upgrades: a request with an Upgrade header stays HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import httptools
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_OFFER: Final = frozenset({b"upgrade", b"http2-settings"})
+_UPGRADE: Final = frozenset({b"upgrade", b"http2-settings"})
 
 
 class Connection(Protocol):
-    """What the parser calls back, and where the request line and the headers then stand: uvicorn's protocol."""
+    """uvicorn's protocol object: receives the parser's callbacks, and holds the URL and headers parsed so far."""
 
     url: bytes
     headers: list[tuple[bytes, bytes]]
 
 
 class RequestParser:
-    """Feeds one connection's bytes to httptools, and a request that offers an upgrade a second time without the offer.
+    """Feeds one connection's bytes to httptools. A request with an Upgrade header is parsed again without it.
 
-    httptools takes everything behind the headers of such a request for the other protocol, so its body would be lost;
-    a server may ignore the offer (RFC 9110, section 7.8). Callbacks of the first pass must be ignored: see `offered`.
+    httptools treats everything after the headers of such a request as the other protocol, so the body would be lost. A
+    server may ignore Upgrade (RFC 9110, section 7.8). Callbacks of the first pass must be ignored: see `will_reparse`.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -32,8 +32,8 @@ class RequestParser:
         self._parser = _parser(connection)
 
     @property
-    def offered(self) -> bool:
-        """Whether the request that is being parsed offers an upgrade, and will be parsed again without it."""
+    def will_reparse(self) -> bool:
+        """Whether the current request has an Upgrade header and will be parsed again without it."""
         return self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
 
     def should_upgrade(self) -> bool:
@@ -49,21 +49,24 @@ class RequestParser:
         return self._parser.get_method()
 
     def feed_data(self, data: bytes) -> None:
-        """As httptools'. Raises HttpParserError."""
+        """As in httptools. Raises HttpParserError."""
         while True:
             try:
                 self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as offer:
+            except httptools.HttpParserUpgrade as upgrade:
                 if self._parser.get_method() == b"CONNECT":
-                    raise httptools.HttpParserInvalidMethodError("this is no proxy") from None
-                data = self._head() + data[offer.args[0] :]
-                self._parser = _parser(self._connection)  # the old one takes no more where the request says "close"
+                    raise httptools.HttpParserInvalidMethodError("CONNECT isn't supported") from None
+                data = self._head() + data[upgrade.args[0] :]
+                self._parser = _parser(self._connection)  # the old one stops after "Connection: close"
             else:
                 return
 
     def _head(self) -> bytes:
         version, method = self._parser.get_http_version().encode(), self._parser.get_method()
-        lines = [b"%b %b HTTP/%b" % (method, self._connection.url, version), *_kept(self._connection.headers)]
+        lines = [
+            b"%b %b HTTP/%b" % (method, self._connection.url, version),
+            *_without_upgrade(self._connection.headers),
+        ]
         return b"\r\n".join([*lines, b"", b""])
 
 
@@ -74,14 +77,14 @@ def _parser(connection: Connection) -> httptools.HttpRequestParser:
     return parser
 
 
-def _kept(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
-    """The header lines without the offer. Raises HttpParserError for a value that isn't one line."""
+def _without_upgrade(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
+    """The header lines without Upgrade. Raises HttpParserError for a value with a line end."""
     for name, value in headers:
         if b"\r" in value or b"\n" in value:
             raise httptools.HttpParserError("a header's value holds a line end")
         if name == b"connection":
             options = [option.strip() for option in value.split(b",")]
-            if kept := [option for option in options if option.lower() not in _OFFER]:
+            if kept := [option for option in options if option.lower() not in _UPGRADE]:
                 yield b"connection: " + b", ".join(kept)
-        elif name not in _OFFER:
+        elif name not in _UPGRADE:
             yield b"%b: %b" % (name, value)

@@ -1,4 +1,4 @@
-"""Whole HTTP answers: JSON, and problems in OpenAI's shape."""
+"""JSON responses, and errors in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`value` as JSON. Status as given."""
+    """A response with `value` as JSON."""
     return Response(as_json(value), status, dict(headers or {}), "application/json")
 
 
 def problem_response(problem: Problem) -> Response:
-    """The problem as OpenAI's clients expect it."""
+    """The error in OpenAI's shape."""
     body: dict[str, Any] = problem.body()
     return json_response(body, problem.status, problem.headers)
 
 
 def as_json(value: object) -> bytes:
-    """JSON that any text survives: what isn't valid Unicode goes out escaped."""
+    """ASCII JSON: lone surrogates, which UTF-8 can't encode, are escaped."""
     return json.dumps(value, separators=(",", ":")).encode()

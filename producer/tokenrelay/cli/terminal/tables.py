@@ -1,6 +1,6 @@
-"""Tables and durations for a terminal of 80 columns.
+"""Tables, durations and counts for a terminal of 80 columns.
 
-Names that come from elsewhere go through `visible` and none of rich's markup. Colour says nothing that a word doesn't.
+Cells are escaped with `visible` and never parsed as rich markup. Colour repeats what the text says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from rich.table import Table
 from rich.text import Text
 
-from tokenrelay.cli.output import visible
+from tokenrelay.cli.terminal.output import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,11 +20,11 @@ _STYLES: Final = {"failed": "red", "expired": "red", "cancelled": "yellow", "run
 
 
 def table(columns: Columns, rows: Iterable[Sequence[str]], *, gap: int = 2) -> Table:
-    """A table without lines. Its last column is cut where the terminal is too narrow; numbers never are."""
-    drawn = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
+    """A table without borders. If the terminal is too narrow, only the last and the first column are truncated."""
+    render = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
     for number, (name, side) in enumerate(columns):
         last = number == len(columns) - 1 or (side == "<" and number == 0)
-        drawn.add_column(
+        render.add_column(
             name,
             justify="right" if side == ">" else "left",
             no_wrap=True,
@@ -32,8 +32,8 @@ def table(columns: Columns, rows: Iterable[Sequence[str]], *, gap: int = 2) -> T
             min_width=None if last else len(name),
         )
     for row in rows:
-        drawn.add_row(*(Text(visible(cell), style=_STYLES.get(cell, "")) for cell in row))
-    return drawn
+        render.add_row(*(Text(visible(cell), style=_STYLES.get(cell, "")) for cell in row))
+    return render
 
 
 def duration(seconds: float | None) -> str:
@@ -54,3 +54,8 @@ def duration(seconds: float | None) -> str:
 
 def milliseconds(value: float | None) -> str:
     return duration(None if value is None else value / 1000)
+
+
+def counted(number: int, noun: str) -> str:
+    """`3 requests`, `1 request`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Commands for one request: ask, submit, follow, cancel, trace."""

@@ -1,0 +1,139 @@
+"""The commands `ask`, `submit`, `follow`, `cancel` and `trace`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenrelay.cli.client.options import with_options
+from tokenrelay.cli.client.trace import write_trace
+from tokenrelay.cli.terminal.output import (
+    EXIT_CODES,
+    entry_fields,
+    exit_on_error,
+    write_json,
+    write_message,
+    write_text,
+)
+from tokenrelay.producer import Consumer, Producer
+from tokenrelay.producer.local import LocalRedis, LocalWorker
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.settings import ProducerSettings
+from tokenrelay.shared.wire.entries import Ended, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenrelay.producer import Generation, ReadOnlyGeneration
+
+Prompt = Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.", metavar="PROMPT")]
+RequestId = Annotated[str, typer.Argument(help="A request ID, as printed by submit.", metavar="ID")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+Local = Annotated[bool, typer.Option("--local", help="Start a temporary Redis and worker for this call.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `app`."""
+    for command in (ask, submit, follow, cancel, trace):
+        app.command(epilog=EXIT_CODES)(command)
+
+
+@exit_on_error()
+@with_options
+def ask(prompt: Prompt = None, *, local: Local = False, json: Json = False, **options: Any) -> None:
+    """Submit a prompt and print the answer as it's generated. Ctrl-C cancels the request."""
+    with _producer(local) as producer:
+        generation = producer.submit(_prompt(prompt), **options)
+        with _cancel_on_interrupt(generation):
+            if sys.stderr.isatty():
+                write_message(f"request {generation.request_id}")
+            _write_entries(generation, json=json)
+
+
+@exit_on_error()
+@with_options
+def submit(prompt: Prompt = None, *, json: Json = False, **options: Any) -> None:
+    """Queue a request and print its ID."""
+    with Producer() as producer:
+        generation = producer.submit(_prompt(prompt), **options)
+        if json:
+            write_json({"request_id": generation.request_id, "queue": generation.status().queue})
+        else:
+            write_text(f"{generation.request_id}\n")
+
+
+@exit_on_error()
+def follow(
+    request_id: RequestId,
+    after: Annotated[int, typer.Option(help="Start after this token.", metavar="N")] = 0,
+    json: Json = False,
+) -> None:
+    """Print a request's answer, from the first token or after any other, until its end. Ctrl-C doesn't cancel it."""
+    with Consumer() as consumer:
+        _write_entries(consumer.get(request_id), after=after, json=json)
+
+
+@exit_on_error()
+def cancel(request_id: RequestId, json: Json = False) -> None:
+    """Cancel a request in any state. No-op for one that has ended."""
+    with Producer() as producer:
+        generation = producer.get(request_id)
+        cancelled, state = generation.cancel(), generation.status().state
+        if json:
+            write_json({"request_id": request_id, "cancelled": cancelled, "state": state})
+        else:
+            write_text(f"{'cancelled' if cancelled else f'had already ended: {state}'}\n")
+
+
+@exit_on_error()
+def trace(request_id: RequestId, json: Json = False) -> None:
+    """Show each stage of a request with its data and Redis times, and how much earlier streaming showed the answer."""
+    settings = ProducerSettings.from_environment()
+    with connect(settings.redis_url.get_secret_value()) as client:
+        write_trace(client, request_id, json=json)
+
+
+def _prompt(given: str | None) -> str | None:
+    if given != "-":
+        return given
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"prompt: standard input isn't UTF-8 ({error})", field="prompt") from None
+
+
+@contextmanager
+def _producer(local: bool) -> Iterator[Producer]:
+    with ExitStack() as stack:
+        url = None
+        if local:
+            if sys.stderr.isatty():
+                write_message("starting a Redis and a worker …")
+            url = stack.enter_context(LocalRedis()).url
+            stack.enter_context(LocalWorker(url))
+        yield stack.enter_context(Producer(url=url))
+
+
+@contextmanager
+def _cancel_on_interrupt(generation: Generation) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, BrokenPipeError):
+        generation.cancel()
+        raise
+
+
+def _write_entries(generation: ReadOnlyGeneration, *, after: int = 0, json: bool) -> None:
+    """Write the entries after token `after` as they arrive. Raises GenerationError if the request has no answer."""
+    for entry in generation.entries(after):
+        if json:
+            write_json({"request_id": generation.request_id, **entry_fields(entry)})
+        elif isinstance(entry, Token | Ended):
+            write_text(entry.text)
+    if not json:
+        write_text("\n")
+    generation.result()

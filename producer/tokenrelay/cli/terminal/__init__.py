@@ -1,0 +1,1 @@
+"""Terminal output: text, JSON lines, errors and exit codes; tables and percentiles."""
