@@ -1,4 +1,4 @@
-"""RQ's registries and sets of the served queues: what was cancelled through RQ, and what RQ itself never takes out.
+"""RQ's registries and worker sets of the served queues: ends what was cancelled through RQ, drops what RQ never drops.
 
 All scores are compared with Redis's clock: a worker's own may be wrong.
 """
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 _FIELDS: Final = (Field.RETENTION_MS,)
 MOST_CANCELS: Final = 500
-"""Jobs cancelled through RQ that one look ends, of each queue."""
-A_PART: Final = 50
+"""Jobs cancelled through RQ that one round ends, of each queue."""
+PART_SIZE: Final = 50
 """Of them in one pipeline: 5 ms of Redis's time, for which a step's tokens wait."""
 _WORKERS_A_CALL: Final = 500
 _MOST_MEMBERS: Final = 1_000
@@ -40,11 +40,11 @@ class Registries:
     queues: tuple[str, ...]
     retention_s: int
     _refused: dict[str, int] = field(default_factory=dict)
-    """How many cancels of a queue were refused since its first look: the next one goes on behind these, and behind the
-    last one from the front again."""
+    """How many cancels of a queue were refused since its front was read: the next round continues behind these, and
+    after the last one begins at the front again."""
 
     def clean(self) -> bool:
-        """One bounded look at all of them; whether there is more to do at once. Raises redis errors."""
+        """One bounded round over all of them; whether there is more to do at once. Raises redis errors."""
         (clock,) = self.pipeline.run([("TIME",)])
         if isinstance(clock, Exception):
             raise clock
@@ -66,8 +66,8 @@ class Registries:
         if isinstance(found, Exception):
             raise found
         refused: list[str] = []
-        for first in range(0, len(found), A_PART):
-            refused += self._cancel_part(queue, found[first : first + A_PART])
+        for first in range(0, len(found), PART_SIZE):
+            refused += self._cancel_part(queue, found[first : first + PART_SIZE])
         if refused:
             log.warning("%s cancels through RQ were refused, such as of request %s", len(refused), refused[0])
         if len(found) == MOST_CANCELS:
@@ -75,7 +75,7 @@ class Registries:
         return len(found) == MOST_CANCELS
 
     def _cancel_part(self, queue: str, members: list[bytes]) -> list[str]:
-        """Cancel these; which were refused and stay, with the reason."""
+        """Cancel these; those that were refused and stay, with the reason."""
         canceled = keys.rq_registry("canceled", queue)
         ids = [text(member) for member in members]
         cancels: Batch = []
@@ -99,8 +99,8 @@ class Registries:
         return refused
 
     def _drop_members(self, queue: str, now: int) -> None:
-        """Drop the members whose time is over, which RQ keeps until somebody looks at the registry through it."""
-        # Executions whose leases ran out long ago: whoever has such a job keeps one of its own.
+        """Drop expired members, which RQ keeps until somebody reads the registry through it."""
+        # Executions whose leases expired long ago: whoever holds such a job has an execution of its own.
         ends = (("finished", now), ("failed", now), ("wip", now - RQ_LEASE_S))
         registries = [(keys.rq_registry(kind, queue), end) for kind, end in ends]
         found = self.pipeline.run(
@@ -115,7 +115,7 @@ class Registries:
             self.pipeline.run(over)
 
     def _forget_dead_workers(self) -> None:
-        """Take workers whose registration ran out from RQ's sets: each start draws a new name."""
+        """Remove workers whose registration expired from RQ's sets: each start draws a new name."""
         sets = [*map(keys.rq_workers, self.queues), keys.RQ_WORKERS]
         members = self.pipeline.run([("SMEMBERS", name) for name in sets[:-1]])
         known = sorted({member for found in members if not isinstance(found, Exception) for member in found})
