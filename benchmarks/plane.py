@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks.report import Figure
 from tests.redis_servers import RedisServer
 from tests.token_plane import reply_word
-from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Batch, Call
 from tokenrelay.shared.store.jobs import Execution
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.attempts import Attempt, InFlight
 from tokenrelay.worker.core.figures import Figures
@@ -97,11 +99,13 @@ def claimed(pipeline: Pipeline, count: int) -> list[Attempt]:
     """Requests that this process may write to."""
     executions = [Execution(keys.new_request_id(), "bench", "bench", f"x{number}") for number in range(count)]
     pairs = [(keys.request(execution.job_id), keys.stream(execution.job_id)) for execution in executions]
-    creates: Batch = [Call("create", pair, ("body", _HOUR_MS, _HOUR_MS, "", "", "bench", "{}")) for pair in pairs]
+    creates: Batch = [
+        Call(script("create"), pair, ("body", _HOUR_MS, _HOUR_MS, "", "", "bench", "{}")) for pair in pairs
+    ]
     claims: Batch = []
     for pair, execution in zip(pairs, executions, strict=True):
         model = ("bench", "bench", "fingerprint", 3, 500, 1, 3, "[1, 2, 3]")
-        claims.append(Call("claim", pair, (execution.execution_id, _HOUR_MS, *model)))
+        claims.append(Call(script("claim"), pair, (execution.execution_id, _HOUR_MS, *model)))
     replies = pipeline.run(creates) + pipeline.run(claims)
     if any(reply_word(reply) != "OK" for reply in replies):
         raise RuntimeError("the requests couldn't be claimed")

@@ -26,8 +26,10 @@ from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, served, submit
-from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.worker import Worker
 
@@ -158,7 +160,7 @@ def _busy(redis: Redis, pipeline: Pipeline, meter: Meter, workers: int, window_s
     before = meter.read()
     time.sleep(window_s)
     spent = meter.since(before)
-    pipeline.run([Call("cancel", keys.of_request(request_id), ("test",)) for request_id in ids])
+    pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",)) for request_id in ids])
     claimed = [keys.claimed(queue) for queue in keys.queues(MODEL)]
     wait_until(lambda: not redis.exists(*claimed), _PIPE_S)
     return sum(spent.values()) / spent["xadd"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoScriptError, ResponseError
 
 from tests.streams import REQUEST_ID, parsed
-from tokenrelay.shared.redis.batches import Argument, Call, Pipeline
-from tokenrelay.shared.store.scripts import source
+from tokenrelay.shared.redis.commands import Argument, Call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import redis
 
+    from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.wire.entries import Entry
 
 Reply = list[Any]
@@ -46,9 +47,9 @@ class TokenPlane:
         self._send = send
         self.request_id = request_id
 
-    def call(self, script: str, *arguments: Argument) -> Reply:
+    def call(self, name: str, *arguments: Argument) -> Reply:
         script_keys = (keys.request(self.request_id), keys.stream(self.request_id))
-        reply = self._send(Call(script, script_keys, arguments))
+        reply = self._send(Call(script(name), script_keys, arguments))
         if isinstance(reply, Exception):
             raise reply
         answer: Reply = decoded(reply)
@@ -118,7 +119,7 @@ class AlteredScripts:
         self._alter = alter
 
     def __call__(self, call: Call) -> Any:
-        lua = self._alter(source(call.script, modern=False))
+        lua = self._alter(call.script.source(modern=False))
         sha1 = hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest()
         arguments = ("EVALSHA", sha1, len(call.keys), *call.keys, *call.args)
         try:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from tests.token_plane import reply_word
 from tokenrelay.shared.options import load
-from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, text
 
@@ -173,8 +175,8 @@ class AnnouncingWriter(Writer):
         return word
 
 
-def _call(script: str, request_id: str, *arguments: str | int) -> Call:
-    return Call(script, (keys.request(request_id), keys.stream(request_id)), arguments)
+def _call(name: str, request_id: str, *arguments: str | int) -> Call:
+    return Call(script(name), (keys.request(request_id), keys.stream(request_id)), arguments)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.faults.verdict import Tally
     from tokenrelay.producer import Entry, Submission
-    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.redis.commands import Batch
 
 QUEUE: Final = keys.queue("weather", "default")
 CANCEL_P50_S: Final = 0.15

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.faults.load import Text
     from tests.faults.site import Site, Worker
     from tests.faults.verdict import Tally
-    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.redis.commands import Batch
     from tokenrelay.shared.wire.entries import Entry
 
 STEP_S: Final = 0.02

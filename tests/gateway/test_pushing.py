@@ -103,7 +103,7 @@ async def _read_all(cuts: list[int], drawn: list[tuple[int, int, list[bool] | No
     hub = Hub(
         AsyncDriver(connect_async("redis://127.0.0.1:1/0")), GatewayCounters()
     )  # which nobody asks: the entries come from here
-    attachments = Attachments(hub, AsyncDriver(hub._redis), 0.0)
+    attachments = Attachments(hub, AsyncDriver(*hub._driver.servers), 0.0)
     whole, joined = stream(TOKENS), list[tuple[Client, int, asyncio.Task[None]]]()
     first = attachments.attach(RECORD)
     view = first.feed.view("raw", RawEncoder)

@@ -24,6 +24,7 @@ from tokenrelay.producer import Consumer, Producer
 from tokenrelay.shared import queue_depths
 from tokenrelay.shared.queue_depths import QueueDepths
 from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.redis.servers import Urls
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
 
@@ -125,7 +126,7 @@ def test_every_role_does_its_work_without_a_refusal(server: RedisServer, url_of:
         assert running.cancel()
         wait_until(lambda: not worker.loop.in_flight)
         for role in ("worker", "gateway"):
-            looked = list(QueueDepths(url_of(role), MODEL).families())
+            looked = list(QueueDepths(Urls(url_of(role), url_of(role)), MODEL).families())
             assert len(looked) == len(queue_depths.METRICS), f"{role}: no queue depths in its metrics"
     with Producer(url_of("producer")) as producer:
         assert producer.submit("w1", **chosen).cancel()  # queued, and nobody there: closed in RQ by the producer

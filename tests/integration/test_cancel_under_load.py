@@ -10,7 +10,8 @@ from tests.engines import CountingEngine
 from tests.integration.test_worker import NOW, result
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
 
@@ -39,7 +40,7 @@ def test_a_cancel_is_heard_within_100_ms_under_load(
         wait_until(lambda: all(redis.xlen(keys.stream(request_id)) > 2 for request_id in ids), 30)
         for request_id in ids[:: IN_FLIGHT // CANCELS][:CANCELS]:
             began = time.monotonic()
-            pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+            pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
             wait_until(lambda request_id=request_id: worker.loop.in_flight.of_job(request_id) is None)  # type: ignore[misc]
             heard_s.append(time.monotonic() - began)
             assert result(redis, request_id).state is State.CANCELLED

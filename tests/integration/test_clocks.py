@@ -20,8 +20,9 @@ from tests.integration.test_repairs import QUEUE, WIP, claim, taken
 from tests.integration.test_worker import job, state
 from tests.waiting import wait_until
 from tests.workers import submit
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.store.jobs import Outcome, close_call, extend_call, requeue_call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def test_a_wrong_clock_leaves_rqs_registries_right(
         finished = job(redis, ended[0])
         times = (finished.started_at, finished.ended_at, finished.last_heartbeat)
         assert all(at is not None and abs(at.timestamp() - seconds(redis)) < 30 for at in times)
-        pipeline.run([Call("cancel", keys.of_request(long), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(long), ("test",))])
         wait_until(lambda: job(redis, long).get_status() == "canceled")
         wait_until(lambda: claimed(redis, QUEUE) == [])
 
@@ -114,7 +115,7 @@ def test_times_that_scripts_write_are_rqs(redis: Redis, pipeline: Pipeline) -> N
     assert result.execution_id == "x1"
     assert result.execution_started_at is not None
     assert abs(result.execution_started_at.timestamp() - closed.started_at.timestamp()) < 0.001
-    pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+    pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
 
 
 def test_a_requeued_job_is_dated_too(redis: Redis, pipeline: Pipeline) -> None:

@@ -20,7 +20,8 @@ from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.producer import Producer
 from tokenrelay.shared.errors import GenerationExpired
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def test_a_cancelled_generation_runs_none(redis: Redis, pipeline: Pipeline, how:
         waiting = dependent(redis, request_id, allow_failure=True)
         wait_until(lambda: state(redis, request_id) == "in_progress")
         if how == "cancel":
-            pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+            pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
         else:
             job(redis, request_id).cancel()
         wait_until(lambda: state(redis, request_id) == "cancelled")
@@ -108,7 +109,7 @@ def test_it_runs_after_a_generation_that_maintenance_has_closed(redis: Redis, pi
     execution = taken(pipeline, "dead", "x1")
     fence = claim(pipeline, execution)
     end = ("completed", "stop", "", "", "")
-    pipeline.run([Call("finish", keys.of_request(request_id), (fence, 1, *end))])
+    pipeline.run([Call(script("finish"), keys.of_request(request_id), (fence, 1, *end))])
     with running_worker(redis_server_url(redis)):
         wait_until(lambda: queued(redis) == [waiting.id])
         wait_until(lambda: claimed(redis, QUEUE) == [])
@@ -179,7 +180,7 @@ def test_a_full_redis_loses_none(redis: Redis, pipeline: Pipeline) -> None:
         redis.config_set("maxmemory", "1")
         try:
             end = ("completed", "stop", "", "", "")
-            ((word, *_),) = pipeline.run([Call("finish", keys.of_request(request_id), (fence, 1, *end))])
+            ((word, *_),) = pipeline.run([Call(script("finish"), keys.of_request(request_id), (fence, 1, *end))])
             assert word == b"OK"
             wait_until(lambda: ("maintenance",) in dict(worker.loop.figures.redis_errors.items()))
             assert (queued(redis), claimed(redis, QUEUE)) == ([], [request_id])

@@ -19,10 +19,12 @@ from tests.integration.test_repairs import QUEUE, claim, taken
 from tests.integration.test_worker import job, state
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
-from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Batch, Call
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Take, take_call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.figures import Figures
 from tokenrelay.worker.maintenance.maintainer import LOCK_MS, PART_SIZE, Maintenance
@@ -162,7 +164,7 @@ def test_another_worker_maintains_when_the_first_is_killed(redis: Redis, redis_s
             died: Any = redis.time()
             wait_until(lambda: redis.hget(keys.request(request_id), "attempt") == b"2", 30)
             took_s = redis.time()[0] - died[0]
-            pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+            pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
             wait_until(lambda: claimed(redis, QUEUE) == [])
     assert took_s < 30
 
@@ -220,7 +222,7 @@ def test_thousands_of_claimed_requests_are_looked_at_in_bounded_batches(make_red
     redis.zadd(keys.claimed(QUEUE), dict.fromkeys(ids, 1))
     redis.delete(keys.rq_queue(QUEUE))
     for first in range(0, MANY, 100):
-        pipeline.run([Call("cancel", keys.of_request(one), ("test",)) for one in ids[first : first + 100]])
+        pipeline.run([Call(script("cancel"), keys.of_request(one), ("test",)) for one in ids[first : first + 100]])
     recording = Recording(redis)
     maintainer = maintenance(recording)
     run_until(maintainer, lambda: not redis.exists(keys.claimed(QUEUE)))
@@ -259,7 +261,7 @@ def test_a_job_ended_through_rq_in_a_dead_workers_hands_is_cancelled(
         redis.delete(keys.rq_registry("canceled", QUEUE))  # so that only `claimed` tells of it
     else:
         job(redis, request_id).delete()
-    pipeline.run([Call("release", keys.of_request(request_id), ("x1", 1))])
+    pipeline.run([Call(script("release"), keys.of_request(request_id), ("x1", 1))])
     redis.zadd(keys.claimed(QUEUE), {request_id: 1})
     maintainer = maintenance(pipeline)
     run_until(maintainer, lambda: state(redis, request_id) == "cancelled", 3)
@@ -281,5 +283,5 @@ def test_maintenance_that_waits_for_redis_costs_no_lease(redis: Redis, redis_ser
         wait_until(lambda: redis.hget(keys.request(request_id), "lease_us") != lease)
         assert redis.hget(keys.request(request_id), "next") == b"1", "it was the heartbeat that renewed it"
         blocked.answers.set()
-        Pipeline(redis).run([Call("cancel", keys.of_request(request_id), ("test",))])
+        Pipeline(redis).run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
         wait_until(lambda: claimed(redis, QUEUE) == [])

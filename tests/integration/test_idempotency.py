@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from tests.waiting import wait_until
 from tests.writers import Writer
 from tokenrelay.producer import IdempotencyConflict, Producer, ProducerSettings, QueueFull, RedisUnusable
-from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Batch, Call
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
@@ -118,12 +119,12 @@ def test_a_try_whose_job_redis_refused_goes_on_with_the_next(make_redis_server: 
 
             def run(self, batch: Batch, *, atomic: bool = False) -> list[Any]:
                 replies = super().run(batch, atomic=atomic)
-                if any(isinstance(each, Call) and each.script == "create" for each in batch):
+                if any(isinstance(each, Call) and each.script.name == "create" for each in batch):
                     redis.config_set("maxmemory", 1)
                 return replies
 
         filled = producer._driver._pipeline
-        producer._driver._pipeline = Filling(producer._driver.redis)
+        producer._driver._pipeline = Filling(producer._driver.servers.queue)
         with pytest.raises(RedisUnusable):
             producer.submit("x", idempotency_key="k")
         redis.config_set("maxmemory", 0)

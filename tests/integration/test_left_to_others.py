@@ -16,8 +16,9 @@ from tests.fleet import Meter
 from tests.integration.test_worker import QUEUE, refused, result, state, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.store.jobs import Execution, Note, Take, requeue_call, take_call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.intake import MOST_REFUSED_MS, REFUSED_MS
 
@@ -71,7 +72,7 @@ def crashed(redis: Redis, pipeline: Pipeline, number: int) -> list[str]:
 
 
 def cancel(pipeline: Pipeline, request_id: str) -> None:
-    pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+    pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
 
 
 def long_requests(workers: list[Worker], pipeline: Pipeline) -> list[str]:

@@ -18,8 +18,11 @@ from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tests.workers import served as served_of
 from tokenrelay.shared import queue_depths
 from tokenrelay.shared.queue_depths import QueueDepths
-from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Call
+from tokenrelay.shared.redis.servers import Urls
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker import metrics
 from tokenrelay.worker.core.figures import Figures
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.redis.batches import Batch, Reply
+    from tokenrelay.shared.redis.commands import Batch, Reply
 
 
 def test_counts_are_exact(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
@@ -47,7 +50,7 @@ def test_counts_are_exact(redis_server: RedisServer, redis: Redis, pipeline: Pip
             wait_until(lambda request_id=request_id: ended(redis, request_id))  # type: ignore[misc]
         cancelled = submit(pipeline, NOW, max_new_tokens=5000)
         wait_until(lambda: redis.xlen(keys.stream(cancelled)) > 5)
-        pipeline.run([Call("cancel", keys.of_request(cancelled), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(cancelled), ("test",))])
         scrape = wait_until(lambda: _settled(port))
     tokens = sum(result(redis, request_id).usage.completion_tokens for request_id in (*whole, cut, cancelled))
     ends = {("incomplete", "length"): 3, ("incomplete", "deadline"): 1, ("expired", "deadline"): 1}
@@ -129,7 +132,7 @@ class LosesACleanUp(Pipeline):
     lost = False
 
     def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
-        if not self.lost and any(isinstance(item, Call) and item.script == "close" for item in batch):
+        if not self.lost and any(isinstance(item, Call) and item.script.name == "close" for item in batch):
             self.lost = True
             raise ConnectionError("away")
         return super().run(batch, atomic=atomic)
@@ -161,8 +164,8 @@ class CancelsWhatExpires(Pipeline):
 
     def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
         for item in batch:
-            if isinstance(item, Call) and item.script == "expire":
-                super().run([Call("cancel", item.keys, ("test",))])
+            if isinstance(item, Call) and item.script.name == "expire":
+                super().run([Call(script("cancel"), item.keys, ("test",))])
         return super().run(batch, atomic=atomic)
 
 
@@ -177,7 +180,7 @@ def test_what_was_cancelled_isnt_counted_as_past_its_deadline(
 
 
 def test_scrapes_of_one_second_look_at_redis_once(redis_server: RedisServer, redis: Redis) -> None:
-    depths = QueueDepths(redis_server.url, MODEL)
+    depths = QueueDepths(Urls(redis_server.url, redis_server.url), MODEL)
     before = connections(redis)
     first = depths.families()
     assert connections(redis) == before + 1
@@ -202,7 +205,7 @@ def test_queues_and_fences(redis_server: RedisServer, redis: Redis, pipeline: Pi
         assert _depths(port) == (1, 0)
         resume(redis)
         wait_until(lambda: _depths(port) == (0, 1))
-        pipeline.run([Call("cancel", keys.of_request(waiting), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(waiting), ("test",))])
         wait_until(lambda: _depths(port) == (0, 0))
         # And a request that another attempt takes from this one.
         fenced = submit(pipeline, NOW, max_new_tokens=5000)
@@ -210,7 +213,7 @@ def test_queues_and_fences(redis_server: RedisServer, redis: Redis, pipeline: Pi
         redis.hset(keys.request(fenced), "fence", "2:another")
         wait_until(lambda: Scrape(port).value(metrics.FENCED_WRITES) == 1)
         assert Scrape(port).value(metrics.ENDS) == 1, "the cancelled one: the fenced one goes on elsewhere"
-        pipeline.run([Call("cancel", keys.of_request(fenced), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(fenced), ("test",))])
 
 
 def _depths(port: int) -> tuple[float, float]:

@@ -14,11 +14,14 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 from tests.streams import REQUEST_ID
 from tests.token_plane import decoded
-from tokenrelay.shared.redis.batches import AsyncPipeline, Batch, Call, Command, Pipeline, _packed, pack_command
+from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline
+from tokenrelay.shared.redis.commands import Batch, Call, Command, On, info, ping, server_time
 from tokenrelay.shared.redis.connections import connect, connect_async
-from tokenrelay.shared.store.scripts import sha1
+from tokenrelay.shared.redis.packing import pack_command, packed
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from tests.redis_servers import RedisServer
 
 PAIR = (keys.request(REQUEST_ID), keys.stream(REQUEST_ID))
-CREATE = Call("create", PAIR, ("body", 60_000, 60_000, "", "", "tokenrelay.weather.default", "{}"))
+CREATE = Call(script("create"), PAIR, ("body", 60_000, 60_000, "", "", "tokenrelay.weather.default", "{}"))
 
 
 class AwaitedPipeline:
@@ -92,11 +95,11 @@ def test_replies_have_one_shape_in_both_protocols(redis_server: RedisServer, red
     for connecting, protocol in [(Pipeline, 2), (Pipeline, 3), (AwaitedPipeline, 2), (AwaitedPipeline, 3)]:
         url = f"{redis_server.url}?protocol={protocol}"
         pipeline = AwaitedPipeline(url) if connecting is AwaitedPipeline else Pipeline(connect(url))
-        *replies, info, time = pipeline.run([*READS, ("INFO",), ("TIME",)])
-        assert info["redis_version"]
+        *replies, told, time = pipeline.run([*READS, info(Plane.QUEUE), server_time(Plane.QUEUE)])
+        assert told["redis_version"]
         assert all(isinstance(part, int) for part in time)
         shapes.append(replies)
-        pipeline.close() if isinstance(pipeline, AwaitedPipeline) else pipeline.redis.close()
+        pipeline.close() if isinstance(pipeline, AwaitedPipeline) else pipeline.servers.queue.close()
     redis.flushall()
     assert shapes[0][0] == [(b"a", 1.0), (b"b", 2.5)]
     assert shapes[1:] == shapes[:1] * 3
@@ -118,23 +121,24 @@ def test_the_bytes_are_those_of_redis_py(arguments: list[Any]) -> None:
     command: Command = ("SET", *arguments)
     encode = connect("redis://localhost:1").connection_pool.get_encoder().encode
     theirs = b"".join(PythonRespSerializer(6000, encode).pack(*command))  # type: ignore[no-untyped-call]
-    assert _packed(command, modern=True) == pack_command(command) == theirs
-    call = Call("append", PAIR, tuple(arguments))
-    packed = ("EVALSHA", sha1("append", modern=True), 2, *PAIR, *arguments)
-    assert _packed(call, modern=True) == b"".join(PythonRespSerializer(6000, encode).pack(*packed))  # type: ignore[no-untyped-call]
+    assert packed(command, modern=True) == pack_command(command) == theirs
+    call = Call(script("append"), PAIR, tuple(arguments))
+    evalsha = ("EVALSHA", script("append").sha1(modern=True), 2, *PAIR, *arguments)
+    assert packed(call, modern=True) == b"".join(PythonRespSerializer(6000, encode).pack(*evalsha))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("atomic", [False, True])
 def test_replies_have_the_shape_that_redis_py_gives_them(
     redis: Redis, either: Pipeline | AwaitedPipeline, atomic: bool
 ) -> None:
-    batch: Batch = [CREATE, ("HGETALL", PAIR[0]), ("XRANGE", PAIR[1], "-", "+"), ("TIME",)]
+    batch: Batch = [CREATE, ("HGETALL", PAIR[0]), ("XRANGE", PAIR[1], "-", "+"), server_time(Plane.TOKEN)]
     batch.append(("XREAD", "STREAMS", PAIR[1], "0"))
     either.run([CREATE])
     replies = either.run(batch, atomic=atomic)
     with redis.pipeline() as theirs:
-        for command in batch[1:]:
-            assert isinstance(command, tuple)
+        for item in batch[1:]:
+            assert not isinstance(item, Call)
+            command = item.command if isinstance(item, On) else item
             theirs.execute_command(*command)  # type: ignore[no-untyped-call]
         fields, entries, time, read = theirs.execute()
     assert decoded(replies[0]) == ["ATTACHED", "queued"]
@@ -147,30 +151,30 @@ def test_replies_have_the_shape_that_redis_py_gives_them(
 @pytest.mark.parametrize("atomic", [False, True])
 def test_an_error_stands_in_its_replys_place(either: Pipeline | AwaitedPipeline, atomic: bool) -> None:
     either.run([CREATE])
-    replies = either.run([("PING",), ("LPUSH", PAIR[1], "x"), ("PING",)], atomic=atomic)
+    replies = either.run([ping(Plane.TOKEN), ("LPUSH", PAIR[1], "x"), ping(Plane.TOKEN)], atomic=atomic)
     assert isinstance(replies[1], ResponseError)
     assert [replies[0], replies[2]] == [True, True]
 
 
 def test_a_transaction_that_was_refused_raises_why(either: Pipeline | AwaitedPipeline) -> None:
     with pytest.raises(ResponseError, match="NOSUCHCOMMAND"):
-        either.run([("PING",), ("NOSUCHCOMMAND",)], atomic=True)
-    assert either.run([("PING",)]) == [True]
+        either.run([ping(Plane.QUEUE), ("NOSUCHCOMMAND",)], atomic=True)
+    assert either.run([ping(Plane.QUEUE)]) == [True]
 
 
 @pytest.mark.parametrize("atomic", [False, True])
 def test_a_connection_that_was_cut_is_made_again(
     redis: Redis, either: Pipeline | AwaitedPipeline, atomic: bool
 ) -> None:
-    either.run([("PING",)])
+    either.run([ping(Plane.QUEUE)])
     redis.client_kill_filter(_type="normal", skipme=False)
-    assert either.run([("PING",), ("ECHO", "again")], atomic=atomic) == [True, b"again"]
+    assert either.run([ping(Plane.QUEUE), ("ECHO", "again")], atomic=atomic) == [True, b"again"]
 
 
 def test_a_batch_that_broke_off_leaves_no_reply_to_the_next(redis_server: RedisServer) -> None:
     with connect(redis_server.url) as client:
         pipeline = Pipeline(client)
-        pipeline.run([("PING",)])
+        pipeline.run([ping(Plane.QUEUE)])
         connection: Any = client.connection_pool.get_connection()
         client.connection_pool.release(connection)
         read, reads = connection.read_response, iter(range(3))
@@ -189,14 +193,14 @@ def test_a_batch_that_broke_off_leaves_no_reply_to_the_next(redis_server: RedisS
 
 def test_a_server_that_is_gone_is_a_connection_error() -> None:
     with connect("redis://127.0.0.1:1", retries=0) as client, pytest.raises(ConnectionError):
-        Pipeline(client).run([("PING",)])
+        Pipeline(client).run([ping(Plane.QUEUE)])
 
 
 @pytest.mark.anyio
 async def test_an_awaited_batch_that_broke_off_leaves_no_reply_to_the_next(redis_server: RedisServer) -> None:
     async with connect_async(redis_server.url) as client:
         pipeline = AsyncPipeline(client)
-        await pipeline.run([("PING",)])
+        await pipeline.run([ping(Plane.QUEUE)])
         connection: Any = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
         await client.connection_pool.release(connection)
         read, reads = connection.read_response, iter(range(3))
@@ -231,12 +235,12 @@ async def test_a_batch_can_be_cancelled_in_any_pass_of_the_event_loop(
     redis_server: RedisServer, redis: Redis, state: str
 ) -> None:
     """Python 3.11 loses a cancellation that comes as redis-py has just sent, and the task would go on."""
-    lost = Call("cancel", keys.of_request("req_00000000000000000000000000"), ("caller",))
+    lost = Call(script("cancel"), keys.of_request("req_00000000000000000000000000"), ("caller",))
     async with connect_async(redis_server.url) as client:
         pipeline = AsyncPipeline(client)
         cancelled = 0
         for passes in range(40):
-            await pipeline.run([("PING",)])
+            await pipeline.run([ping(Plane.QUEUE)])
             if state == "not connected":
                 await client.connection_pool.disconnect()
             elif state == "script not loaded":
@@ -278,10 +282,10 @@ async def test_a_socket_that_timed_out_is_no_reply(redis_server: RedisServer, co
     """As by TCP_USER_TIMEOUT: what the kernel raises then is what asyncio raises at the end of its own time."""
     async with connect_async(redis_server.url, retries=0) as client:
         pipeline = AsyncPipeline(client)
-        await pipeline.run([("PING",)])
+        await pipeline.run([ping(Plane.QUEUE)])
         connection: Any = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
         await client.connection_pool.release(connection)
-        running = asyncio.create_task(pipeline.run([("BLPOP", "nothing", 30), *([("PING",)] * (count - 1))]))
+        running = asyncio.create_task(pipeline.run([("BLPOP", "nothing", 30), *([ping(Plane.QUEUE)] * (count - 1))]))
         await asyncio.sleep(0.05)
         connection._reader.set_exception(OSError(errno.ETIMEDOUT, "Connection timed out"))
         with pytest.raises((ConnectionError, TimeoutError)):
@@ -294,9 +298,9 @@ async def test_a_server_that_stands_still_is_a_timeout_of_the_whole_batch(redis_
     async with connect_async(redis_server.url, retries=0) as client:
         client.connection_pool.connection_kwargs["socket_timeout"] = 0.05
         pipeline = AsyncPipeline(client)
-        assert await pipeline.run([("PING",)]) == [True]
+        assert await pipeline.run([ping(Plane.QUEUE)]) == [True]
         with pytest.raises(TimeoutError, match=r"0\.05 s"):
-            await pipeline.run([("PING",), ("BLPOP", "nothing", 30), ("PING",)])
+            await pipeline.run([ping(Plane.QUEUE), ("BLPOP", "nothing", 30), ping(Plane.QUEUE)])
         assert await pipeline.run([("ECHO", "3")]) == [b"3"]
 
 

@@ -31,7 +31,7 @@ from tokenrelay.producer import (
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.rounds import Driver, Round
 from tokenrelay.producer._core.submission import Submitter, write_many
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
@@ -160,7 +160,7 @@ class LosingDriver(Driver):
 
     def _answer(self, item: Item) -> Answered:
         answered = super()._answer(item)
-        scripts = [call.script for call in item.batch if isinstance(call, Call)] if isinstance(item, Round) else []
+        scripts = [call.script.name for call in item.batch if isinstance(call, Call)] if isinstance(item, Round) else []
         if scripts and scripts[0] not in self.lost:
             self.lost.append(scripts[0])
             return ConnectionError("reset by peer")

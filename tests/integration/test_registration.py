@@ -64,7 +64,7 @@ def test_a_start_waits_for_a_redis_that_is_away(
     with closing(Proxy(redis_server.port)) as proxy:
         worker = worker_on(proxy.url)
         if listening:
-            worker.listener.start()
+            worker.listeners[0].start()
         go_away(proxy)
         request_id = submit(pipeline, datetime.now(UTC))
         assert worker.work(burst=True)
@@ -89,11 +89,12 @@ def test_a_worker_knows_a_registration_of_its_own(redis_server: RedisServer, red
 def test_a_start_that_is_repeated_listens_once(redis_server: RedisServer, redis: Redis) -> None:
     worker = worker_on(redis_server.url)
     before, channel = threading.active_count(), keys.rq_commands(worker.name)
-    worker.listener.start()
-    worker.listener.start()
-    assert threading.active_count() == before + 1
+    for listener in [*worker.listeners, *worker.listeners]:
+        listener.start()
+    assert threading.active_count() == before + 2, "one for each plane"
     assert redis.pubsub_numsub(channel) == [(channel.encode(), 1)]
-    worker.listener.stop()
+    for listener in worker.listeners:
+        listener.stop()
     assert threading.active_count() == before
     worker.connection.close()
 

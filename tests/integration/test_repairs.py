@@ -17,9 +17,10 @@ from tests.integration.scripts.queue_plane import claimed, requeue, run
 from tests.integration.test_worker import entries, job, refused, result, state
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
-from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Execution, Take, keep_call, take_call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, Token, text
 from tokenrelay.worker.core.recovery import release, release_worker
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 QUEUE = keys.queue(MODEL, "default")
@@ -44,7 +46,7 @@ def taken(pipeline: Pipeline, worker: str, execution_id: str) -> Execution:
 def claim(pipeline: Pipeline, execution: Execution, lease_ms: int = 60_000) -> str:
     model = (execution.worker, MODEL, "counting-1", 3, 500, "7", 3, "[1, 2, 3]")
     arguments = (execution.execution_id, lease_ms, *model)
-    (reply,) = pipeline.run([Call("claim", keys.of_request(execution.job_id), arguments)])
+    (reply,) = pipeline.run([Call(script("claim"), keys.of_request(execution.job_id), arguments)])
     assert reply[0] == b"OK", reply
     return str(reply[1].decode())
 
@@ -150,7 +152,7 @@ def test_a_running_job_that_rqs_clean_up_fails_runs_on(redis: Redis, pipeline: P
         assert FailedJobRegistry(QUEUE, connection=redis, serializer=JSONSerializer).get_job_ids() == []
         assert redis.zcard(WIP) == 1
         assert state(redis, request_id) == "in_progress"
-        pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
         wait_until(lambda: job(redis, request_id).get_status() == "canceled")
 
 
@@ -170,7 +172,7 @@ def test_a_handed_over_request_past_its_deadline_is_told_to_rq_as_it_ended(redis
     request_id = submit(pipeline, NOW, deadline_s=0.3)
     execution = taken(pipeline, "first", "x1")
     fence = claim(pipeline, execution)
-    pipeline.run([Call("append", keys.of_request(request_id), (fence, 1, 60_000, "w4", 4))])
+    pipeline.run([Call(script("append"), keys.of_request(request_id), (fence, 1, 60_000, "w4", 4))])
     release(pipeline, [execution], crashed=False, retention_s=60)
     time.sleep(0.35)
     with running_worker(redis_server_url(redis)):
@@ -185,7 +187,7 @@ def test_a_hand_back_takes_nothing_from_others(redis: Redis, pipeline: Pipeline,
     execution = taken(pipeline, "first", "x1")
     claim(pipeline, execution)
     if what == "cancelled":
-        pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
     else:
         redis.hset(keys.request(request_id), mapping={"fence": "2:x2", "attempt": 2})
     release(pipeline, [execution], crashed=False, retention_s=60)
@@ -194,7 +196,7 @@ def test_a_hand_back_takes_nothing_from_others(redis: Redis, pipeline: Pipeline,
         assert job(redis, request_id).get_status() == "canceled"
     else:
         assert claimed(redis, QUEUE) == [request_id]
-        pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
         redis.delete(keys.claimed(QUEUE))
 
 
@@ -261,7 +263,7 @@ def test_a_child_that_cannot_be_started_is_no_silent_success(redis_server: Redis
 def test_keeping_a_job_starts_none_that_has_ended(redis: Redis, pipeline: Pipeline) -> None:
     request_id = submit(pipeline, NOW)
     execution = taken(pipeline, "w", "x1")
-    run(pipeline, Call("cancel", keys.of_request(request_id), ("test",)))
+    run(pipeline, Call(script("cancel"), keys.of_request(request_id), ("test",)))
     release(pipeline, [execution], crashed=False, retention_s=60)
     redis.hset(keys.rq_job(request_id), "status", "failed")
     assert pipeline.run([keep_call(execution, 60)]) == [[b"ALREADY", b"failed"]]

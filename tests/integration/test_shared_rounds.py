@@ -14,9 +14,12 @@ from tests.redis_servers import bundled_binary
 from tests.waiting import wait_until
 from tokenrelay.producer import AsyncProducer, RedisUnusable
 from tokenrelay.producer._core.sharing import SharedRounds
-from tokenrelay.shared.redis.batches import AsyncPipeline, Call
+from tokenrelay.shared.redis.batches import AsyncPipeline
+from tokenrelay.shared.redis.commands import Call, ping
 from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -28,12 +31,12 @@ if TYPE_CHECKING:
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
     from tests.writers import Writer
-    from tokenrelay.shared.redis.batches import Batch, Command, Reply
+    from tokenrelay.shared.redis.commands import Batch, Command, Reply
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE_S = 10
-GONE: Command | Call = Call("cancel", keys.of_request("req_00000000000000000000000000"), ("caller",))
+GONE: Command | Call = Call(script("cancel"), keys.of_request("req_00000000000000000000000000"), ("caller",))
 
 
 class Noting(AsyncPipeline):
@@ -43,9 +46,11 @@ class Noting(AsyncPipeline):
         super().__init__(client)
         self.sent: list[int] = []
 
-    async def _send(self, batches: Sequence[tuple[Batch, bool]], cancels: int) -> list[list[Reply] | RedisError]:
+    async def _send(
+        self, batches: Sequence[tuple[Batch, bool]], plane: Plane, cancels: int
+    ) -> list[list[Reply] | RedisError]:
         self.sent.append(len(batches))
-        return await super()._send(batches, cancels)
+        return await super()._send(batches, plane, cancels)
 
 
 @pytest.fixture
@@ -125,7 +130,8 @@ async def test_only_who_lacks_a_script_is_sent_again(rounds: SharedRounds, redis
     redis.script_flush()
     count: Batch = [("INCR", "test:count"), ("EXPIRE", "test:count", 60)]
     redis.delete("test:count")
-    asked = ((count, False), ([GONE], False), ([GONE], True), (count, False))
+    gone: Batch = [GONE]
+    asked = ((count, False), (gone, False), (gone, True), (count, False))
     answers = await asyncio.gather(*(rounds.answer(batch, atomic=atomic) for batch, atomic in asked))
     assert answers == [[1, 1], [[b"LOST"]], [[b"LOST"]], [2, 1]]
     assert redis.getdel("test:count") == b"2"
@@ -249,7 +255,7 @@ async def test_a_redis_that_is_away_is_told_to_each_and_used_when_it_is_back(
     async with connect_async(server.url) as client:
         rounds = SharedRounds(AsyncPipeline(client))
         server.kill()
-        answers = await asyncio.gather(*(rounds.answer([("PING",)]) for _ in range(3)), return_exceptions=True)
+        answers = await asyncio.gather(*(rounds.answer([ping(Plane.QUEUE)]) for _ in range(3)), return_exceptions=True)
         assert all(isinstance(answer, ConnectionError | TimeoutError) for answer in answers)
         server.start()
         assert await asyncio.gather(*(rounds.answer([("ECHO", "1")]) for _ in range(3))) == [[b"1"]] * 3

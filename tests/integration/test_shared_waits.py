@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.redis_servers import RedisServer
     from tests.writers import Writer
     from tokenrelay.producer import AsyncGeneration
-    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.redis.commands import Batch
 
 pytestmark = pytest.mark.anyio
 

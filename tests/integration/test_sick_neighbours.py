@@ -18,7 +18,8 @@ from tests.unit.test_engine_batching import loaded
 from tests.unit.test_engine_sick import SICK, llama, made
 from tests.waiting import wait_until
 from tests.workers import running_worker, submit, word_tokenizer
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
@@ -87,7 +88,7 @@ def submit_sick(pipeline: Pipeline, kind: str) -> str:
 def check_sick(redis: Redis, pipeline: Pipeline, kind: str, request_id: str) -> None:
     if kind == "cancelled":
         wait_until(lambda: redis.xlen(keys.stream(request_id)) > 2)
-        pipeline.run([Call("cancel", keys.of_request(request_id), ("test",))])
+        pipeline.run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
     assert result(redis, request_id).code == KINDS[kind][1]
 
 

@@ -9,7 +9,7 @@ from tests.integration.test_metrics import intake_over
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
 from tokenrelay.producer import Producer
-from tokenrelay.shared.store.scripts import source
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
 from tokenrelay.worker.core.intake import MOST_MISSING
@@ -28,7 +28,7 @@ def test_a_server_that_lacks_the_first_script_of_two(redis_server: RedisServer, 
     with running_worker(redis_server.url), Producer(url=redis_server.url) as producer:
         for _ in range(10):
             redis.script_flush()
-            redis.script_load(source("enqueue", modern=True))
+            redis.script_load(script("enqueue").source(modern=True))
             generation = producer.submit("w1", model=MODEL, max_new_tokens=2, seed=1)
             assert generation.result(timeout_s=30).state is State.INCOMPLETE
 

@@ -22,7 +22,8 @@ from tests.streams import parsed
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.shared.redis.batches import Call, Pipeline
+from tokenrelay.shared.redis.commands import Call
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import answer, keys
 from tokenrelay.shared.wire.entries import Ended, Entry, State
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rq.worker import BaseWorker
 
     from tests.redis_servers import RedisServer
+    from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.worker.engine.contract import EngineRequest
     from tokenrelay.worker.worker import Worker
 
@@ -296,7 +298,7 @@ def test_a_cancelled_request_frees_its_slot(redis_server: RedisServer, redis: Re
     with running_worker(redis_server.url, slow_engine(slots=1), slots=1) as worker:
         request_id = submit(pipeline, NOW, max_new_tokens=5000)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) >= 4)
-        pipeline.run([Call("cancel", (keys.request(request_id), keys.stream(request_id)), ("test",))])
+        pipeline.run([Call(script("cancel"), (keys.request(request_id), keys.stream(request_id)), ("test",))])
         wait_until(lambda: not worker.loop.in_flight)
         assert result(redis, submit(pipeline, NOW)).state is State.INCOMPLETE
         assert result(redis, request_id).state is State.CANCELLED
@@ -311,7 +313,7 @@ def test_a_cancel_reaches_a_worker_between_two_steps(
     with running_worker(redis_server.url, slow, slots=1, heartbeat_ms=5000) as worker:
         request_id = submit(pipeline, NOW, max_new_tokens=100)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) >= 3)
-        pipeline.run([Call("cancel", (keys.request(request_id), keys.stream(request_id)), ("test",))])
+        pipeline.run([Call(script("cancel"), (keys.request(request_id), keys.stream(request_id)), ("test",))])
         wait_until(lambda: not worker.loop.in_flight, timeout_s=0.5)
 
 
@@ -324,7 +326,7 @@ def test_a_cancel_between_claim_and_engine_leaks_no_slot(
         def add(self, request: EngineRequest) -> None:
             if not added:
                 added.append(request.engine_id)
-                pipeline.run([Call("cancel", keys.of_request(first), ("test",))])
+                pipeline.run([Call(script("cancel"), keys.of_request(first), ("test",))])
                 wait_until(lambda: not worker.loop.in_flight)
             super().add(request)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenrelay.shared.store.scripts import source
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 
 PART = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
@@ -72,4 +72,4 @@ def test_no_two_kinds_of_key_are_the_same() -> None:
 
 
 def test_the_channel_that_lua_spells_is_the_one_that_workers_hear() -> None:
-    assert f"'{keys.ENDED}'" in source("cancel", modern=False)
+    assert f"'{keys.ENDED}'" in script("cancel").source(modern=False)

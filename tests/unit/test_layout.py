@@ -11,7 +11,7 @@ from typing import TypeGuard
 
 import pytest
 
-from tokenrelay.shared.store.scripts import SCRIPTS, source
+from tokenrelay.shared.store.scripts import SCRIPTS, script
 from tokenrelay.shared.wire import diagram, keys
 from tokenrelay.shared.wire.entries import State
 from tokenrelay.shared.wire.transitions import NOTHING, TRANSITIONS
@@ -210,11 +210,11 @@ class TestLifecyclePage:
     def test_its_reply_tables_are_the_scripts_own(self) -> None:
         page = LIFECYCLE.read_text("utf-8")
         tables = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE))
-        for script in (name for plane in SCRIPTS.values() for name in plane if name != "take"):
-            own = "Replies: " + source(script, modern=False).rpartition("Replies: ")[2]
+        for name in (each for plane in SCRIPTS.values() for each in plane if each != "take"):
+            own = "Replies: " + script(name).source(modern=False).rpartition("Replies: ")[2]
             returned = set(re.findall(r"return \{ '([A-Z_]+)'", own))
             returned |= {"GAP", "LOST"} if "append_tokens(" in own else set()
-            assert returned == set(re.findall(r"`([A-Z_]+)[^`]*`", tables[script])), script
+            assert returned == set(re.findall(r"`([A-Z_]+)[^`]*`", tables[name])), name
 
     def test_its_key_table_has_every_key(self) -> None:
         page = LIFECYCLE.read_text("utf-8")
@@ -231,7 +231,7 @@ class TestLifecyclePage:
 
     def test_it_lists_every_hash_field_that_scripts_write(self) -> None:
         page = LIFECYCLE.read_text("utf-8")
-        lua = "\n".join(source(script, modern=False) for script in SCRIPTS["token"])
+        lua = "\n".join(script(name).source(modern=False) for name in SCRIPTS[keys.Plane.TOKEN])
         written: set[str] = set()
         for arguments in re.findall(r"redis\.call\('HSET', request, (.*?)\)\n", lua, re.DOTALL):
             written |= set(re.findall(r"'([a-z0-9_]+)'", arguments))

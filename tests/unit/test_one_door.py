@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tokenrelay.shared.store.scripts import SCRIPTS, source
+from tokenrelay.shared.store.scripts import SCRIPTS, script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ OUTSIDE = [
     for file in sorted((ROOT / tree).rglob("*.py"))
     if not file.is_relative_to(STORE)
 ]
-LUA = "\n".join(source(script, modern=False) for names in SCRIPTS.values() for script in names)
+LUA = "\n".join(script(name).source(modern=False) for names in SCRIPTS.values() for name in names)
 WORDS = set(re.findall(r"return \{ '([A-Z_]+)'", LUA))
 HASH_COMMANDS = {"HGET", "HMGET", "HSET", "HDEL", "HEXISTS", "HINCRBY", "HSETNX"}
 
@@ -78,7 +78,7 @@ def test_only_the_store_knows_what_redis_holds(named: object) -> None:
         ('batch = [("HMGET", key, "state", "fence")]', fields_named),
         ('redis.hset(key, "state", "idle")', fields_named),
         ('redis.hset(key, mapping={"state": "idle"})', fields_named),
-        ('pipeline.run([Call("cancel", keys.of_request(one), ("rq",))])', scripts_named),
+        ('pipeline.run([Call(script("cancel"), keys.of_request(one), ("rq",))])', scripts_named),
         ('if reply_word(reply) == "FENCED": pass', words_named),
         ('match word:\n    case "GAP": pass', words_named),
     ],

@@ -14,8 +14,9 @@ from tokenrelay.producer._core.fitness import check_redis
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.rounds import Pause, Round
 from tokenrelay.producer._core.submission import Submitter, write_many
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.rounds import Item, Steps
     from tokenrelay.producer._core.submission import Submitted
-    from tokenrelay.shared.redis.batches import Reply
+    from tokenrelay.shared.redis.commands import Reply
 
 SETTINGS = ProducerSettings(max_prompt_chars=1000, max_new_tokens_limit=100)
 BAD: list[tuple[dict[str, Any], str, str]] = [
@@ -120,14 +121,14 @@ def test_items_go_before_the_common_options_and_settings_name_the_model() -> Non
     ],
 )
 def test_an_unfit_redis_is_refused(info: dict[str, str], told: str) -> None:
-    steps = check_redis()
+    steps = check_redis((Plane.QUEUE,))
     next(steps)
     with pytest.raises(RedisUnusable, match=told):
         steps.send([info])
 
 
 def test_a_redis_that_hides_its_info_is_trusted() -> None:
-    steps = check_redis()
+    steps = check_redis((Plane.QUEUE,))
     next(steps)
     with pytest.raises(StopIteration):
         steps.send([ResponseError("unknown command 'info'")])
@@ -135,7 +136,7 @@ def test_a_redis_that_hides_its_info_is_trusted() -> None:
 
 def scripts(item: Item) -> list[str]:
     assert isinstance(item, Round)
-    return [call.script for call in item.batch if isinstance(call, Call)]
+    return [call.script.name for call in item.batch if isinstance(call, Call)]
 
 
 def submit_one(plan: Plan) -> Steps[Submitted]:
@@ -174,7 +175,7 @@ def test_what_was_created_before_redis_was_full_is_cancelled() -> None:
     ended = []
     for _ in plans[:2]:
         assert isinstance(ending, Round)
-        ended += [item.keys[0] for item in ending.batch if isinstance(item, Call) and item.script == "cancel"]
+        ended += [item.keys[0] for item in ending.batch if isinstance(item, Call) and item.script.name == "cancel"]
         ending = _sent_or_error(steps, [[b"1:x", b"q", b"1000"], [b"OK", b""]])
     assert ending is full
     assert ended == [keys.request(plan.request_id) for plan in plans[:2]]

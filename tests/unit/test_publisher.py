@@ -14,7 +14,7 @@ from tokenrelay.worker.core.figures import Figures
 from tokenrelay.worker.core.publisher import Publisher
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.redis.batches import Batch, Reply
+    from tokenrelay.shared.redis.commands import Batch, Reply
 
 
 class Answering(Pipeline):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import ConnectionError, OutOfMemoryError, ResponseError
 
-from tokenrelay.shared.store.call import is_unusable
+from tokenrelay.shared.redis.calls import is_unusable
 
 SCRIPT = "script: 5c9f, on @user_script:12."
 

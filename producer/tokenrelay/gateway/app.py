@@ -26,7 +26,7 @@ from tokenrelay.gateway.openai import model_list as routes_models
 from tokenrelay.gateway.openai import responses as routes_responses
 from tokenrelay.gateway.openai.bodies import ignored
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
-from tokenrelay.shared.redis.connections import address, explain
+from tokenrelay.shared.redis.connections import explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,7 +108,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 async def _answer_redis(request: Request, error: Exception) -> Response:
     """Answer a redis-py error that no driver has translated."""
-    where = address(request.app.state.gateway.driver.redis)
+    where = request.app.state.gateway.driver.servers.address
     return await _answer_error(request, explain(cast("RedisError", error), where))
 
 

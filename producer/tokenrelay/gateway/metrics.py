@@ -79,7 +79,7 @@ class GatewayMetrics:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         settings = gateway.settings
-        self._queues = QueueDepths(settings.redis_url.get_secret_value(), settings.model)
+        self._queues = QueueDepths(settings.urls, settings.model)
 
     def families(self) -> Iterator[Family]:
         """All of METRICS, without those that need Redis while it's unavailable."""

@@ -15,9 +15,12 @@ from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.core.demo import Demo
 from tokenrelay.gateway.http.uvicorn_protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
+from tokenrelay.producer._core.fitness import check_redis
+from tokenrelay.producer._core.rounds import Driver, ask
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
-from tokenrelay.shared.redis.connections import address, check_fit, connect, explain
+from tokenrelay.shared.redis.commands import ping
+from tokenrelay.shared.redis.servers import connected
 from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def serve(*, demo: bool, write_message: Callable[[str], None], **given: str | in
         if demo:
             write_message("starting a Redis and a worker with the bundled model …")
             own = stack.enter_context(Demo())
-            given["redis_url"] = own.redis_url
+            given["redis_url"] = given["streams_url"] = own.redis_url
         settings = GatewaySettings.from_environment(**given)
         _check_redis(settings)
         _allow_files(settings.max_connections)
@@ -115,13 +118,8 @@ def _allow_files(connections: int) -> None:
 
 def _check_redis(settings: GatewaySettings) -> None:
     """Fail at start, not at the first request, if Redis is unusable."""
-    import redis
-
-    with connect(settings.redis_url.get_secret_value()) as client:
-        try:
-            client.ping()
-            check_fit(client.info())
-        except redis.exceptions.NoPermissionError:
-            return  # INFO is forbidden; later commands report any other missing permission
-        except redis.RedisError as error:
-            raise explain(error, address(client)) from error
+    with connected(settings.urls) as servers:
+        driver = Driver(*servers)
+        for plane in servers.planes:
+            driver.run(ask([ping(plane)]))
+        driver.run(check_redis(servers.planes))

@@ -13,9 +13,9 @@ from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.producer._core.sharing import completed
 from tokenrelay.producer._core.submission import Submitter
-from tokenrelay.producer.consumer import block_s, settings_of
+from tokenrelay.producer.consumer import block_s, settings_of, urls_of
 from tokenrelay.producer.generation import Reader
-from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.redis.servers import connect_async, servers
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
@@ -122,13 +122,15 @@ class AsyncConsumer:
         self,
         url: str | None = None,
         *,
+        streams_url: str | None = None,
         connection: redis.asyncio.Redis | None = None,
         settings: ProducerSettings | None = None,
     ) -> None:
-        self._settings = settings_of(url, connection, settings)
+        self._settings = settings_of(url, streams_url, connection, settings)
         self._owns_connection = connection is None
-        self._driver = AsyncDriver(connection or connect_async(url or self._settings.redis_url.get_secret_value()))
-        self._block_s = block_s(self._driver.redis)
+        found = servers(connection) if connection else connect_async(urls_of(url, streams_url, self._settings))
+        self._driver = AsyncDriver(*found)
+        self._block_s = block_s(found.token)
         self._fitness = AsyncFitness(self._driver)
         self._submitter = Submitter(self._settings)
 
@@ -144,7 +146,8 @@ class AsyncConsumer:
         """As Consumer.close. Raises WrongEventLoop."""
         self._driver.check_loop()
         if self._owns_connection:
-            await self._driver.redis.aclose()
+            for client in self._driver.servers.clients:
+                await client.aclose()
 
     async def get(self, request_id: str) -> AsyncReadOnlyGeneration:
         """As Consumer.get."""

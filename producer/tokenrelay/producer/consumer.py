@@ -9,7 +9,7 @@ from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
 from tokenrelay.shared.errors import SettingsError
-from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.redis.servers import Urls, connect, servers
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
@@ -23,11 +23,22 @@ BLOCK_S: Final = 1.0
 """How long a read blocks at most before it looks at deadline, timeout and workers."""
 
 
-def settings_of(url: str | None, connection: object, settings: ProducerSettings | None) -> ProducerSettings:
+def settings_of(
+    url: str | None, streams_url: str | None, connection: object, settings: ProducerSettings | None
+) -> ProducerSettings:
     """The settings that a client's arguments ask for. Raises SettingsError."""
-    if url is not None and connection is not None:
+    if connection is not None and (url is not None or streams_url is not None):
         raise SettingsError("url, connection: both given; give one of them, or neither for TOKENRELAY_REDIS_URL")
-    return settings or ProducerSettings.of_library(redis_url=url)
+    # A URL that is given names both planes' server: another one's streams may be in the environment.
+    return settings or ProducerSettings.of_library(redis_url=url, streams_url=streams_url or url)
+
+
+def urls_of(url: str | None, streams_url: str | None, settings: ProducerSettings) -> Urls:
+    """Where a client's arguments say that the planes are."""
+    if url is None and streams_url is None:
+        return settings.urls
+    queue = url or settings.urls.queue
+    return Urls(queue, streams_url or queue)
 
 
 def block_s(client: redis.Redis | redis.asyncio.Redis) -> float:
@@ -40,6 +51,7 @@ class Consumer:
     """Reads requests; never writes to Redis.
 
     Connects to `url`, TOKENRELAY_REDIS_URL where none is given, or uses `connection` (which it then doesn't close).
+    `streams_url` is where the streams are, if that's another Redis: TOKENRELAY_STREAMS_URL.
     Threads may share it: every read takes a connection of its own from the pool while it lasts. After `os.fork` the
     child may go on using it, handles included: it gets connections of its own.
 
@@ -59,13 +71,15 @@ class Consumer:
         self,
         url: str | None = None,
         *,
+        streams_url: str | None = None,
         connection: redis.Redis | None = None,
         settings: ProducerSettings | None = None,
     ) -> None:
-        self._settings = settings_of(url, connection, settings)
+        self._settings = settings_of(url, streams_url, connection, settings)
         self._owns_connection = connection is None
-        self._driver = Driver(connection or connect(url or self._settings.redis_url.get_secret_value()))
-        self._block_s = block_s(self._driver.redis)
+        found = servers(connection) if connection else connect(urls_of(url, streams_url, self._settings))
+        self._driver = Driver(*found)
+        self._block_s = block_s(found.token)
         self._submitter = Submitter(self._settings)
 
     def __enter__(self) -> Self:
@@ -79,7 +93,8 @@ class Consumer:
     def close(self) -> None:
         """Give the connections back, unless they're the caller's. Handles are of no use afterwards."""
         if self._owns_connection:
-            self._driver.redis.close()
+            for client in self._driver.servers.clients:
+                client.close()
 
     def get(self, request_id: str) -> ReadOnlyGeneration:
         """The request's handle. Raises RequestNotFound, RequestError for what can't be an ID, RedisUnusable."""

@@ -183,7 +183,8 @@ class LocalWorker:
         if importlib.util.find_spec("torch") is None:
             raise TokenRelayError("a local worker needs torch and transformers: pip install 'tokenrelay[worker]'")
         command = [sys.executable, "-m", "tokenrelay.worker", "run", *self._options]
-        environment = {**os.environ, "TOKENRELAY_REDIS_URL": self._redis_url}
+        here = {"TOKENRELAY_REDIS_URL": self._redis_url, "TOKENRELAY_STREAMS_URL": self._redis_url}
+        environment = {**os.environ, **here}
         environment.pop("TOKENRELAY_METRICS_PORT", None)  # this process's own
         process = self._process = _Process(Path(tempfile.mkdtemp(prefix="tr-")), command, environment)
         try:

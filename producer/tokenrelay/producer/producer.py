@@ -74,5 +74,5 @@ class Producer(Consumer):
 
     def _check_fit(self) -> None:
         if not self._fit:
-            self._driver.run(check_redis())
+            self._driver.run(check_redis(self._driver.servers.planes))
             self._fit = True

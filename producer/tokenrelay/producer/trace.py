@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tokenrelay.producer._core.endings import checked_id, server_time_us
 from tokenrelay.producer._core.rounds import Round, refused
 from tokenrelay.shared.errors import ProtocolError, RequestNotFound, StreamExpired, unreadable
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.answer import Assembler
@@ -32,6 +33,7 @@ from tokenrelay.shared.wire.entries import (
     parse_entry,
     text,
 )
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -137,7 +139,7 @@ def traced(request_id: str) -> Steps[Trace]:
     stream = keys.stream(checked_id(request_id))
     # Atomic: a trace may not show a token that its own state hasn't come to.
     held, raw, time = refused(
-        (yield Round([look(request_id, FIELDS), ("XRANGE", stream, "-", "+"), ("TIME",)], atomic=True))
+        (yield Round([look(request_id, FIELDS), ("XRANGE", stream, "-", "+"), server_time(Plane.TOKEN)], atomic=True))
     )
     record = RequestRecord(FIELDS, held)
     if not record.exists:

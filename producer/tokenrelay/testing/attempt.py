@@ -18,7 +18,7 @@ from tokenrelay.testing.script import End, pieces
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tokenrelay.shared.redis.batches import Argument, Call, Reply
+    from tokenrelay.shared.redis.commands import Argument, Call, Reply
     from tokenrelay.shared.store.replies import AppendReply, ClaimReply, ExpireReply, FinishReply, RenewReply
 
 LEASE_MS: Final = 6000

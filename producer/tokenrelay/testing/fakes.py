@@ -10,15 +10,15 @@ import hashlib
 
 from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
 
-from tokenrelay.shared.store.scripts import SCRIPTS, source
+from tokenrelay.shared.store.scripts import SCRIPTS, script
 
 
 def fake_redis() -> FakeRedis:
     """A client of a new, empty Redis in this process. Blocking reads block, and wake as on a server."""
     server = FakeServer()
-    for script in (name for names in SCRIPTS.values() for name in names):
-        sha1 = hashlib.sha1(source(script, modern=True).encode(), usedforsecurity=False).hexdigest()
-        server.script_cache[sha1.encode()] = source(script, modern=False).encode()
+    for name in (name for names in SCRIPTS.values() for name in names):
+        sha1 = hashlib.sha1(script(name).source(modern=True).encode(), usedforsecurity=False).hexdigest()
+        server.script_cache[sha1.encode()] = script(name).source(modern=False).encode()
     return FakeRedis(server=server)
 
 

@@ -10,12 +10,15 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared.measures import Metric, family
 from tokenrelay.shared.redis.batches import Pipeline
-from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.redis.commands import ping
+from tokenrelay.shared.redis.servers import connected
+from tokenrelay.shared.store.registrations import exists
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from tokenrelay.shared.measures import Family, Sample
-    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.redis.commands import Batch
+    from tokenrelay.shared.redis.servers import Urls
 
 _TIMEOUT_S: Final = 1.0
 """A scrape has ten seconds, and what the process counted itself is to get through while Redis is away."""
@@ -24,7 +27,9 @@ FRESH_S: Final = 1.0
 """Scrapes within so long share one look: whoever scrapes without a pause costs Redis no more than this."""
 
 REDIS_UP: Final = Metric(
-    "tokenrelay_redis_up", "gauge", "1 where Redis answered this scrape, or one in the second before, else 0."
+    "tokenrelay_redis_up",
+    "gauge",
+    "1 where Redis answered this scrape, or one in the second before, else 0; with two servers, where both did.",
 )
 WAITING: Final = Metric(
     "tokenrelay_queue_waiting_requests",
@@ -40,10 +45,10 @@ METRICS: Final = (REDIS_UP, WAITING, CLAIMED, WORKERS)
 
 
 class QueueDepths:
-    """Looks at the queues of one model, through a connection that lasts as long as the look."""
+    """Looks at the queues of one model, through connections that last as long as the look."""
 
-    def __init__(self, url: str, model: str) -> None:
-        self._url = url
+    def __init__(self, urls: Urls, model: str) -> None:
+        self._urls = urls
         self._model = model
         self._lock = threading.Lock()
         self._found: list[Family] = []
@@ -59,8 +64,12 @@ class QueueDepths:
 
     def _asked(self) -> list[Family]:
         try:
-            with connect(self._url, retries=0, timeout_s=_TIMEOUT_S) as client:
-                return [family(REDIS_UP, 1), *self._look(Pipeline(client))]
+            with connected(self._urls, retries=0, timeout_s=_TIMEOUT_S) as servers:
+                pipeline = Pipeline(*servers)
+                found = self._look(pipeline)
+                for plane in servers.planes:
+                    _run(pipeline, [ping(plane)])
+                return [family(REDIS_UP, 1), *found]
         except RedisError:
             return [family(REDIS_UP, 0)]
 
@@ -71,7 +80,7 @@ class QueueDepths:
         for queue in queues:
             batch += [("LLEN", keys.rq_queue(queue)), ("ZCARD", keys.claimed(queue))]
         members, *counts = _run(pipeline, batch)
-        alive = _run(pipeline, [("EXISTS", member) for member in members]) if members else []
+        alive = _run(pipeline, [exists(member) for member in members]) if members else []
         waiting: list[Sample] = [((queue,), count) for queue, count in zip(queues, counts[::2], strict=True)]
         claimed: list[Sample] = [((queue,), count) for queue, count in zip(queues, counts[1::2], strict=True)]
         return [(WAITING, waiting), (CLAIMED, claimed), family(WORKERS, sum(alive), self._model)]

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.options import DEFAULTS, Limits
+from tokenrelay.shared.redis.servers import Urls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +52,12 @@ class CommonSettings(BaseSettings):
     redis_url_file: Path | None = Field(
         default=None, description="File that holds the URL, such as a Docker secret; read where no URL is given."
     )
+    streams_url: SecretStr | None = Field(
+        default=None,
+        description="Redis of the token plane, in the same forms: each request's hash and stream, for installations "
+        "that keep them apart from the queues. Every process needs the same two URLs. Default: the queues' Redis.",
+    )
+    streams_url_file: Path | None = Field(default=None, description="File that holds that URL.")
     retention_s: int = Field(
         default=3600,
         ge=1,
@@ -66,15 +73,15 @@ class CommonSettings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_redis_url(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _read_url_files(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Raises SettingsError for a file that can't be read."""
-        file = values.get("redis_url_file")
-        if file is None or "redis_url" in values:
-            return values
-        try:
-            return {**values, "redis_url": Path(file).read_text("utf-8").strip()}
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"{PREFIX}REDIS_URL_FILE: {error}") from None
+        return _with_file(_with_file(values, "redis_url"), "streams_url")
+
+    @property
+    def urls(self) -> Urls:
+        """Where the planes' servers are."""
+        queue = self.redis_url.get_secret_value()
+        return Urls(queue, queue if self.streams_url is None else self.streams_url.get_secret_value())
 
     @classmethod
     def from_environment(cls, **given: Any) -> Self:
@@ -263,6 +270,17 @@ KNOWN: Final = frozenset(
 
 
 _warned: Final[set[str]] = set()
+
+
+def _with_file(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The values, `name` from its file where only that is given. Raises SettingsError for one that can't be read."""
+    file = values.get(f"{name}_file")
+    if file is None or name in values:
+        return values
+    try:
+        return {**values, name: Path(file).read_text("utf-8").strip()}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{PREFIX}{name.upper()}_FILE: {error}") from None
 
 
 def refuse_unknown(environment: Mapping[str, str]) -> None:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from rq.job import Job
 
-    from tokenrelay.shared.redis.batches import Call
+    from tokenrelay.shared.redis.commands import Call
 
 QUEUES = (HIGH, DEFAULT)
 REQUESTS = 4
@@ -97,8 +97,8 @@ class QueuePlaneMachine(RuleBasedStateMachine):
         reply = self.send(call)
         if isinstance(reply, Exception):
             raise reply
-        if call.script != "take":
-            self.seen[call.script, decoded(reply)[0]] += 1
+        if call.script.name != "take":
+            self.seen[call.script.name, decoded(reply)[0]] += 1
         return reply
 
     def _plane(self, request_id: str) -> TokenPlane:

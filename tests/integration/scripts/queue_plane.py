@@ -26,7 +26,8 @@ from tokenrelay.shared.wire import keys
 if TYPE_CHECKING:
     from redis import Redis
 
-    from tokenrelay.shared.redis.batches import Call, Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Call
 
 
 HIGH, DEFAULT, LOW = keys.queues("weather")

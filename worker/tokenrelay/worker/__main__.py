@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tokenrelay.shared.errors import TokenRelayError
-from tokenrelay.shared.redis.connections import address, check_fit, connect, explain
+from tokenrelay.shared.redis.servers import Urls, check_fit, connected
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.supervisor.exits import hard_exit, log_to_stderr, report
 from tokenrelay.worker.supervisor.supervisor import Supervisor
@@ -52,7 +52,7 @@ def run(
         dtype=dtype,
         kv_cache_tokens=kv_cache_tokens,
     )
-    _check_redis(settings.redis_url.get_secret_value())
+    _check_redis(settings.urls)
     if burst:
         _burst(settings)
     else:
@@ -71,17 +71,16 @@ def _burst(settings: WorkerSettings) -> None:
         worker.work(burst=True)
 
 
-def _check_redis(url: str) -> None:
+def _check_redis(urls: Urls) -> None:
     """Before minutes of loading: is there a Redis that can be used?"""
     import redis
 
-    client = connect(url)
-    try:
-        check_fit(client.info())
-    except redis.RedisError as error:
-        raise explain(error, address(client)) from error
-    finally:
-        client.close()
+    with connected(urls) as servers:
+        for plane in servers.planes:
+            try:
+                check_fit(plane, servers.client(plane).info())
+            except redis.RedisError as error:
+                raise servers.explain(error, plane) from error
 
 
 def main() -> None:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import RedisError
 
+from tokenrelay.shared.redis.commands import channels_plane
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from redis import Redis
 
+    from tokenrelay.shared.redis.servers import Servers
     from tokenrelay.worker.core.figures import Figures
     from tokenrelay.worker.core.messages import Message
 
@@ -28,20 +31,21 @@ _JOIN_S: Final = 1.0
 
 
 class Listener:
-    """Posts what `channels` make of the messages published on them. Empty messages are ignored."""
+    """Posts what `channels`, all of one plane, make of the messages published on them. Empty messages are ignored."""
 
     def __init__(
         self,
-        connection: Redis,
+        servers: Servers[Redis],
         channels: Mapping[str, Callable[[bytes], Message | None]],
         post: Callable[[Message], object],
         figures: Figures,
     ) -> None:
-        self._connection = connection
+        """Raises MixedPlanesError where the channels aren't of one plane."""
+        self._connection = servers.client(channels_plane(list(channels)))
         self._channels = {channel.encode(): parse for channel, parse in channels.items()}
         self._post = post
         self._figures = figures
-        self._pubsub = connection.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self._pubsub = self._connection.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
         self._stopped = False
 

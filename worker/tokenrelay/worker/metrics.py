@@ -156,7 +156,7 @@ class WorkerMetrics:
         self._settings = settings
         self._restarts = restarts
         self._model = served.reader.served_model
-        self._queues = QueueDepths(settings.redis_url.get_secret_value(), self._model)
+        self._queues = QueueDepths(settings.urls, self._model)
 
     def families(self) -> Iterator[Family]:
         """Everything in METRICS, except what Redis doesn't answer, and the KV cache of an engine that doesn't tell."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from tokenrelay.shared.redis.batches import Pipeline
-from tokenrelay.shared.redis.connections import address, connect
+from tokenrelay.shared.redis.servers import Servers, connect
 from tokenrelay.shared.store.registrar import Load, WorkerDescription
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.loop import GenerationLoop
@@ -59,17 +59,15 @@ class Worker:
         """Raises SettingsError, also where the metrics port is in use: before minutes of loading."""
         self.settings = settings
         self.name = settings.worker_name or uuid4().hex
-        self.connection = connection or connect(settings.redis_url.get_secret_value())
+        servers = _servers(settings, connection)
+        self.connection, self._address = servers.queue, servers.address
         self._exposition = _exposition(settings)
         served = served or serve(settings)
-        pipeline, queues = Pipeline(self.connection), keys.queues(served.reader.served_model)
+        pipeline, queues = Pipeline(*servers), keys.queues(served.reader.served_model)
         self.loop = GenerationLoop(pipeline, served, settings, self.name)
-        channels = {
-            keys.rq_commands(self.name): parse_command,
-            keys.QUEUED: lambda _: JobsQueued(),
-            keys.ENDED: lambda job_id: RequestEnded(job_id.decode("utf-8", "replace")),
-        }
-        self.listener = Listener(self.connection, channels, self.loop.post, self.loop.figures)
+        jobs = {keys.rq_commands(self.name): parse_command, keys.QUEUED: lambda _: JobsQueued()}
+        ends = {keys.ENDED: lambda job_id: RequestEnded(job_id.decode("utf-8", "replace"))}
+        self.listeners = [Listener(servers, each, self.loop.post, self.loop.figures) for each in (jobs, ends)]
         self.registration = WorkerRegistration(pipeline, _describe(self.name, queues, served), self._status)
         self.maintenance = Maintenance(pipeline, queues, self.loop.held, settings, self.loop.figures)
         self._started = self._stop_requested = False
@@ -98,12 +96,13 @@ class Worker:
         """
 
         def attempt() -> None:
-            self.listener.start()  # first: whoever sees the registration may send commands
+            for listener in self.listeners:  # first: whoever sees the registration may send commands
+                listener.start()
             self.registration.register()
 
         if not self._started:
             with _stopped_on_error(self.loop.engine):
-                self._started = retry(attempt, address(self.connection), lambda: self._stop_requested)
+                self._started = retry(attempt, self._address, lambda: self._stop_requested)
             if self._started:
                 log.info("worker %s listens on %s", self.name, ", ".join(self.maintenance.queues))
         return self._started
@@ -120,7 +119,8 @@ class Worker:
             if not self.start():
                 self.loop.engine.stop()
                 return False
-            ending.callback(self.listener.stop)
+            for listener in self.listeners:
+                ending.callback(listener.stop)
             ending.callback(self.registration.remove)
             ending.callback(self.maintenance.leave)
             ending.enter_context(Periodic("registration", self.registration.beat, self._beat_s, self.loop))
@@ -137,6 +137,14 @@ class Worker:
     def _status(self) -> Status:
         in_flight = self.loop.in_flight
         return Status(Load(in_flight.slots, len(in_flight)), self.loop.stopping)
+
+
+def _servers(settings: WorkerSettings, connection: Redis | None) -> Servers[Redis]:
+    """Where the planes are. A connection that is given is the queue plane's; the token plane's too, unless that has a
+    URL of its own."""
+    if connection is None:
+        return connect(settings.urls)
+    return Servers(connection, connection if settings.streams_url is None else connect(settings.urls).token)
 
 
 def _describe(name: str, queues: tuple[str, ...], served: Served) -> WorkerDescription:

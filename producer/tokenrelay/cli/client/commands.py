@@ -19,9 +19,10 @@ from tokenrelay.cli.terminal.output import (
     write_text,
 )
 from tokenrelay.producer import Consumer, Producer
+from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.redis.servers import connected
 from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire.entries import Ended, Token
 
@@ -93,8 +94,8 @@ def cancel(request_id: RequestId, json: Json = False) -> None:
 def trace(request_id: RequestId, json: Json = False) -> None:
     """Show each stage of a request with its data and Redis times, and how much earlier streaming showed the answer."""
     settings = ProducerSettings.from_environment()
-    with connect(settings.redis_url.get_secret_value()) as client:
-        write_trace(client, request_id, json=json)
+    with connected(settings.urls) as servers:
+        write_trace(Driver(*servers), request_id, json=json)
 
 
 def _prompt(given: str | None) -> str | None:

@@ -14,15 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenrelay.cli.terminal.output import print_rich, visible, write_json
-from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.trace import Kind, as_json, traced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import redis
     from rich.console import Console
 
+    from tokenrelay.producer._core.rounds import Driver
     from tokenrelay.producer.trace import Line, Trace
 
 _MAX_PIECES: Final = 24
@@ -38,9 +37,9 @@ _STYLES: Final = {
 }
 
 
-def write_trace(client: redis.Redis, request_id: str, *, json: bool = False) -> None:
+def write_trace(driver: Driver, request_id: str, *, json: bool = False) -> None:
     """Write the request's trace so far. Raises RequestNotFound, StreamExpired, StreamGap, RedisUnusable."""
-    trace = Driver(client).run(traced(request_id))
+    trace = driver.run(traced(request_id))
     if json:
         write_json(as_json(trace))
         return

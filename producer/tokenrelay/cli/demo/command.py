@@ -17,6 +17,7 @@ from tokenrelay.cli.client.trace import write_trace
 from tokenrelay.cli.demo.observers import RedisCli, RedisPy, watch
 from tokenrelay.cli.terminal.output import write_line
 from tokenrelay.producer import Producer
+from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.redis.connections import connect
 
@@ -55,7 +56,7 @@ def run_demo() -> None:
             generations.append(producer.submit(question, temperature=0.0))
             _Showing(generations[-1], observer).run()
         write_line(f"\n$ tokenrelay trace {generations[0].request_id}")
-        write_trace(client, generations[0].request_id)
+        write_trace(Driver(client), generations[0].request_id)
 
 
 class _Showing:

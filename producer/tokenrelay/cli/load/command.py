@@ -24,7 +24,7 @@ from tokenrelay.producer import AsyncProducer
 from tokenrelay.producer._core.fitness import check_redis
 from tokenrelay.producer._core.planning import plan_request
 from tokenrelay.producer._core.rounds import AsyncDriver
-from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.redis.servers import connect_async
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
@@ -103,9 +103,14 @@ def _warn_once() -> Iterator[None]:
 
 
 async def _run(workload: Workload, options: dict[str, Any], settings: ProducerSettings) -> Report:
-    async with connect_async(settings.redis_url.get_secret_value()) as client:
-        await AsyncDriver(client).run(check_redis())
-        run = LoadRun(AsyncProducer(connection=client, settings=settings), workload.arrivals(), options)
+    driver = AsyncDriver(*connect_async(settings.urls))
+    try:
+        await driver.run(check_redis(driver.servers.planes))
+    finally:
+        for client in driver.servers.clients:
+            await client.aclose()
+    async with AsyncProducer(settings=settings) as producer:
+        run = LoadRun(producer, workload.arrivals(), options)
         with _interrupted(run):
             watching = asyncio.create_task(_show(run, workload.duration_s))
             await run.run()

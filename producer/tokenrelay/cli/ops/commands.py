@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +12,14 @@ from tokenrelay.cli.ops import top as live
 from tokenrelay.cli.ops.listing import MAX_LISTED, ListState, write_list
 from tokenrelay.cli.ops.overview import write_overview, write_status
 from tokenrelay.cli.terminal.output import EXIT_CODES, exit_on_error
-from tokenrelay.producer import Consumer
-from tokenrelay.shared.redis.connections import connect
+from tokenrelay.producer._core.endings import checked_id
+from tokenrelay.producer._core.endings import status as read_status
+from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.shared.redis.servers import connected
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
-    import redis
+    from collections.abc import Iterator
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
@@ -33,11 +36,11 @@ def status(
     json: Json = False,
 ) -> None:
     """Show a request's state, or all queues and workers, with a diagnosis if requests aren't progressing."""
-    with _client() as client:
+    with _driver() as driver:
         if request_id is None:
-            write_overview(client, json=json)
+            write_overview(driver, json=json)
         else:
-            write_status(client, Consumer(connection=client).get(request_id).status(), json=json)
+            write_status(driver, driver.run(read_status(checked_id(request_id))), json=json)
 
 
 def top(
@@ -47,11 +50,11 @@ def top(
 ) -> None:
     """Watch workers, queues, tokens per second, latencies and requests. Read-only. q or Ctrl-C exits."""
     live.check_interval(interval)
-    with _client() as client:
+    with _driver() as driver:
         if once or json or not (sys.stdout.isatty() and sys.stdin.isatty()):
-            live.write_once(client, json=json)
+            live.write_once(driver, json=json)
         else:
-            live.watch(client, interval)
+            live.watch(driver, interval)
 
 
 def list_requests(
@@ -61,9 +64,11 @@ def list_requests(
     json: Json = False,
 ) -> None:
     """List requests, newest first: queued, running, and ended within their retention."""
-    with _client() as client:
-        write_list(client, state, model, limit=limit, json=json)
+    with _driver() as driver:
+        write_list(driver, state, model, limit=limit, json=json)
 
 
-def _client() -> redis.Redis:
-    return connect(ProducerSettings.from_environment().redis_url.get_secret_value())
+@contextmanager
+def _driver() -> Iterator[Driver]:
+    with connected(ProducerSettings.from_environment().urls) as servers:
+        yield Driver(*servers)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.shared.redis.batches import Reply
+    from tokenrelay.shared.redis.commands import Reply
 
 _ELSEWHERE = ("all_busy", "not_taken", "no_worker", "abandoned", "worker_silent", "worker_gone")
 """System findings that may be about other requests; this request has its own wording for them."""

@@ -10,16 +10,14 @@ from tokenrelay.cli.ops.snapshot import request_json
 from tokenrelay.cli.ops.system import read_system
 from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
 from tokenrelay.cli.terminal.tables import Columns, duration, table
-from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import redis
     from rich.table import Table
 
     from tokenrelay.cli.ops.request_summaries import Place, RequestRef, RequestSummary
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.rounds import Driver, Steps
 
 MAX_LISTED: Final = 1000
 _PAGE: Final = 200
@@ -51,9 +49,9 @@ _PLACES: Final[dict[ListState, tuple[Place, ...]]] = {
 _EVERYWHERE: Final[tuple[Place, ...]] = ("queued", "running", "finished", "failed", "canceled")
 
 
-def write_list(client: redis.Redis, state: ListState | None, model: str | None, *, limit: int, json: bool) -> None:
+def write_list(driver: Driver, state: ListState | None, model: str | None, *, limit: int, json: bool) -> None:
     """Write the newest requests of that state and model. Raises RedisUnusable."""
-    found, now_us, cut = Driver(client).run(_listed(state, model, limit))
+    found, now_us, cut = driver.run(_listed(state, model, limit))
     if json:
         for one in found:
             write_json(request_json(one, now_us))

@@ -14,26 +14,23 @@ from tokenrelay.cli.ops.diagnosis import diagnose, healthy_line
 from tokenrelay.cli.ops.explanation import explain_request, progress_line
 from tokenrelay.cli.ops.system import read_system
 from tokenrelay.cli.terminal.output import visible, write_json, write_line
-from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import redis
 
     from tokenrelay.cli.ops.diagnosis import Finding
     from tokenrelay.cli.ops.request_summaries import Place, RequestSummary
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.rounds import Driver, Steps
 
 _MAX_CLAIMED: Final = 50
 """Number of claimed requests whose leases are checked, oldest first."""
 
 
-def write_status(client: redis.Redis, status: Status, *, json: bool) -> None:
+def write_status(driver: Driver, status: Status, *, json: bool) -> None:
     """Write one request's status and findings. Raises RedisUnusable."""
-    findings = Driver(client).run(explain_request(status))
+    findings = driver.run(explain_request(status))
     fields: dict[str, Any] = {**asdict(status), "seconds_left": round(status.seconds_left, 3)}
     if json:
         write_json({**fields, "findings": [asdict(finding) for finding in findings]})
@@ -46,9 +43,9 @@ def write_status(client: redis.Redis, status: Status, *, json: bool) -> None:
         _write_findings(findings, progress_line(status))
 
 
-def write_overview(client: redis.Redis, *, json: bool) -> None:
+def write_overview(driver: Driver, *, json: bool) -> None:
     """Write all of tokenrelay's queues and the system's findings. Raises RedisUnusable."""
-    now, findings = Driver(client).run(read_overview())
+    now, findings = driver.run(read_overview())
     if json:
         queues, workers = [asdict(queue) for queue in now.queues], [asdict(worker) for worker in now.workers]
         write_json({"queues": queues, "workers": workers, "findings": [asdict(finding) for finding in findings]})

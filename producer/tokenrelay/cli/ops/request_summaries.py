@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.shared.redis.batches import Batch, Reply
+    from tokenrelay.shared.redis.commands import Batch, Reply
 
 TAIL: Final = 64
 """Entries read from each stream's end."""

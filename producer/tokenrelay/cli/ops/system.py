@@ -13,21 +13,24 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from tokenrelay.producer._core.endings import server_time_us
 from tokenrelay.producer._core.rounds import Round
+from tokenrelay.shared.redis.commands import info, server_time
 from tokenrelay.shared.store.registrations import (
     WORKER_SILENT_S,
     Registration,
     WorkerField,
     look,
     silent_s,
+    time_left,
 )
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text, whole
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.shared.redis.batches import Batch, Reply
+    from tokenrelay.shared.redis.commands import Batch, Reply
 
 MAX_QUEUES: Final = 100
 MAX_WORKERS: Final = 200
@@ -99,7 +102,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The whole system. `now_us` is on Redis's clock."""
+    """The whole system. `now_us` is on the clock that requests' times are on: the token plane's."""
 
     now_us: int
     queues: tuple[Queue, ...]
@@ -133,28 +136,27 @@ class System:
 
 def read_system() -> Steps[System]:
     """Read the system. Raises RedisError if Redis doesn't reply."""
-    queues, workers, suspended_ms, time, info = yield Round(
+    queues, workers, suspended_ms, server_info = yield Round(
         [
             ("SMEMBERS", keys.RQ_QUEUES),
             ("SMEMBERS", keys.RQ_WORKERS),
             ("PTTL", keys.RQ_SUSPENDED),
-            ("TIME",),
-            ("INFO",),
+            info(Plane.QUEUE),
         ]
     )
-    now_us = server_time_us(_raise_if_error(time))
     names = sorted(text(key).removeprefix(keys.rq_queue("")) for key in _raise_if_error(queues))
     ours = [name for name in names if keys.model_of(name)]
     lists = yield from _lists(ours[:MAX_QUEUES])
     serving = {key for found in lists for key in found.workers}
     worker_keys = sorted(serving | ({text(key) for key in _raise_if_error(workers)} if not _denied(workers) else set()))
-    seen, waits = yield from _details(worker_keys[:MAX_WORKERS], lists, now_us)
+    seen = yield from _workers(worker_keys[:MAX_WORKERS], lists)
+    now_us, waits = yield from _waits(lists)
     alive = [worker for worker in seen if worker.alive]
     names_seen = {worker.name for worker in seen}
     denied = [
         *(["the set of all workers"] if _denied(workers) else []),
         *(["whether RQ is suspended"] if _denied(suspended_ms) else []),
-        *(["INFO: Redis's memory, disk, role and eviction policy"] if isinstance(info, ResponseError) else []),
+        *(["INFO: Redis's memory, disk, role and eviction policy"] if isinstance(server_info, ResponseError) else []),
     ]
     paused_ms = -2 if _denied(suspended_ms) else int(_raise_if_error(suspended_ms))
     return System(
@@ -173,7 +175,7 @@ def read_system() -> Steps[System]:
         workers=tuple(seen),
         suspended=paused_ms != -2,
         resumes_in_s=paused_ms / 1000 if paused_ms >= 0 else None,
-        server=None if isinstance(info, ResponseError) else _server(_raise_if_error(info)),
+        server=None if isinstance(server_info, ResponseError) else _server(_raise_if_error(server_info)),
         denied=tuple(denied),
         gone=tuple(name for name in map(_worker_name, sorted(serving)[:MAX_WORKERS]) if name not in names_seen),
         left_out=max(0, len(ours) - MAX_QUEUES) + max(0, len(worker_keys) - MAX_WORKERS),
@@ -215,24 +217,26 @@ def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
     return found
 
 
-def _details(
-    worker_keys: Sequence[str], lists: Sequence[_Lists], now_us: int
-) -> Steps[tuple[list[Worker], list[float | None]]]:
-    """The workers, and the wait of each queue's first request."""
+def _workers(worker_keys: Sequence[str], lists: Sequence[_Lists]) -> Steps[list[Worker]]:
     list_registry: dict[str, set[str]] = {key: set() for key in worker_keys}
     for found in lists:
         for key in found.workers & list_registry.keys():
             list_registry[key].add(found.model)
     batch: Batch = []
     for key in worker_keys:
-        batch += [look(key, _WORKER_FIELDS), ("PTTL", key)]
+        batch += [look(key, _WORKER_FIELDS), time_left(key)]
     replies = iter((yield Round(batch)) if batch else [])
     workers = [_worker(key, models, next(replies), next(replies)) for key, models in list_registry.items()]
+    return [worker for worker in workers if worker is not None and worker.models]
+
+
+def _waits(lists: Sequence[_Lists]) -> Steps[tuple[int, list[float | None]]]:
+    """The token plane's clock, and the wait of each queue's first request by it."""
     heads = [found.head if found.head and keys.is_request_id(found.head) else None for found in lists]
     looks: Batch = [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head]
-    begun = iter((yield Round(looks)) if looks else [])
-    waits = [_wait_s(next(begun), now_us) if head else None for head in heads]
-    return [worker for worker in workers if worker is not None and worker.models], waits
+    time, *found = yield Round([server_time(Plane.TOKEN), *looks])
+    now_us, begun = server_time_us(_raise_if_error(time)), iter(found)
+    return now_us, [_wait_s(next(begun), now_us) if head else None for head in heads]
 
 
 def _wait_s(reply: Reply, now_us: int) -> float | None:

@@ -21,17 +21,15 @@ from tokenrelay.cli.ops.diagnosis import diagnose
 from tokenrelay.cli.ops.frame import frame
 from tokenrelay.cli.ops.snapshot import as_json, read_snapshot
 from tokenrelay.cli.terminal.output import print_rich, write_json
-from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.shared.errors import RedisUnusable, SettingsError
-from tokenrelay.shared.redis.connections import address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import redis
     from rich.console import Group
 
     from tokenrelay.cli.ops.snapshot import Snapshot
+    from tokenrelay.producer._core.rounds import Driver
 
 MIN_INTERVAL_S: Final = 0.1
 MAX_INTERVAL_S: Final = 3600.0
@@ -44,20 +42,20 @@ def check_interval(interval_s: float) -> None:
         raise SettingsError(f"--interval: {interval_s:g} is out of bounds; {bounds}")
 
 
-def write_once(client: redis.Redis, *, json: bool) -> None:
+def write_once(driver: Driver, *, json: bool) -> None:
     """Write one frame or one JSON object. Raises RedisUnusable."""
-    shot = Driver(client).run(read_snapshot())
+    shot = driver.run(read_snapshot())
     findings = diagnose(shot.system, shot.running)
     if json:
         write_json({**as_json(shot), "findings": [asdict(finding) for finding in findings]})
         return
-    shown = frame(shot, findings, where=address(client))
+    shown = frame(shot, findings, where=driver.servers.address)
     print_rich(lambda console: console.print(shown))
 
 
-def watch(client: redis.Redis, interval_s: float) -> None:
+def watch(driver: Driver, interval_s: float) -> None:
     """Show frames until `q` or Ctrl-C. Raises RedisUnusable if the first snapshot fails."""
-    driver, where = Driver(client), address(client)
+    where = driver.servers.address
     shot, trouble = driver.run(read_snapshot()), ""
     console = Console(highlight=False, emoji=False, markup=False)
 

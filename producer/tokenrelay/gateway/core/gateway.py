@@ -21,7 +21,7 @@ from tokenrelay.producer._core.fitness import AsyncFitness
 from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
-from tokenrelay.shared.redis.connections import address, connect_async
+from tokenrelay.shared.redis.servers import connect_async
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -48,7 +48,7 @@ class TimeoutDriver(AsyncDriver):
             async with asyncio.timeout(_REDIS_TIMEOUT_S):
                 return await super().run(steps)
         except TimeoutError:
-            raise RedisUnusable(f"Redis at {address(self.redis)} didn't reply within {_REDIS_TIMEOUT_S:g} s") from None
+            raise RedisUnusable(f"Redis at {self.servers.address} didn't reply within {_REDIS_TIMEOUT_S:g} s") from None
 
 
 class Gateway:
@@ -60,7 +60,7 @@ class Gateway:
         self.demo = demo
         self.tenants = Tenants(settings)
         self.counters = GatewayCounters()
-        self.driver = TimeoutDriver(connect_async(settings.redis_url.get_secret_value()))
+        self.driver = TimeoutDriver(*connect_async(settings.urls))
         self.hub = Hub(self.driver, self.counters)
         self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
         self.models = ServedModels(self.driver, settings.model)
@@ -78,7 +78,8 @@ class Gateway:
         finally:
             await self.attachments.close()
             await self.background.stop()
-            await self.driver.redis.aclose()
+            for client in self.driver.servers.clients:
+                await client.aclose()
 
     async def run(self, steps: Steps[Result]) -> Result:
         """Run the steps and return their result. Raises RedisUnusable, and whatever the steps raise."""

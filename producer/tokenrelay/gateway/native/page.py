@@ -15,6 +15,7 @@ from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.rounds import ask
+from tokenrelay.shared.redis.commands import ping
 
 router: Final = APIRouter(tags=["page"])
 PAGE: Final = Path(str(files("tokenrelay.gateway") / "page"))
@@ -67,7 +68,8 @@ async def config(gateway: GatewayDep) -> Response:
 @router.get("/health", responses={503: ERRORS[503]})
 async def health(gateway: GatewayDep) -> Response:
     """200 if Redis replies and no background task is failing."""
-    await gateway.run(ask([("PING",)]))
+    for plane in gateway.driver.servers.planes:
+        await gateway.run(ask([ping(plane)]))
     if failing := gateway.background.failing:
         tasks = "; ".join(f"{name}: {error}" for name, error in failing.items())
         raise Problem(

@@ -10,9 +10,11 @@ from tokenrelay.producer._core.endings import GRACE_S, checked_id, overdue_state
 from tokenrelay.producer._core.rounds import ask
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.options import WIRE, glance, load
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, State, parse_entry, text
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,7 +99,7 @@ def read_record(request_id: str, owner: str | None) -> Steps[Record]:
             look(request_id, _FIELDS),
             ("XRANGE", stream, "-", "+", "COUNT", 1),
             ("XREVRANGE", stream, "+", "-", "COUNT", 1),
-            ("TIME",),
+            server_time(Plane.TOKEN),
         ]
     )
     found = RequestRecord(_FIELDS, held)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import ResponseError
 
 from tokenrelay.producer._core.rounds import Round, ask, refused
-from tokenrelay.shared.store.registrations import Registration, WorkerField, is_alive, look
+from tokenrelay.shared.store.registrations import Registration, WorkerField, is_alive, look, time_left
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from tokenrelay.producer._core.rounds import AsyncDriver, Steps
-    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.redis.commands import Batch
 
 _FIELDS: Final = (
     WorkerField.QUEUES,
@@ -64,7 +64,7 @@ def read_served_models() -> Steps[dict[str, ServedModel]]:
         return {}
     batch: Batch = []
     for worker in workers:
-        batch += [look(worker, _FIELDS), ("PTTL", worker)]
+        batch += [look(worker, _FIELDS), time_left(worker)]
     replies = yield Round(batch)
     found: dict[str, ServedModel] = {}
     for registered, left_ms in zip(replies[::2], replies[1::2], strict=True):

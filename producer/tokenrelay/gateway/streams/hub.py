@@ -18,21 +18,22 @@ from tokenrelay.gateway.streams.feed import Feed
 from tokenrelay.producer._core.endings import expire, server_time_us
 from tokenrelay.shared.errors import ProtocolError, RedisUnusable, StreamChanged, StreamExpired, TokenRelayError
 from tokenrelay.shared.redis.batches import AsyncPipeline
-from tokenrelay.shared.redis.connections import address, explain, is_for_now
+from tokenrelay.shared.redis.commands import server_time
+from tokenrelay.shared.redis.connections import is_for_now
+from tokenrelay.shared.redis.servers import subscription
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
-
-    import redis.asyncio
 
     from tokenrelay.gateway.http.tasks import Background
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.counters import GatewayCounters
     from tokenrelay.producer._core.rounds import AsyncDriver
-    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.redis.commands import Batch
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,7 @@ class Hub:
         self.counters = counters
         self.feeds: dict[str, Feed] = {}
         self._driver = driver
-        self._redis: redis.asyncio.Redis = driver.redis
-        self._pipeline = AsyncPipeline(driver.redis)
+        self._pipeline = AsyncPipeline(*driver.servers)
         self._due: dict[str, None] = {}
         self._scheduled = asyncio.Event()
 
@@ -80,7 +80,7 @@ class Hub:
         try:
             await self._read([feed.request_id])
         except RedisError as error:
-            raise explain(error, address(self._redis)) from error
+            raise self._driver.servers.explain(error, Plane.TOKEN) from error
 
     def start(self, background: Background) -> None:
         """Start the background tasks, which retry through Redis outages."""
@@ -103,8 +103,7 @@ class Hub:
             self._scheduled.set()
 
     async def _listen(self) -> None:
-        async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(keys.WAKE, keys.ENDED)
+        async with subscription(self._driver.servers, keys.WAKE, keys.ENDED) as pubsub:
             self._schedule(self.feeds)  # published before we subscribed
             while True:
                 # On timeout redis-py sends a health check, which detects a dead peer.
@@ -170,7 +169,7 @@ class Hub:
         for feed in feeds:
             batch += [look(feed.request_id, _FIELDS), ("XLEN", keys.stream(feed.request_id))]
         self.counters.clock.start_sample()
-        *looks, time = await self._pipeline.run([*batch, ("TIME",)])
+        *looks, time = await self._pipeline.run([*batch, server_time(Plane.TOKEN)])
         if isinstance(time, Exception):
             raise time
         now_us = server_time_us(time)

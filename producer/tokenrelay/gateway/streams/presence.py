@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.producer._core.endings import server_time_us
 from tokenrelay.producer._core.rounds import Round, ask, refused
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.shared.redis.batches import Batch
+    from tokenrelay.shared.redis.commands import Batch
 
 RENEW_S: Final = 5.0
 _LIFETIME_S: Final = 15.0
@@ -29,7 +31,7 @@ class Presence:
 
     def announce(self, request_ids: Sequence[str]) -> Steps[list[str]]:
         """Announce readers of these requests. Returns the requests that were announced; raises if none was."""
-        (time,) = yield from ask([("TIME",)])
+        (time,) = yield from ask([server_time(Plane.TOKEN)])
         good_until_us = server_time_us(time) + int(_LIFETIME_S * 1e6)
         batch: Batch = []
         for key in map(keys.attached, request_ids):
@@ -47,7 +49,7 @@ class Presence:
     def has_readers_elsewhere(self, request_id: str) -> Steps[bool]:
         """Withdraw this gateway's announcement, and return whether another gateway has readers of the request."""
         key = keys.attached(request_id)
-        _, marks, time = yield from ask([("HDEL", key, self._name), ("HGETALL", key), ("TIME",)])
+        _, marks, time = yield from ask([("HDEL", key, self._name), ("HGETALL", key), server_time(Plane.TOKEN)])
         now_us = server_time_us(time)
         return any(_until_us(mark) > now_us for mark in marks.values())
 

@@ -16,6 +16,7 @@ from tokenrelay.shared.errors import (
     StreamExpired,
     unreadable,
 )
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -23,12 +24,13 @@ from tokenrelay.shared.store.replies import Cancelled, Done, Early, Expired, Los
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, State, parse_entry
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.redis.calls import ScriptCall
 
 T = TypeVar("T")
 GRACE_S: Final = 2.0
@@ -78,7 +80,7 @@ def checked_id(request_id: str) -> str:
 
 def status(request_id: str) -> Steps[Status]:
     """What the request is now. An unended one past its deadline is told as a reader would. Raises RequestNotFound."""
-    held, time = yield from ask([look(request_id, _STATUS_FIELDS), ("TIME",)])
+    held, time = yield from ask([look(request_id, _STATUS_FIELDS), server_time(Plane.TOKEN)])
     record = RequestRecord(_STATUS_FIELDS, held)
     if not record.exists:
         raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)

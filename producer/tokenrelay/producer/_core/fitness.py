@@ -8,19 +8,24 @@ from redis.exceptions import ResponseError
 
 from tokenrelay.producer._core.rounds import ask
 from tokenrelay.producer._core.sharing import SharedCall
-from tokenrelay.shared.redis.connections import check_fit
+from tokenrelay.shared.redis.commands import info
+from tokenrelay.shared.redis.servers import check_fit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tokenrelay.producer._core.rounds import AsyncDriver, Steps
+    from tokenrelay.shared.wire.keys import Plane
 
 
-def check_redis() -> Steps[None]:
-    """Check that this Redis keeps what it's given. Raises RedisUnusable. Skipped where INFO isn't to be had."""
-    try:
-        (info,) = yield from ask([("INFO",)])
-    except ResponseError:  # no right to it, or a double that has none
-        return
-    check_fit(info)
+def check_redis(planes: Iterable[Plane]) -> Steps[None]:
+    """Check that the planes' servers keep what they're given. Raises RedisUnusable. Skipped where INFO is refused."""
+    for plane in planes:
+        try:
+            (found,) = yield from ask([info(plane)])
+        except ResponseError:  # no right to it, or a double that has none
+            continue
+        check_fit(plane, found)
 
 
 class AsyncFitness:
@@ -38,5 +43,5 @@ class AsyncFitness:
             await self._look.done()
 
     async def _look_at_redis(self) -> None:
-        await self._driver.run(check_redis())
+        await self._driver.run(check_redis(self._driver.servers.planes))
         self._is_fit = True

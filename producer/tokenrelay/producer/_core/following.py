@@ -24,18 +24,20 @@ from tokenrelay.shared.errors import (
     StreamTimeout,
     unreadable,
 )
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store.jobs import status_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
-from tokenrelay.shared.store.registrations import is_alive
+from tokenrelay.shared.store.registrations import is_alive, time_left
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, EntryId, Started, State, Token, Usage, parse_entry
+from tokenrelay.shared.wire.keys import Plane
 from tokenrelay.shared.wire.transitions import StreamMachine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tokenrelay.producer._core.rounds import Steps
-    from tokenrelay.shared.redis.batches import Batch, Reply
+    from tokenrelay.shared.redis.commands import Batch, Reply
 
 _FIELDS: Final = (Field.STATE, Field.DEADLINE_US, Field.NEXT, Field.QUEUE, Field.FENCE)
 _COUNT: Final = 512
@@ -148,7 +150,7 @@ class Follower:
     def _inspect(self) -> Steps[tuple[_Request, list[Any]]]:
         """The hash, and then the stream from the last entry on: an end that the hash shows is in the stream too."""
         stream = keys.stream(self.request_id)
-        batch: Batch = [look(self.request_id, _FIELDS), ("TIME",), ("XLEN", stream)]
+        batch: Batch = [look(self.request_id, _FIELDS), server_time(Plane.TOKEN), ("XLEN", stream)]
         batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
         held, now, length, raw = yield from self._ask(Round(batch))
         record = RequestRecord(_FIELDS, held)
@@ -227,9 +229,9 @@ class Follower:
         try:
             batch: Batch = [("SMEMBERS", keys.rq_workers(queue)), status_look(self.request_id)]
             workers, status = yield from ask(batch)
-            left_ms = (yield from ask([("PTTL", worker) for worker in workers])) if workers else []
-        except NoPermissionError:  # a read-only consumer needn't see RQ's keys
-            return
+            left_ms = (yield from ask([time_left(worker) for worker in workers])) if workers else []
+        except (NoPermissionError, *LOST, BusyLoadingError):
+            return  # a read-only consumer needn't see RQ's keys, and the stream grows without their server
         if self._reading.expires and status in (None, b"canceled", "canceled"):
             # The job was cancelled, deleted or its queue emptied through RQ: nobody will ever take it.
             yield from cancel(self.request_id, "rq")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.redis.calls import ScriptCall
     from tokenrelay.shared.settings import ProducerSettings
-    from tokenrelay.shared.store.call import ScriptCall
     from tokenrelay.shared.store.job_replies import EnqueueReply
     from tokenrelay.shared.store.replies import CreateReply
 

@@ -12,15 +12,16 @@ import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
 
 from tokenrelay.producer._core.sharing import SharedRounds
 from tokenrelay.producer._core.waits import SharedWaits, Wait
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
-from tokenrelay.shared.redis.batches import AsyncPipeline, Batch, Pipeline, Reply
-from tokenrelay.shared.redis.connections import address, explain
+from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline
+from tokenrelay.shared.redis.commands import Batch, Reply, batch_plane
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     import redis
     import redis.asyncio
 
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.shared.redis.servers import Servers
 
 Result = TypeVar("Result")
 
@@ -94,24 +96,30 @@ def repeat_script(call: ScriptCall[Result]) -> Steps[Result]:
 
 
 class Driver:
-    """Runs steps on a redis-py client. Safe to share between threads and usable after a fork, as the client is:
-    each round takes a connection from the pool, and the pool gives a forked child connections of its own."""
+    """Runs steps on redis-py clients, of one server or of one for each plane. Safe to share between threads and usable
+    after a fork, as the clients are: each round takes a connection from a pool, and the pool gives a forked child
+    connections of its own."""
 
-    def __init__(self, redis: redis.Redis) -> None:
-        self.redis = redis
-        self._pipeline = Pipeline(redis)
+    def __init__(self, queue: redis.Redis, token: redis.Redis | None = None) -> None:
+        self._pipeline = Pipeline(queue, token)
+
+    @property
+    def servers(self) -> Servers[redis.Redis]:
+        return self._pipeline.servers
 
     def run(self, steps: Steps[Result]) -> Result:
         """What the steps end with. Raises RedisUnusable for what Redis refused, ProtocolError for a key that is of
         another type, and whatever the steps raise."""
         answered: Answered = None
+        item: Item | None = None
         try:
             while True:
-                answered = self._answer(_resume(steps, answered))
+                item = _resume(steps, answered)
+                answered = self._answer(item)
         except StopIteration as stop:
             return cast("Result", stop.value)
         except RedisError as error:
-            raise _translated(error, address(self.redis)) from error
+            raise _translated(error, self.servers, item) from error
 
     def _answer(self, item: Item) -> Answered:
         if isinstance(item, Pause):
@@ -126,15 +134,15 @@ class Driver:
 
 
 class AsyncDriver:
-    """`Driver` on a redis.asyncio client: for the event loop that it was first used on. What begins in one pass of it
-    shares a connection.
+    """`Driver` on redis.asyncio clients: for the event loop that it was first used on. What begins in one pass of it
+    shares a connection, apart by planes.
 
     Its connections, futures and tasks are that loop's: on another one, nobody would ever wake who waits for them.
     """
 
-    def __init__(self, redis: redis.asyncio.Redis) -> None:
-        self.redis = redis
-        pipeline = AsyncPipeline(redis)
+    def __init__(self, queue: redis.asyncio.Redis, token: redis.asyncio.Redis | None = None) -> None:
+        pipeline = AsyncPipeline(queue, token)
+        self.servers: Servers[redis.asyncio.Redis] = pipeline.servers
         self._rounds = SharedRounds(pipeline)
         self._waits = SharedWaits(pipeline)
         self._loop: list[asyncio.AbstractEventLoop] = []
@@ -155,13 +163,15 @@ class AsyncDriver:
         """As Driver.run. Raises WrongEventLoop."""
         self.check_loop()
         answered: Answered = None
+        item: Item | None = None
         try:
             while True:
-                answered = await self._answer(_resume(steps, answered))
+                item = _resume(steps, answered)
+                answered = await self._answer(item)
         except StopIteration as stop:
             return cast("Result", stop.value)
         except RedisError as error:
-            raise _translated(error, address(self.redis)) from error
+            raise _translated(error, self.servers, item) from error
 
     async def _answer(self, item: Item) -> Answered:
         if isinstance(item, Pause):
@@ -175,11 +185,13 @@ class AsyncDriver:
             return error
 
 
-def _translated(error: RedisError, where: str) -> TokenRelayError:
-    """RedisUnusable for a server that can't be used now, ProtocolError for a key that isn't of our type."""
+def _translated(error: RedisError, servers: Servers[Any], item: Item | None) -> TokenRelayError:
+    """RedisUnusable for a server that can't be used now, ProtocolError for a key that isn't of our type. `item`: what
+    was asked last."""
     if "WRONGTYPE" in str(error):
         return ProtocolError("a key of the request, or of its queue, is of another type: somebody else wrote it")
-    return explain(error, where)
+    plane = batch_plane(item.batch) if isinstance(item, Round) else Plane.TOKEN
+    return servers.explain(error, plane)
 
 
 def _resume(steps: Steps[Result], answered: Answered) -> Item:

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from tokenrelay.shared.redis.commands import batch_plane
+from tokenrelay.shared.wire.keys import Plane
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-    from tokenrelay.shared.redis.batches import AsyncPipeline, Batch, Reply
+    from tokenrelay.shared.redis.batches import AsyncPipeline
+    from tokenrelay.shared.redis.commands import Batch, Reply
 
 _TOGETHER: Final = 128
 """Commands of one round trip, if it's made for several. Who sends more goes alone, and keeps nobody waiting."""
@@ -116,10 +120,11 @@ class SharedCall:
 class _Sender(Asker):
     batch: Batch
     atomic: bool
+    plane: Plane
 
 
 class SharedRounds:
-    """Makes the round trips that begin in one pass of the event loop as one, on one connection.
+    """Makes the round trips of one plane that begin in one pass of the event loop as one, on one connection.
 
     Batches must bear a repeat, as where a connection is cut: they're sent again where a neighbour's reply can't be
     decoded.
@@ -131,8 +136,8 @@ class SharedRounds:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
-        """As AsyncPipeline.run."""
-        sender = _Sender(asyncio.get_running_loop().create_future(), batch, atomic)
+        """As AsyncPipeline.run, of a batch that isn't empty."""
+        sender = _Sender(asyncio.get_running_loop().create_future(), batch, atomic, batch_plane(batch))
         self._new.append(sender)
         if self._new[0] is sender and await self._is_alone(sender):
             return await self._pipeline.run(batch, atomic=atomic)
@@ -152,8 +157,10 @@ class SharedRounds:
         return len(senders) == 1
 
     def _begin(self, senders: Iterable[_Sender]) -> None:
-        for together in _groups(sender for sender in senders if not sender.answer.done()):
-            Group.begun(together, self._run(together), self._tasks)
+        waiting = [sender for sender in senders if not sender.answer.done()]
+        for plane in Plane:
+            for together in _groups(sender for sender in waiting if sender.plane is plane):
+                Group.begun(together, self._run(together), self._tasks)
 
     async def _run(self, senders: Sequence[_Sender]) -> None:
         try:

@@ -19,7 +19,8 @@ from tokenrelay.shared.wire.entries import text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenrelay.shared.redis.batches import AsyncPipeline, Batch, Command, Reply
+    from tokenrelay.shared.redis.batches import AsyncPipeline
+    from tokenrelay.shared.redis.commands import Batch, Command, Reply
 
 _COUNT: Final = 512
 """New entries in one read, of all its streams."""

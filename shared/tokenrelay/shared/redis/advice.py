@@ -22,9 +22,9 @@ CLUSTER: Final = (
     "Redis Cluster isn't supported for the queue; use one Redis without cluster mode, "
     "or a primary with replicas behind Sentinels (redis+sentinel://)"
 )
-_CREDENTIALS: Final = "check user and password in TOKENRELAY_REDIS_URL"
+_CREDENTIALS: Final = "check user and password in {setting}"
 _RIGHTS: Final = "this Redis user lacks a right; give it the one named, or use another user"
-_NO_REDIS: Final = "what answers there isn't Redis: check host and port in TOKENRELAY_REDIS_URL"
+_NO_REDIS: Final = "what answers there isn't Redis: check host and port in {setting}"
 
 _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
     # By their words: redis-py has no class for these, or only its newer versions have.
@@ -34,7 +34,7 @@ _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
         "this client's own pool is full: raise its max_connections, or let fewer threads share it",
     ),
     (RedisError, "max number of clients", "it takes no more clients: raise maxclients there, or end some"),
-    (RedisError, "protected mode", "set a password there (requirepass), and in TOKENRELAY_REDIS_URL"),
+    (RedisError, "protected mode", "set a password there (requirepass), and in {setting}"),
     (
         RedisError,
         "certificate",
@@ -45,13 +45,13 @@ _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
     (
         RedisError,
         "name or service|name resolution|nodename|no address associated|getaddrinfo",
-        "that host isn't known: check its name in TOKENRELAY_REDIS_URL, and the DNS",
+        "that host isn't known: check its name in {setting}, and the DNS",
     ),
     (RedisError, "permission denied", "this user may not open that socket: check its owner and rights"),
     (
         RedisError,
         "no master found",
-        "check the service's name in TOKENRELAY_REDIS_URL, and that the Sentinels and the primary are up",
+        "check the service's name in {setting}, and that the Sentinels and the primary are up",
     ),
     (AuthenticationError, "", _CREDENTIALS),
     (AuthorizationError, "", _CREDENTIALS),
@@ -69,7 +69,7 @@ _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
     (AskError, "", CLUSTER),
     (ClusterError, "", CLUSTER),
     (RedisError, "same slot|^CROSSSLOT|cluster", CLUSTER),
-    (RedisError, "DB index", "check the database's number, the last part of TOKENRELAY_REDIS_URL"),
+    (RedisError, "DB index", "check the database's number, the last part of {setting}"),
     (RedisError, "unknown command", "is that a Redis, and not a Sentinel (redis+sentinel://) or a proxy?"),
     (InvalidResponse, "", _NO_REDIS),
     (ConnectionError, "protocol error", _NO_REDIS),
@@ -88,14 +88,16 @@ _RULES: Final[tuple[tuple[type[RedisError], str, str], ...]] = (
         "closed|reset by peer|broken pipe",
         "it hung up: it was stopped, speaks TLS (rediss://), or is in protected mode (set requirepass)",
     ),
-    (ConnectionError, "", "is it running there? start it, or set TOKENRELAY_REDIS_URL"),
+    (ConnectionError, "", "is it running there? start it, or set {setting}"),
     (RedisError, "", "see Redis's log"),
 )
 """Kind of error, a pattern in its words, and the advice. The first that fits is given."""
 
 
-def advice(error: RedisError) -> str:
-    """One clause that says what to do."""
+def advice(error: RedisError, setting: str) -> str:
+    """One clause that says what to do. `setting`: what gave the server's URL."""
     return next(
-        told for kind, words, told in _RULES if isinstance(error, kind) and re.search(words, str(error), re.IGNORECASE)
+        clause.format(setting=setting)
+        for kind, words, clause in _RULES
+        if isinstance(error, kind) and re.search(words, str(error), re.IGNORECASE)
     )

@@ -1,7 +1,8 @@
-"""Redis commands as values, and the one way to run a batch of them in a single round trip, sync or asyncio.
+"""The one way to run a batch of commands: in a single round trip, on the server of its plane, sync or asyncio.
 
-Logic that talks to Redis yields batches of `Command`s and is sent the replies, so it is written once and driven twice.
-An error takes the place of its command's reply: one refused command doesn't hide its neighbours' replies.
+Logic that talks to Redis yields batches and is sent the replies, so it is written once and driven twice. An error takes
+the place of its command's reply: one refused command doesn't hide its neighbours' replies. A batch that mixes the
+planes is refused, also where both are on one server.
 Scripts go out as EVALSHA. A server that doesn't know them (restart, failover) gets them loaded and the batch again:
 a repeat is harmless with every script.
 """
@@ -10,70 +11,30 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import contextlib
 import math
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError
 
-from tokenrelay.shared.store.scripts import sha1, source
+from tokenrelay.shared.redis.commands import Call, batch_plane
+from tokenrelay.shared.redis.packing import packed, shaped
+from tokenrelay.shared.redis.servers import Client, Servers, servers
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from redis import Redis
-    from redis.asyncio import Redis as AsyncRedis
     from redis.asyncio.connection import AbstractConnection as AsyncConnection
     from redis.connection import AbstractConnection
 
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.shared.redis.commands import Batch, Item, Reply, Script
 
 T = TypeVar("T")
-Argument = str | bytes | int | float
-Command = tuple[Argument, ...]
-Reply = Any
-
 _REPLIES_A_TIMER: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A script call: `keys` and `args` as the script's header lists them."""
-
-    script: str
-    keys: tuple[str, ...]
-    args: tuple[Argument, ...] = ()
-
-
-Batch = list[Command | Call]
-
-
-def _packed(item: Command | Call, *, modern: bool) -> bytes:
-    """The command as RESP, the bytes that redis-py's own packer makes of it."""
-    if isinstance(item, Call):
-        item = ("EVALSHA", sha1(item.script, modern=modern), len(item.keys), *item.keys, *item.args)
-    try:
-        return _pack(item)
-    except (UnicodeEncodeError, TypeError):  # a name that isn't UTF-8; what only str() makes text of
-        return pack_command(item)
-
-
-def pack_command(arguments: Command) -> bytes:
-    """What hiredis makes of them, where there is none, and of text as `entries.text` reads what isn't UTF-8."""
-    parts = [b"*%d\r\n" % len(arguments)]
-    for argument in arguments:
-        data = argument if isinstance(argument, bytes) else str(argument).encode("utf-8", "surrogateescape")
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
-
-
-_pack: Callable[[Command], bytes] = pack_command
-with contextlib.suppress(ImportError):  # it comes with the extras of the worker and the gateway
-    import hiredis
-
-    _pack = cast("Callable[[Command], bytes]", hiredis.pack_command)
 
 
 def _reply(connection: AbstractConnection) -> Reply:
@@ -83,59 +44,57 @@ def _reply(connection: AbstractConnection) -> Reply:
         return error
 
 
-def _unknown_scripts(batch: Sequence[Command | Call], replies: Sequence[Reply] | RedisError) -> list[str]:
+def _unknown_scripts(batch: Sequence[Item], replies: Sequence[Reply] | RedisError) -> list[Script]:
     """The scripts of the batch, where the server said that it lacks one."""
     if isinstance(replies, RedisError) or not any(isinstance(reply, NoScriptError) for reply in replies):
         return []
-    return sorted({item.script for item in batch if isinstance(item, Call)})
+    return _by_name(item.script for item in batch if isinstance(item, Call))
 
 
-class _Batches:
+def _by_name(scripts: Iterable[Script]) -> list[Script]:
+    return list({script.name: script for script in scripts}.values())
+
+
+class _Batches(Generic[Client]):
     """What both pipelines do besides waiting: which commands go out, and what the replies to them are."""
 
-    redis: Redis | AsyncRedis
+    def __init__(self, queue: Client, token: Client | None = None) -> None:
+        """`token`: the client of the token plane's server; None where it's the queue plane's."""
+        self.servers: Servers[Client] = servers(queue, token)
+        self._modern = dict.fromkeys(Plane, True)
+        """Whether a plane's server takes a script's flags; found out as the first script is loaded."""
 
-    def __init__(self) -> None:
-        self._modern = True
-
-    def _commands(self, batch: Batch, *, atomic: bool) -> tuple[bytes, int]:
+    def _commands(self, batch: Batch, plane: Plane, *, atomic: bool) -> tuple[bytes, int]:
         """What goes out, and how many replies come."""
-        items = [("MULTI",), *batch, ("EXEC",)] if atomic else batch
-        return b"".join([_packed(item, modern=self._modern) for item in items]), len(items)
+        items: Sequence[Item] = [("MULTI",), *batch, ("EXEC",)] if atomic else batch
+        modern = self._modern[plane]
+        return b"".join([packed(item, modern=modern) for item in items]), len(items)
 
-    def _replies(self, batch: Batch, raw: list[Reply], *, atomic: bool) -> list[Reply]:
-        """In the shapes that redis-py gives them: INFO as a dict, a stream's entries as pairs, …"""
+    def _replies(self, batch: Batch, plane: Plane, raw: list[Reply], *, atomic: bool) -> list[Reply]:
+        """In the shapes that redis-py gives them."""
         if atomic:
             *queued, raw = raw
             if isinstance(raw, Exception):
                 raise next((reply for reply in queued if isinstance(reply, Exception)), raw)
-        return [self._shaped(item, reply) for item, reply in zip(batch, raw, strict=True)]
-
-    def _shaped(self, item: Command | Call, reply: Reply) -> Reply:
-        if isinstance(item, Call) or isinstance(reply, Exception):
-            return reply
-        if "WITHSCORES" in item:
-            return _scored(reply)
-        shape = self.redis.response_callbacks.get(cast("str", item[0]))
-        return reply if shape is None else shape(reply)
+        callbacks = self.servers.client(plane).response_callbacks
+        return [shaped(item, reply, callbacks) for item, reply in zip(batch, raw, strict=True)]
 
 
-class Pipeline(_Batches):
-    """Runs batches on one redis-py client. Safe to share between threads, as the client is."""
-
-    def __init__(self, redis: Redis) -> None:
-        super().__init__()
-        self.redis: Redis = redis
+class Pipeline(_Batches[Redis]):
+    """Runs batches on the server of their plane. Safe to share between threads, as the clients are."""
 
     def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
         """The replies, errors in place. `atomic` wraps the batch in MULTI/EXEC.
 
-        Raises redis.exceptions.ConnectionError, TimeoutError, AuthenticationError for the whole batch.
+        Raises MixedPlanesError; redis.exceptions.ConnectionError, TimeoutError, AuthenticationError for all of it.
         """
-        replies = self._send(batch, atomic=atomic)
+        if not batch:
+            return []
+        plane = batch_plane(batch)
+        replies = self._send(batch, plane, atomic=atomic)
         if unknown := _unknown_scripts(batch, replies):
-            self._load(unknown)
-            replies = self._send(batch, atomic=atomic)
+            self._load(unknown, plane)
+            replies = self._send(batch, plane, atomic=atomic)
         return replies
 
     def ask(self, call: ScriptCall[T]) -> T:
@@ -143,17 +102,20 @@ class Pipeline(_Batches):
         (reply,) = self.run([call])
         return call.value(reply)
 
-    def _send(self, batch: Batch, *, atomic: bool) -> list[Reply]:
-        return self._replies(batch, self._exchange(*self._commands(batch, atomic=atomic)), atomic=atomic)
+    def _send(self, batch: Batch, plane: Plane, *, atomic: bool) -> list[Reply]:
+        commands, count = self._commands(batch, plane, atomic=atomic)
+        raw = self._exchange(self.servers.client(plane), commands, count)
+        return self._replies(batch, plane, raw, atomic=atomic)
 
-    def _exchange(self, packed: bytes, count: int) -> list[Reply]:
+    @staticmethod
+    def _exchange(client: Redis, commands: bytes, count: int) -> list[Reply]:
         """What redis-py's pipeline does, in half of its time, in which the engine can't run: docs/adr/0006."""
-        pool = self.redis.connection_pool
+        pool = client.connection_pool
         connection = pool.get_connection()
         disconnect = cast("Callable[[], None]", connection.disconnect)
 
         def once() -> list[Reply]:
-            connection.send_packed_command([packed])  # type: ignore[no-untyped-call]
+            connection.send_packed_command([commands])  # type: ignore[no-untyped-call]
             return [_reply(connection) for _ in range(count)]
 
         try:
@@ -166,25 +128,23 @@ class Pipeline(_Batches):
         finally:
             pool.release(connection)
 
-    def _load(self, scripts: list[str]) -> None:
-        modern = self._modern  # another thread may find out meanwhile that it isn't
+    def _load(self, scripts: Sequence[Script], plane: Plane) -> None:
+        modern = self._modern[plane]  # another thread may find out meanwhile that it isn't
         try:
             for script in scripts:
-                self.redis.script_load(source(script, modern=modern))
+                self.servers.client(plane).script_load(script.source(modern=modern))
         except ResponseError as error:
-            self._modern = _fall_back(error, modern)
-            self._load(scripts)
+            self._modern[plane] = _fall_back(error, modern)
+            self._load(scripts, plane)
 
 
-class AsyncPipeline(_Batches):
-    """Runs batches on one redis.asyncio client: `Pipeline`, awaited."""
-
-    def __init__(self, redis: AsyncRedis) -> None:
-        super().__init__()
-        self.redis: AsyncRedis = redis
+class AsyncPipeline(_Batches[AsyncRedis]):
+    """Runs batches on the redis.asyncio client of their plane: `Pipeline`, awaited."""
 
     async def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
         """As Pipeline.run."""
+        if not batch:
+            return []
         (replies,) = await self.run_all([(batch, atomic)])
         if isinstance(replies, RedisError):
             raise replies
@@ -193,50 +153,56 @@ class AsyncPipeline(_Batches):
     async def run_all(self, batches: Sequence[tuple[Batch, bool]]) -> list[list[Reply] | RedisError]:
         """What `run` gives or raises for each batch, which is atomic or not, in one round trip for all.
 
-        Raises what keeps all from being answered, as `run`.
+        Raises what keeps all from being answered, as `run`; MixedPlanesError where they aren't all of one plane.
         """
         cancels = _cancels()
-        answers = await self._send(batches, cancels)
+        plane = batch_plane([item for batch, _ in batches for item in batch])
+        answers = await self._send(batches, plane, cancels)
         lacking = {
             number: unknown
             for number, (batch, _) in enumerate(batches)
             if (unknown := _unknown_scripts(batch, answers[number]))
         }
         if lacking:
-            again = await self._loaded_and_sent([batches[number] for number in lacking], lacking.values(), cancels)
+            scripts = _by_name(chain.from_iterable(lacking.values()))
+            again = await self._loaded_and_sent([batches[number] for number in lacking], scripts, plane, cancels)
             for number, answer in zip(lacking, again, strict=True):
                 answers[number] = answer
         return answers
 
     async def _loaded_and_sent(
-        self, batches: Sequence[tuple[Batch, bool]], unknown: Iterable[list[str]], cancels: int
+        self, batches: Sequence[tuple[Batch, bool]], scripts: Sequence[Script], plane: Plane, cancels: int
     ) -> Sequence[list[Reply] | RedisError]:
         """What goes wrong with it is the answer of these batches; others have theirs."""
         try:
-            await self._load(sorted({script for scripts in unknown for script in scripts}))
-            return await self._send(batches, cancels)
+            await self._load(scripts, plane)
+            return await self._send(batches, plane, cancels)
         except RedisError as error:
             return [error] * len(batches)
 
-    async def _send(self, batches: Sequence[tuple[Batch, bool]], cancels: int) -> list[list[Reply] | RedisError]:
-        commands = [self._commands(batch, atomic=atomic) for batch, atomic in batches]
-        packed = b"".join([packed for packed, _ in commands])
-        replies = iter(await self._exchange(packed, sum(count for _, count in commands), cancels))
+    async def _send(
+        self, batches: Sequence[tuple[Batch, bool]], plane: Plane, cancels: int
+    ) -> list[list[Reply] | RedisError]:
+        commands = [self._commands(batch, plane, atomic=atomic) for batch, atomic in batches]
+        data = b"".join([packed for packed, _ in commands])
+        count = sum(count for _, count in commands)
+        replies = iter(await self._exchange(self.servers.client(plane), data, count, cancels))
         answers: list[list[Reply] | RedisError] = []
         for (batch, atomic), (_, count) in zip(batches, commands, strict=True):
             try:
-                answers.append(self._replies(batch, list(islice(replies, count)), atomic=atomic))
+                answers.append(self._replies(batch, plane, list(islice(replies, count)), atomic=atomic))
             except RedisError as error:  # a transaction that was refused as a whole
                 answers.append(error)
         return answers
 
-    async def _exchange(self, packed: bytes, count: int, cancels: int) -> list[Reply]:
+    @staticmethod
+    async def _exchange(client: AsyncRedis, commands: bytes, count: int, cancels: int) -> list[Reply]:
         """`cancels`: how often the task had been cancelled before."""
-        pool = self.redis.connection_pool
+        pool = client.connection_pool
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
 
         async def once() -> list[Reply]:
-            await connection.send_packed_command([packed])
+            await connection.send_packed_command([commands])
             if _cancels() > cancels:
                 # redis-py uses asyncio.wait_for, and Python 3.11's drops one that comes as its work is done.
                 raise asyncio.CancelledError
@@ -251,22 +217,14 @@ class AsyncPipeline(_Batches):
         finally:
             await asyncio.shield(pool.release(connection))  # a second cancellation mustn't lose it
 
-    async def _load(self, scripts: list[str]) -> None:
-        modern = self._modern  # another task may find out meanwhile that it isn't
+    async def _load(self, scripts: Sequence[Script], plane: Plane) -> None:
+        modern = self._modern[plane]  # another task may find out meanwhile that it isn't
         try:
             for script in scripts:
-                await self.redis.script_load(source(script, modern=modern))
+                await self.servers.client(plane).script_load(script.source(modern=modern))
         except ResponseError as error:
-            self._modern = _fall_back(error, modern)
-            await self._load(scripts)
-
-
-def _scored(reply: Reply) -> list[tuple[Reply, float]]:
-    """Members with their scores, which RESP2 gives in one flat list and RESP3 in pairs. redis-py's own shape depends on
-    options that its methods set."""
-    if reply and not isinstance(reply[0], list | tuple):
-        reply = zip(reply[::2], reply[1::2], strict=True)
-    return [(member, float(score)) for member, score in reply]
+            self._modern[plane] = _fall_back(error, modern)
+            await self._load(scripts, plane)
 
 
 def _cancels() -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MIN_VERSION: Final = (6, 2)
 _RETRIED: Final = (exceptions.ConnectionError, exceptions.TimeoutError)
-_TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 5.0
 _MAX_CONNECTIONS: Final = 1 << 16
 """Each thread that waits has one. redis-py 8 stops at 100, with an error; Redis has its own limit, maxclients."""
 _IN_PIPELINE: Final = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ", re.DOTALL)
@@ -39,11 +39,12 @@ _IN_SCRIPT: Final = re.compile(r"^Error running script \(call to \w+\): (@user_s
 _KILLED: Final = "Script killed"
 """By an operator's SCRIPT KILL."""
 _TOLD_CHARS: Final = 200
+_SETTING: Final = "TOKENRELAY_REDIS_URL"
 _USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
 
 
-def connect(url: str, *, retries: int = 3, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
+def connect(url: str, *, retries: int = 3, timeout_s: float = TIMEOUT_S) -> redis.Redis:
     """A client of the Redis at `url`. Connects at the first command. Raises SettingsError for a malformed URL."""
     options = {**_client_options(timeout_s), "retry": Retry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
     try:
@@ -56,7 +57,7 @@ def connect(url: str, *, retries: int = 3, timeout_s: float = _TIMEOUT_S) -> red
 
 def connect_async(url: str, *, retries: int = 3) -> redis.asyncio.Redis:
     """As `connect`, for asyncio."""
-    options = {**_client_options(_TIMEOUT_S), "retry": AsyncRetry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
+    options = {**_client_options(TIMEOUT_S), "retry": AsyncRetry(ExponentialBackoff(cap=0.2, base=0.01), retries)}
     try:
         if url.startswith(sentinel.SCHEMES):
             return sentinel.async_primary_of(sentinel.SentinelAddress.parse(url), options)
@@ -154,9 +155,9 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, _RETRIED) or (isinstance(error, exceptions.ResponseError) and is_for_now(error))
 
 
-def explain(error: exceptions.RedisError, where: str) -> RedisUnusable:
-    """A redis-py error in one line that says what to do. `where`: the server's address."""
+def explain(error: exceptions.RedisError, where: str, setting: str = _SETTING) -> RedisUnusable:
+    """A redis-py error in one line that says what to do. `where`: the server's address, `setting`: what gave it."""
     told = _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error))).split("\n", 1)[0] or type(error).__name__
     if len(told) > _TOLD_CHARS:
         told = told[:_TOLD_CHARS].rsplit(" ", 1)[0] + " …"
-    return RedisUnusable(f"Redis at {where}: {told.rstrip('.')}; {advice(error)}")
+    return RedisUnusable(f"Redis at {where}: {told.rstrip('.')}; {advice(error, setting)}")

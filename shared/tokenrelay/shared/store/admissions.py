@@ -6,15 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.shared.store.call import ScriptCall, by_word, whole_at
+from tokenrelay.shared.redis.calls import ScriptCall, by_word, whole_at
 from tokenrelay.shared.store.job_replies import Full
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenrelay.shared.redis.batches import Argument, Command
+    from tokenrelay.shared.redis.commands import Argument, Command
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def admit_call(admission: Admission) -> ScriptCall[AdmitReply]:
         keys.claimed(""),
         *limits.ended,
     )
-    return ScriptCall("admit", tuple(script_keys), arguments, _ADMIT)
+    return ScriptCall(script("admit"), tuple(script_keys), arguments, _ADMIT)
 
 
 def withdraw(owner: str, request_id: str) -> Command:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tokenrelay.shared.store.call import by_word, whole_at
+from tokenrelay.shared.redis.calls import by_word, whole_at
 from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:

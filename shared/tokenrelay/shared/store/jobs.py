@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from tokenrelay.shared.redis.calls import ScriptCall
 from tokenrelay.shared.store import job_replies
-from tokenrelay.shared.store.call import ScriptCall
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenrelay.shared.redis.batches import Argument, Command, Pipeline, Reply
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Argument, Command, Reply
     from tokenrelay.shared.store.job_replies import (
         CloseReply,
         EnqueueReply,
@@ -130,7 +132,8 @@ def enqueue_call(job: Enqueue, now: datetime) -> ScriptCall[EnqueueReply]:
     }
     flat = [item for pair in fields.items() for item in pair]
     script_keys = (keys.rq_job(job.request_id), keys.rq_queue(job.queue), keys.RQ_QUEUES, keys.QUEUED)
-    return ScriptCall("enqueue", script_keys, (job.request_id, job.ttl_s, job.depth_limit, *flat), job_replies.ENQUEUE)
+    arguments = (job.request_id, job.ttl_s, job.depth_limit, *flat)
+    return ScriptCall(script("enqueue"), script_keys, arguments, job_replies.ENQUEUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,7 @@ def take_call(take: Take) -> ScriptCall[list[Taken]]:
             for number, job_id, execution_id, data, crashed in reply
         ]
 
-    return ScriptCall("take", tuple(script_keys), (*arguments, *take.execution_ids), read)
+    return ScriptCall(script("take"), tuple(script_keys), (*arguments, *take.execution_ids), read)
 
 
 def close_call(execution: Execution, outcome: Outcome) -> ScriptCall[CloseReply]:
@@ -240,12 +243,12 @@ def drop_call(execution: Execution) -> ScriptCall[Noted]:
 
 def maintain_call(queue: str, owner: str, ttl_ms: int) -> ScriptCall[MaintainReply]:
     """Become, or stay, the one worker that maintains a model's queues, named by their first; 0 leaves it to others."""
-    return ScriptCall("maintain", (keys.maintainer(queue),), (owner, ttl_ms), job_replies.MAINTAIN)
+    return ScriptCall(script("maintain"), (keys.maintainer(queue),), (owner, ttl_ms), job_replies.MAINTAIN)
 
 
 def forget_call(sets: tuple[str, ...], workers: tuple[str, ...]) -> ScriptCall[Forgotten]:
     """Take those of the workers out of RQ's sets whose registration ran out."""
-    return ScriptCall("forget", sets, workers, job_replies.FORGET)
+    return ScriptCall(script("forget"), sets, workers, job_replies.FORGET)
 
 
 def status_look(job_id: str) -> Command:
@@ -258,10 +261,9 @@ def holder_look(job_id: str) -> Command:
     return ("HGET", keys.rq_job(job_id), "worker_name")
 
 
-def _execution_call(
-    script: str, read: Callable[[Reply], T], execution: Execution, *arguments: Argument
-) -> ScriptCall[T]:
-    return ScriptCall(script, _execution_keys(execution), (execution.job_id, execution.execution_id, *arguments), read)
+def _execution_call(name: str, read: Callable[[Reply], T], execution: Execution, *arguments: Argument) -> ScriptCall[T]:
+    arguments = (execution.job_id, execution.execution_id, *arguments)
+    return ScriptCall(script(name), _execution_keys(execution), arguments, read)
 
 
 def _execution_keys(execution: Execution) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from tokenrelay.shared.wire.entries import State, number, parse_object, parse_st
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.redis.batches import Command
+    from tokenrelay.shared.redis.commands import Command
 
 
 class Field:

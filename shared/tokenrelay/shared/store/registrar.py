@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.shared.redis.commands import On
 from tokenrelay.shared.store.jobs import iso
-from tokenrelay.shared.store.registrations import WORKER_TTL_S, Registration, WorkerField, look
+from tokenrelay.shared.store.registrations import WORKER_TTL_S, Registration, WorkerField, look, time_left
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-    from tokenrelay.shared.redis.batches import Argument, Command, Reply
+    from tokenrelay.shared.redis.commands import Argument, Command, Reply
 
 DEAD_WORKER_TTL_S: Final = 60
 """Time to live of the registration of a worker that has ended, as in RQ."""
@@ -67,11 +69,12 @@ class Namesake:
         return (found.hostname, found.pid, found.birth) == (worker.hostname, worker.pid, iso(worker.birth))
 
 
-def find_namesake(worker: str) -> list[Command]:
+def find_namesake(worker: str) -> list[On]:
     """The commands that read what is registered under a name, and this client's address; `parse_namesake` reads their
     replies. As RQ does, they give the connection the worker's name."""
     key = keys.rq_worker(worker)
-    return [("CLIENT", "SETNAME", worker), ("CLIENT", "INFO"), look(key, _IDENTITY), ("PTTL", key)]
+    connection = On(Plane.QUEUE, ("CLIENT", "SETNAME", worker)), On(Plane.QUEUE, ("CLIENT", "INFO"))
+    return [*connection, look(key, _IDENTITY), time_left(key)]
 
 
 def parse_namesake(replies: Sequence[Reply]) -> Namesake:

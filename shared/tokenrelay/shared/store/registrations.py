@@ -10,13 +10,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from tokenrelay.shared.redis.commands import On
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import parse_object, text, whole
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.redis.batches import Command
 
 WORKER_TTL_S: Final = 10
 """Time to live of a registration after its worker's last heartbeat."""
@@ -47,9 +48,19 @@ class WorkerField:
     TRAINING: Final = "training"
 
 
-def look(worker_key: str, fields: Sequence[str]) -> Command:
-    """The command that reads these fields of a worker's registration."""
-    return ("HMGET", worker_key, *fields)
+def look(worker_key: str | bytes, fields: Sequence[str]) -> On:
+    """The command that reads these fields of a worker's registration. The key may be any bytes: RQ's sets name it."""
+    return On(Plane.QUEUE, ("HMGET", worker_key, *fields))
+
+
+def time_left(worker_key: str | bytes) -> On:
+    """The command that reads a registration's time to live, in ms: see `silent_s`, `is_alive`."""
+    return On(Plane.QUEUE, ("PTTL", worker_key))
+
+
+def exists(worker_key: str | bytes) -> On:
+    """The command that reads whether a registration is there."""
+    return On(Plane.QUEUE, ("EXISTS", worker_key))
 
 
 def silent_s(left_ms: object) -> float:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.store.call import by_word, whole_at
+from tokenrelay.shared.redis.calls import by_word, whole_at
 from tokenrelay.shared.wire.entries import State, parse_state, text, whole
 
 if TYPE_CHECKING:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from tokenrelay.shared.redis.calls import ScriptCall
 from tokenrelay.shared.store import replies
-from tokenrelay.shared.store.call import ScriptCall
+from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenrelay.shared.redis.batches import Argument, Command
+    from tokenrelay.shared.redis.commands import Argument, Command
     from tokenrelay.shared.store.replies import (
         AppendReply,
         CancelReply,
@@ -79,7 +80,7 @@ class TerminalEvent:
 def create(new: NewRequest) -> ScriptCall[CreateReply]:
     """Write the request and its `queued` event; a repeat attaches to what is there."""
     arguments = (new.body_sha256, new.deadline_ms, new.retention_ms, new.owner, new.metadata, new.queue, new.body)
-    return ScriptCall("create", keys.of_request(new.request_id), arguments, replies.CREATE)
+    return ScriptCall(script("create"), keys.of_request(new.request_id), arguments, replies.CREATE)
 
 
 def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt) -> ScriptCall[ClaimReply]:
@@ -97,7 +98,7 @@ def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt
         prompt.ids,
     )
     arguments = (*arguments, prompt.texts) if prompt.texts else arguments
-    return ScriptCall("claim", keys.of_request(request_id), arguments, replies.CLAIM)
+    return ScriptCall(script("claim"), keys.of_request(request_id), arguments, replies.CLAIM)
 
 
 def append(
@@ -108,7 +109,7 @@ def append(
     Raises UnicodeEncodeError for a text that isn't Unicode.
     """
     arguments: tuple[Argument, ...] = (fence, first, lease_ms, *_flat(tokens))
-    return ScriptCall("append", keys.of_request(request_id), arguments, replies.APPEND)
+    return ScriptCall(script("append"), keys.of_request(request_id), arguments, replies.APPEND)
 
 
 def finish(
@@ -117,37 +118,37 @@ def finish(
     """Write the last tokens, as `append`, and the terminal event. A repeat by the same fence is answered the same."""
     said = (text.encode() for text in (end.text, end.code, end.message))
     arguments: tuple[Argument, ...] = (fence, first, end.state, end.finish_reason, *said, *_flat(tokens))
-    return ScriptCall("finish", keys.of_request(request_id), arguments, replies.FINISH)
+    return ScriptCall(script("finish"), keys.of_request(request_id), arguments, replies.FINISH)
 
 
 def cancel(request_id: str, cancelled_by: str) -> ScriptCall[CancelReply]:
     """End the request as cancelled, whoever owns it."""
-    return ScriptCall("cancel", keys.of_request(request_id), (cancelled_by,), replies.CANCEL)
+    return ScriptCall(script("cancel"), keys.of_request(request_id), (cancelled_by,), replies.CANCEL)
 
 
 def expire(request_id: str) -> ScriptCall[ExpireReply]:
     """End the request if its deadline is past."""
-    return ScriptCall("expire", keys.of_request(request_id), (), replies.EXPIRE)
+    return ScriptCall(script("expire"), keys.of_request(request_id), (), replies.EXPIRE)
 
 
 def fail(request_id: str, code: str, message: str) -> ScriptCall[FailReply]:
     """End a request that nobody can go on with, as far as its keys allow."""
-    return ScriptCall("fail", keys.of_request(request_id), (code, message), replies.FAIL)
+    return ScriptCall(script("fail"), keys.of_request(request_id), (code, message), replies.FAIL)
 
 
 def renew(request_id: str, fence: str, lease_ms: int) -> ScriptCall[RenewReply]:
     """Keep the lease."""
-    return ScriptCall("renew", keys.of_request(request_id), (fence, lease_ms), replies.RENEW)
+    return ScriptCall(script("renew"), keys.of_request(request_id), (fence, lease_ms), replies.RENEW)
 
 
 def release(request_id: str, execution_id: str, *, crashed: bool) -> ScriptCall[ReleaseReply]:
     """Give the request up. `crashed`: its worker died, which is counted."""
-    return ScriptCall("release", keys.of_request(request_id), (execution_id, int(crashed)), replies.RELEASE)
+    return ScriptCall(script("release"), keys.of_request(request_id), (execution_id, int(crashed)), replies.RELEASE)
 
 
 def suspect(request_id: str, suspicion_ms: int) -> ScriptCall[SuspectReply]:
     """Look at a lease that may have run out; the second look, `suspicion_ms` after the first, releases it."""
-    return ScriptCall("suspect", keys.of_request(request_id), (suspicion_ms,), replies.SUSPECT)
+    return ScriptCall(script("suspect"), keys.of_request(request_id), (suspicion_ms,), replies.SUSPECT)
 
 
 def wake(request_ids: Iterable[str]) -> Command:

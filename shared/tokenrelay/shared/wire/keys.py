@@ -1,6 +1,6 @@
-"""Every key, channel and queue name. The only module that spells one.
+"""Every key, channel and queue name, and the plane of each. The only module that spells one.
 
-The braces are literal: a cluster hashes what they hold, so both keys of a request share a slot. RQ's names are
+The braces are literal: a cluster hashes what they hold, so all keys of a request share a slot. RQ's names are
 those of rq 3.0; the queue-plane scripts write them.
 """
 
@@ -9,7 +9,18 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from enum import StrEnum
 from typing import Final
+
+
+class Plane(StrEnum):
+    """One half of the keys and channels. Each may be on a Redis of its own, so nothing touches both at once."""
+
+    QUEUE = "queue"
+    """RQ's keys and our own beside them: `claimed`, locks, idempotency keys, owners' requests."""
+    TOKEN = "token"
+    """Each request's own keys, and the channels that announce what is written to them."""
+
 
 WAKE: Final = "tokenrelay:wake"
 """Channel: the IDs of the requests that one step appended to, separated by blanks."""
@@ -19,6 +30,9 @@ QUEUED: Final = "tokenrelay:queued"
 """Channel: the key of a queue that just got a job."""
 PRIORITIES: Final = ("high", "default", "low")
 JOB_FUNCTION: Final = "tokenrelay.worker.jobs.generate"
+
+_TOKEN_CHANNELS: Final = frozenset({WAKE, ENDED})
+_OF_REQUEST: Final = "tokenrelay:{"
 
 RQ_PREFIX: Final = "rq"
 RQ_QUEUES: Final = "rq:queues"
@@ -46,6 +60,12 @@ def is_request_id(value: str) -> bool:
 def is_model_name(value: str) -> bool:
     """Whether `value` is a Hub name (owner/name) or a plain name, at most 128 characters and no two dashes in a row."""
     return len(value) <= MAX_MODEL_CHARS and "--" not in value and _MODEL.fullmatch(value) is not None
+
+
+def plane_of(name: str | bytes) -> Plane:
+    """The plane of a key or channel. Keys that aren't ours are RQ's."""
+    name = name if isinstance(name, str) else name.decode("utf-8", "replace")
+    return Plane.TOKEN if name.startswith(_OF_REQUEST) or name in _TOKEN_CHANNELS else Plane.QUEUE
 
 
 def request(request_id: str) -> str:

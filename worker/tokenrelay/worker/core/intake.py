@@ -15,9 +15,10 @@ from uuid import uuid4
 
 from tokenrelay.shared.errors import ProtocolError, RequestError
 from tokenrelay.shared.options import load
+from tokenrelay.shared.redis.calls import Unusable, is_unusable
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.settings import MAX_RETENTION_S
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import Unusable, is_unusable
 from tokenrelay.shared.store.jobs import (
     STATUS_OF,
     Note,
@@ -56,9 +57,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenrelay.shared.options import Submission
-    from tokenrelay.shared.redis.batches import Batch, Call, Pipeline, Reply
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.shared.redis.commands import Batch, Call, Reply
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.shared.store.call import ScriptCall
     from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.shared.store.replies import ClaimReply
     from tokenrelay.worker.core.figures import Figures
@@ -172,8 +174,6 @@ class Intake:
         These are looked at again, and closed where it doesn't come: a producer of an earlier release may enqueue a
         moment before it creates, see `submission.written`.
         """
-        if not jobs:
-            return
         self._read(jobs)
         lost_before = time.monotonic() - MISSING_S
         here = [job for job in self._unread if job.gone_since is None]
@@ -257,7 +257,7 @@ class Intake:
         clean_up: Batch = []
         others: list[str] = []
         calls = [self._claim_call(job) for job in jobs]
-        *replies, time_now = self.pipeline.run([*calls, ("TIME",)]) if jobs else [None]
+        *replies, time_now = self.pipeline.run([*calls, server_time(keys.Plane.TOKEN)]) if jobs else [None]
         for job, call, reply in zip(jobs, calls, replies, strict=True):
             match self._understood(job, call, reply):
                 case Granted() as granted:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, assert_never
 
 from redis.exceptions import RedisError
 
+from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import Unusable
 from tokenrelay.shared.store.jobs import extend_call, keep_call, status_look
 from tokenrelay.shared.store.replies import Cancelled, Done, Fenced, Lost, Past, Renewed, Unreadable
 from tokenrelay.shared.wire.entries import State
@@ -24,8 +24,9 @@ from tokenrelay.worker.core.intake import RQ_LEASE_S
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.redis.batches import Batch, Pipeline, Reply
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.shared.redis.commands import Batch, Reply
     from tokenrelay.shared.store.replies import CancelReply, RenewReply
     from tokenrelay.worker.core.attempts import Attempt, InFlight
     from tokenrelay.worker.core.publisher import Publisher

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, assert_never
 from redis.exceptions import RedisError
 
 from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.redis.calls import Unusable, is_unusable
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import Unusable, is_unusable
 from tokenrelay.shared.store.jobs import STATUS_OF, Outcome, close_call, drop_call
 from tokenrelay.shared.store.replies import (
     Appended,
@@ -39,8 +39,9 @@ from tokenrelay.worker.core.unreadable import fail_call, told
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenrelay.shared.redis.batches import Batch, Call, Pipeline, Reply
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.shared.redis.commands import Batch, Call, Reply
     from tokenrelay.shared.store.replies import AppendReply, ExpireReply, FinishReply
     from tokenrelay.worker.core.attempts import Attempt, InFlight
     from tokenrelay.worker.core.figures import Figures

@@ -9,8 +9,8 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, assert_never
 
+from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.store import registrar, requests
-from tokenrelay.shared.store.call import Unusable
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, requeue_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Done, Fenced, Lost, Released
@@ -19,7 +19,8 @@ from tokenrelay.shared.wire.entries import State, loggable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.redis.batches import Batch, Call, Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Batch, Call
 
 log = logging.getLogger(__name__)
 

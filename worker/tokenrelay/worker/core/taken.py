@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
-    from tokenrelay.shared.redis.batches import Reply
+    from tokenrelay.shared.redis.commands import Reply
     from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.worker.core.attempts import Attempt, Ending
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import Unusable
 from tokenrelay.shared.store.replies import Lost, Unreadable
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.redis.calls import ScriptCall
     from tokenrelay.shared.store.replies import FailReply
 
 CODE = "unreadable_request"

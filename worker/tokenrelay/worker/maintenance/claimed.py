@@ -8,15 +8,18 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared.errors import ProtocolError
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, text
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from tokenrelay.shared.redis.batches import Batch, Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Batch
 
 CHECK_EVERY_S: Final = 1.0
 """Interval for listing `claimed` and for reading each request's lease. A lease that expires sooner is read then."""
@@ -84,7 +87,7 @@ class ClaimedRequests:
     def check(self, part: Sequence[ClaimedRequest]) -> list[ClaimedRequest]:
         """Those of them that no live lease holds, by a plain read: nearly all are held. Raises redis errors."""
         reads: Batch = [look(each.execution.job_id, _FIELDS) for each in part]
-        *found, time_now = self.pipeline.run([*reads, ("TIME",)])
+        *found, time_now = self.pipeline.run([*reads, server_time(Plane.TOKEN)])
         if isinstance(time_now, Exception):
             raise time_now
         now_us, now = time_now[0] * 1_000_000 + time_now[1], time.monotonic()

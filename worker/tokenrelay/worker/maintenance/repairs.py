@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from redis.exceptions import RedisError
 
+from tokenrelay.shared.redis.calls import Unusable, is_unusable
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import Unusable, is_unusable
 from tokenrelay.shared.store.job_replies import Closed, Deleted, HasDependents, NoJob, NotStarted, Requeued
 from tokenrelay.shared.store.jobs import STATUS_OF, Outcome, close_call, requeue_call
 from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, loggable
+from tokenrelay.shared.wire.keys import Plane
 from tokenrelay.worker.core.unreadable import fail_call, told
 from tokenrelay.worker.maintenance.claimed import CHECK_EVERY_S
 from tokenrelay.worker.rq_mirror.dependents import enqueue_dependents
@@ -27,8 +29,9 @@ from tokenrelay.worker.rq_mirror.dependents import enqueue_dependents
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.shared.redis.batches import Batch, Pipeline, Reply
-    from tokenrelay.shared.store.call import ScriptCall
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.shared.redis.commands import Batch, Reply
     from tokenrelay.shared.store.job_replies import CloseReply, RequeueReply
     from tokenrelay.shared.store.replies import SuspectReply
     from tokenrelay.worker.core.figures import Figures
@@ -77,7 +80,7 @@ class Repairs:
         replies = self.pipeline.run([*calls])
         # `claimed` is scored by the clock of its own server.
         scores: Batch = [("ZSCORE", keys.claimed(each.execution.queue), each.execution.job_id) for each in unheld]
-        *scored, time_now = self.pipeline.run([*scores, ("TIME",)])
+        *scored, time_now = self.pipeline.run([*scores, server_time(Plane.QUEUE)])
         if isinstance(time_now, Exception):
             raise time_now
         now_ms = (time_now[0] * 1_000_000 + time_now[1]) / 1000
@@ -130,7 +133,7 @@ class Repairs:
                 self.pipeline.run([requests.cancel(job_id, "rq")])
                 self.pipeline.run([_close(each, State.CANCELLED)])
             case HasDependents():
-                enqueue_dependents(self.pipeline.redis, each.execution)
+                enqueue_dependents(self.pipeline.servers.queue, each.execution)
                 self._drop(each)
             case NotStarted(status):
                 return status == "queued"  # another status isn't ours: check again

@@ -20,7 +20,8 @@ from tokenrelay.worker.core.intake import RQ_LEASE_S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenrelay.shared.redis.batches import Command, Pipeline, Reply
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Command, Reply
     from tokenrelay.shared.store.registrar import Load, WorkerDescription
 
 log = logging.getLogger(__name__)

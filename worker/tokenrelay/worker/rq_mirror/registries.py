@@ -9,16 +9,19 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.shared.redis.calls import is_unusable
+from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.call import is_unusable
 from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, forget_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import loggable, text
+from tokenrelay.shared.wire.keys import Plane
 from tokenrelay.worker.core.intake import RQ_LEASE_S
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.redis.batches import Batch, Pipeline
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Batch
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class Registries:
 
     def clean(self) -> bool:
         """One bounded round over all of them; whether there is more to do at once. Raises redis errors."""
-        (clock,) = self.pipeline.run([("TIME",)])
+        (clock,) = self.pipeline.run([server_time(Plane.QUEUE)])
         if isinstance(clock, Exception):
             raise clock
         more = [self._cancel(queue, clock[0]) for queue in self.queues]

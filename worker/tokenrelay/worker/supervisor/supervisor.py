@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.redis.batches import Pipeline
-from tokenrelay.shared.redis.connections import connect
+from tokenrelay.shared.redis.servers import connect
 from tokenrelay.shared.settings import PREFIX
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.progress import ReportReader
@@ -76,7 +76,7 @@ class Supervisor:
         self._command = command or (sys.executable, "-m", "tokenrelay.worker.supervisor.child")
         self._name = settings.worker_name or uuid4().hex[:12]
         self._queues = keys.queues(served_name(settings))
-        self._pipeline = Pipeline(connect(settings.redis_url.get_secret_value()))
+        self._pipeline = Pipeline(*connect(settings.urls))
         self._stop = threading.Event()
         self._posted: SimpleQueue[str] = SimpleQueue()
         """What the main thread is to hear: signals, and the ends of the threads that keep the children."""

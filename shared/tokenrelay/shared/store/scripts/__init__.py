@@ -1,19 +1,22 @@
 """The Lua scripts: which there are, and their sources, each put together from its own file and the parts that it needs.
 
-Knows neither their arguments nor their replies: those stand in each script's header, and in `requests` and `queues`.
+Knows neither their arguments nor their replies: those stand in each script's header, and in `requests` and `jobs`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from functools import cache
+from functools import partial
 from importlib.resources import files
 from typing import Final
 
+from tokenrelay.shared.redis.commands import Script
+from tokenrelay.shared.wire.keys import Plane
+
 SCRIPTS: Final = {
-    "token": ("create", "claim", "append", "finish", "cancel", "expire", "fail", "renew", "release", "suspect"),
-    "queue": ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "admit"),
+    Plane.TOKEN: ("create", "claim", "append", "finish", "cancel", "expire", "fail", "renew", "release", "suspect"),
+    Plane.QUEUE: ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "admit"),
 }
+"""By their folders: a script's keys are all of its plane."""
 _SHORT_OF_MEMORY: Final = frozenset(
     {
         "claim",
@@ -55,18 +58,20 @@ _PARTS: Final = {
 """What stands before a script, where that isn't the prelude of its plane alone."""
 
 
-@cache
-def source(script: str, *, modern: bool) -> str:
+def _read(plane: Plane, name: str, modern: bool) -> str:
     """The Lua source of a script. `modern` servers (Redis ≥ 7) take the flag that allows it when memory is short."""
-    plane = next(plane for plane, names in SCRIPTS.items() if script in names)
     folder = files("tokenrelay.shared.store.scripts") / plane
-    names = (*_PARTS.get(script, ("prelude",)), script)
-    body = "".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
-    header = "#!lua flags=allow-oom\n" if modern and script in _SHORT_OF_MEMORY else ""
+    parts = (*_PARTS.get(name, ("prelude",)), name)
+    body = "".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
+    header = "#!lua flags=allow-oom\n" if modern and name in _SHORT_OF_MEMORY else ""
     return header + body
 
 
-@cache
-def sha1(script: str, *, modern: bool) -> str:
-    """What EVALSHA calls the script by."""
-    return hashlib.sha1(source(script, modern=modern).encode(), usedforsecurity=False).hexdigest()
+_ALL: Final = {
+    name: Script(name, plane, partial(_read, plane, name)) for plane, names in SCRIPTS.items() for name in names
+}
+
+
+def script(name: str) -> Script:
+    """The script of that name."""
+    return _ALL[name]

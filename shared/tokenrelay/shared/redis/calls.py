@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeGuard, Type
 from redis.exceptions import ResponseError
 
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.redis.batches import Call
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import is_for_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tokenrelay.shared.redis.batches import Reply
+    from tokenrelay.shared.redis.commands import Reply
 
 T = TypeVar("T")
 _OF_THE_KEYS: Final = ("WRONGTYPE", "user_script")
@@ -50,7 +50,7 @@ class ScriptCall(Call, Generic[T]):
         except ProtocolError:
             raise
         except Exception as error:
-            raise ProtocolError(f"script {self.script} gave {reply!a:.80}, which can't be read") from error
+            raise ProtocolError(f"script {self.script.name} gave {reply!a:.80}, which can't be read") from error
 
     def value(self, reply: Reply) -> T:
         """The reply. Raises as `parse`, and the error of unusable keys."""
