@@ -86,7 +86,8 @@ def running_worker(
     finally:
         worker.stop()
         thread.join()
-        worker.connection.close()
+        for client in worker.servers.clients:
+            client.close()
     if errors:
         raise errors[0]
 

@@ -135,6 +135,8 @@ def test_the_keys_are_those_of_the_one_module_that_spells_them() -> None:
         *(re.sub(r"[0-9a-f]{64}", "HASH", key("k")) for key in (keys.idempotency, keys.idempotency_mark)),
     }  # fmt: skip
     assert sorted(name for name in listed(ONE, "Keys")) == sorted(spelled)
+    planes = {names(cells[0])[0]: cells[1] for cells in rows(section(ONE, "Keys")) if names(cells[0])}
+    assert planes == {name: str(keys.plane_of(name)) for name in spelled}
     ours = [name for name, value in vars(keys).items() if inspect.isfunction(value) and "tokenrelay:" in _source(value)]
     assert len(ours) == 7, f"another key than those above: {ours}"
 

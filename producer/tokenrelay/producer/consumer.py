@@ -29,16 +29,13 @@ def settings_of(
     """The settings that a client's arguments ask for. Raises SettingsError."""
     if connection is not None and (url is not None or streams_url is not None):
         raise SettingsError("url, connection: both given; give one of them, or neither for TOKENRELAY_REDIS_URL")
-    # A URL that is given names both planes' server: another one's streams may be in the environment.
-    return settings or ProducerSettings.of_library(redis_url=url, streams_url=streams_url or url)
+    return settings or ProducerSettings.of_library(redis_url=url, streams_url=streams_url)
 
 
 def urls_of(url: str | None, streams_url: str | None, settings: ProducerSettings) -> Urls:
-    """Where a client's arguments say that the planes are."""
-    if url is None and streams_url is None:
-        return settings.urls
+    """Where the planes are, by a client's arguments first and its settings then."""
     queue = url or settings.urls.queue
-    return Urls(queue, streams_url or queue)
+    return Urls(queue, streams_url or (queue if settings.streams_url is None else settings.urls.token))
 
 
 def block_s(client: redis.Redis | redis.asyncio.Redis) -> float:
@@ -51,7 +48,7 @@ class Consumer:
     """Reads requests; never writes to Redis.
 
     Connects to `url`, TOKENRELAY_REDIS_URL where none is given, or uses `connection` (which it then doesn't close).
-    `streams_url` is where the streams are, if that's another Redis: TOKENRELAY_STREAMS_URL.
+    `streams_url` is the Redis of the streams, TOKENRELAY_STREAMS_URL where none is given; without either, the same one.
     Threads may share it: every read takes a connection of its own from the pool while it lasts. After `os.fork` the
     child may go on using it, handles included: it gets connections of its own.
 

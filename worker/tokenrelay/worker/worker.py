@@ -59,8 +59,8 @@ class Worker:
         """Raises SettingsError, also where the metrics port is in use: before minutes of loading."""
         self.settings = settings
         self.name = settings.worker_name or uuid4().hex
-        servers = _servers(settings, connection)
-        self.connection, self._address = servers.queue, servers.address
+        servers = self.servers = _servers(settings, connection)
+        self.connection = servers.queue
         self._exposition = _exposition(settings)
         served = served or serve(settings)
         pipeline, queues = Pipeline(*servers), keys.queues(served.reader.served_model)
@@ -102,7 +102,7 @@ class Worker:
 
         if not self._started:
             with _stopped_on_error(self.loop.engine):
-                self._started = retry(attempt, self._address, lambda: self._stop_requested)
+                self._started = retry(attempt, self.servers.address, lambda: self._stop_requested)
             if self._started:
                 log.info("worker %s listens on %s", self.name, ", ".join(self.maintenance.queues))
         return self._started

@@ -116,7 +116,7 @@ def _producer(local: bool) -> Iterator[Producer]:
                 write_message("starting a Redis and a worker …")
             url = stack.enter_context(LocalRedis()).url
             stack.enter_context(LocalWorker(url))
-        yield stack.enter_context(Producer(url=url))
+        yield stack.enter_context(Producer(url=url, streams_url=url))
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def run_demo() -> None:
         observer: Observer = RedisCli(redis.cli) if redis.cli else RedisPy(client)
         stack.enter_context(observer)
         observer.run("PING")  # wait until redis-cli has started
-        producer = stack.enter_context(Producer(url=redis.url))
+        producer = stack.enter_context(Producer(url=redis.url, streams_url=redis.url))
         generations = []
         for question, what in QUESTIONS:
             write_line(f"\n{question}  ({what})")

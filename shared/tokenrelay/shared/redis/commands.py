@@ -93,7 +93,8 @@ def ping(plane: Plane) -> On:
 
 def batch_plane(batch: Sequence[Item]) -> Plane:
     """The plane that all of the batch belong to. Raises MixedPlanesError where they don't all."""
-    planes = {plane for item in batch for plane in _planes(item)}
+    planes = {item.script.plane for item in batch if isinstance(item, Call)}
+    planes.update(plane for item in batch if not isinstance(item, Call) for plane in _planes(item))
     if len(planes) == 1:
         return planes.pop()
     shown = ", ".join(f"{_shown(item)} ({'+'.join(sorted(_planes(item)))})" for item in batch[:8])
