@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.contract import (
+    INVALID_LOGITS,
     CacheUse,
     Capabilities,
     EngineDied,
@@ -19,9 +21,12 @@ from tokenrelay.worker.engine.contract import (
 from tokenrelay.worker.sampling.params import DRAW_OPTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenrelay.worker.engine.contract import Deliver
 
 
+SICK_AFTER = 3
 ALL_OPTIONS = DRAW_OPTIONS | {"ignore_eos"}
 
 
@@ -34,14 +39,17 @@ def counted_token(seed: int, position: int, vocabulary: int) -> int:
 class _Counting:
     request: EngineRequest
     next_position: int
+    prefill_steps: int
 
 
 class CountingEngine:
     """`Engine` whose tokens are a pure function of (seed, position).
 
     Each step takes `step_delay_s` and gives one token to each of the first `slots` requests, in the order they came.
-    A token that is `eos_token_id` ends the request as `stop`. After `fail_after` tokens, all requests together, it dies
-    as the real one does: what came before is delivered, then its death, and `add` raises EngineError.
+    A token that is `eos_token_id` ends the request as `stop`. Where `chunk_tokens` is given, a prompt is prefilled so
+    many tokens a step. A request of `sick_seed` is given up after SICK_AFTER tokens. After `fail_after` tokens, all
+    requests together, the engine dies as the real one does: what came before is delivered, then its death, and `add`
+    raises EngineError.
     """
 
     def __init__(
@@ -53,6 +61,8 @@ class CountingEngine:
         step_delay_s: float = 0.001,
         eos_token_id: int | None = None,
         fail_after: int | None = None,
+        sick_seed: int | None = None,
+        chunk_tokens: int | None = None,
         options: frozenset[str] = ALL_OPTIONS,
     ) -> None:
         self.capabilities = Capabilities(
@@ -62,6 +72,8 @@ class CountingEngine:
         self._step_delay_s = step_delay_s
         self._eos_token_id = eos_token_id
         self._tokens_left = fail_after
+        self._sick_seed = sick_seed
+        self._chunk_tokens = chunk_tokens
         self._requests: dict[str, _Counting] = {}
         self._changed = threading.Condition()
         self._deliver: Deliver | None = None
@@ -90,7 +102,8 @@ class CountingEngine:
                 raise EngineError(f"the engine isn't running: {self._death}")
             if request.engine_id in self._requests:
                 raise ValueError(f"engine_id {request.engine_id!r} is in the engine already")
-            self._requests[request.engine_id] = _Counting(request, len(request.emitted_ids) + 1)
+            prefill_steps = math.ceil(len(request.prompt_ids) / self._chunk_tokens) - 1 if self._chunk_tokens else 0
+            self._requests[request.engine_id] = _Counting(request, len(request.emitted_ids) + 1, prefill_steps)
             self._changed.notify_all()
 
     def cancel(self, engine_id: str) -> None:
@@ -130,7 +143,10 @@ class CountingEngine:
             for engine_id in list(self._requests)[: self.capabilities.slots]:
                 if self._tokens_left == 0:
                     break
-                outputs.append(self._step(engine_id))
+                if self._requests[engine_id].prefill_steps:
+                    self._requests[engine_id].prefill_steps -= 1
+                else:
+                    outputs.append(self._step(engine_id))
             if not outputs and self._tokens_left == 0:
                 raise EngineError("the engine died: fail_after tokens were given out")
             return outputs
@@ -141,14 +157,32 @@ class CountingEngine:
         if position > request.max_new_tokens:
             del self._requests[engine_id]
             return EngineOutput(engine_id, (), "length")
+        if request.sampling.seed == self._sick_seed and position == SICK_AFTER + 1:
+            del self._requests[engine_id]
+            return EngineOutput(engine_id, (), None, INVALID_LOGITS)
         if self._tokens_left is not None:
             self._tokens_left -= 1
-        token = counted_token(request.sampling.seed, position, self._vocabulary)
+        token = self.token(request, position)
         if token == self._eos_token_id and not request.ignore_eos:
             del self._requests[engine_id]
             return EngineOutput(engine_id, (), "stop")
         counting.next_position += 1
-        if position == request.max_new_tokens:
+        if position == request.max_new_tokens and self._tokens_left != 0:  # a dying engine ends nothing
             del self._requests[engine_id]
             return EngineOutput(engine_id, (token,), "length")
         return EngineOutput(engine_id, (token,), None)
+
+    def token(self, request: EngineRequest, position: int) -> int:
+        """Token `position` of a request, from 1."""
+        return counted_token(request.sampling.seed, position, self._vocabulary)
+
+
+class ScriptedEngine(CountingEngine):
+    """Reads `script` out to every request, from the token at which it is asked to continue."""
+
+    def __init__(self, script: Sequence[int], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._script = script
+
+    def token(self, request: EngineRequest, position: int) -> int:
+        return self._script[position - 1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from tests.engines import CountingEngine
+from tests.engines import ScriptedEngine
 from tests.integration.test_worker import entries
 from tests.unit.test_detokenizer import byte_level, sentencepiece
 from tests.workers import MODEL, submit
@@ -21,7 +21,6 @@ from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire.answer import Answer, assemble
 from tokenrelay.shared.wire.entries import State, Usage
-from tokenrelay.worker.engine.contract import EngineOutput
 from tokenrelay.worker.serving.model import Served
 from tokenrelay.worker.serving.prompts import PromptReader
 from tokenrelay.worker.text import TokenText
@@ -35,36 +34,11 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
     from tokenrelay.shared.redis.batches import Pipeline
-    from tokenrelay.worker.engine.contract import EngineRequest
 
 SAID = "Żółć 🌧️ EN, ENDE. END of it"
 STOP = ("END of", "ENDO")
 SHOWN = "Żółć 🌧️ EN, ENDE. "
 TOKENIZERS = {"byte-level BPE": byte_level, "SentencePiece with byte fallback": sentencepiece}
-
-
-class ReadingEngine(CountingEngine):
-    """Reads `script` out, from the token at which it is asked to go on. Dies after `dies_after` tokens of it."""
-
-    def __init__(self, script: list[int], dies_after: int | None = None) -> None:
-        super().__init__(fail_after=dies_after)
-        self._script = script
-        self._dies_after = dies_after
-        self._places: dict[str, int] = {}
-
-    def add(self, request: EngineRequest) -> None:
-        self._places[request.engine_id] = len(request.emitted_ids)
-        super().add(request)
-
-    def step(self) -> list[EngineOutput]:
-        return [self._read(output) for output in super().step()]
-
-    def _read(self, output: EngineOutput) -> EngineOutput:
-        begin = self._places[output.engine_id]
-        end = self._places[output.engine_id] = begin + len(output.token_ids)
-        # Death between the last token and its end: the tokens are given out, the end isn't.
-        ending = None if end == self._dies_after else output.finish_reason
-        return EngineOutput(output.engine_id, tuple(self._script[begin:end]), ending)
 
 
 def script_of(tokenizer: PreTrainedTokenizerFast, said: str = SAID) -> list[int]:
@@ -83,7 +57,7 @@ def held_after(tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...]) -> lis
     return cuts
 
 
-def work(url: str, tokenizer: PreTrainedTokenizerFast, engine: ReadingEngine) -> None:
+def work(url: str, tokenizer: PreTrainedTokenizerFast, engine: ScriptedEngine) -> None:
     """A worker's life until the queues are empty, or until its engine dies (EngineError)."""
     engine.prepare()
     capabilities = replace(engine.capabilities, vocabulary=len(tokenizer))
@@ -109,8 +83,8 @@ def continued(
         chosen = {"max_new_tokens": len(script), "stop": list(stop)}
         request_id = submit(pipeline, datetime.now(UTC), prompt="It is", **chosen)
         with pytest.raises(EngineError):
-            work(redis_server.url, tokenizer, ReadingEngine(script, dies_after))
-        work(redis_server.url, tokenizer, ReadingEngine(script))
+            work(redis_server.url, tokenizer, ScriptedEngine(script, fail_after=dies_after))
+        work(redis_server.url, tokenizer, ScriptedEngine(script))
         return assemble(request_id, entries(redis, request_id))
 
     return run

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.engines import ALL_OPTIONS, CountingEngine
+from tests.engines import ALL_OPTIONS, SICK_AFTER, CountingEngine
 from tests.integration.test_worker import NOW, job_failed, result, words
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared.wire.entries import State
-from tokenrelay.worker.engine.contract import INVALID_LOGITS, EngineOutput
+from tokenrelay.worker.engine.contract import INVALID_LOGITS
 
 if TYPE_CHECKING:
     import pytest
@@ -21,27 +20,6 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.batches import Pipeline
 
 SICK_SEED = 13
-TOKENS_BEFORE = 3
-
-
-class SickeningEngine(CountingEngine):
-    """Gives up a request of SICK_SEED after some tokens, as the real engine does one whose logits are NaN."""
-
-    def step(self) -> list[EngineOutput]:
-        given = super().step()
-        return [self._given_up(output) if self._is_sick(output.engine_id) else output for output in given]
-
-    def _is_sick(self, engine_id: str) -> bool:
-        counting = self._requests.get(engine_id)
-        return (
-            counting is not None
-            and counting.request.sampling.seed == SICK_SEED
-            and counting.next_position == TOKENS_BEFORE + 2
-        )
-
-    def _given_up(self, output: EngineOutput) -> EngineOutput:
-        self.cancel(output.engine_id)
-        return replace(output, token_ids=(), error=INVALID_LOGITS)
 
 
 def test_an_option_that_the_engine_lacks_fails_the_request_that_asks_for_it(
@@ -60,14 +38,18 @@ def test_a_request_with_invalid_logits_fails_alone_with_one_log_line(
     redis_server: RedisServer, redis: Redis, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    engine = SickeningEngine(vocabulary=VOCABULARY, step_delay_s=0.01)
+    engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=0.01, sick_seed=SICK_SEED)
     with running_worker(redis_server.url, engine) as worker:
         neighbours = {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=30) for seed in range(5)}
         sick = submit(pipeline, NOW, seed=SICK_SEED, max_new_tokens=30)
         for seed, request_id in neighbours.items():
             assert result(redis, request_id).text == words(seed, 30)
         failed = result(redis, sick)
-        assert (failed.state, failed.code, failed.text) == (State.FAILED, "invalid_logits", words(SICK_SEED, 3))
+        assert (failed.state, failed.code, failed.text) == (
+            State.FAILED,
+            "invalid_logits",
+            words(SICK_SEED, SICK_AFTER),
+        )
         assert failed.message == INVALID_LOGITS.message
         wait_until(lambda: job_failed(redis, sick) and not worker.loop.in_flight)
     lines = [record.getMessage() for record in caplog.records if sick in record.getMessage()]

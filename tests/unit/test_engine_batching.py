@@ -13,7 +13,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from tests.polled_engine import PolledEngine
-from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.admission import admit
 from tokenrelay.worker.engine.contract import CacheUse, EngineOutput, EngineRequest, ModelError
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
@@ -116,11 +115,6 @@ def run_until_ended(engine: PolledEngine, *requests: EngineRequest) -> dict[str,
             if output.finish_reason:
                 ends[output.engine_id] = output.finish_reason
     return {engine_id: (tokens[engine_id], ends[engine_id]) for engine_id in tokens}
-
-
-def collect_for_ever(engine: PolledEngine, given: list[EngineOutput]) -> None:
-    while True:
-        given += engine.outputs(1.0)
 
 
 def request(
@@ -353,43 +347,6 @@ def test_engine_prepares_without_delivering_anything() -> None:
         assert engine.outputs(0.0) == []
     finally:
         engine.stop()
-
-
-def test_engine_death_is_an_engine_error_after_the_last_tokens() -> None:
-    model = loaded()
-    engine = PolledEngine(model, EngineSettings(slots=2))
-    calls = 0
-
-    def fail_later(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 4:
-            raise RuntimeError("device-side assert")
-
-    model.model.register_forward_pre_hook(fail_later)
-    engine.begin()
-    try:
-        engine.add(request("doomed"))
-        given: list[EngineOutput] = []
-        with pytest.raises(EngineError, match="device-side assert"):
-            collect_for_ever(engine, given)
-        assert sum(len(output.token_ids) for output in given) == 4
-        assert all(output.finish_reason is None for output in given)
-        with pytest.raises(EngineError, match="device-side assert"):
-            engine.add(request("late"))
-        with pytest.raises(EngineError, match="device-side assert"):
-            engine.outputs(0.0)
-    finally:
-        engine.stop()
-
-
-def test_engine_whose_thread_ended_is_dead() -> None:
-    engine = PolledEngine(loaded(), EngineSettings(slots=2))
-    engine.begin()
-    engine.stop()
-    with pytest.raises(EngineError, match="stopped"):
-        engine.add(request("late"))
-    assert engine.outputs(0.0) == [], "a stop is no death"
 
 
 def test_engine_that_does_not_fit_says_the_numbers() -> None:
