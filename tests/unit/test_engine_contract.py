@@ -42,8 +42,8 @@ SICK_SEED = 1313
 
 
 def counting(**chosen: int) -> Engine:
-    settings = {"vocabulary": VOCABULARY - 1, "context_tokens": CONTEXT, "chunk_tokens": CHUNK, **chosen}
-    return CountingEngine(**settings, sick_seed=SICK_SEED)
+    settings: dict[str, Any] = {"vocabulary": VOCABULARY - 1, "context_tokens": CONTEXT, "chunk_tokens": CHUNK}
+    return CountingEngine(**settings, **chosen, sick_seed=SICK_SEED)
 
 
 def scripted(**chosen: int) -> Engine:
