@@ -41,12 +41,12 @@ DIES_AFTER = 4
 SICK_SEED = 1313
 
 
-def counting(**chosen: int) -> Engine:
+def counting(**chosen: Any) -> Engine:
     settings: dict[str, Any] = {"vocabulary": VOCABULARY - 1, "context_tokens": CONTEXT, "chunk_tokens": CHUNK}
     return CountingEngine(**settings, **chosen, sick_seed=SICK_SEED)
 
 
-def scripted(**chosen: int) -> Engine:
+def scripted(**chosen: Any) -> Engine:
     settings: dict[str, Any] = {"vocabulary": VOCABULARY - 1, "context_tokens": CONTEXT, "chunk_tokens": CHUNK}
     script = [(position * 7) % SICK for position in range(CONTEXT)]
     return ScriptedEngine(script, **settings, **chosen, sick_seed=SICK_SEED)
