@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from datetime import UTC, datetime
@@ -255,9 +256,12 @@ def test_dead_workers_and_old_executions_are_forgotten(redis: Redis) -> None:
 
 def test_a_child_that_cannot_be_started_is_no_silent_success(redis_server: RedisServer) -> None:
     settings = WorkerSettings.model_validate({"redis_url": redis_server.url, "device": "cpu"})
-    supervisor = Supervisor(settings, command=("/nowhere/python",))
-    supervisor._keep("cpu", 0)
-    assert supervisor._exit_codes == [1]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert Supervisor(settings, command=("/nowhere/python",)).run() == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_keeping_a_job_starts_none_that_has_ended(redis: Redis, pipeline: Pipeline) -> None:

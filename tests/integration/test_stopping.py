@@ -68,7 +68,7 @@ def test_a_signal_that_catches_a_worker_with_its_locks_held_is_heard(redis_serve
 def test_a_signal_that_catches_a_supervisor_with_its_locks_held_is_heard(redis_server: RedisServer) -> None:
     supervisor = Supervisor(WorkerSettings(redis_url=SecretStr(redis_server.url), device="cpu"), CHILD)
     signal.signal(signal.SIGTERM, supervisor.stop)
-    with supervisor._stop._cond:  # type: ignore[attr-defined]
+    with supervisor._stopping._cond:  # type: ignore[attr-defined]
         signal.raise_signal(signal.SIGTERM)
     assert supervisor.run() == 0
 

@@ -25,14 +25,10 @@ from tests.workers import MODEL, submit
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.supervisor.supervisor import (
-    FINAL_CODES,
-    FIRST_PAUSE_S,
-    KILL_AFTER_DRAIN_S,
-    Supervisor,
-    child_environment,
-    devices,
-)
+from tokenrelay.worker.supervisor.child_process import KILL_AFTER_DRAIN_S, child_environment
+from tokenrelay.worker.supervisor.device_supervisor import FINAL_CODES, FIRST_BACKOFF_S
+from tokenrelay.worker.supervisor.devices import devices
+from tokenrelay.worker.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +68,7 @@ class Scripted:
     @property
     def pauses_s(self) -> list[float]:
         """What the supervisor's log says of each pause before the next start."""
-        return [float(number) for number in re.findall(r"started again in ([\d.]+) s", self._errors.read_text())]
+        return [float(number) for number in re.findall(r"restarting it in ([\d.]+) s", self._errors.read_text())]
 
 
 @contextmanager
@@ -101,7 +97,7 @@ def test_a_crash_loop_backs_off(redis_server: RedisServer, tmp_path: Path) -> No
     with scripted(redis_server.url, tmp_path, "1") as supervisor:
         wait_until(lambda: len(supervisor.pauses_s) >= 5, 30)
         said_s = supervisor.pauses_s[:4]
-        assert said_s == pytest.approx([FIRST_PAUSE_S * 2**number for number in range(4)])
+        assert said_s == pytest.approx([FIRST_BACKOFF_S * 2**number for number in range(4)])
         between_s = [after.at_s - before.at_s for before, after in pairwise(supervisor.starts)]
         assert all(lasted >= said for lasted, said in zip(between_s, said_s, strict=False)), between_s
         supervisor.process.terminate()
