@@ -13,10 +13,10 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.producer._core.endings import checked_id, server_time_us
+from tokenrelay.producer._core.endings import checked_id
 from tokenrelay.producer._core.rounds import Round, refused
 from tokenrelay.shared.errors import ProtocolError, RequestNotFound, StreamExpired, unreadable
-from tokenrelay.shared.redis.commands import server_time
+from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.answer import Assembler

@@ -132,7 +132,7 @@ def _abandoned(now: System, claimed: Iterable[RequestSummary]) -> Iterator[Findi
 
 def is_abandoned(one: RequestSummary, now: System) -> bool:
     """Whether a started request has no owner, and no live worker serves its model."""
-    if one.state.terminal or (one.owned and one.lease_us > now.now_us):
+    if one.state.terminal or one.lease_left_s(now.now_us):
         return False
     queue = next((queue for queue in now.queues if queue.name == one.queue), None)
     return queue is not None and not now.serving(queue.model)

@@ -75,7 +75,7 @@ def _begun(one: RequestSummary, now: System) -> Iterator[Finding]:
         message = f"it lost its worker after {counted(one.tokens, 'token')}, and no live worker serves its model"
         yield Finding("abandoned", message, "start one: it resumes at the next token")
     elif one.owned and one.worker and one.worker not in {worker.name for worker in now.workers if worker.alive}:
-        left_s = max(0.0, (one.lease_us - now.now_us) / 1e6)
+        left_s = one.lease_left_s(now.now_us)
         message = f"its worker {one.worker} has no heartbeat; another takes over when the lease ends, in {left_s:.1f} s"
         yield Finding("waits_for_lease", message, "wait")
 

@@ -16,6 +16,7 @@ from tokenrelay.producer._core.rounds import Round
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.jobs import holder_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.rules import lease_left_s
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, Migrated, Queued, Started, State, Token, parse_entry, text
 
@@ -102,6 +103,10 @@ class RequestSummary:
     def gaps_ms(self) -> tuple[float, ...]:
         """Inter-token times of the tail."""
         return tuple((after - before) / 1000 for before, after in pairwise(self.tail_us))
+
+    def lease_left_s(self, now_us: int) -> float:
+        """Seconds until the owner's lease ends; 0 without one."""
+        return lease_left_s(self.state, self.lease_us, now_us, owned=self.owned)
 
     def age_s(self, now_us: int) -> float:
         """Time from submit until its end, or until now."""

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from tokenrelay.producer._core.endings import server_time_us
 from tokenrelay.producer._core.rounds import Round
-from tokenrelay.shared.redis.commands import info, server_time
+from tokenrelay.shared.redis.commands import info, server_time, server_time_us
 from tokenrelay.shared.store.registrations import (
     WORKER_SILENT_S,
     Registration,
@@ -235,7 +234,7 @@ def _waits(lists: Sequence[_Lists]) -> Steps[tuple[int, list[float | None]]]:
     heads = [found.head if found.head and keys.is_request_id(found.head) else None for found in lists]
     looks: Batch = [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head]
     time, *found = yield Round([server_time(Plane.TOKEN), *looks])
-    now_us, begun = server_time_us(_raise_if_error(time)), iter(found)
+    now_us, begun = server_time_us(time), iter(found)
     return now_us, [_wait_s(next(begun), now_us) if head else None for head in heads]
 
 

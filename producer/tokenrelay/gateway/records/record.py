@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.records.annotations import Annotation, split_annotation
-from tokenrelay.producer._core.endings import GRACE_S, checked_id, overdue_state, server_time_us
+from tokenrelay.producer._core.endings import checked_id
 from tokenrelay.producer._core.rounds import ask
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.options import WIRE, glance, load
-from tokenrelay.shared.redis.commands import server_time
+from tokenrelay.shared.redis.commands import server_time, server_time_us
+from tokenrelay.shared.store import rules
 from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.rules import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, State, parse_entry, text
 from tokenrelay.shared.wire.keys import Plane
@@ -24,13 +26,11 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
 
 _FIELDS: Final = (
-    Field.STATE,
+    *rules.FIELDS,
     Field.WIRE,
-    Field.NEXT,
     Field.ATTEMPT,
     Field.QUEUE,
     Field.OWNER,
-    Field.DEADLINE_US,
     Field.CANCELLED_BY,
     Field.BODY,
 )
@@ -139,20 +139,18 @@ def _entry(raw: list[Any]) -> AnyEntry | None:
 def _record(
     request_id: str, found: RequestRecord, first: AnyEntry | None, last: AnyEntry | None, now_us: int
 ) -> Record:
-    state, tokens, deadline_us = found.state, found.tokens, found.deadline_us
-    if not state.terminal and now_us > deadline_us + GRACE_S * 1e6:
-        state = overdue_state(tokens)
+    view = RequestView.of(request_id, found, now_us)
     body = text(found.body or "")
     options = load(body) if found.wire == WIRE else glance(body)
     annotation, metadata = split_annotation(options["metadata"])
     return Record(
         request_id=request_id,
-        state=state,
-        tokens=tokens,
+        state=view.shown_state,
+        tokens=view.tokens,
         attempts=found.attempts,
         queue=found.queue,
         owner=found.owner,
-        deadline_us=deadline_us,
+        deadline_us=view.deadline_us,
         created_us=first.at_us if first is not None and first.kind == "queued" else None,
         ended=last if isinstance(last, Ended) else None,
         cancelled_by=found.cancelled_by,

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import RedisError, ResponseError
 
 from tokenrelay.gateway.streams.feed import Feed
-from tokenrelay.producer._core.endings import expire, server_time_us
-from tokenrelay.shared.errors import ProtocolError, RedisUnusable, StreamChanged, StreamExpired, TokenRelayError
+from tokenrelay.producer._core.endings import expire
+from tokenrelay.shared.errors import ProtocolError, RedisUnusable, StreamError, TokenRelayError
 from tokenrelay.shared.redis.batches import AsyncPipeline
-from tokenrelay.shared.redis.commands import server_time
+from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.redis.connections import is_for_now
 from tokenrelay.shared.redis.servers import subscription
-from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store import rules
+from tokenrelay.shared.store.record import RequestRecord, look
+from tokenrelay.shared.store.rules import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
 from tokenrelay.shared.wire.keys import Plane
@@ -41,12 +43,9 @@ SWEEP_S: Final = 1.0
 """Delivery delay when a wake message is lost."""
 _STREAMS_PER_READ: Final = 64
 """Streams per pipeline; a longer one would delay other readers while its replies are parsed."""
-_FIELDS: Final = (Field.STATE, Field.DEADLINE_US, Field.FENCE, Field.NEXT)
 _COUNT: Final = 512
 _AGAIN_S: Final = 0.2
 _LISTEN_S: Final = 10.0
-_OWNER_GRACE_US: Final = 1_000_000
-"""Grace period past the deadline for the owning worker to end the request itself."""
 
 
 class Hub:
@@ -167,18 +166,16 @@ class Hub:
         """Sample Redis's clock, and check the hashes of followed requests for deletion and expired deadlines."""
         batch: Batch = []
         for feed in feeds:
-            batch += [look(feed.request_id, _FIELDS), ("XLEN", keys.stream(feed.request_id))]
+            batch += [look(feed.request_id, rules.FIELDS), ("XLEN", keys.stream(feed.request_id))]
         self.counters.clock.start_sample()
         *looks, time = await self._pipeline.run([*batch, server_time(Plane.TOKEN)])
-        if isinstance(time, Exception):
-            raise time
         now_us = server_time_us(time)
         self.counters.clock.finish_sample(now_us)
         for feed, held, length in zip(feeds, looks[::2], looks[1::2], strict=True):
             if isinstance(held, Exception) or isinstance(length, Exception):
                 continue  # wrong key type: reading the stream reports it
             try:
-                overdue = _is_overdue(feed, RequestRecord(_FIELDS, held), length, now_us)
+                overdue = _is_overdue(feed, RequestRecord(rules.FIELDS, held), length, now_us)
             except Exception as error:  # noqa: BLE001  as above
                 _fail_unreadable(feed, error)
                 continue
@@ -201,18 +198,15 @@ class Hub:
 
 def _is_overdue(feed: Feed, record: RequestRecord, length: int, now_us: int) -> bool:
     """Whether the request is overdue and hasn't been expired. Fails the feed if its stream is gone or lost writes."""
-    if not record.exists or not length:
-        message = f"the stream of request {feed.request_id} is gone: past its retention, or deleted"
-        feed.fail(StreamExpired(message, request_id=feed.request_id))
+    try:
+        rules.check_stream(feed.request_id, exists=record.exists and bool(length))
+        view = RequestView.of(feed.request_id, record, now_us)
+        if feed.last_id is not None:
+            view.check_read(feed.last_id)
+    except StreamError as error:
+        feed.fail(error)
         return False
-    # Parse all fields now, so that an unreadable hash fails here.
-    state, deadline_us, tokens = record.state, record.deadline_us, record.tokens
-    if not state.terminal:
-        return now_us > deadline_us + (_OWNER_GRACE_US if record.owned else 0)
-    if feed.last_id is not None and tokens < feed.last_id.token:
-        message = f"request {feed.request_id} ended before {feed.last_id}, which was already read: Redis lost writes"
-        feed.fail(StreamChanged(message, request_id=feed.request_id))
-    return False
+    return not view.state.terminal and view.overdue_in_s(may_expire=True) < 0
 
 
 def _fail_unreadable(feed: Feed, error: Exception) -> None:

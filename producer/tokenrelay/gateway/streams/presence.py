@@ -5,11 +5,9 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.producer._core.endings import server_time_us
 from tokenrelay.producer._core.rounds import Round, ask, refused
-from tokenrelay.shared.redis.commands import server_time
-from tokenrelay.shared.wire import keys
-from tokenrelay.shared.wire.entries import text
+from tokenrelay.shared.redis.commands import server_time, server_time_us
+from tokenrelay.shared.store import attached
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
@@ -34,8 +32,8 @@ class Presence:
         (time,) = yield from ask([server_time(Plane.TOKEN)])
         good_until_us = server_time_us(time) + int(_LIFETIME_S * 1e6)
         batch: Batch = []
-        for key in map(keys.attached, request_ids):
-            batch += [("HSET", key, self._name, good_until_us), ("PEXPIRE", key, int(_LIFETIME_S * 1000))]
+        for request_id in request_ids:
+            batch += attached.announce(request_id, self._name, good_until_us, int(_LIFETIME_S * 1000))
         replies = yield Round(batch)
         with_annotation = [
             request_id
@@ -48,13 +46,6 @@ class Presence:
 
     def has_readers_elsewhere(self, request_id: str) -> Steps[bool]:
         """Withdraw this gateway's announcement, and return whether another gateway has readers of the request."""
-        key = keys.attached(request_id)
-        _, marks, time = yield from ask([("HDEL", key, self._name), ("HGETALL", key), server_time(Plane.TOKEN)])
-        now_us = server_time_us(time)
-        return any(_until_us(mark) > now_us for mark in marks.values())
-
-
-def _until_us(mark: object) -> int:
-    """The announcement's expiry; 0 for a malformed one."""
-    value = text(mark)
-    return int(value) if value.isdecimal() and len(value) < 20 else 0
+        withdrawn, held = attached.withdraw(request_id, self._name), attached.announcements(request_id)
+        _, announced, time = yield from ask([withdrawn, held, server_time(Plane.TOKEN)])
+        return attached.has_readers(announced, server_time_us(time))

@@ -16,11 +16,12 @@ from tokenrelay.shared.errors import (
     StreamExpired,
     unreadable,
 )
-from tokenrelay.shared.redis.commands import server_time
-from tokenrelay.shared.store import requests
+from tokenrelay.shared.redis.commands import server_time, server_time_us
+from tokenrelay.shared.store import requests, rules
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Cancelled, Done, Early, Expired, Lost, Unreadable
+from tokenrelay.shared.store.rules import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, State, parse_entry
@@ -33,12 +34,8 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.calls import ScriptCall
 
 T = TypeVar("T")
-GRACE_S: Final = 2.0
-"""How long past the deadline a reader that may not write waits for somebody who may."""
 _STATUS_FIELDS: Final = (
-    Field.STATE,
-    Field.DEADLINE_US,
-    Field.NEXT,
+    *rules.FIELDS,
     Field.ATTEMPT,
     Field.QUEUE,
     Field.METADATA,
@@ -84,35 +81,22 @@ def status(request_id: str) -> Steps[Status]:
     record = RequestRecord(_STATUS_FIELDS, held)
     if not record.exists:
         raise RequestNotFound(f"no request {request_id}: it never was, or its retention is over", request_id=request_id)
-    now_us = server_time_us(time)
+    view = RequestView.of(request_id, record, server_time_us(time))
     try:
-        state, tokens, deadline_us, attempts = record.state, record.tokens, record.deadline_us, record.attempts
-        metadata = record.metadata
+        attempts, metadata = record.attempts, record.metadata
     except ProtocolError as error:
         raise unreadable(request_id, error) from None
-    if not state.terminal and now_us > deadline_us + GRACE_S * 1e6:
-        state = overdue_state(tokens)
     return Status(
         request_id=request_id,
-        state=state,
-        tokens=tokens,
+        state=view.shown_state,
+        tokens=view.tokens,
         attempts=attempts,
         queue=record.queue,
-        deadline_us=deadline_us,
-        now_us=now_us,
+        deadline_us=view.deadline_us,
+        now_us=view.now_us,
         cancelled_by=record.cancelled_by,
         metadata=metadata,
     )
-
-
-def server_time_us(reply: tuple[int, int]) -> int:
-    """Redis's TIME as microseconds since 1970."""
-    return int(reply[0]) * 1_000_000 + int(reply[1])
-
-
-def overdue_state(tokens: int) -> State:
-    """What a request is past its deadline: a deadline cuts an answer short, or finds none."""
-    return State.INCOMPLETE if tokens else State.EXPIRED
 
 
 def cancel(request_id: str, cancelled_by: str = "producer") -> Steps[bool]:

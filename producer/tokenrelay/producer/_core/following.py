@@ -13,21 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError
 
-from tokenrelay.producer._core.endings import GRACE_S, cancel, expire, overdue_state, server_time_us
+from tokenrelay.producer._core.endings import cancel, expire
 from tokenrelay.producer._core.rounds import LOST, Pause, Round, ask, refused
 from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.errors import (
-    ProtocolError,
     RequestError,
     StreamChanged,
-    StreamExpired,
     StreamTimeout,
-    unreadable,
 )
-from tokenrelay.shared.redis.commands import server_time
+from tokenrelay.shared.redis.commands import server_time, server_time_us
+from tokenrelay.shared.store import rules
 from tokenrelay.shared.store.jobs import status_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.registrations import is_alive, time_left
+from tokenrelay.shared.store.rules import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, EntryId, Started, State, Token, Usage, parse_entry
 from tokenrelay.shared.wire.keys import Plane
@@ -39,12 +38,10 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.rounds import Steps
     from tokenrelay.shared.redis.commands import Batch, Reply
 
-_FIELDS: Final = (Field.STATE, Field.DEADLINE_US, Field.NEXT, Field.QUEUE, Field.FENCE)
+_FIELDS: Final = (*rules.FIELDS, Field.QUEUE)
 _COUNT: Final = 512
 _PATIENCE_S: Final = 15.0
 _RECONNECT_PAUSE_S: Final = 0.2
-_OWNER_GRACE_S: Final = 1.0
-"""How long past the deadline the worker that owns the request may take to end it itself, with the text it held back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +53,6 @@ class Reading:
     on_no_worker: Callable[[str], None] = lambda queue: None
     """Told the queue's name while the request is queued and no live worker serves it."""
     clock: Callable[[], float] = time.monotonic
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """The hash, as one look found it."""
-
-    state: State
-    deadline_us: int
-    tokens: int
-    queue: str
-    owned: bool
-    now_us: int
 
 
 class Follower:
@@ -119,7 +104,7 @@ class Follower:
 
     def _look(self) -> Steps[list[AnyEntry]]:
         """What is there now. Ends the wait where nothing will come: gone, overwritten, or past the deadline."""
-        request, raw = yield from self._inspect()
+        request, queue, raw = yield from self._inspect()
         yield from self._check_last(raw[:1])
         entries = self._receive(raw)
         if entries:
@@ -134,43 +119,27 @@ class Follower:
                 request_id=self.request_id,
             )
         if request.state.terminal or (overdue and request.tokens < self._last.token):
-            raise StreamChanged(
-                f"request {self.request_id} ended before {self._last}, which was read: Redis lost writes",
-                request_id=self.request_id,
-            )
+            request.raise_changed(self._last)  # its end would be in the stream, behind the last entry
         if overdue and not self._reading.expires:
             return self._receive_overdue(request)
         if overdue:
             yield from expire(self.request_id)
         elif request.state == State.QUEUED:
-            yield from self._look_for_workers(request.queue)
+            yield from self._look_for_workers(queue)
         self._stale = False
         return []
 
-    def _inspect(self) -> Steps[tuple[_Request, list[Any]]]:
+    def _inspect(self) -> Steps[tuple[RequestView, str, list[Any]]]:
         """The hash, and then the stream from the last entry on: an end that the hash shows is in the stream too."""
         stream = keys.stream(self.request_id)
         batch: Batch = [look(self.request_id, _FIELDS), server_time(Plane.TOKEN), ("XLEN", stream)]
         batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
         held, now, length, raw = yield from self._ask(Round(batch))
         record = RequestRecord(_FIELDS, held)
-        if not record.exists or not length:
-            raise StreamExpired(
-                f"the stream of request {self.request_id} is gone: its retention is over, or it was deleted",
-                request_id=self.request_id,
-            )
-        try:
-            state, deadline_us, tokens = record.state, record.deadline_us, record.tokens
-        except ProtocolError as error:
-            raise unreadable(self.request_id, error) from None
-        request = _Request(state, deadline_us, tokens, record.queue, record.owned, server_time_us(now))
-        self._overdue_at = self._now() + (request.deadline_us - request.now_us) / 1e6 + self._grace(request)
-        return request, raw
-
-    def _grace(self, request: _Request) -> float:
-        if not self._reading.expires:
-            return GRACE_S
-        return _OWNER_GRACE_S if request.owned else 0.0
+        rules.check_stream(self.request_id, exists=record.exists and bool(length))
+        request = RequestView.of(self.request_id, record, server_time_us(now))
+        self._overdue_at = self._now() + request.overdue_in_s(may_expire=self._reading.expires)
+        return request, record.queue, raw
 
     def _receive(self, raw: Iterable[Any]) -> list[AnyEntry]:
         """The new ones among entries as Redis gave them."""
@@ -212,12 +181,12 @@ class Follower:
                 request_id=self.request_id,
             )
 
-    def _receive_overdue(self, request: _Request) -> list[AnyEntry]:
+    def _receive_overdue(self, request: RequestView) -> list[AnyEntry]:
         """The end that nobody was there to write, under the ID that it would have had."""
         ended = Ended(
             entry_id=EntryId(self._last.token, self._last.event + 1),
             at_us=request.deadline_us,
-            state=overdue_state(request.tokens),
+            state=request.overdue_state,
             finish_reason="deadline",
             text="",
             usage=Usage(self._prompt_tokens, request.tokens),

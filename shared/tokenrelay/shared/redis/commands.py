@@ -81,6 +81,14 @@ def server_time(plane: Plane) -> On:
     return On(plane, ("TIME",))
 
 
+def server_time_us(reply: Reply) -> int:
+    """The reply to `server_time`, in microseconds since 1970. Raises the redis error that stands in its place."""
+    if isinstance(reply, Exception):
+        raise reply
+    seconds, microseconds = reply
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
 def info(plane: Plane) -> On:
     """What the plane's server says of itself."""
     return On(plane, ("INFO",))

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenrelay.shared.redis.commands import server_time_us
+
 if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.redis.commands import Reply
@@ -53,5 +55,4 @@ def waited_s(job: Job, deadline_us: int, time_now: Reply) -> float | None:
     if job.options is None or isinstance(time_now, Exception):
         return None
     submitted_us = deadline_us - int(job.options["deadline_s"] * 1000) * 1000
-    now_us: int = time_now[0] * 1_000_000 + time_now[1]
-    return max((now_us - submitted_us) / 1e6, 0.0)
+    return max((server_time_us(time_now) - submitted_us) / 1e6, 0.0)

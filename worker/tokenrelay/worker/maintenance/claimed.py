@@ -8,11 +8,12 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.redis.commands import server_time
+from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.store.rules import lease_left_s
 from tokenrelay.shared.wire import keys
-from tokenrelay.shared.wire.entries import State, text
+from tokenrelay.shared.wire.entries import text
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ class ClaimedRequests:
         """Those of them that no live lease holds, by a plain read: nearly all are held. Raises redis errors."""
         reads: Batch = [look(each.execution.job_id, _FIELDS) for each in part]
         *found, time_now = self.pipeline.run([*reads, server_time(Plane.TOKEN)])
-        if isinstance(time_now, Exception):
-            raise time_now
-        now_us, now = time_now[0] * 1_000_000 + time_now[1], time.monotonic()
+        now_us, now = server_time_us(time_now), time.monotonic()
         unheld = []
         for each, reply in zip(part, found, strict=True):
             record = None if isinstance(reply, Exception) else RequestRecord(_FIELDS, reply)
@@ -113,8 +112,8 @@ class ClaimedRequests:
 def _lease_left_s(record: RequestRecord, now_us: int) -> float:
     """How long the request's lease holds; 0 where a script must look."""
     try:
-        running = record.state is State.IN_PROGRESS
+        state = record.state
     except ProtocolError:
         return 0.0
-    held = running and record.owned and not record.suspected
-    return max((record.lease_us - now_us) / 1e6, 0.0) if held else 0.0
+    held = record.owned and not record.suspected
+    return lease_left_s(state, record.lease_us, now_us, owned=held)

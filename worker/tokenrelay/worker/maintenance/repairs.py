@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from redis.exceptions import RedisError
 
 from tokenrelay.shared.redis.calls import Unusable, is_unusable
-from tokenrelay.shared.redis.commands import server_time
+from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.job_replies import Closed, Deleted, HasDependents, NoJob, NotStarted, Requeued
 from tokenrelay.shared.store.jobs import STATUS_OF, Outcome, close_call, requeue_call
@@ -81,9 +81,7 @@ class Repairs:
         # `claimed` is scored by the clock of its own server.
         scores: Batch = [("ZSCORE", keys.claimed(each.execution.queue), each.execution.job_id) for each in unheld]
         *scored, time_now = self.pipeline.run([*scores, server_time(Plane.QUEUE)])
-        if isinstance(time_now, Exception):
-            raise time_now
-        now_ms = (time_now[0] * 1_000_000 + time_now[1]) / 1000
+        now_ms = server_time_us(time_now) / 1000
         found = []
         for each, call, reply, score in zip(unheld, calls, replies, scored, strict=True):
             if score is None:  # ended, or queued again, since it was listed
