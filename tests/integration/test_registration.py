@@ -1,7 +1,8 @@
-"""A worker's start, with a Redis that goes away behind the loading of its model."""
+"""A worker's registration: its start with a Redis that is away, a registration that Redis lost, what RQ registers."""
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import closing
 from datetime import UTC, datetime
@@ -9,15 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import SecretStr
+from rq import Queue, SimpleWorker
+from rq import Worker as RqWorker
 
 from tests.engines import CountingEngine
 from tests.faults.proxy import Proxy
 from tests.waiting import wait_until
-from tests.workers import VOCABULARY, served, submit
+from tests.workers import MODEL, VOCABULARY, running_worker, served, submit
 from tokenrelay.shared.errors import RedisUnusable
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
+from tokenrelay.shared.store.registrations import WORKER_TTL_S
 from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -84,6 +89,36 @@ def test_a_worker_knows_a_registration_of_its_own(redis_server: RedisServer, red
     assert redis.ttl(key) > 0
     worker.registration.remove()
     worker.connection.close()
+
+
+def test_a_registration_that_redis_lost_is_written_again(redis_server: RedisServer, redis: Redis) -> None:
+    with running_worker(redis_server.url) as worker:
+        key = keys.rq_worker(worker.name)
+        wait_until(lambda: redis.hget(key, "state") == b"idle")
+        before = redis.hgetall(key)
+        redis.delete(key, keys.RQ_WORKERS, *map(keys.rq_workers, keys.queues(MODEL)))
+        wait_until(lambda: redis.hgetall(key).keys() == before.keys())
+        registered = RqWorker.all(queue=Queue(keys.queue(MODEL, "low"), connection=redis))
+        assert [(each.name, each.get_state()) for each in registered] == [(worker.name, "idle")]
+        assert 0 < redis.ttl(key) <= WORKER_TTL_S
+
+
+def test_we_register_what_rqs_own_worker_does(redis_server: RedisServer, redis: Redis) -> None:
+    theirs = SimpleWorker(["theirs"], connection=redis)
+    theirs.register_birth()  # type: ignore[no-untyped-call]
+    ours = worker_on(redis_server.url)
+    ours.registration.register()
+    written, own = redis.hgetall(theirs.key), redis.hgetall(keys.rq_worker(ours.name))
+    same = {b"hostname", b"pid", b"version", b"python_version"}
+    assert written.keys() <= own.keys()
+    assert {name: own[name] for name in same} == {name: written[name] for name in same}
+    births = [re.sub("[0-9]", "0", text(each[b"birth"])) for each in (written, own)]
+    assert births == ["0000-00-00T00:00:00.000000Z"] * 2
+    assert re.fullmatch("127.0.0.1:[0-9]+", text(own[b"ip_address"]))
+    theirs.register_death()  # type: ignore[no-untyped-call]
+    ours.registration.remove()
+    assert redis.hgetall(theirs.key).keys() - redis.hgetall(keys.rq_worker(ours.name)).keys() == set()
+    ours.connection.close()
 
 
 def test_a_start_that_is_repeated_listens_once(redis_server: RedisServer, redis: Redis) -> None:
