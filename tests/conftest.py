@@ -14,7 +14,7 @@ from tests.redis_servers import RedisServer
 from tokenrelay.shared.redis.batches import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Mapping
 
     from redis import Redis
 
@@ -45,7 +45,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 class MakeRedisServer(Protocol):
     """Starts one more server: redis.conf options as arguments, `binary` and `password` by name."""
 
-    def __call__(self, *arguments: str, binary: str | None = None, password: str = "") -> RedisServer: ...
+    def __call__(
+        self,
+        *arguments: str,
+        binary: str | None = None,
+        password: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> RedisServer: ...
 
 
 @pytest.fixture(scope="session")
@@ -95,8 +101,14 @@ def make_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make
     """
     servers: list[RedisServer] = []
 
-    def make(*arguments: str, binary: str | None = None, password: str = "") -> RedisServer:
-        server = RedisServer(tmp_path_factory.mktemp("redis"), *arguments, binary=binary, password=password)
+    def make(
+        *arguments: str,
+        binary: str | None = None,
+        password: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> RedisServer:
+        folder = tmp_path_factory.mktemp("redis")
+        server = RedisServer(folder, *arguments, binary=binary, password=password, environment=environment)
         servers.append(server)
         return server
 

