@@ -42,6 +42,10 @@ WORKER_FLOORS = (
 )  # fmt: skip
 """The worker's rooms: each may import from those before it. The empty one holds the modules of the package itself,
 which put the rooms together."""
+WITHOUT_REDIS = ("sampling", "text", "models", "training", "engine", "serving")
+"""The worker's rooms that know no Redis and no RQ."""
+ENGINES = ("transformers",)
+"""Folders of `engine`, each of one engine. Only the factory names them."""
 LIFECYCLE = ROOT / "docs" / "request-lifecycle.md"
 SOURCES = [file for tree in TREES.values() for file in sorted(tree.rglob("*.py"))]
 
@@ -96,6 +100,40 @@ def test_the_workers_rooms_import_downwards() -> None:
                 assert WORKER_FLOORS.index(worker_room(parts[2:])) <= floor, f"{file} imports {name}"
 
 
+@pytest.mark.parametrize("room", WITHOUT_REDIS)
+def test_what_generates_knows_no_redis(room: str) -> None:
+    files = list((WORKER / room).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in imported_names(file):
+            for known in ("redis", "rq", "tokenrelay.shared.redis", "tokenrelay.shared.store"):
+                assert name != known, f"{file} imports {name}"
+                assert not name.startswith(known + "."), f"{file} imports {name}"
+
+
+def test_an_engine_stays_in_its_folder() -> None:
+    """Only the factory imports it: nothing else of the worker depends on which engine runs."""
+    for engine in ENGINES:
+        folder = WORKER / "engine" / engine
+        inside = f"tokenrelay.worker.engine.{engine}"
+        importing = {
+            str(file.relative_to(WORKER))
+            for file in WORKER.rglob("*.py")
+            if folder not in file.parents and any(name.startswith(inside) for name in imported_names(file))
+        }
+        assert importing == {"engine/factory.py"}
+        for file in folder.rglob("*.py"):
+            assert "tokenrelay.worker.engine.factory" not in imported_names(file), file
+
+
+def test_what_all_engines_share_needs_no_torch() -> None:
+    shared = [file for file in (WORKER / "engine").rglob("*.py") if not {*ENGINES} & {*file.parts[-3:-1]}]
+    assert {"contract.py", "admission.py", "output_queue.py", "fingerprint.py"} <= {file.name for file in shared}
+    for file in shared:
+        if file.name != "factory.py":
+            assert not any(name.split(".")[0] == "torch" for name in imported_names(file)), file
+
+
 def imports_rq(file: Path, package: str) -> bool:
     return any(name == package or name.startswith(package + ".") for name in imported_names(file))
 
@@ -122,7 +160,7 @@ def is_of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
     [
         "producer/tokenrelay/gateway",
         "producer/tokenrelay/cli",
-        *(f"worker/tokenrelay/worker/{room}" for room in ("rq_mirror", "maintenance", "supervisor")),
+        *(f"worker/tokenrelay/worker/{room}" for room in ("rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)),
     ],
 )
 def test_rooms_are_small(package: str) -> None:

@@ -16,16 +16,16 @@ from tokenrelay.worker.training.command import train_command
 from tokenrelay.worker.training.conversation import Conversation, Turn
 from tokenrelay.worker.training.encoding import IGNORED, Encoder
 from tokenrelay.worker.training.jsonl import read_conversations, split
+from tokenrelay.worker.training.report.trace import TRACE_FILE, EpochTrace, StepDone, bar, observe, read_trace
 from tokenrelay.worker.training.settings import TrainingDataError, TrainingError, TrainingSettings
 from tokenrelay.worker.training.tokenizer import build_tokenizer
-from tokenrelay.worker.training.trace import TRACE_FILE, EpochTrace, StepDone, bar, observe, read_trace
 from tokenrelay.worker.training.trainer import train
 from tokenrelay.worker.training.weights import load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenrelay.worker.training.trace import TrainingTrace
+    from tokenrelay.worker.training.report.trace import TrainingTrace
 
 _PAIRS = (
     ("Is it dry in Oslo?", "It is cold and snowy in Oslo."),

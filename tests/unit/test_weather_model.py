@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tokenrelay.worker.models import weather_model_path
 from tokenrelay.worker.training.corpus import FIXED_QUESTION, UNSEEN_QUESTION, canonical, weather_corpus
 from tokenrelay.worker.training.evaluation import measure
-from tokenrelay.worker.training.trace import CURVE_FILE, TRACE_FILE, read_trace
+from tokenrelay.worker.training.report.trace import CURVE_FILE, TRACE_FILE, read_trace
 from tokenrelay.worker.training.weights import load_model
 
 if TYPE_CHECKING:

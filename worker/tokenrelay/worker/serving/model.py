@@ -15,7 +15,7 @@ from tokenrelay.worker.engine.factory import load_engine
 from tokenrelay.worker.models import weather_model_path
 from tokenrelay.worker.serving.prompts import PromptReader
 from tokenrelay.worker.serving.served_name import served_name
-from tokenrelay.worker.training.trace import TRACE_FILE
+from tokenrelay.worker.training.report.trace import TRACE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

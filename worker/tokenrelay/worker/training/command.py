@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tokenrelay.worker.training.report.trace import CURVE_FILE, EpochTrace, StepDone, bar
 from tokenrelay.worker.training.settings import TrainingError, TrainingSettings
-from tokenrelay.worker.training.trace import CURVE_FILE, EpochTrace, StepDone, bar
 
 if TYPE_CHECKING:
-    from tokenrelay.worker.training.trace import TrainingTrace
+    from tokenrelay.worker.training.report.trace import TrainingTrace
 
 
 class Device(StrEnum):

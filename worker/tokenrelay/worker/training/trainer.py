@@ -19,10 +19,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging as transformers_logging
 
 from tokenrelay.worker.training.corpus import FIXED_QUESTION, weather_corpus
-from tokenrelay.worker.training.curve import write_curve
 from tokenrelay.worker.training.evaluation import Score, greedy_answer, measure
 from tokenrelay.worker.training.jsonl import read_conversations, split
-from tokenrelay.worker.training.trace import CURVE_FILE, TRACE_FILE, EpochTrace, StepDone, TrainingTrace, observe
+from tokenrelay.worker.training.report.curve import write_curve
+from tokenrelay.worker.training.report.trace import CURVE_FILE, TRACE_FILE, EpochTrace, StepDone, TrainingTrace, observe
 from tokenrelay.worker.training.weights import load_model, new_model
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenrelay.worker.training.trace import TrainingTrace
+    from tokenrelay.worker.training.report.trace import TrainingTrace
 
 _LOSS_COLOR = "#c2410c"
 _ACCURACY_COLOR = "#0f766e"
