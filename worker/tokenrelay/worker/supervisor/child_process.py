@@ -38,13 +38,13 @@ class ChildProcess:
     """Whether it has reported: its model is loaded."""
 
     @classmethod
-    def start(cls, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Self:
-        """Start `command`; its ends of the pipes are added to it. Raises OSError."""
+    def start(cls, name: str, command: Sequence[str], arguments: Sequence[str], environment: Mapping[str, str]) -> Self:
+        """Start `command` with its ends of the pipes, then the other `arguments`. Raises OSError."""
         report_read, report_write = os.pipe()
         tether_read, tether_write = os.pipe()
         try:
             process = subprocess.Popen(
-                [*command, "--report-fd", str(report_write), "--tether-fd", str(tether_read)],
+                [*command, "--report-fd", str(report_write), "--tether-fd", str(tether_read), *arguments],
                 env=environment,
                 pass_fds=(report_write, tether_read),
                 start_new_session=True,  # a terminal's Ctrl-C is the supervisor's to forward

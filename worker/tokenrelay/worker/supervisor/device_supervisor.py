@@ -110,7 +110,7 @@ class DeviceSupervisor:
         history = ("--restarts", str(self._starts), "--stalls", str(self._stalls))
         self._starts += 1
         environment = child_environment(self._settings, launch.name, launch.device, launch.index)
-        child = self._child = ChildProcess.start(launch.name, [*launch.command, *history], environment)
+        child = self._child = ChildProcess.start(launch.name, launch.command, history, environment)
         if self._stopping.is_set():
             child.stop()
         return child
