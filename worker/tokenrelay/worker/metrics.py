@@ -1,4 +1,4 @@
-"""What a worker exposes: the names, and where each number comes from. docs/metrics.md lists them."""
+"""A worker's metrics: their names, and where each value comes from. docs/metrics.md lists them."""
 
 from __future__ import annotations
 
@@ -24,43 +24,44 @@ INFO = Metric("tokenrelay_worker_info", "gauge", "1; what serves.", ("model", "v
 RESTARTS = Metric(
     "tokenrelay_engine_restarts_total",
     "counter",
-    "Times that the supervisor has started this device's engine again, as of this engine's start.",
+    "Restarts of this device's engine by the supervisor, as of this engine's start.",
     _MODEL,
 )
 STALLS = Metric(
     "tokenrelay_engine_stalls_total",
     "counter",
-    "Engines that it killed because they made no progress.",
+    "Engines of this device that the supervisor killed because they made no progress, as of this engine's start.",
     _MODEL,
 )
 SLOTS = Metric("tokenrelay_slots", "gauge", "Requests that may be generated at the same time.", _MODEL)
 IN_FLIGHT = Metric("tokenrelay_in_flight_requests", "gauge", "Requests that this worker holds.", _MODEL)
 BATCH = Metric(
-    "tokenrelay_batch_requests", "histogram", "Requests that got tokens in one round of the worker's loop.", _MODEL
+    "tokenrelay_batch_requests",
+    "histogram",
+    "Requests that received tokens in one turn of the generation loop.",
+    _MODEL,
 )
-KV_CAPACITY = Metric(
-    "tokenrelay_kv_cache_capacity_tokens", "gauge", "Tokens for which the KV cache has room, free or taken.", _MODEL
-)
-KV_USED = Metric("tokenrelay_kv_cache_used_ratio", "gauge", "Share of the KV cache's pages that are taken.", _MODEL)
+KV_CAPACITY = Metric("tokenrelay_kv_cache_capacity_tokens", "gauge", "Tokens that the KV cache holds at most.", _MODEL)
+KV_USED = Metric("tokenrelay_kv_cache_used_ratio", "gauge", "Share of the KV cache's pages in use.", _MODEL)
 QUEUE_WAIT = Metric(
     "tokenrelay_queue_wait_seconds", "histogram", "From submit to the claim of a request's first attempt.", _MODEL
 )
 FIRST_TOKEN = Metric(
     "tokenrelay_time_to_first_token_seconds",
     "histogram",
-    "From submit to the first token's being in Redis.",
+    "From submit until Redis has the first token.",
     _MODEL,
 )
 INTER_TOKEN = Metric(
     "tokenrelay_inter_token_seconds",
     "histogram",
-    "From token to token in Redis, within one attempt. Tokens of one append share its time evenly.",
+    "Time between two tokens in Redis, within one attempt. The tokens of one append share its time evenly.",
     _MODEL,
 )
 REQUEST = Metric(
     "tokenrelay_request_duration_seconds",
     "histogram",
-    "From submit to the end, of requests that ended while a worker held them.",
+    "From submit to the end, for requests that ended while a worker held them.",
     ("model", "state"),
 )
 ENDS = Metric(
@@ -68,7 +69,7 @@ ENDS = Metric(
     "counter",
     "Requests that ended while a worker held them, or that it found ended or past their deadline when it took them. "
     "Reason: stop, length, deadline, cancelled, or a failure's code; lost: its keys were gone or unusable; elsewhere: "
-    "somebody else ended it as it did.",
+    "another process ended it.",
     ("model", "state", "reason"),
 )
 PROMPT_TOKENS = Metric("tokenrelay_prompt_tokens_total", "counter", "Tokens of the prompts of first attempts.", _MODEL)
@@ -78,56 +79,59 @@ GENERATED_TOKENS = Metric(
 RECOMPUTED_TOKENS = Metric(
     "tokenrelay_recomputed_tokens_total",
     "counter",
-    "Prompt and answer tokens that later attempts had to compute again.",
+    "Prompt and answer tokens that later attempts computed again.",
     _MODEL,
 )
 ATTEMPTS = Metric("tokenrelay_attempts_total", "counter", "Claims that were granted.", _MODEL)
 TAKEOVERS = Metric(
     "tokenrelay_takeovers_total",
     "counter",
-    "Of those, attempts at a request that another attempt had begun: it died, stalled or was drained.",
+    "Granted claims of a request that another attempt had begun: its worker died, stalled or was drained.",
     _MODEL,
 )
 REFUSED_CLAIMS = Metric(
     "tokenrelay_refused_claims_total",
     "counter",
-    "Claims that were refused. busy: another worker is at it; not_mine: it needs another model; past: its deadline; "
-    "done: it had ended; poison: it took its workers down; lost: its keys are gone.",
+    "Claims that were refused. busy: another worker holds the request; not_mine: it needs another model; past: its "
+    "deadline has passed; done: it has ended; poison: it crashes its workers; lost: its keys are gone.",
     ("model", "reason"),
 )
 FENCED_WRITES = Metric(
     "tokenrelay_fenced_writes_total",
     "counter",
-    "Requests that this worker lost to another attempt, which it learned by a refused write.",
+    "Requests that this worker lost to another attempt, as a refused write told it.",
     _MODEL,
 )
 HANDED_BACK = Metric(
-    "tokenrelay_handed_back_requests_total", "counter", "Requests given to other workers at the end of a drain.", _MODEL
+    "tokenrelay_handed_back_requests_total",
+    "counter",
+    "Requests released to other workers at the end of a drain.",
+    _MODEL,
 )
 RECOVERED = Metric(
     "tokenrelay_recovered_requests_total",
     "counter",
-    "Requests that this worker found without a living one, and queued again.",
+    "Requests that had lost their worker, and that this worker queued again.",
     _MODEL,
 )
-APPENDS = Metric("tokenrelay_appends_total", "counter", "Calls by which tokens got into Redis.", _MODEL)
+APPENDS = Metric("tokenrelay_appends_total", "counter", "Calls that wrote tokens to Redis.", _MODEL)
 COALESCED = Metric(
     "tokenrelay_coalesced_tokens_total",
     "counter",
-    "Tokens that came into Redis in one call with an earlier one of the same request: Redis or the loop was slow.",
+    "Tokens written in one call with an earlier one of the same request: Redis or the loop was slow.",
     _MODEL,
 )
 PUBLISH_LAG = Metric(
     "tokenrelay_publish_lag_seconds",
     "histogram",
-    "From the first try to send a step's tokens to Redis's acknowledgement of them, errors and repeats included.",
+    "From the first try to send a step's tokens until Redis acknowledges them, errors and retries included.",
     _MODEL,
 )
-UNPUBLISHED = Metric("tokenrelay_unpublished_tokens", "gauge", "Tokens that Redis hasn't acknowledged.", _MODEL)
+UNPUBLISHED = Metric("tokenrelay_unpublished_tokens", "gauge", "Tokens that Redis hasn't acknowledged yet.", _MODEL)
 REDIS_ERRORS = Metric(
     "tokenrelay_worker_redis_errors_total",
     "counter",
-    "Times that Redis was away or refused, after redis-py's own retries. Use: publish, intake, heartbeat, "
+    "Errors of Redis, unreachable or refusing, after redis-py's own retries. Use: publish, intake, heartbeat, "
     "registration, maintenance, listen, release.",
     ("model", "use"),
 )
@@ -141,14 +145,14 @@ METRICS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """What the supervisor tells an engine of its predecessors."""
+    """What happened to this engine's predecessors, as the supervisor counts it."""
 
     restarts: int = 0
     stalls: int = 0
 
 
 class WorkerMetrics:
-    """Reads one worker's numbers."""
+    """The metrics of one worker, read at each scrape."""
 
     def __init__(self, loop: GenerationLoop, served: Served, settings: WorkerSettings, restarts: Restarts) -> None:
         self._loop = loop
@@ -159,7 +163,7 @@ class WorkerMetrics:
         self._queues = QueueDepths(settings.urls, self._model)
 
     def families(self) -> Iterator[Family]:
-        """Everything in METRICS, except what Redis doesn't answer, and the KV cache of an engine that doesn't tell."""
+        """All of METRICS, except the queues' where Redis is away, and the KV cache's of an engine that has none."""
         yield from self._engine()
         yield from self._latencies()
         yield from self._requests()
