@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.report import Figure
@@ -15,7 +16,8 @@ from tokenrelay.shared.redis.commands import Batch, Call
 from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.core.attempts import Attempt, InFlight
+from tokenrelay.worker.core.attempts import Attempt
+from tokenrelay.worker.core.closings import Closings
 from tokenrelay.worker.core.figures import Figures
 from tokenrelay.worker.core.publisher import Publisher
 
@@ -47,11 +49,10 @@ class Fenced:
 
     def __post_init__(self) -> None:
         self.attempts = claimed(Pipeline(self.client), self.streams)
-        in_flight = InFlight(self.streams, lambda: None)
-        for attempt in self.attempts:
-            in_flight.add(attempt)
-        self._publisher = Publisher(Pipeline(self.client), in_flight, 6000, lambda attempt: None, Figures())
+        self._held = {attempt.fence: attempt for attempt in self.attempts}
+        self._publisher = Publisher(Pipeline(self.client), 6000, Closings(SimpleQueue()), Figures())
 
+    _held: dict[str, Attempt] = field(init=False)
     _publisher: Publisher = field(init=False)
 
     def step(self, tokens: int) -> None:
@@ -68,7 +69,7 @@ class Fenced:
                 attempt.tokens.append((_TEXTS[number % len(_TEXTS)], 10_000 + number % 30_000))
 
     def publish(self) -> None:
-        self._publisher.publish(self.attempts)
+        self._publisher.publish(self._held)
 
     @property
     def unpublished(self) -> int:

@@ -81,7 +81,7 @@ def main() -> None:
     settings = WorkerSettings.from_environment()
     restarts = Restarts(arguments.restarts, arguments.stalls)
     worker = Worker(settings, served(engine, tokenizer=tokenizer), restarts=restarts)
-    report_regularly(arguments.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
+    report_regularly(arguments.report_fd, worker.threads.progress, settings.heartbeat_ms / 1000)
     Tether(arguments.tether_fd).hand_over(worker.hand_back)
     worker.handle_signals()
     worker.work()

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
-from tests.workers import MODEL, VOCABULARY, served, submit
+from tests.workers import VOCABULARY, served, submit
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.worker.serving.model import serve
@@ -35,7 +35,7 @@ def measure(worker: Worker, pipeline: Pipeline, requests: int, model: str) -> No
     for done in range(WAVE, requests + 1, WAVE):
         for _ in range(WAVE):
             submit(pipeline, datetime.now(UTC), f"What is the weather in w{done}?", model=model, max_new_tokens=4)
-        wait_until(lambda done=done: worker.loop.finished >= done, 300)  # type: ignore[misc]
+        wait_until(lambda done=done: worker.threads.status.finished >= done, 300)  # type: ignore[misc]
         if done % (requests // 10) < WAVE:
             sys.stdout.write(f"{done} requests: {process.memory_info().rss >> 20} MiB\n")
             sys.stdout.flush()
@@ -54,12 +54,12 @@ def main() -> None:
         try:
             settings = WorkerSettings(redis_url=SecretStr(server.url))
             counting = CountingEngine(vocabulary=VOCABULARY, slots=32)
-            worker = Worker(settings, serve(settings) if arguments.model else served(counting))
+            serving = serve(settings) if arguments.model else served(counting)
+            worker = Worker(settings, serving)
             thread = threading.Thread(target=worker.work, name="worker")
             thread.start()
             with server.client() as redis:
-                model = worker.loop.intake.reader.served_model if arguments.model else MODEL
-                measure(worker, Pipeline(redis), arguments.requests, model)
+                measure(worker, Pipeline(redis), arguments.requests, serving.reader.served_model)
             worker.stop()
             thread.join()
         finally:

@@ -18,10 +18,20 @@ def test_its_paths_exist() -> None:
 def test_it_names_every_module_of_the_workers_core() -> None:
     core = {
         str(file.relative_to(ROOT))
-        for name in ("intake", "publisher", "leases", "maintainer", "registries", "recovery", "supervisor", "loop")
+        for name in (
+            "poller",
+            "publisher",
+            "job_keeper",
+            "maintainer",
+            "registries",
+            "recovery",
+            "supervisor",
+            "loop",
+            "threads",
+        )
         for file in (ROOT / "worker" / "tokenrelay" / "worker").rglob(f"{name}.py")
     }
-    assert len(core) == 8
+    assert len(core) == 9
     assert core <= PATHS
 
 

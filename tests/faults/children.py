@@ -159,7 +159,7 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     else:
         made = served(Marked(vocabulary=MARK, slots=32))
     worker = Worker(settings, made)
-    report_regularly(report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
+    report_regularly(report_fd, worker.threads.progress, settings.heartbeat_ms / 1000)
     Tether(tether_fd).hand_over(worker.hand_back)
     worker.handle_signals()
     worker.work()

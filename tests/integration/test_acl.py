@@ -124,7 +124,7 @@ def test_every_role_does_its_work_without_a_refusal(server: RedisServer, url_of:
         running = producer.submit("w1", **chosen | {"max_new_tokens": 5000})
         wait_until(lambda: running.status().tokens >= 3)
         assert running.cancel()
-        wait_until(lambda: not worker.loop.in_flight)
+        wait_until(lambda: not worker.threads.status.held)
         for role in ("worker", "gateway"):
             looked = list(QueueDepths(Urls(url_of(role), url_of(role)), MODEL).families())
             assert len(looked) == len(queue_depths.METRICS), f"{role}: no queue depths in its metrics"

@@ -182,7 +182,7 @@ def test_a_full_redis_loses_none(redis: Redis, pipeline: Pipeline) -> None:
             end = ("completed", "stop", "", "", "")
             ((word, *_),) = pipeline.run([Call(script("finish"), keys.of_request(request_id), (fence, 1, *end))])
             assert word == b"OK"
-            wait_until(lambda: ("maintenance",) in dict(worker.loop.figures.redis_errors.items()))
+            wait_until(lambda: ("maintenance",) in dict(worker.threads.figures.redis_errors.items()))
             assert (queued(redis), claimed(redis, QUEUE)) == ([], [request_id])
         finally:
             redis.config_set("maxmemory", "0")

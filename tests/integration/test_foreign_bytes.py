@@ -87,7 +87,7 @@ def check_the_worker(
     for request_id in (waiting, running):
         only_documented(lambda request_id=request_id: producer.get(request_id).result(timeout_s=0.01))  # type: ignore[misc]
     erase(redis, waiting, running)
-    wait_until(lambda: not worker.loop.in_flight)
+    wait_until(lambda: not worker.threads.status.held)
 
 
 def only_documented(read: Callable[[], object]) -> None:
@@ -111,7 +111,7 @@ def test_a_worker_serves_the_others(
     for request_id in sick:
         only_documented(lambda request_id=request_id: producer.get(request_id).result(timeout_s=0.01))  # type: ignore[misc]
     assert answered(producer, submit(pipeline, NOW)) is State.INCOMPLETE
-    assert worker.loop.finished > len(healthy)
+    assert worker.threads.status.finished > len(healthy)
     assert caplog.text.encode()
     erase(redis, *sick)
 

@@ -13,7 +13,7 @@ from tests.engines import CountingEngine
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.core.intake import Intake
+from tokenrelay.worker.intake.intake import Intake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
     from tokenrelay.shared.redis.batches import Pipeline
-    from tokenrelay.worker.core.taken import Claimed
+    from tokenrelay.worker.core.attempts import Claimed
     from tokenrelay.worker.engine.contract import EngineRequest
     from tokenrelay.worker.worker import Worker
 
@@ -74,9 +74,10 @@ class LastComesLate(Intake):
 
 
 def replaced(worker: Worker, kind: type[Kind]) -> Kind:
-    given = worker.loop.intake
-    intake = kind(given.pipeline, given.reader, given.settings, given.worker, given.queues, given.figures)
-    worker.loop.intake = intake
+    """Have it claim in this kind's way, with all that the intake before it has taken."""
+    intake = kind.__new__(kind)
+    intake.__dict__.update(worker.threads.intake.__dict__)
+    worker.threads.poller.intake = worker.threads.intake = intake
     return intake
 
 
@@ -84,8 +85,8 @@ def arrange(worker: Worker, engine: Noting, *, fails: bool = False) -> None:
     """Before the worker may take anything."""
     intake = replaced(worker, OneAtATime)
     intake.fails = fails
-    worker.loop.gather_s = 10.0
-    engine.in_flight = lambda: len(worker.loop.in_flight)
+    worker.threads.poller.gather_s = 10.0
+    engine.in_flight = lambda: len(worker.threads.status.held)
 
 
 def ended(redis: Redis, request_ids: list[str]) -> bool:
@@ -123,9 +124,9 @@ def test_the_next_of_a_burst_is_waited_for(redis_server: RedisServer, redis: Red
     request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(2)]
     with running_worker(redis_server.url, engine) as worker:
         arrange(worker, engine)
-        worker.loop.burst_gap_s = 10.0
+        worker.threads.poller.burst_gap_s = 10.0
         replaced(worker, LastComesLate).submit_last = lambda: request_ids.append(submit(pipeline, NOW, seed=2))
-        worker.loop.gather_s = 1.5
+        worker.threads.poller.gather_s = 1.5
         resume(redis)
         wait_until(lambda: len(request_ids) == 3 and ended(redis, request_ids))
     assert engine.seen == [3, 3, 3]
@@ -140,7 +141,7 @@ def test_nobody_waits_for_who_cant_join(
     request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(requests)]
     with running_worker(redis_server.url, engine, slots=slots) as worker:
         arrange(worker, engine)
-        worker.loop.gather_s = worker.loop.burst_gap_s = NEVER_S
+        worker.threads.poller.gather_s = worker.threads.poller.burst_gap_s = NEVER_S
         resume(redis)
         wait_until(lambda: ended(redis, request_ids))
 
@@ -151,8 +152,8 @@ def test_a_worker_that_stops_waits_for_nobody(redis_server: RedisServer, redis: 
     request_ids = [submit(pipeline, NOW, seed=seed) for seed in range(2)]
     with running_worker(redis_server.url, engine, drain_timeout_s=20.0) as worker:
         arrange(worker, engine)
-        worker.loop.gather_s = worker.loop.burst_gap_s = NEVER_S
+        worker.threads.poller.gather_s = worker.threads.poller.burst_gap_s = NEVER_S
         resume(redis)
-        wait_until(lambda: len(worker.loop.in_flight) == 2)
+        wait_until(lambda: len(worker.threads.status.held) == 2)
         worker.stop()
         wait_until(lambda: ended(redis, request_ids))

@@ -96,7 +96,7 @@ def test_hostile_jobs_fail_alone_and_run_nothing(
             assert (failed.state, failed.code, failed.usage.completion_tokens) == (State.FAILED, "invalid_job", 0), name
             wait_until(lambda request_id=request_id: job_failed(redis, request_id))  # type: ignore[misc]
         assert result(redis, submit(pipeline, NOW)).state is State.INCOMPLETE
-        wait_until(lambda: not worker.loop.in_flight)
+        wait_until(lambda: not worker.threads.status.held)
     assert not trap.exists()
 
 

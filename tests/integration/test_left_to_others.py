@@ -20,7 +20,7 @@ from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.store.jobs import Execution, Note, Take, requeue_call, take_call
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.core.intake import MOST_REFUSED_MS, REFUSED_MS
+from tokenrelay.worker.intake.claiming import MOST_REFUSED_MS, REFUSED_MS
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -88,7 +88,7 @@ def long_requests(workers: list[Worker], pipeline: Pipeline) -> list[str]:
 
 
 def holders(workers: list[Worker], request_id: str) -> list[Worker]:
-    return [worker for worker in workers if worker.loop.in_flight.of_job(request_id) is not None]
+    return [worker for worker in workers if request_id in worker.threads.status.held]
 
 
 @pytest.mark.parametrize("number", [1, 5])
@@ -116,8 +116,8 @@ def test_what_must_run_alone_keeps_nobody_waiting(
         )
         assert {state(redis, request_id) for request_id in lonely} == {"queued"}
         assert {state(redis, request_id) for request_id in long} == {"in_progress"}
-        for attempt in workers[0].loop.in_flight.all():
-            cancel(pipeline, attempt.request_id)
+        for request_id in workers[0].threads.status.held:
+            cancel(pipeline, request_id)
         for index, request_id in enumerate(lonely):
             assert result(redis, request_id).text == words(CRASHED_FROM + index, 5)
             assert not redis.hexists(keys.rq_job(request_id), "alone")
@@ -143,13 +143,13 @@ def test_what_waited_long_to_run_alone_is_made_room_for_by_one_worker(
             assert result(redis, request_id).text == words(seed, 2)
         (reserved,) = [name for job in (first, second) if (name := redis.hget(job, "alone_for"))]
         (making_room,) = [worker for worker in workers if worker.name.encode() == reserved]
-        wait_until(lambda: {attempt.request_id for attempt in making_room.loop.in_flight.all()} <= set(long))
-        for attempt in making_room.loop.in_flight.all():
-            cancel(pipeline, attempt.request_id)
+        wait_until(lambda: making_room.threads.status.held <= set(long))
+        for request_id in making_room.threads.status.held:
+            cancel(pipeline, request_id)
         wait_until(lambda: not redis.hexists(first, "alone") and not redis.hexists(second, "alone"))
         for request_id in long:
             cancel(pipeline, request_id)
-        wait_until(lambda: not any(worker.loop.in_flight for worker in workers))
+        wait_until(lambda: not any(worker.threads.status.held for worker in workers))
     assert together == [], "it ran beside another"
 
 

@@ -55,7 +55,7 @@ def test_the_end_of_a_stream_that_a_failover_lost_is_written_again(
             wait_until(lambda: state(redis, request_id) == "incomplete")
     ended = result(redis, request_id)
     assert (ended.text, ended.usage.completion_tokens) == (words(5, 40), 40)
-    assert worker.loop.finished == 1
+    assert worker.threads.status.finished == 1
     assert job(redis, request_id).get_status() == "finished"
 
 
@@ -64,7 +64,7 @@ def test_an_end_that_redis_has_is_written_once(redis: Redis, redis_server: Redis
         request_id = submit(pipeline, datetime.now(UTC), seed=5, max_new_tokens=4)
         wait_until(lambda: job(redis, request_id).get_status() == "finished")
         length = redis.xlen(keys.stream(request_id))
-        assert worker.loop.publisher._confirming
+        wait_until(lambda: worker.threads.loop.publisher.closings.unconfirmed)
     assert redis.xlen(keys.stream(request_id)) == length
 
 
@@ -78,13 +78,14 @@ def test_a_failover_that_lost_the_claim_leaves_the_job_to_others(
         wait_until(lambda: redis.xlen(keys.stream(request_id)) > 5)
         missed = replica(redis, request_id)
         wait_until(lambda: job(redis, request_id).get_status() == "finished")
+        wait_until(lambda: worker.threads.loop.publisher.closings.unconfirmed)
         suspend(redis, ttl=60)
         missed.promote()
         redis.hset(keys.request(request_id), "fence", "")
         redis.hset(keys.rq_job(request_id), "status", "queued")
         redis.zrem(keys.rq_registry("finished", QUEUE), request_id)
         redis.rpush(keys.rq_queue(QUEUE), request_id)
-        wait_until(lambda: not worker.loop.publisher._confirming)
+        wait_until(lambda: not worker.threads.loop.publisher.closings.unconfirmed)
         assert redis.lrange(keys.rq_queue(QUEUE), 0, -1) == [request_id.encode()]
         resume(redis)
         ended = result(redis, request_id)

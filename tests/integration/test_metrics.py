@@ -26,9 +26,9 @@ from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker import metrics
 from tokenrelay.worker.core.figures import Figures
-from tokenrelay.worker.core.intake import Intake
 from tokenrelay.worker.core.recovery import release
 from tokenrelay.worker.engine.contract import CacheUse
+from tokenrelay.worker.intake.intake import Intake
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Cached(CountingEngine):
 
 def test_metrics_of_the_engine_and_the_supervisor(redis_server: RedisServer) -> None:
     with running_worker(redis_server.url, Cached(vocabulary=VOCABULARY)) as worker:
-        told = WorkerMetrics(worker.loop, served_of(worker.loop.engine), worker.settings, Restarts(3, 1))
+        told = WorkerMetrics(worker.threads, served_of(worker.threads.engine), worker.settings, Restarts(3, 1))
         found = {metric: samples for metric, samples in told.families()}
     assert found[metrics.RESTARTS] == [((MODEL,), 3)]
     assert found[metrics.STALLS] == [((MODEL,), 1)]
@@ -107,7 +107,7 @@ def test_a_takeover_is_counted_by_the_one_who_takes_over(
         request_id = submit(pipeline, NOW, max_new_tokens=40)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) > 5)
         worker.stop()
-    assert worker.loop.figures.handed_back.get() == 1
+    assert worker.threads.figures.handed_back.get() == 1
     emitted = redis.xlen(keys.stream(request_id)) - 2
     with running_worker(redis_server.url, slow_engine(), metrics_port=second):
         usage = result(redis, request_id).usage
@@ -148,7 +148,7 @@ def test_a_claim_that_is_repeated_is_counted_once(redis_server: RedisServer, red
         intake.claim(8, idle=True)
     assert (figures.attempts, figures.ends.get("failed", "lost")) == (0, 0)
     (claimed,) = intake.claim(8, idle=True)
-    assert (claimed.attempt.number, figures.attempts, figures.prompt_tokens) == (1, 1, 3)
+    assert (claimed.number, figures.attempts, figures.prompt_tokens) == (1, 1, 3)
     assert sum(figures.queue_wait_s.counts) == 1
     wait_until(lambda: not intake.claim(8, idle=True) and not intake.unclaimed)  # it waits a while for what is gone
     assert {labels: count for labels, count in figures.ends.items() if count} == {
@@ -156,7 +156,7 @@ def test_a_claim_that_is_repeated_is_counted_once(redis_server: RedisServer, red
         ("expired", "deadline"): 1,
     }
     assert sum(count for _, count in figures.refused_claims.items()) == 1
-    release(pipeline, [claimed.attempt.execution], crashed=False, retention_s=60)
+    release(pipeline, [claimed.execution], crashed=False, retention_s=60)
 
 
 class CancelsWhatExpires(Pipeline):

@@ -79,7 +79,7 @@ def test_a_cancel_reaches_the_worker_over_the_token_plane(two: Two, worker: Any)
         assert generation.cancel()
         with pytest.raises(GenerationCancelled):
             generation.result(timeout_s=30)
-        wait_until(lambda: not worker.loop.in_flight)
+        wait_until(lambda: not worker.threads.status.held)
         with two.queue.client() as client:
             wait_until(lambda: client.hget(keys.rq_job(generation.request_id), "status") == b"canceled")
 
@@ -130,7 +130,7 @@ def test_what_a_dead_worker_held_goes_on(two: Two) -> None:
         with running_worker(two.queue.url, streams_url=two.token.url, drain_timeout_s=0) as first:
             generation = producer.submit("w1", model=MODEL, max_new_tokens=2000, ignore_eos=True)
             next(iter(generation))
-            wait_until(lambda: len(first.loop.in_flight) == 1)
+            wait_until(lambda: len(first.threads.status.held) == 1)
         assert generation.status().attempts == 1
         with running_worker(two.queue.url, streams_url=two.token.url):
             assert len(generation.result(timeout_s=60).tokens) == 2000

@@ -100,7 +100,7 @@ def test_a_job_that_cant_be_closed_is_given_up_and_set_right_once_it_can(
     redis.set(keys.rq_registry("finished", QUEUE), "somebody else's", ex=60)
     with running_worker(redis_server_url(redis)) as worker:
         wait_until(lambda: state(redis, request_id) == "incomplete")
-        wait_until(lambda: not worker.loop.publisher.behind)
+        wait_until(lambda: not worker.threads.loop.publisher.behind)
         wait_until(lambda: [record for record in caplog.records if "can't be repaired" in record.message])
         assert claimed(redis, QUEUE) == [request_id]
         redis.delete(keys.rq_registry("finished", QUEUE))
@@ -117,11 +117,11 @@ def test_a_key_of_another_type_keeps_no_worker_from_stopping(redis: Redis, pipel
     with running_worker(redis_server_url(redis), slow, drain_timeout_s=600) as worker:
         request_id = submit(pipeline, NOW, max_new_tokens=20)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) > 4)
-        (attempt,) = worker.loop.in_flight.all()
+        _, _, execution_id = text(redis.hget(keys.request(request_id), "fence") or b"").partition(":")
         key = {
             "job": keys.rq_job(request_id),
             "executions": keys.rq_executions(request_id),
-            "execution": keys.rq_execution(request_id, attempt.execution.execution_id),
+            "execution": keys.rq_execution(request_id, execution_id),
             "results": keys.rq_results(request_id),
             "worker": keys.rq_worker(worker.name),
         }[kind]
@@ -131,7 +131,7 @@ def test_a_key_of_another_type_keeps_no_worker_from_stopping(redis: Redis, pipel
             redis.delete(key)
             redis.set(key, "somebody else's", ex=60)
         assert result(redis, request_id).state is State.INCOMPLETE
-        wait_until(lambda: not worker.loop.publisher.behind)
+        wait_until(lambda: not worker.threads.loop.publisher.behind)
     redis.delete(keys.rq_registry("finished", QUEUE), keys.claimed(QUEUE))
 
 
@@ -162,8 +162,8 @@ def test_a_request_without_a_token_ends_at_its_deadline(redis: Redis, pipeline: 
     stuck = CountingEngine(vocabulary=VOCABULARY, step_delay_s=3.0, slots=1)
     with running_worker(redis_server_url(redis), stuck, slots=1) as worker:
         request_id = submit(pipeline, NOW, deadline_s=0.5)
-        wait_until(lambda: worker.loop.in_flight)
-        wait_until(lambda: not worker.loop.in_flight, timeout_s=4)
+        wait_until(lambda: worker.threads.status.held)
+        wait_until(lambda: not worker.threads.status.held, timeout_s=4)
         got = result(redis, request_id)
     assert (got.state, got.finish_reason) == (State.EXPIRED, "deadline")
     assert [entry for entry in entries(redis, request_id) if isinstance(entry, Token)] == []

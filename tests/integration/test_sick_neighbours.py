@@ -118,7 +118,7 @@ def test_a_sick_request_changes_nobodys_text(redis_server: RedisServer, redis: R
             resume(redis)
             check_sick(redis, pipeline, kind, sick)
             assert texts(before + behind) == without
-            wait_until(lambda: not worker.loop.in_flight)
+            wait_until(lambda: not worker.threads.status.held)
 
         beside()
     torch.set_num_threads(threads)

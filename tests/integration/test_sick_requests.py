@@ -51,7 +51,7 @@ def test_a_request_with_invalid_logits_fails_alone_with_one_log_line(
             words(SICK_SEED, SICK_AFTER),
         )
         assert failed.message == INVALID_LOGITS.message
-        wait_until(lambda: job_failed(redis, sick) and not worker.loop.in_flight)
+        wait_until(lambda: job_failed(redis, sick) and not worker.threads.status.held)
     lines = [record.getMessage() for record in caplog.records if sick in record.getMessage()]
     assert len(lines) == 1
     assert "invalid_logits" in lines[0]

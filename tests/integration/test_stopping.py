@@ -16,6 +16,7 @@ from tests.engines import CountingEngine
 from tests.integration.test_worker import result, words
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, served, submit
+from tokenrelay.shared.measures import Tally
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
@@ -53,14 +54,15 @@ def test_a_signal_that_catches_a_worker_with_its_locks_held_is_heard(redis_serve
     """Handlers run between two instructions of the main thread, which may be within Event.set()."""
     worker = worker_at(redis_server.url)
     worker.handle_signals()
-    held = [worker.loop.wake._cond, worker.loop._closed._cond, worker.loop.in_flight._lock]  # type: ignore[attr-defined]
+    held = [tally._lock for tally in vars(worker.threads.figures).values() if isinstance(tally, Tally)]
+    assert held
     for lock in held:
         lock.acquire()
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
     for lock in held:
         lock.release()
-    assert worker.loop.stopping
+    assert worker.threads.loop.inbox.qsize() == 2
     assert worker.work() is False
     worker.connection.close()
 
@@ -82,7 +84,7 @@ def test_a_burst_waits_for_redis_to_come_back(make_redis_server: MakeRedisServer
     assert worker.start()
     server.kill()
     with in_background(lambda: worker.work(burst=True)) as ended:
-        errors = worker.loop.figures.redis_errors
+        errors = worker.threads.figures.redis_errors
         wait_until(lambda: any(labels == ("intake",) and number for labels, number in errors.items()), 30)
         assert not ended.is_set()
         server.start()

@@ -12,7 +12,7 @@ from tokenrelay.producer import Producer
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
-from tokenrelay.worker.core.intake import MOST_MISSING
+from tokenrelay.worker.intake.taking import MOST_MISSING
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -42,13 +42,13 @@ def test_a_job_is_kept_until_its_request_comes(redis_server: RedisServer, redis:
         body, stream = redis.dump(keys.request(late)), redis.dump(keys.stream(late))
         redis.delete(*keys.of_request(late), *keys.of_request(never))
         redis.delete(keys.RQ_SUSPENDED)
-        wait_until(lambda: worker.loop.intake.unclaimed)
+        wait_until(lambda: worker.threads.intake.unclaimed)
         redis.restore(keys.stream(late), 60_000, stream)  # type: ignore[arg-type]
         redis.restore(keys.request(late), 60_000, body)  # type: ignore[arg-type]
         with Producer(url=redis_server.url) as producer:
             assert producer.get(late).result(timeout_s=30).state is State.INCOMPLETE
         wait_until(lambda: redis.hget(keys.rq_job(never), "status") == b"failed")
-        wait_until(lambda: not worker.loop.intake.unclaimed)
+        wait_until(lambda: not worker.threads.intake.unclaimed)
 
 
 def statuses(redis: Redis, ids: list[str]) -> set[bytes | None]:

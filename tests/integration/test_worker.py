@@ -23,6 +23,9 @@ from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.shared.redis.commands import Call
+from tokenrelay.shared.store.jobs import Take, take_call
+from tokenrelay.shared.store.replies import Granted
+from tokenrelay.shared.store.requests import Claimant, Prompt, append, claim
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import answer, keys
 from tokenrelay.shared.wire.entries import Ended, Entry, State
@@ -90,7 +93,7 @@ def job_failed(redis: Redis, request_id: str) -> bool:
 
 def refused(worker: Worker) -> float:
     """How many claims it was refused because the request needs another worker."""
-    return dict(worker.loop.figures.refused_claims.items())["not_mine",]
+    return dict(worker.threads.figures.refused_claims.items())["not_mine",]
 
 
 def submit_suspended(redis: Redis, pipeline: Pipeline) -> str:
@@ -165,7 +168,7 @@ def test_rq_sees_a_job_run_and_finish(redis_server: RedisServer, redis: Redis, p
 def test_rqs_stop_command_cancels_the_request(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:
     with running_worker(redis_server.url, slow_engine(slots=2), slots=2) as worker:
         first, second = (submit(pipeline, NOW, seed=seed, max_new_tokens=200) for seed in (1, 2))
-        wait_until(lambda: len(worker.loop.in_flight) == 2)
+        wait_until(lambda: len(worker.threads.status.held) == 2)
         send_stop_job_command(
             redis, second, serializer=JSONSerializer
         )  # not the first execution: RQ's own would refuse
@@ -193,7 +196,7 @@ def test_a_job_cancelled_through_rq_cancels_the_request(
     with running_worker(redis_server.url, slow_engine(slots=1), slots=1) as worker:
         if not running:
             submit(pipeline, NOW, max_new_tokens=60)
-            wait_until(lambda: len(worker.loop.in_flight) == 1)
+            wait_until(lambda: len(worker.threads.status.held) == 1)
         request_id = submit(pipeline, NOW, max_new_tokens=500)
         if running:
             wait_until(lambda: state(redis, request_id) == "in_progress")
@@ -299,7 +302,7 @@ def test_a_cancelled_request_frees_its_slot(redis_server: RedisServer, redis: Re
         request_id = submit(pipeline, NOW, max_new_tokens=5000)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) >= 4)
         pipeline.run([Call(script("cancel"), (keys.request(request_id), keys.stream(request_id)), ("test",))])
-        wait_until(lambda: not worker.loop.in_flight)
+        wait_until(lambda: not worker.threads.status.held)
         assert result(redis, submit(pipeline, NOW)).state is State.INCOMPLETE
         assert result(redis, request_id).state is State.CANCELLED
         wait_until(lambda: job(redis, request_id).get_status() == "canceled")
@@ -314,26 +317,25 @@ def test_a_cancel_reaches_a_worker_between_two_steps(
         request_id = submit(pipeline, NOW, max_new_tokens=100)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) >= 3)
         pipeline.run([Call(script("cancel"), (keys.request(request_id), keys.stream(request_id)), ("test",))])
-        wait_until(lambda: not worker.loop.in_flight, timeout_s=0.5)
+        wait_until(lambda: not worker.threads.status.held, timeout_s=0.5)
 
 
 def test_a_cancel_between_claim_and_engine_leaks_no_slot(
     redis_server: RedisServer, redis: Redis, pipeline: Pipeline
 ) -> None:
     class CancelledOnTheWay(CountingEngine):
-        """A cancel comes, and is acted on, right before the engine hears of the request."""
+        """A cancel comes right before the engine hears of the request."""
 
         def add(self, request: EngineRequest) -> None:
             if not added:
                 added.append(request.engine_id)
                 pipeline.run([Call(script("cancel"), keys.of_request(first), ("test",))])
-                wait_until(lambda: not worker.loop.in_flight)
             super().add(request)
 
     added: list[str] = []
     engine = CancelledOnTheWay(vocabulary=VOCABULARY, step_delay_s=0.02, slots=1)
     first = submit_suspended(redis, pipeline)
-    with running_worker(redis_server.url, engine, slots=1) as worker:
+    with running_worker(redis_server.url, engine, slots=1):
         resume(redis)
         assert result(redis, first).state is State.CANCELLED
         second = submit(pipeline, NOW, max_new_tokens=5)
@@ -382,11 +384,15 @@ def test_a_dying_engine_hands_over_and_ends_the_worker(
 def test_a_request_whose_worker_vanished_is_continued(
     redis_server: RedisServer, redis: Redis, pipeline: Pipeline
 ) -> None:
-    with running_worker(redis_server.url, slow_engine()) as worker:
-        request_id = submit(pipeline, NOW, seed=11, max_new_tokens=80)
-        wait_until(lambda: redis.xlen(keys.stream(request_id)) >= 10)
-        # What a lost host leaves: a fence whose lease has run out, and nobody who renews it.
-        worker.loop.heartbeat.in_flight.drop(worker.loop.in_flight.all()[0])
-        redis.hset(keys.request(request_id), "lease_us", 1)
+    """What a lost host leaves: a fence whose lease has run out, and nobody who renews it."""
+    request_id = submit(pipeline, NOW, seed=11, max_new_tokens=80)
+    pipeline.run([take_call(Take("lost", (QUEUE,), ("x1",), 60))])
+    claimant = Claimant("lost", MODEL, "counting-1", lease_ms=1, max_crashes=3, suspicion_ms=500)
+    granted = pipeline.ask(claim(request_id, "x1", claimant, Prompt(11, 3, "[1, 2, 3]")))
+    assert isinstance(granted, Granted)
+    before = [counted_token(11, position, VOCABULARY) for position in range(1, 11)]
+    tokens = [(f"w{token}" if index == 0 else f" w{token}", token) for index, token in enumerate(before)]
+    pipeline.run([append(request_id, granted.fence, 1, tokens, 1)])
+    with running_worker(redis_server.url, slow_engine()):
         got = result(redis, request_id)
     assert (got.text, got.attempts) == (words(11, 80), 2)

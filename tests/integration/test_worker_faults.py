@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.engines import CountingEngine, counted_token
+from tests.integration.test_fleet import Blocked
 from tests.integration.test_worker import ended, result, state, words
 from tests.unit.test_prompt import ENDLESS
 from tests.waiting import wait_until
@@ -40,6 +41,10 @@ BAD = counted_token(SICK, AT, VOCABULARY)
 HEALTHY = [seed for seed in range(40) if all(counted_token(seed, index, VOCABULARY) != BAD for index in range(1, 60))][
     :7
 ]
+
+
+LENGTHS = [(HEALTHY[0], 3), (HEALTHY[1], 20), (HEALTHY[2], 60)]
+"""Of requests, by seed: the ends of the first ones come while the last one runs."""
 
 
 class Panic(BaseException):
@@ -329,3 +334,19 @@ def test_a_worker_ends_whatever_raises_while_it_hands_back(
     assert state(redis, request_id) == "in_progress"
     assert redis.hget(keys.request(request_id), "fence") == b"", "handed back all the same"
     assert not ended(redis, request_id)
+
+
+def test_rqs_keys_that_dont_answer_keep_no_token_waiting(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """Ends were sent to RQ by the thread that sends tokens: one that took a second took it from every stream."""
+    blocked = Blocked(redis)
+    with running_worker(redis_server.url, slow()) as worker:
+        worker.threads.jobs.pipeline = blocked
+        ids = {seed: submit(pipeline, NOW, seed=seed, max_new_tokens=length) for seed, length in LENGTHS}
+        for (seed, length), request_id in zip(LENGTHS, ids.values(), strict=True):
+            assert result(redis, request_id).text == words(seed, length)
+        assert blocked.asked.is_set()
+        assert {redis.hget(keys.rq_job(each), "status") for each in ids.values()} == {b"started"}
+        blocked.answers.set()
+        wait_until(lambda: {redis.hget(keys.rq_job(each), "status") for each in ids.values()} == {b"finished"})

@@ -37,8 +37,8 @@ FLOORS = {
 PEERS = {"ops", "load", "demo"}
 """Rooms of the CLI that don't import each other."""
 WORKER_FLOORS = (
-    "sampling", "text", "models", "training", "engine", "serving", "core", "rq_mirror", "maintenance", "", "supervisor",
-    "__main__",
+    "sampling", "text", "models", "training", "engine", "serving", "core", "intake", "rq_mirror", "maintenance", "",
+    "supervisor", "__main__",
 )  # fmt: skip
 """The worker's rooms: each may import from those before it. The empty one holds the modules of the package itself,
 which put the rooms together."""
@@ -160,7 +160,7 @@ def is_of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
     [
         "producer/tokenrelay/gateway",
         "producer/tokenrelay/cli",
-        *(f"worker/tokenrelay/worker/{room}" for room in ("rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)),
+        *(f"worker/tokenrelay/worker/{room}" for room in ("intake", "rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)),
     ],
 )
 def test_rooms_are_small(package: str) -> None:

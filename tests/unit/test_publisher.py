@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.store.jobs import Execution
-from tokenrelay.worker.core.attempts import Attempt, Ending, InFlight
+from tokenrelay.worker.core.attempts import Attempt, Ending
+from tokenrelay.worker.core.closings import Closings
 from tokenrelay.worker.core.figures import Figures
 from tokenrelay.worker.core.publisher import Publisher
 
@@ -39,15 +41,11 @@ def attempt(number: int) -> Attempt:
 )
 def test_a_reply_that_cant_be_read_fails_its_request_alone(reply: Reply) -> None:
     """It ends as internal_error with the next pipeline; where that has such a reply too, its lease runs out."""
-    over: list[Attempt] = []
     sick, healthy = attempt(1), attempt(2)
-    in_flight = InFlight(2, lambda: None)
-    for each in (sick, healthy):
-        in_flight.add(each)
-    publisher = Publisher(Answering(reply), in_flight, 6000, over.append, Figures())
-    publisher.publish(in_flight.all())
+    attempts = {each.fence: each for each in (sick, healthy)}
+    publisher = Publisher(Answering(reply), 6000, Closings(SimpleQueue()), Figures())
+    assert publisher.publish(attempts) == []
     assert sick.ending == Ending.internal_error()
     assert (healthy.acknowledged, healthy.ending) == (1, None)
-    publisher.publish(in_flight.all())
-    assert in_flight.all() == [healthy]
-    assert over == [sick]
+    assert publisher.publish(attempts) == [sick]
+    assert list(attempts.values()) == [healthy]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.measures import Family
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.worker.core.loop import GenerationLoop
     from tokenrelay.worker.serving.model import Served
+    from tokenrelay.worker.threads import GenerationThreads
 
 _MODEL: Final = ("model",)
 
@@ -154,8 +154,10 @@ class Restarts:
 class WorkerMetrics:
     """The metrics of one worker, read at each scrape."""
 
-    def __init__(self, loop: GenerationLoop, served: Served, settings: WorkerSettings, restarts: Restarts) -> None:
-        self._loop = loop
+    def __init__(
+        self, threads: GenerationThreads, served: Served, settings: WorkerSettings, restarts: Restarts
+    ) -> None:
+        self._threads = threads
         self._served = served
         self._settings = settings
         self._restarts = restarts
@@ -171,26 +173,26 @@ class WorkerMetrics:
         yield from self._queues.families()
 
     def _engine(self) -> Iterator[Family]:
-        model, loop = self._model, self._loop
+        model, status = self._model, self._threads.status
         yield family(INFO, 1, model, version("tokenrelay"), self._settings.device)
         yield family(RESTARTS, self._restarts.restarts, model)
         yield family(STALLS, self._restarts.stalls, model)
-        yield family(SLOTS, loop.in_flight.slots, model)
-        yield family(IN_FLIGHT, len(loop.in_flight), model)
-        yield family(BATCH, loop.figures.batch_requests, model)
+        yield family(SLOTS, status.slots, model)
+        yield family(IN_FLIGHT, len(status.held), model)
+        yield family(BATCH, self._threads.figures.batch_requests, model)
         if (use := self._served.engine.cache_use()) is not None:
             yield family(KV_CAPACITY, use.capacity_tokens, model)
             yield family(KV_USED, use.used_ratio, model)
 
     def _latencies(self) -> Iterator[Family]:
-        model, figures = self._model, self._loop.figures
+        model, figures = self._model, self._threads.figures
         yield family(QUEUE_WAIT, figures.queue_wait_s, model)
         yield family(FIRST_TOKEN, figures.first_token_s, model)
         yield family(INTER_TOKEN, figures.inter_token_s, model)
         yield labelled(REQUEST, figures.request_s.items(), model)
 
     def _requests(self) -> Iterator[Family]:
-        model, figures = self._model, self._loop.figures
+        model, figures = self._model, self._threads.figures
         yield labelled(ENDS, figures.ends.items(), model)
         yield family(PROMPT_TOKENS, figures.prompt_tokens, model)
         yield family(GENERATED_TOKENS, figures.generated_tokens, model)
@@ -203,10 +205,9 @@ class WorkerMetrics:
         yield labelled(RECOVERED, figures.recovered.items(), model)
 
     def _publishing(self) -> Iterator[Family]:
-        model, figures = self._model, self._loop.figures
-        waiting = sum(len(attempt.tokens) - attempt.acknowledged for attempt in self._loop.in_flight.all())
+        model, figures = self._model, self._threads.figures
         yield family(APPENDS, figures.appends, model)
         yield family(COALESCED, figures.coalesced_tokens, model)
         yield family(PUBLISH_LAG, figures.publish_lag_s, model)
-        yield family(UNPUBLISHED, max(waiting, 0), model)
+        yield family(UNPUBLISHED, self._threads.status.unpublished, model)
         yield labelled(REDIS_ERRORS, figures.redis_errors.items(), model)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from redis.exceptions import RedisError
 
+from tokenrelay.worker.core.messages import ThreadDied
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from tokenrelay.worker.core.loop import GenerationLoop
+    from tokenrelay.worker.threads import GenerationThreads
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +22,19 @@ LEAST_PAUSE_S: Final = 0.02
 
 
 class Periodic:
-    """Runs `task` again and again while the block lasts, `pause_s()` apart, while `loop` is turning.
+    """Runs `task` again and again while the block lasts, `pause_s()` apart, while the generation loop comes round.
 
     A worker whose loop hangs must lose its registration and the maintenance of its queues. A redis error is counted
     and the task is tried again; anything else ends the loop.
     """
 
     def __init__(
-        self, name: str, task: Callable[[], object], pause_s: Callable[[], float], loop: GenerationLoop
+        self, name: str, task: Callable[[], object], pause_s: Callable[[], float], threads: GenerationThreads
     ) -> None:
         self._name = name
         self._task = task
         self._pause_s = pause_s
-        self._loop = loop
+        self._threads = threads
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
 
@@ -50,16 +52,16 @@ class Periodic:
         try:
             pause_s = 0.0
             while not self._stopped.wait(max(pause_s, LEAST_PAUSE_S)):
-                if self._loop.turning:
+                if self._threads.status.alive:
                     self._try()
                     pause_s = self._pause_s()
         except BaseException as error:
             log.exception("the thread %s failed", self._name)
-            self._loop.fail(error)
+            self._threads.post(ThreadDied(error))
 
     def _try(self) -> None:
         try:
             self._task()
         except RedisError as error:
-            self._loop.figures.redis_errors.add(self._name)
+            self._threads.figures.redis_errors.add(self._name)
             log.warning("%s: %s; trying again", self._name, error)

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -19,8 +20,8 @@ from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.servers import Servers, connect
 from tokenrelay.shared.store.registrar import Load, WorkerDescription
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.core.loop import GenerationLoop
-from tokenrelay.worker.core.messages import JobsQueued, RequestEnded
+from tokenrelay.worker.core.messages import JobsQueued, RequestEnded, Stop
+from tokenrelay.worker.core.stopping import Limits
 from tokenrelay.worker.listener import Listener
 from tokenrelay.worker.maintenance.maintainer import Maintenance
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
@@ -29,6 +30,7 @@ from tokenrelay.worker.rq_mirror.commands import parse_command
 from tokenrelay.worker.rq_mirror.registration import Status, WorkerRegistration
 from tokenrelay.worker.serving.model import Served, serve
 from tokenrelay.worker.starting import retry
+from tokenrelay.worker.threads import GenerationThreads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,15 +66,15 @@ class Worker:
         self._exposition = _exposition(settings)
         served = served or serve(settings)
         pipeline, queues = Pipeline(*servers), keys.queues(served.reader.served_model)
-        self.loop = GenerationLoop(pipeline, served, settings, self.name)
+        self.threads = threads = GenerationThreads(pipeline, served, settings, self.name)
         jobs = {keys.rq_commands(self.name): parse_command, keys.QUEUED: lambda _: JobsQueued()}
         ends = {keys.ENDED: lambda job_id: RequestEnded(job_id.decode("utf-8", "replace"))}
-        self.listeners = [Listener(servers, each, self.loop.post, self.loop.figures) for each in (jobs, ends)]
+        self.listeners = [Listener(servers, each, threads.post, threads.figures) for each in (jobs, ends)]
         self.registration = WorkerRegistration(pipeline, _describe(self.name, queues, served), self._status)
-        self.maintenance = Maintenance(pipeline, queues, self.loop.held, settings, self.loop.figures)
+        self.maintenance = Maintenance(pipeline, queues, self._held, settings, threads.figures)
         self._started = self._stop_requested = False
         if self._exposition is not None:
-            self._exposition.add(WorkerMetrics(self.loop, served, settings, restarts or Restarts()).families)
+            self._exposition.add(WorkerMetrics(threads, served, settings, restarts or Restarts()).families)
 
     def handle_signals(self) -> None:
         """Stop at SIGTERM and SIGINT. Only the process's main thread can install handlers."""
@@ -82,7 +84,7 @@ class Worker:
     def stop(self) -> None:
         """First call: drain. Second: hand everything back at once. Safe in a signal handler: it only posts."""
         self._stop_requested = True
-        self.loop.stop()
+        self.threads.post(Stop(time.monotonic()))
 
     def hand_back(self) -> None:
         """Stop without a drain: nobody is left to restart a worker that hangs."""
@@ -101,7 +103,7 @@ class Worker:
             self.registration.register()
 
         if not self._started:
-            with _stopped_on_error(self.loop.engine):
+            with _stopped_on_error(self.threads.engine):
                 self._started = retry(attempt, self.servers.address, lambda: self._stop_requested)
             if self._started:
                 log.info("worker %s listens on %s", self.name, ", ".join(self.maintenance.queues))
@@ -117,16 +119,16 @@ class Worker:
             if self._exposition is not None:
                 ending.callback(self._exposition.close)
             if not self.start():
-                self.loop.engine.stop()
+                self.threads.engine.stop()
                 return False
             for listener in self.listeners:
                 ending.callback(listener.stop)
             ending.callback(self.registration.remove)
             ending.callback(self.maintenance.leave)
-            ending.enter_context(Periodic("registration", self.registration.beat, self._beat_s, self.loop))
-            ending.enter_context(Periodic("maintenance", self.maintenance.run, self._maintenance_s, self.loop))
-            self.loop.run(burst=burst, max_jobs=max_jobs, max_idle_s=max_idle_s)
-        return self.loop.finished > 0
+            ending.enter_context(Periodic("registration", self.registration.beat, self._beat_s, self.threads))
+            ending.enter_context(Periodic("maintenance", self.maintenance.run, self._maintenance_s, self.threads))
+            self.threads.run(Limits(burst, max_jobs, max_idle_s))
+        return self.threads.status.finished > 0
 
     def _beat_s(self) -> float:
         return self.settings.heartbeat_ms / 1000
@@ -135,8 +137,11 @@ class Worker:
         return self.maintenance.due_in_s
 
     def _status(self) -> Status:
-        in_flight = self.loop.in_flight
-        return Status(Load(in_flight.slots, len(in_flight)), self.loop.stopping)
+        status = self.threads.status
+        return Status(Load(status.slots, len(status.held)), self._stop_requested or status.draining)
+
+    def _held(self) -> frozenset[str]:
+        return self.threads.status.held
 
 
 def _servers(settings: WorkerSettings, connection: Redis | None) -> Servers[Redis]:

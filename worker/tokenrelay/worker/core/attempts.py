@@ -1,9 +1,12 @@
-"""Attempts: what this worker holds of the requests that it generates. Knows no Redis and no engine."""
+"""Attempts: what this worker holds of the requests that it generates. Knows no Redis.
+
+An `Attempt` belongs to the generation loop's thread, which alone makes, reads and writes it. Others get and give
+values: intake gives a `Claimed`, RQ's mirror gets an `Execution`.
+"""
 
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,13 +15,12 @@ from tokenrelay.worker.engine.contract import EngineRequest
 from tokenrelay.worker.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.store.jobs import Execution
-    from tokenrelay.worker.engine.contract import EngineOutput
+    from tokenrelay.worker.engine.contract import EngineOutput, FinishReason
     from tokenrelay.worker.text import TokenText
-
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,41 @@ class Ending:
     def internal_error(cls) -> Ending:
         return cls.failure("internal_error", "the worker couldn't handle the request; see its log")
 
+    @classmethod
+    def natural(cls, text: TokenText, finish_reason: FinishReason) -> Ending:
+        """The end that the model or the budget came to; flushes `text`."""
+        rest = text.flush()
+        if finish_reason == "stop" or text.stopped:
+            return cls(State.COMPLETED, "stop", rest)
+        return cls(State.INCOMPLETE, "length", rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the engine is to do for a claimed request. `budget`: tokens, over all attempts."""
+
+    options: Submission
+    prompt_ids: tuple[int, ...]
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A claim that was granted, on its way from intake to the loop, which makes an `Attempt` of it."""
+
+    execution: Execution
+    fence: str
+    number: int
+    retention_s: int
+    submitted_at: float | None = None
+    """When the request was submitted, on this process's monotonic clock; None where its deadline doesn't say."""
+    text: TokenText | None = None
+    emitted: tuple[tuple[str, int], ...] = ()
+    """(text, token ID) of the tokens of earlier attempts, which `text` has replayed."""
+    work: Work | None = None
+    """None where it has ended already: only `ending` is to be published."""
+    ending: Ending | None = None
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -60,17 +97,28 @@ class Attempt:
     """Tokens that Redis has."""
     ending: Ending | None = None
     stopped_by_rq: bool = False
-    overdue: bool = False
-    """Whether the heartbeat found its deadline past. The loop, which owns text and tokens, ends it."""
     submitted_at: float | None = None
-    """When the request was submitted, on this process's monotonic clock; None where its deadline doesn't tell."""
+    """When the request was submitted, on this process's monotonic clock; None where its deadline doesn't say."""
     appended_at: float | None = None
     """When Redis last acknowledged tokens of this attempt, on the same clock."""
     renewed_at: float | None = None
     """When the last append that renewed its lease was sent, on the same clock: the lease began no earlier."""
-
     reopened: bool = False
     """Whether it had ended, and Redis lost that: its end is written again."""
+
+    @classmethod
+    def begin(cls, claimed: Claimed) -> Attempt:
+        return cls(
+            claimed.execution,
+            claimed.fence,
+            claimed.number,
+            claimed.retention_s,
+            text=claimed.text,
+            tokens=list(claimed.emitted),
+            acknowledged=len(claimed.emitted),
+            ending=claimed.ending,
+            submitted_at=claimed.submitted_at,
+        )
 
     @property
     def request_id(self) -> str:
@@ -81,11 +129,18 @@ class Attempt:
         return self.ending is not None or len(self.tokens) > self.acknowledged
 
     def receive(self, output: EngineOutput) -> None:
-        """Take new tokens; a stop string or the engine's own finish sets the ending."""
+        """Take new tokens; a stop string or the engine's own finish sets the ending. Whatever is wrong with them fails
+        this request alone."""
         if self.ending is not None or self.text is None:
             return
+        try:
+            self._receive(self.text, output)
+        except BaseException:  # noqa: BLE001  the per-request boundary
+            self.fail()
+
+    def _receive(self, text: TokenText, output: EngineOutput) -> None:
         for token_id in output.token_ids:
-            release = self.text.push(token_id)
+            release = text.push(token_id)
             self.tokens.append((release.text, token_id))
             if release.stopped:
                 self.ending = Ending(State.COMPLETED, "stop")
@@ -93,28 +148,7 @@ class Attempt:
         if output.error is not None:
             self.ending = Ending.failure(output.error.code, output.error.message)
         elif output.finish_reason is not None:
-            self._finish(output.finish_reason)
-
-    def _finish(self, finish_reason: str) -> None:
-        assert self.text is not None
-        rest = self.text.flush()
-        if finish_reason == "stop" or self.text.stopped:
-            self.ending = Ending(State.COMPLETED, "stop", rest)
-        else:
-            self.ending = Ending(State.INCOMPLETE, "length", rest)
-
-    def resume(self, emitted: list[tuple[str, int]], budget: int) -> None:
-        """Stand where the earlier attempts stopped. Sets the ending where they had already come to it."""
-        if self.text is None or not emitted:
-            return
-        releases = self.text.replay(token_id for _, token_id in emitted)
-        self.tokens, self.acknowledged = list(emitted), len(emitted)
-        if [release.text for release in releases] != [text for text, _ in emitted]:
-            self.ending = Ending.failure("continuation_mismatch", "the emitted tokens' text can't be rebuilt")
-        elif releases[-1].stopped:
-            self.ending = Ending(State.COMPLETED, "stop")
-        elif len(emitted) >= budget:
-            self._finish("length")
+            self.ending = Ending.natural(text, output.finish_reason)
 
     def fail(self) -> None:
         """End as `internal_error`, for the exception that is being handled. This is the per-request boundary: whatever
@@ -128,6 +162,8 @@ class Attempt:
 
     def past_deadline(self) -> None:
         """The deadline cut the request off: it ends with what Redis has, and what that holds back."""
+        if self.ending is not None and self.ending.finish_reason == "deadline":
+            return
         late = len(self.tokens) > self.acknowledged
         try:
             rest = self.text.flush() if self.text and not late else ""
@@ -138,59 +174,25 @@ class Attempt:
         self.ending = Ending(State.INCOMPLETE, "deadline", rest)
 
 
-def engine_request(attempt: Attempt, options: Submission, prompt_ids: tuple[int, ...], budget: int) -> EngineRequest:
+def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
     """What the engine needs of an attempt. The fence is the engine's ID: never used twice."""
+    options = work.options
     seed = options["seed"]
     assert seed is not None, "submit resolves the seed"
     return EngineRequest(
         engine_id=attempt.fence,
-        prompt_ids=prompt_ids,
+        prompt_ids=work.prompt_ids,
         emitted_ids=tuple(token_id for _, token_id in attempt.tokens),
-        max_new_tokens=budget,
+        max_new_tokens=work.budget,
         sampling=SamplingParams(options["temperature"], options["top_k"], options["top_p"], seed),
         ignore_eos=options["ignore_eos"],
     )
 
 
-class InFlight:
-    """The attempts that this worker holds, by fence. Safe to share between intake, publisher and heartbeat."""
-
-    def __init__(self, slots: int, on_free: Callable[[], object]) -> None:
-        self.slots = slots
-        self._on_free = on_free
-        self._lock = threading.Lock()
-        self._attempts: dict[str, Attempt] = {}
-
-    @property
-    def free(self) -> int:
-        return self.slots - len(self._attempts)
-
-    def __len__(self) -> int:
-        return len(self._attempts)
-
-    def add(self, attempt: Attempt) -> None:
-        with self._lock:
-            self._attempts[attempt.fence] = attempt
-
-    def get(self, fence: str) -> Attempt | None:
-        return self._attempts.get(fence)
-
-    def drop(self, attempt: Attempt) -> bool:
-        """Forget the attempt; False where somebody else did already."""
-        with self._lock:
-            dropped = self._attempts.pop(attempt.fence, None) is not None
-        if dropped:
-            self._on_free()
-        return dropped
-
-    def all(self) -> list[Attempt]:
-        with self._lock:
-            return list(self._attempts.values())
-
-    def of_job(self, job_id: str, execution_id: str = "") -> Attempt | None:
-        """The attempt at a job, or at one execution of it."""
-        for attempt in self.all():
-            execution = attempt.execution
-            if execution.job_id == job_id and execution_id in ("", execution.execution_id):
-                return attempt
-        return None
+def of_job(attempts: Iterable[Attempt], job_id: str, execution_id: str = "") -> Attempt | None:
+    """The attempt at a job, or at one execution of it."""
+    for attempt in attempts:
+        execution = attempt.execution
+        if execution.job_id == job_id and execution_id in ("", execution.execution_id):
+            return attempt
+    return None

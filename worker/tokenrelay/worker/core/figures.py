@@ -1,6 +1,6 @@
 """What a worker's threads count while they work: plain numbers, read by whoever scrapes. Knows no HTTP and no Redis.
 
-What happens per token or step is counted without a lock by the one thread that publishes; all else through tallies.
+What happens per token or step is counted without a lock by the generation loop's thread; all else through tallies.
 """
 
 from __future__ import annotations
@@ -40,17 +40,16 @@ _REDIS_USES: Final = ("publish", "intake", "heartbeat", "listen", "release")
 
 
 class Figures:
-    """One worker's. `publisher` says who may write which."""
+    """One worker's."""
 
     def __init__(self) -> None:
-        # Written by the publisher, under its lock.
+        # Written by the loop's thread.
         self.generated_tokens = 0
         self.appends = 0
         self.coalesced_tokens = 0
         self.inter_token_s = Histogram(INTER_TOKEN_S)
         self.first_token_s = Histogram(FIRST_TOKEN_S)
         self.publish_lag_s = Histogram(LAG_S)
-        # Written by the loop's thread.
         self.batch_requests = Histogram(BATCH_REQUESTS)
         # Written by intake's thread.
         self.queue_wait_s = Histogram(QUEUE_WAIT_S)
@@ -80,10 +79,10 @@ class Figures:
         elif not attempt.acknowledged and attempt.submitted_at is not None:
             self.first_token_s.observe(now - attempt.submitted_at)
 
-    def claimed(self, attempt: Attempt, prompt_tokens: int, emitted_tokens: int, waited_s: float | None) -> None:
-        """A claim was granted; `waited_s` since the request was submitted, where that is known."""
+    def claimed(self, attempt: int, prompt_tokens: int, emitted_tokens: int, waited_s: float | None) -> None:
+        """A request's n-th claim was granted; `waited_s` since it was submitted, where that is known."""
         self.attempts += 1
-        if attempt.number > 1:
+        if attempt > 1:
             self.takeovers += 1
             self.recomputed_tokens += prompt_tokens + emitted_tokens
             return

@@ -14,11 +14,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.shared.errors import EngineError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_LOOK_S: Final = 1.0
+_LONGEST_S: Final = 1.0
+"""More of the time between two checks is no stall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +37,25 @@ class Progress:
 
 @dataclass(slots=True)
 class Watchdog:
-    """Tells whether nothing moved for `limit_s`, of looks that follow each other closely."""
+    """For a worker without a supervisor: notices that nothing moves for `limit_s`, of checks that follow each other
+    closely."""
 
     limit_s: float
+    progress: Callable[[], Progress]
     _seen: int = -1
     _stalled_s: float = 0.0
-    _looked_at: float = 0.0
+    _checked_at: float = 0.0
 
-    def stalled(self, progress: Progress, now: float) -> bool:
-        # A process that was stopped itself didn't look, and nothing could move.
-        passed_s = min(now - self._looked_at, _LOOK_S)
+    def check(self) -> None:
+        """Raises EngineError where nothing has moved for so long."""
+        progress, now = self.progress(), time.monotonic()
+        # A process that was stopped itself didn't check, and nothing could move.
+        passed_s = min(now - self._checked_at, _LONGEST_S)
         moved = progress.progress != self._seen or progress.in_flight == 0
         self._stalled_s = 0.0 if moved else self._stalled_s + passed_s
-        self._seen, self._looked_at = progress.progress, now
-        return self._stalled_s > self.limit_s
+        self._seen, self._checked_at = progress.progress, now
+        if self._stalled_s > self.limit_s:
+            raise EngineError(f"the engine made no progress for {self.limit_s:g} s")
 
 
 class ReportReader:

@@ -1,26 +1,29 @@
-"""The publisher: every step's tokens to Redis, as one pipeline of fenced appends.
+"""The publisher: what the attempts hold and Redis hasn't, as one pipeline of fenced calls a turn of the loop.
 
-Owns what Redis acknowledged and what to do about each refusal. Nothing is lost by an error: unacknowledged tokens
-are sent again, and while Redis is slow or gone they pile up in the attempt, so the engine never waits.
+Appends and ends, renewals of leases that no append renews, cancellations, and once more the ends that a failover may
+have lost. Nothing is lost by an error: what Redis didn't take is sent again, and while Redis is slow or away tokens
+pile up in the attempt, so the engine never waits.
+
+Part of the loop's thread. Knows the token plane only: RQ hears of ends through `Closings`.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, assert_never
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Final, assert_never
 
 from redis.exceptions import RedisError
 
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.calls import Unusable, is_unusable
-from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.jobs import STATUS_OF, Outcome, close_call, drop_call
+from tokenrelay.shared.store import requests, unreadable
+from tokenrelay.shared.store.jobs import STATUS_OF, Outcome
 from tokenrelay.shared.store.replies import (
     Appended,
+    Cancelled,
     Done,
     Early,
     Expired,
@@ -29,305 +32,310 @@ from tokenrelay.shared.store.replies import (
     Gap,
     Lost,
     Past,
+    Renewed,
     Unreadable,
 )
 from tokenrelay.shared.store.requests import TerminalEvent
 from tokenrelay.shared.wire.entries import State
 from tokenrelay.worker.core.attempts import Ending
-from tokenrelay.worker.core.unreadable import fail_call, told
+from tokenrelay.worker.core.closings import Closing, Closings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Iterator
 
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.redis.calls import ScriptCall
-    from tokenrelay.shared.redis.commands import Batch, Call, Reply
-    from tokenrelay.shared.store.replies import AppendReply, ExpireReply, FinishReply
-    from tokenrelay.worker.core.attempts import Attempt, InFlight
+    from tokenrelay.shared.redis.commands import Batch, Reply
+    from tokenrelay.shared.store.replies import (
+        AppendReply,
+        CancelReply,
+        ExpireReply,
+        FailReply,
+        FinishReply,
+        RenewReply,
+    )
+    from tokenrelay.worker.core.attempts import Attempt
     from tokenrelay.worker.core.figures import Figures
 
-    _Publishing = ScriptCall[AppendReply] | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
+    _Publication = ScriptCall[AppendReply] | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
+    _Question = ScriptCall[RenewReply] | ScriptCall[CancelReply]
+    _Reply = AppendReply | FinishReply | ExpireReply | RenewReply | CancelReply | Unusable
+    _EndReply = Finished | Expired | Cancelled | Done | Lost | Unreadable | Unusable | Fenced | Early
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.1
-CONFIRM_S = 2.0
-"""When an end is written once more. RQ's own clean-up, if it had read the job before, calls it failed after. And a
-failover may have lost the terminal event of a request whose job was closed on the new primary: nobody would look at it
-again, and this worker still has its tokens."""
-CLOSE_TRIES = 3
-"""How often RQ is told of an end where Redis refuses it for good. Then it's maintenance's: the job stays claimed."""
-SETTLE_TRIES = 5
-"""How often a worker that stops writes an end that Redis has lost."""
-MAX_TOKENS_A_CALL = 1000
+RETRY_S: Final = 0.1
+LEASE_SHARE: Final = 6
+"""A request that got tokens within this part of its lease needs no renewal."""
+A_PART: Final = 32
+"""Renewals in one pipeline: a step's tokens don't wait until Redis has seen to all."""
+MAX_TOKENS_A_CALL: Final = 1000
 """A script's arguments go through Lua's stack, which holds 8,000 values."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Closing:
-    """What RQ is to be told, or of a request that nobody can go on with its hash. `confirm`: and once more, later.
-    `tries`: how often Redis refused it for good."""
+@dataclass(slots=True)
+class _Batch:
+    """The calls of one pipeline, in their order."""
 
-    call: Call
-    confirm: bool = False
-    tries: int = 0
-    written: Attempt | None = None
-    """The attempt whose end this worker wrote: written once more together with the confirmation."""
+    publications: list[tuple[Attempt, _Publication]]
+    questions: list[tuple[Attempt, _Question]]
+    failures: list[tuple[Closing, ScriptCall[FailReply]]]
+    confirmations: list[tuple[Closing, _Publication]]
+
+    def commands(self) -> Batch:
+        calls = (self.publications, self.questions, self.failures, self.confirmations)
+        batch: Batch = [call for part in calls for _, call in part]
+        if self.publications:
+            batch.append(requests.wake(attempt.request_id for attempt, _ in self.publications))
+        return batch
 
 
+@dataclass(slots=True)
 class Publisher:
-    """Sends what the attempts hold and Redis hasn't. `on_drop(attempt)` hears of each that is over for this worker.
+    """Sends what the attempts hold and Redis hasn't."""
 
-    Finishing closes the stream first, then the RQ job, with a pipeline of its own: never the other way round.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        in_flight: InFlight,
-        lease_ms: int,
-        on_drop: Callable[[Attempt], None],
-        figures: Figures,
-    ) -> None:
-        self.figures = figures
-        self._pipeline = pipeline
-        self._in_flight = in_flight
-        self._lease_ms = lease_ms
-        self._on_drop = on_drop
-        self._lock = threading.Lock()
-        self._failing: deque[_Closing] = deque()  # The heartbeat's thread appends to both, too.
-        self._closing: deque[_Closing] = deque()
-        self._closing_at = 0.0
-        self._confirming: deque[tuple[float, _Closing]] = deque()  # by when
-        self._again_at = 0.0
-        self._unsent_since: float | None = None
+    pipeline: Pipeline
+    lease_ms: int
+    closings: Closings
+    figures: Figures
+    _questions: dict[str, _Question] = field(default_factory=dict)
+    """Renewals and cancellations that are to be sent, by fence."""
+    _failures: list[tuple[Closing, ScriptCall[FailReply]]] = field(default_factory=list)
+    """Ends of requests that nobody can go on with."""
+    _over: dict[str, Attempt] = field(default_factory=dict)
+    """The attempts that the replies to this pipeline ended, by fence."""
+    _unsent: bool = False
+    """Whether the last pipeline left tokens or ends to send."""
+    _unsent_since: float | None = None
+    _retry_at: float = 0.0
 
     @property
     def behind(self) -> bool:
         """Whether Redis or RQ is still to hear of an ended request."""
-        return bool(self._failing or self._closing)
+        return bool(self._failures) or self.closings.unacknowledged
 
     @property
-    def waits_for_redis(self) -> bool:
-        """Whether a pipeline is on its way, or waits for Redis to come back."""
-        return self._lock.locked() or time.monotonic() < self._again_at
+    def backing_off(self) -> bool:
+        """Whether Redis was away, or refused something, a moment ago."""
+        return time.monotonic() < self._retry_at
 
-    def publish(self, attempts: Sequence[Attempt]) -> None:
-        """Send what is unpublished, and what RQ is still to hear. What Redis doesn't take is sent again later."""
-        with self._lock:
-            if time.monotonic() < self._again_at:
-                return
-            # Taken first: the stream of whatever RQ hears of in this round was ended before.
-            closing = self._take_due(self._closing) + self._to_confirm()
-            ended = [each.written for each in closing if each.written is not None and not each.confirm]
-            lost: set[int] = set()
-            sent = self._send_tokens(attempts, ended, lost)
-            closing = [each for each in closing if id(each.written) not in lost]
-            if not (sent and self._tell_rq(closing)):
-                self._closing.extendleft(reversed(closing))
+    @property
+    def due_in_s(self) -> float:
+        """How long until what is left may be sent; infinity where nothing is."""
+        left = self._unsent or self._questions or self._failures
+        return max(self._retry_at - time.monotonic(), 0.0) if left else float("inf")
 
-    def _send_tokens(self, attempts: Sequence[Attempt], ended: Sequence[Attempt], lost: set[int]) -> bool:
-        """Send what is unpublished, and once more the ends of `ended`. False where Redis is away.
+    def renew_idle(self, attempts: Iterable[Attempt]) -> None:
+        """Renew the leases that no append has renewed lately. The replies also tell of requests that were cancelled or
+        taken over, or are past their deadlines."""
+        recently = time.monotonic() - self.lease_ms / 1000 / LEASE_SHARE
+        for attempt in attempts:
+            if attempt.renewed_at is None or attempt.renewed_at < recently:
+                self.renew(attempt)
 
-        Adds to `lost` the attempts, by id(), whose end Redis hasn't: RQ isn't to be told of it.
-        """
-        due = [attempt for attempt in attempts if attempt.unpublished and self._in_flight.get(attempt.fence)]
-        failing = self._take_due(self._failing)
-        calls = [self._call(attempt) for attempt in due]
-        repeats = [self._call(attempt) for attempt in ended]
-        batch: Batch = [*calls, *repeats]
-        if due:
-            batch.append(requests.wake(attempt.request_id for attempt in due))
-            self._unsent_since = self._unsent_since or time.monotonic()
-        batch += [each.call for each in failing]
-        if not batch:
-            return True
+    def renew(self, attempt: Attempt) -> None:
+        """Renew one lease with the next pipeline."""
+        self._questions.setdefault(attempt.fence, requests.renew(attempt.request_id, attempt.fence, self.lease_ms))
+
+    def cancel(self, attempt: Attempt, cancelled_by: str) -> None:
+        """End a request as cancelled with the next pipeline."""
+        self._questions[attempt.fence] = requests.cancel(attempt.request_id, cancelled_by)
+
+    def publish(self, attempts: dict[str, Attempt]) -> list[Attempt]:
+        """Send what is due. Removes from `attempts` those that are over for this worker, and returns them; puts back
+        those whose end Redis has lost."""
+        if self.backing_off:
+            return []
+        batch = self._batch(attempts)
+        commands = batch.commands()
+        if not commands:
+            return []
         sent_at = time.monotonic()
+        if batch.publications:
+            self._unsent_since = self._unsent_since or sent_at
         try:
-            replies = self._pipeline.run(batch)
+            replies = self.pipeline.run(commands)
         except RedisError as error:
-            self._refused_for_now("a step", error)
-            self._failing.extendleft(reversed(failing))
-            return False
-        self._keep_failed(self._failing, failing, replies[len(batch) - len(failing) :])
-        now = time.monotonic()
-        for attempt, call, reply in zip(due, calls, replies, strict=False):
-            self._receive(attempt, call, reply, sent_at, now)
-        for attempt, call, reply in zip(ended, repeats, replies[len(due) :], strict=False):
-            if not self._confirm_end(attempt, call, reply):
-                lost.add(id(attempt))
-        if self._unsent_since is not None and self._again_at <= now:
-            self.figures.publish_lag_s.observe(now - self._unsent_since)
-            self._unsent_since = None
-        return True
+            self._put_back(batch)
+            self._back_off("a step", error)
+            return []
+        self._receive(batch, iter(replies), attempts, sent_at)
+        over, self._over = self._over, {}
+        for fence in over:
+            del attempts[fence]
+        sent = [attempt for attempt, _ in batch.publications] + [closing.attempt for closing, _ in batch.confirmations]
+        self._unsent = any(attempt.unpublished and attempt.fence in attempts for attempt in sent)
+        return list(over.values())
 
-    def _tell_rq(self, closing: list[_Closing]) -> bool:
-        """False where Redis is away."""
-        if not closing:
-            return True
-        try:
-            replies = self._pipeline.run([each.call for each in closing])
-        except RedisError as error:
-            self._refused_for_now("the end of a job", error)
-            return False
-        self._keep_failed(self._closing, closing, replies)
-        return True
+    def _batch(self, attempts: dict[str, Attempt]) -> _Batch:
+        """Everything that is due. A question stays until it is answered."""
+        self._questions = {fence: call for fence, call in self._questions.items() if fence in attempts}
+        failures, self._failures = self._failures, []
+        return _Batch(
+            [(attempt, self._publication(attempt)) for attempt in attempts.values() if attempt.unpublished],
+            [(attempts[fence], call) for fence, call in islice(self._questions.items(), A_PART)],
+            failures,
+            [(closing, self._publication(closing.attempt)) for closing in self.closings.due()],
+        )
 
-    def _take_due(self, told: deque[_Closing]) -> list[_Closing]:
-        is_due = time.monotonic() >= self._closing_at
-        return [told.popleft() for _ in range(len(told))] if is_due else []
+    def _put_back(self, batch: _Batch) -> None:
+        """Redis is away: all of it is sent again."""
+        self._unsent = bool(batch.publications)
+        self._failures = batch.failures
+        self.closings.put_back([closing for closing, _ in batch.confirmations])
 
-    def settle(self) -> None:
-        """Write now what would be written once more later: nobody will be here then."""
-        with self._lock:
-            self._confirming = deque((0.0, closing) for _, closing in self._confirming)
-        self.publish(())
-        for _ in range(SETTLE_TRIES):
-            time.sleep(max(self._again_at - time.monotonic(), 0.0))
-            reopened = [attempt for attempt in self._in_flight.all() if attempt.reopened]
-            if not (reopened or self.behind or self._confirming):
-                return
-            self.publish(reopened)
-        self.publish(())
-
-    def close(self, attempt: Attempt, state: State, detail: str, *, written: bool = False) -> None:
-        """Forget an ended attempt; RQ hears of it with the next pipeline. `written`: it ended by this worker's call."""
-        if not self._in_flight.drop(attempt):
-            return
-        if not attempt.reopened:
-            self._on_drop(attempt)
-            self.figures.ended(attempt, state, time.monotonic())
-        status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
-        outcome = Outcome(status, attempt.retention_s, detail)
-        closing = _Closing(close_call(attempt.execution, outcome), confirm=True, written=attempt if written else None)
-        self._closing.append(closing)
-        context = {"request_id": attempt.request_id, "attempt": attempt.number}
-        log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
-
-    def fail(self, attempt: Attempt, reply: Unreadable | Lost | Unusable) -> None:
-        """End an attempt whose keys it can't go on with; `reply` says why."""
-        detail = told(reply)
-        log.warning("request %s: %s", attempt.request_id, detail)
-        self._failing.append(_Closing(fail_call(attempt.request_id, detail)))
-        self.close(attempt, State.FAILED, detail)
-
-    def abandon(self, attempt: Attempt, why: str) -> None:
-        """Forget an attempt that is no longer ours; what RQ says of the job is its new owner's."""
-        if not self._in_flight.drop(attempt):
-            return
-        if not attempt.reopened:
-            self._on_drop(attempt)
-        self.figures.fenced_writes.add()
-        self._closing.append(_Closing(drop_call(attempt.execution)))
-        context = {"request_id": attempt.request_id, "attempt": attempt.number}
-        log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
-
-    def _to_confirm(self) -> list[_Closing]:
-        calls, now = [], time.monotonic()
-        while self._confirming and self._confirming[0][0] <= now:
-            calls.append(self._confirming.popleft()[1])
-        return calls
-
-    def _confirm_end(self, attempt: Attempt, call: _Publishing, reply: Reply) -> bool:
-        """Take the reply to an end that was written once more: whether Redis has it. Where it lacks tokens, they are
-        sent again; where it has lost the claim, too, the request is whoever claims it next's."""
-        try:
-            answer = call.parse(reply)
-        except (RedisError, ProtocolError):
-            return True  # it was written before; this was to see whether it still is
-        if isinstance(answer, Gap):
-            log.warning("request %s: Redis lost the end of its stream; it is written again", attempt.request_id)
-            attempt.acknowledged, attempt.reopened = answer.next_index - 1, True
-            self._in_flight.add(attempt)
-        return not isinstance(answer, Gap | Fenced)
-
-    def _call(self, attempt: Attempt) -> _Publishing:
+    def _publication(self, attempt: Attempt) -> _Publication:
         """The call that sends what is unpublished. What can't be sent, such as text with a lone surrogate, fails its
         request: the tokens that Redis has stay."""
         try:
-            return self._built(attempt)
+            return publication(attempt, self.lease_ms)
         except BaseException:  # noqa: BLE001  the per-request boundary
             del attempt.tokens[attempt.acknowledged :]
             attempt.fail()
-            return self._built(attempt)
+            return publication(attempt, self.lease_ms)
 
-    def _built(self, attempt: Attempt) -> _Publishing:
-        request_id, fence, first = attempt.request_id, attempt.fence, attempt.acknowledged + 1
-        pending = attempt.tokens[attempt.acknowledged : attempt.acknowledged + MAX_TOKENS_A_CALL]
-        ending = attempt.ending
-        if ending is None or attempt.acknowledged + len(pending) < len(attempt.tokens):
-            return requests.append(request_id, fence, first, pending, self._lease_ms)
-        if ending.finish_reason == "deadline" and not attempt.tokens:
-            return requests.expire(request_id)
-        end = TerminalEvent(ending.state, ending.finish_reason, ending.text, ending.code, ending.message)
-        return requests.finish(request_id, fence, first, pending, end)
-
-    def _keep_failed(self, told: deque[_Closing], sent: list[_Closing], replies: Sequence[Reply]) -> None:
-        """What was refused is sent again; a job that can't be closed costs its own entry only."""
+    def _receive(self, batch: _Batch, replies: Iterator[Reply], attempts: dict[str, Attempt], sent_at: float) -> None:
         now = time.monotonic()
-        for each, reply in zip(sent, replies, strict=True):
+        for attempt, call in batch.publications:
+            self._answer(attempt, call, next(replies), sent_at, now)
+        if batch.publications and not self.backing_off:
+            self.figures.publish_lag_s.observe(now - (self._unsent_since or now))
+            self._unsent_since = None
+        for attempt, question in batch.questions:
+            reply = next(replies)
             if not isinstance(reply, Exception):
-                if each.confirm:
-                    self._confirming.append((now + CONFIRM_S, replace(each, confirm=False)))
-                continue
-            refused = is_unusable(reply)
-            again = replace(each, tries=each.tries + refused)
-            if again.tries >= CLOSE_TRIES:
-                log.warning("RQ can't be told of %s: %s", each.call.keys[0], reply)
-                continue
-            told.append(again)
-            self._closing_at = now + RETRY_S
+                del self._questions[attempt.fence]
+            if attempt.fence not in self._over:
+                self._answer(attempt, question, reply, sent_at, now)
+        for closing, failure in batch.failures:
+            self._failed(closing, failure, next(replies))
+        for closing, call in batch.confirmations:
+            self._confirm(closing, call, next(replies), attempts)
 
-    def _refused_for_now(self, what: str, error: RedisError) -> None:
-        """Redis is away, full or can't write its disk: wait a moment, then go on where it stopped."""
-        self.figures.redis_errors.add("publish")
-        log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
-        self._again_at = time.monotonic() + RETRY_S
-
-    def _receive(self, attempt: Attempt, call: _Publishing, reply: Reply, sent_at: float, now: float) -> None:
+    def _answer(
+        self, attempt: Attempt, call: _Publication | _Question, reply: Reply, sent_at: float, now: float
+    ) -> None:
         """Take the reply to one attempt's call, which came `now`. One that can't be read fails its request; where that
         can't be written either, the lease runs out."""
         failed = attempt.ending == Ending.internal_error()
         try:
-            self._acknowledge(attempt, call.parse(reply), sent_at, now)
+            self._apply(attempt, call.parse(reply), sent_at, now)
         except RedisError as error:
-            self._refused_for_now(f"tokens of request {attempt.request_id}", error)
+            self._back_off(f"a call of request {attempt.request_id}", error)
         except BaseException:  # noqa: BLE001  the per-request boundary
             attempt.fail()
             if failed:
-                self.abandon(attempt, "a reply of Redis can't be read")
+                self._abandon(attempt, "a reply of Redis can't be read")
 
-    def _acknowledge(
-        self, attempt: Attempt, reply: AppendReply | FinishReply | ExpireReply | Unusable, sent_at: float, now: float
-    ) -> None:
+    def _apply(self, attempt: Attempt, reply: _Reply, sent_at: float, now: float) -> None:
         match reply:
             case Appended(next_index):
-                self._advance(attempt, next_index, now)
+                self._acknowledge(attempt, next_index, now)
                 attempt.renewed_at = sent_at
             case Gap(next_index):
-                self._advance(attempt, next_index, now)
-            case Finished():
-                assert attempt.ending is not None
-                self._advance(attempt, len(attempt.tokens) + 1, now)
-                self.close(attempt, attempt.ending.state, _summary(attempt), written=True)
-            case Expired(state):
-                self.close(attempt, state, "deadline passed", written=True)
+                self._acknowledge(attempt, next_index, now)
+            case Renewed():
+                pass
             case Past():
                 attempt.past_deadline()
+            case Finished():
+                self._acknowledge(attempt, len(attempt.tokens) + 1, now)
+                self._apply_end(attempt, reply)
+            case _:
+                self._apply_end(attempt, reply)
+
+    def _apply_end(self, attempt: Attempt, reply: _EndReply) -> None:
+        match reply:
+            case Finished():
+                assert attempt.ending is not None
+                self._end(attempt, attempt.ending.state, _summary(attempt), written=True)
+            case Expired(state):
+                self._end(attempt, state, "deadline passed", written=True)
+            case Cancelled():
+                self._end(attempt, State.CANCELLED, "cancelled")
             case Done(state):
-                self.close(attempt, state, f"{state} by somebody else")
+                self._end(attempt, state, f"{state} by somebody else")
             case Lost():
-                self.close(attempt, State.FAILED, "its stream is gone from Redis")
+                self._end(attempt, State.FAILED, "its keys are gone from Redis")
             case Unreadable() | Unusable():
-                self.fail(attempt, reply)
+                self._fail(attempt, unreadable.describe(reply))
             case Fenced() | Early():
-                self.abandon(attempt, type(reply).__name__.upper())
+                self._abandon(attempt, type(reply).__name__.upper())
             case _:
                 assert_never(reply)
 
-    def _advance(self, attempt: Attempt, next_index: int, now: float) -> None:
+    def _acknowledge(self, attempt: Attempt, next_index: int, now: float) -> None:
         self.figures.appended(attempt, next_index - 1 - attempt.acknowledged, now)
         attempt.acknowledged = next_index - 1
+
+    def _end(self, attempt: Attempt, state: State, detail: str, *, written: bool = False) -> None:
+        """The request has ended. `written`: by this worker's call."""
+        self.closings.close(self._ended(attempt, state, detail, written=written))
+
+    def _fail(self, attempt: Attempt, detail: str) -> None:
+        """End a request whose keys nobody can go on with, before RQ's job."""
+        log.warning("request %s: %s", attempt.request_id, detail)
+        closing = self._ended(attempt, State.FAILED, detail, written=False)
+        self._failures.append((closing, unreadable.fail(attempt.request_id, detail)))
+
+    def _ended(self, attempt: Attempt, state: State, detail: str, *, written: bool) -> Closing:
+        self._over[attempt.fence] = attempt
+        if not attempt.reopened:
+            self.figures.ended(attempt, state, time.monotonic())
+        context = {"request_id": attempt.request_id, "attempt": attempt.number}
+        log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
+        status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
+        return Closing(attempt, Outcome(status, attempt.retention_s, detail), written)
+
+    def _abandon(self, attempt: Attempt, why: str) -> None:
+        """Forget an attempt that is no longer ours; what RQ says of the job is its new owner's."""
+        self._over[attempt.fence] = attempt
+        self.figures.fenced_writes.add()
+        self.closings.drop(attempt)
+        context = {"request_id": attempt.request_id, "attempt": attempt.number}
+        log.warning("request %s is no longer this worker's: %s", attempt.request_id, why, extra=context)
+
+    def _failed(self, closing: Closing, call: ScriptCall[FailReply], reply: Reply) -> None:
+        """Take the reply to a request's failure. Keys that can't be written to either keep nobody waiting."""
+        if isinstance(reply, Exception) and not is_unusable(reply):
+            self._failures.append((closing, call))
+            self._back_off(f"the end of request {closing.attempt.request_id}", reply)
+        else:
+            self.closings.close(closing)
+
+    def _confirm(self, closing: Closing, call: _Publication, reply: Reply, attempts: dict[str, Attempt]) -> None:
+        """Take the reply to an end that was written once more. Where Redis lacks tokens of it, they are sent again;
+        where it has lost the claim, too, the request is whoever claims it next's."""
+        try:
+            answer = call.parse(reply)
+        except (RedisError, ProtocolError):
+            answer = None  # it was written before; this was to see whether it still is
+        attempt = closing.attempt
+        if isinstance(answer, Gap):
+            log.warning("request %s: Redis lost the end of its stream; it is written again", attempt.request_id)
+            attempt.acknowledged, attempt.reopened = answer.next_index - 1, True
+            attempts[attempt.fence] = attempt
+        elif not isinstance(answer, Fenced):
+            self.closings.close_again(closing)
+
+    def _back_off(self, what: str, error: Exception) -> None:
+        """Redis is away, full or can't write its disk: wait a moment, then go on where it stopped."""
+        self.figures.redis_errors.add("publish")
+        log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
+        self._retry_at = time.monotonic() + RETRY_S
+
+
+def publication(attempt: Attempt, lease_ms: int) -> _Publication:
+    """The call that sends an attempt's tokens that Redis lacks, and its end with the last of them."""
+    request_id, fence, first = attempt.request_id, attempt.fence, attempt.acknowledged + 1
+    pending = attempt.tokens[attempt.acknowledged : attempt.acknowledged + MAX_TOKENS_A_CALL]
+    ending = attempt.ending
+    if ending is None or attempt.acknowledged + len(pending) < len(attempt.tokens):
+        return requests.append(request_id, fence, first, pending, lease_ms)
+    if ending.finish_reason == "deadline" and not attempt.tokens:
+        return requests.expire(request_id)
+    end = TerminalEvent(ending.state, ending.finish_reason, ending.text, ending.code, ending.message)
+    return requests.finish(request_id, fence, first, pending, end)
 
 
 def _summary(attempt: Attempt) -> str:

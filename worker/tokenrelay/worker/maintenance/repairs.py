@@ -15,14 +15,13 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared.redis.calls import Unusable, is_unusable
 from tokenrelay.shared.redis.commands import server_time, server_time_us
-from tokenrelay.shared.store import requests
+from tokenrelay.shared.store import requests, unreadable
 from tokenrelay.shared.store.job_replies import Closed, Deleted, HasDependents, NoJob, NotStarted, Requeued
 from tokenrelay.shared.store.jobs import STATUS_OF, Outcome, close_call, requeue_call
 from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, loggable
 from tokenrelay.shared.wire.keys import Plane
-from tokenrelay.worker.core.unreadable import fail_call, told
 from tokenrelay.worker.maintenance.claimed import CHECK_EVERY_S
 from tokenrelay.worker.rq_mirror.dependents import enqueue_dependents
 
@@ -100,7 +99,7 @@ class Repairs:
             case Unusable(error):
                 if not each.refusals:
                     log.warning("request %s is given up: %s", loggable(job_id), error)
-                self.pipeline.run([fail_call(job_id, told(suspicion))])
+                self.pipeline.run([unreadable.fail(job_id, unreadable.describe(suspicion))])
                 return _close(each, State.FAILED)
             case Done(state):
                 return _close(each, state)

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.store import registrar
-from tokenrelay.worker.core.intake import RQ_LEASE_S
+from tokenrelay.shared.store.jobs import RQ_LEASE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable

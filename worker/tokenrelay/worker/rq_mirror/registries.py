@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Final
 from tokenrelay.shared.redis.calls import is_unusable
 from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, forget_call
+from tokenrelay.shared.store.jobs import RQ_LEASE_S, Execution, Outcome, close_call, forget_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import loggable, text
 from tokenrelay.shared.wire.keys import Plane
-from tokenrelay.worker.core.intake import RQ_LEASE_S
 
 if TYPE_CHECKING:
     from tokenrelay.shared.redis.batches import Pipeline

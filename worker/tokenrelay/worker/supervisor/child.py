@@ -37,7 +37,7 @@ def _work(given: argparse.Namespace, tether: Tether) -> None:
 
     settings = WorkerSettings.from_environment()
     worker = Worker(settings, restarts=Restarts(given.restarts, given.stalls))
-    report_regularly(given.report_fd, worker.loop.progress, settings.heartbeat_ms / 1000)
+    report_regularly(given.report_fd, worker.threads.progress, settings.heartbeat_ms / 1000)
     tether.hand_over(worker.hand_back)
     worker.handle_signals()
     worker.work()

@@ -1,4 +1,4 @@
-"""What intake hands on: a job that was taken and isn't claimed yet, and the attempt that becomes of it."""
+"""A job on its way from the queue to a claim."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.redis.commands import Reply
     from tokenrelay.shared.store.jobs import Execution
-    from tokenrelay.worker.core.attempts import Attempt, Ending
+    from tokenrelay.worker.core.attempts import Ending
 
 
 @dataclass(slots=True)
 class Job:
-    """A job on its way from the queue to an attempt."""
+    """A job that was taken off its queue, and what has been read of its request."""
 
     execution: Execution
     data: bytes
@@ -29,22 +29,13 @@ class Job:
     """The prompt as the claim stores it: token IDs as JSON, and of a short prompt their texts."""
     retention_s: int = 1
     crashes: int = 0
-    gone_since: float | None = None
+    missing_since: float | None = None
     """Since when its request isn't found in Redis, on this process's monotonic clock."""
     refusal: Ending | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """An attempt, and what the engine needs of it; `options` is None where only its ending is to be published."""
-
-    attempt: Attempt
-    options: Submission | None
-    prompt_ids: tuple[int, ...]
-    budget: int
-
-
 def encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    """`Job.encoded`."""
     ids = json.dumps(prompt_ids).encode()
     # The texts are for people: what isn't Unicode in them is no reason to fail a request.
     return (ids, json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace")) if texts else (ids,)

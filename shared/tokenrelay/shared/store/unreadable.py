@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.store import requests
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.calls import ScriptCall
     from tokenrelay.shared.store.replies import FailReply
 
-CODE = "unreadable_request"
+CODE: Final = "unreadable_request"
 
 
-def fail_call(request_id: str, message: str) -> ScriptCall[FailReply]:
+def fail(request_id: str, detail: str) -> ScriptCall[FailReply]:
     """End the request as failed, as far as its keys allow."""
-    return requests.fail(request_id, CODE, message)
+    return requests.fail(request_id, CODE, detail)
 
 
-def told(reply: Unreadable | Lost | Unusable) -> str:
+def describe(reply: Unreadable | Lost | Unusable) -> str:
     """What is wrong, for the log and the terminal event."""
     match reply:
         case Unusable():

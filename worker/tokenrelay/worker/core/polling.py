@@ -1,0 +1,63 @@
+"""When the loop asks intake for requests: at once where there may be some, else now and then."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.worker.core.messages import JobsQueued, Leave, Poll
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
+
+    from tokenrelay.worker.core.messages import IntakeMessage, PollDone
+
+EVERY_S: Final = 0.2
+"""How long until the next poll where nothing was heard: a message may have been lost."""
+
+
+@dataclass(slots=True)
+class Polling:
+    """One poll at a time. The loop's thread alone."""
+
+    intake: SimpleQueue[IntakeMessage]
+    asked: bool = False
+    """Whether intake is at it."""
+    exhausted: bool = False
+    """Whether the last poll of an idle worker found nothing to take."""
+    unclaimed: bool = False
+    """Whether intake keeps jobs that aren't claimed."""
+    _due: float = 0.0
+    _again: bool = False
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether the last poll was an idle worker's, and there was nothing to take."""
+        return self.exhausted and not self.unclaimed
+
+    def soon(self) -> None:
+        """There may be something to claim: a job was enqueued, or a slot is free."""
+        self._due, self._again = 0.0, self.asked
+
+    def jobs_queued(self) -> None:
+        """A job was enqueued. A poll that waits for the next of a burst hears of it, too."""
+        self.soon()
+        if self.asked:
+            self.intake.put(JobsQueued())
+
+    def poll(self, free: int, *, idle: bool) -> None:
+        """Ask intake for up to `free` requests, where it's time."""
+        if free > 0 and not self.asked and time.monotonic() >= self._due:
+            self.asked = True
+            self.intake.put(Poll(free, idle))
+
+    def done(self, done: PollDone, *, found: bool) -> None:
+        """Intake has answered; where it `found` something, there may be more."""
+        self.asked, self.exhausted, self.unclaimed = False, done.exhausted, done.unclaimed
+        self._due = 0.0 if found or self._again else time.monotonic() + EVERY_S
+        self._again = False
+
+    def leave(self) -> None:
+        """Have intake end its thread; a poll that waits for the next of a burst waits no longer."""
+        self.intake.put(Leave())

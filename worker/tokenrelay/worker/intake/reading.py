@@ -1,0 +1,88 @@
+"""Reading: the requests behind taken jobs, and their prompts as token IDs.
+
+Whatever is wrong with a request, it fails alone, and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.options import load
+from tokenrelay.shared.redis.calls import is_unusable
+from tokenrelay.shared.settings import MAX_RETENTION_S
+from tokenrelay.shared.store.jobs import is_our_call
+from tokenrelay.shared.store.record import Field, RequestRecord, look
+from tokenrelay.shared.wire import keys
+from tokenrelay.worker.core.attempts import Ending
+from tokenrelay.worker.intake.job import encoded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.core.status import Encoding
+    from tokenrelay.worker.intake.job import Job
+    from tokenrelay.worker.serving.prompts import PromptReader
+
+log = logging.getLogger(__name__)
+
+_FIELDS: Final = (Field.BODY, Field.PROMPT_IDS, Field.RETENTION_MS, Field.CRASHES)
+
+
+@dataclass(slots=True)
+class Reading:
+    """Reads requests with the model's tokenizer and chat template."""
+
+    pipeline: Pipeline
+    reader: PromptReader
+    max_crashes: int
+    encoding: Encoding
+
+    def read(self, jobs: Sequence[Job]) -> None:
+        """Fill the jobs in: the first claim's prompt IDs, where there was one. Raises redis errors."""
+        replies = self.pipeline.run([look(job.execution.job_id, _FIELDS) for job in jobs]) if jobs else []
+        for job, reply in zip(jobs, replies, strict=True):
+            if is_unusable(reply):
+                job.refusal = Ending.failure("invalid_request", "its key doesn't hold a request")
+                continue
+            if isinstance(reply, Exception):
+                raise reply
+            self._prepare(job, RequestRecord(_FIELDS, reply))
+
+    def _prepare(self, job: Job, record: RequestRecord) -> None:
+        if not record.has(Field.BODY):
+            job.missing_since = job.missing_since or time.monotonic()
+            return
+        job.missing_since = None
+        try:
+            job.retention_s = min(record.retention_s(1), MAX_RETENTION_S)
+            job.crashes = record.crashes or (0 if record.prompt_ids else job.crashed)
+            if not is_our_call(job.data, job.execution.job_id):
+                raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
+            job.options = load(record.body)
+            job.prompt_ids = (
+                self.reader.known(record.prompt_ids) if record.prompt_ids else self._encode(job, job.options)
+            )
+            job.encoded = encoded(job.prompt_ids, self.reader.texts(job.prompt_ids))
+            self.reader.budget(len(job.prompt_ids), 0, job.options)
+        except RequestError as error:
+            job.refusal = Ending.failure(error.code, error.message)
+        except BaseException:  # the per-request boundary: see Attempt.fail
+            log.exception("request %s can't be read: it fails alone", job.execution.job_id)
+            job.refusal = Ending.internal_error()
+
+    def _encode(self, job: Job, options: Submission) -> tuple[int, ...]:
+        """The prompt's token IDs. Raises RequestError, also for a prompt that took too many workers down."""
+        if job.crashed >= self.max_crashes:
+            why = f"the worker that was to read this request died {job.crashed} times in a row"
+            raise RequestError(why, code="poison_request")
+        self.encoding.running, self.encoding.begun = True, self.encoding.begun + 1
+        try:
+            return self.reader.encode(options)
+        finally:
+            self.encoding.running = False

@@ -1,0 +1,104 @@
+"""Taking: jobs off their queues, first queue first, until as many are there as can be claimed.
+
+Owns what was taken and isn't claimed: nothing of it is forgotten over an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from tokenrelay.shared.store.jobs import RQ_LEASE_S, Take, any_queued, take_call
+from tokenrelay.worker.intake.job import Job
+
+if TYPE_CHECKING:
+    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.store.jobs import Execution
+    from tokenrelay.worker.intake.reading import Reading
+
+MISSING_S: Final = 1.0
+"""How long a job's request is waited for that isn't there."""
+MOST_MISSING: Final = 256
+"""Jobs without a request that wait at a time. They take up no slots; each that is closed makes room for another."""
+MISSING_EVERY_S: Final = 0.1
+"""How often they are read again, at most."""
+
+
+@dataclass(slots=True)
+class Taking:
+    """Takes jobs from `queues` for the worker named `worker`, of this `kind`."""
+
+    pipeline: Pipeline
+    reading: Reading
+    worker: str
+    queues: tuple[str, ...]
+    kind: str
+    ready: deque[Job] = field(default_factory=deque)
+    """Taken and read, not yet claimed: kept over an error, so that a taken job is never forgotten."""
+    missing: list[Job] = field(default_factory=list)
+    """Taken, their requests not there yet; or there, and no slot is free. Read again at `_missing_due`."""
+    lost: list[Job] = field(default_factory=list)
+    """Taken, their requests never came: to be closed."""
+    _missing_due: float = 0.0
+    _execution_ids: tuple[str, ...] = ()
+    """Of a take whose reply didn't come: repeated with the same IDs, it gives the same jobs."""
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether jobs were taken, or may have been, that aren't claimed."""
+        return bool(self.ready or self.missing or self.lost or self._execution_ids)
+
+    @property
+    def taken(self) -> list[Execution]:
+        """Of the jobs that aren't claimed."""
+        return [job.execution for job in (*self.ready, *self.missing, *self.lost)]
+
+    def fill(self, limit: int, *, idle: bool) -> None:
+        """Have up to `limit` jobs ready. Raises redis errors."""
+        if self.ready:  # a claim of them failed
+            self._sort(list(self.ready), limit)
+            return
+        if time.monotonic() >= self._missing_due:
+            self.ready, self.missing = deque(self.missing), []
+            self._missing_due = time.monotonic() + MISSING_EVERY_S
+            self._sort(list(self.ready), limit)
+        while (room := min(limit - len(self.ready), MOST_MISSING - len(self.missing))) > 0:
+            kept = len(self.ready)
+            self._take(room, idle=idle and not kept)
+            taken = list(self.ready)[kept:]
+            self._sort(taken, limit)
+            if len(taken) < room:
+                return
+
+    def _sort(self, jobs: list[Job], limit: int) -> None:
+        """Read jobs of `ready`, and set those apart whose request isn't there.
+
+        A producer of an earlier release may enqueue a moment before it creates the request.
+        """
+        if not jobs:
+            return
+        self.reading.read(jobs)
+        lost_before = time.monotonic() - MISSING_S
+        here: list[Job] = []
+        for job in self.ready:
+            if job.missing_since is None:
+                here.append(job)
+            elif job.missing_since > lost_before:
+                self.missing.append(job)
+            else:
+                self.lost.append(job)
+        self.missing += here[limit:]
+        self.ready = deque(here[:limit])
+
+    def _take(self, limit: int, *, idle: bool) -> None:
+        if not self._execution_ids:
+            if idle and not any_queued(self.pipeline, self.queues):
+                return
+            self._execution_ids = tuple(uuid4().hex for _ in range(limit))
+        take = Take(self.worker, self.queues, self._execution_ids, RQ_LEASE_S, idle, self.kind)
+        taken = self.pipeline.ask(take_call(take))
+        self._execution_ids = ()
+        self.ready += [Job(each.execution, each.data, each.crashed) for each in taken]
