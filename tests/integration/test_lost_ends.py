@@ -30,12 +30,17 @@ class Replica:
     dumps: dict[str, bytes]
 
     def promote(self) -> None:
-        for key, dump in self.dumps.items():
-            self.redis.restore(key, 60_000, dump, replace=True)
+        with self.redis.pipeline() as restores:  # at one moment: the worker goes on meanwhile
+            for key, dump in self.dumps.items():
+                restores.restore(key, 60_000, dump, replace=True)
+            restores.execute()
 
 
 def replica(redis: Redis, request_id: str) -> Replica:
-    return Replica(redis, {key: redis.dump(key) or b"" for key in keys.of_request(request_id)})
+    with redis.pipeline() as dumps:
+        for key in keys.of_request(request_id):
+            dumps.dump(key)
+        return Replica(redis, dict(zip(keys.of_request(request_id), dumps.execute(), strict=True)))
 
 
 @pytest.mark.parametrize("stops", [False, True], ids=["goes on", "stops"])
