@@ -160,7 +160,10 @@ def is_of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
     [
         "producer/tokenrelay/gateway",
         "producer/tokenrelay/cli",
-        *(f"worker/tokenrelay/worker/{room}" for room in ("intake", "rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)),
+        *(
+            f"worker/tokenrelay/worker/{room}"
+            for room in ("intake", "rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)
+        ),
     ],
 )
 def test_rooms_are_small(package: str) -> None:
