@@ -27,7 +27,7 @@ from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.engine.contract import Capabilities, EngineOutput, EngineOutputs, EngineRequest
 from tokenrelay.worker.engine.output_queue import OutputQueue
-from tokenrelay.worker.serving.model import share_interpreter
+from tokenrelay.worker.serving.model import tune_interpreter
 from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def paced_by_worker(url: str, pace: Pace) -> PacedEngine:
     engine = PacedEngine(pace)
     settings = WorkerSettings(redis_url=SecretStr(url), slots=pace.streams)
     worker = Worker(settings, served(engine), connection=connect(url))
-    share_interpreter()  # as `serve` does when it has loaded a model
+    tune_interpreter()  # as `serve` does when it has loaded a model
     worker.work(burst=True)
     return engine
 

@@ -1,4 +1,4 @@
-"""What the worker and an engine say to each other: token IDs in, token IDs out.
+"""The contract between the worker and an engine: token IDs in, token IDs out.
 
 Knows no Redis, no RQ, no text and no torch.
 """
@@ -29,7 +29,7 @@ class EngineRequest:
     """One attempt at a request.
 
     `engine_id` is the attempt's fence: it must never be used twice, or two attempts' tokens mix. The engine
-    prefills `prompt_ids` + `emitted_ids` and goes on at token `len(emitted_ids) + 1`.
+    prefills `prompt_ids` + `emitted_ids` and continues with token `len(emitted_ids) + 1`.
     """
 
     engine_id: str
@@ -42,7 +42,7 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailure:
-    """Why the engine gave one request up. Its neighbours go on."""
+    """Why the engine failed one request. The others continue."""
 
     code: str
     message: str
@@ -104,7 +104,7 @@ class Capabilities:
     vocabulary: int
     """Token IDs are below this."""
     options: frozenset[str]
-    """Options of a request that change its tokens and that the engine obeys, by name."""
+    """Options of a request that affect its tokens and that the engine supports, by name."""
     device: str
     dtype: str
     """The number format of its arithmetic. Engines with different formats don't continue each other's requests."""
@@ -155,11 +155,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine that isn't prepared yet, and what must be known of its model."""
+    """An engine before `prepare`, and the facts about its model that serving needs."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
-    """Equal where another worker would continue this one's requests alike."""
+    """Equal for workers that may continue each other's requests."""
     defaults: Mapping[str, Any]
-    """Sampling options of the model's own, for requests that don't give them."""
+    """The model's own defaults for sampling options that a request omits."""

@@ -37,5 +37,5 @@ class OutputQueue:
             first = self._messages.get(timeout=0.0 if self._death else timeout_s)
         except Empty:
             return []
-        # No more than there were: an engine faster than its reader would fill the queue for ever.
+        # Only what is queued now: an engine that is faster than its reader never lets the queue run empty.
         return [first, *(self._messages.get() for _ in range(self._messages.qsize()))]

@@ -1,4 +1,4 @@
-"""The model that ships in the wheel. Knows where it lies, nothing of how it's loaded or trained."""
+"""The model that ships in the wheel. Knows its path, nothing of loading or training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request asks of the draw."""
+"""Sampling options of one request."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ class SamplingParams:
 
 
 DRAW_OPTIONS: Final = frozenset({"temperature", "top_k", "top_p"})
-"""The options of a request that this package's draw obeys, whatever engine uses it."""
+"""The options of a request that this package's draw supports, in any engine."""

@@ -1,7 +1,7 @@
 """Position-keyed sampling: the noise that picks token N is a function of (seed, N, vocabulary ID) alone.
 
-Pure functions on tensors; knows nothing of requests in flight or of the batching engine. So a draw can't depend on
-the neighbours in the batch, on the row, or on how many attempts it took to get to N.
+Pure functions on tensors; knows nothing of requests in flight or of an engine. So a draw can't depend on the
+neighbours in the batch, on the row, or on the number of attempts before token N.
 
 Gumbel-max: Gumbel 1954; top-p: Holtzman et al. 2020, section 3.1; the mix is splitmix64 (Steele et al. 2014).
 """
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 PARAMETER_ROWS = 5  # key low, key high, temperature, top-k, top-p tail; all as 32-bit patterns in int32
 
 _CANDIDATES = 1024  # top-p 0.95 of a language model's next token is a few hundred at most
-_CACHED = 1 << 18  # of 8 bytes: what a CPU's cache holds. A step's whole noise goes through memory in every operation
+_CACHED = (
+    1 << 18
+)  # int64 values that fit a CPU's cache: a whole step's noise would go through memory in every operation
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -99,17 +101,17 @@ def sample_scores(logits: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     temperature = params[2].view(torch.float32)
     sampled = temperature > 0
     if is_capturing(scores):
-        # A graph replays whatever rows it was captured with, so there every row takes every path.
+        # A graph replays the rows it was captured with, so every row takes every path.
         return torch.where(
             sampled.unsqueeze(1), _draw_scores(_filter(_tempered(scores, temperature), params), params), scores
         )
     if not bool(sampled.any()):
         return scores
     if bool(sampled.all()):
-        return _draw_scores(_filter_asking(_tempered(scores, temperature), params), params)
+        return _draw_scores(_filter_some(_tempered(scores, temperature), params), params)
     rows = sampled.nonzero().squeeze(1)
     tempered = _tempered(scores[rows], temperature[rows])
-    drawn = _draw_scores(_filter_asking(tempered, params[:, rows]), params[:, rows])
+    drawn = _draw_scores(_filter_some(tempered, params[:, rows]), params[:, rows])
     return scores.index_copy(0, rows, drawn)
 
 
@@ -137,12 +139,12 @@ def _draw_scores(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return drawn
 
 
-def _filter_asking(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
-    """`_filter` for the rows that ask for it only: on a CPU a sort costs more than all the noise."""
-    asking = (params[3] > 0) | (params[4].view(torch.float32) > 0)
-    if not bool(asking.any()):
+def _filter_some(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    """`_filter`, only for rows with top-k or top-p: on a CPU a sort costs more than all the noise."""
+    filtering = (params[3] > 0) | (params[4].view(torch.float32) > 0)
+    if not bool(filtering.any()):
         return scores
-    rows = asking.nonzero().squeeze(1)
+    rows = filtering.nonzero().squeeze(1)
     asked, wanted = scores[rows], params[:, rows]
     if scores.is_cuda or scores.shape[1] < 2 * _CANDIDATES:
         return scores.index_copy(0, rows, _filter(asked, wanted))
@@ -158,7 +160,7 @@ def _filter(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     vocab = scores.shape[1]
     top_k = params[3].to(torch.int64)
     tail = params[4].view(torch.float32).unsqueeze(1)
-    # Stable, so that equal scores are told apart by vocabulary ID and not by the batch.
+    # Stable, so that the order of equal scores depends on the vocabulary ID and not on the batch.
     ordered, order = scores.sort(dim=-1, stable=True)
     kept = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab)
     threshold = ordered.gather(1, (vocab - kept).unsqueeze(1))
@@ -170,9 +172,9 @@ def _filter(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
 
 
 def _filter_candidates(scores: torch.Tensor, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_filter` from the likeliest candidates alone, and which rows that decides: those that drop a candidate.
+    """`_filter` from the likeliest candidates alone, and for which rows that is exact: those that drop a candidate.
 
-    A row's answer depends on the row alone, so it is the same in every batch. A sixth of the sort's time at a
+    A row's result depends on the row alone, so it is the same in every batch. A sixth of the sort's time at a
     vocabulary of 49k.
     """
     top, ids = _likeliest(scores)

@@ -1,4 +1,4 @@
-"""What a request asks for against what the engine can do. Owns the words of these refusals."""
+"""Checks a request against its engine's capabilities. Owns the wording of the refusals."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tokenrelay.worker.engine.contract import Capabilities
 
 NEUTRAL: Final[Mapping[str, Any]] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "ignore_eos": False}
-"""The options that an engine must know of, and the values at which it need not."""
+"""The options that an engine must support, and the values at which they have no effect."""
 
 
 def token_budget(prompt_tokens: int, emitted_tokens: int, options: Submission, capabilities: Capabilities) -> int:
     """The tokens that the answer may have, over all attempts. Raises RequestError `prompt_too_long`, or
-    `unsupported_option` for an option that this engine doesn't obey."""
+    `unsupported_option` for an option that this engine doesn't support."""
     for name, neutral in NEUTRAL.items():
         if name not in capabilities.options and cast("Mapping[str, Any]", options)[name] != neutral:
             raise RequestError(
@@ -36,7 +36,7 @@ def token_budget(prompt_tokens: int, emitted_tokens: int, options: Submission, c
 
 def _too_long(overflow: Overflow) -> RequestError:
     return RequestError(
-        # Clients tell an overflow by its words: "prompt is too long", or "this model's maximum context length is".
+        # Clients recognise an overflow by its words: "prompt is too long", or "this model's maximum context length is".
         f"the prompt is too long: this model's maximum context length is {overflow.context_tokens} tokens, "
         f"and the prompt has {overflow.prompt_tokens}; one at least must be left for the answer",
         field="prompt",

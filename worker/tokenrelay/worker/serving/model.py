@@ -1,4 +1,4 @@
-"""What a worker serves: the loaded model, its engine, and how its prompts are read."""
+"""The served model: its engine, and the reader of its prompts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWITCH_S = 0.0005
-"""How long a thread may keep the interpreter while another waits for it."""
+"""How long a thread may hold the interpreter while another waits for it."""
 GC_THRESHOLDS = (5_000, 500, 100)
-"""A look at 5,000 young objects takes 0.2 ms; what outlives it is looked at after 2.5 million, for up to 140 ms."""
+"""A collection of 5,000 young objects takes 0.2 ms; survivors are collected after 2.5 million, in up to 140 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class Served:
     engine: Engine
     reader: PromptReader
     training: str | None = None
-    """The training trace as JSON, of a model whose folder holds one."""
+    """The training trace as JSON, if the model's folder holds one."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The model's own defaults for options that a request doesn't give."""
+    """The model's own defaults for options that a request omits."""
 
 
 def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") -> Served:
@@ -51,9 +51,9 @@ def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") ->
     try:
         loaded.engine.prepare()
     except BaseException:
-        loaded.engine.stop()  # its thread would keep the process from ending
+        loaded.engine.stop()  # its thread would keep the process alive
         raise
-    share_interpreter()
+    tune_interpreter()
     capabilities = loaded.engine.capabilities
     log.info("model %s is ready on %s after %.1f s", name, capabilities.device, time.monotonic() - began)
     reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, capabilities)
@@ -65,7 +65,7 @@ def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") ->
 
 
 def training_trace(model_path: str | None) -> str | None:
-    """What `tokenrelay-worker train` wrote beside the weights; None for other models, and those of the Hub."""
+    """The trace that `tokenrelay-worker train` wrote beside the weights; None for other models and those of the Hub."""
     file = Path(model_path or weather_model_path()) / TRACE_FILE
     try:
         return json.dumps(json.loads(file.read_text("utf-8")))
@@ -73,13 +73,13 @@ def training_trace(model_path: str | None) -> str | None:
         return None
 
 
-def share_interpreter() -> None:
-    """Set Python up for an engine and a publisher in one process; once, when everything is loaded.
+def tune_interpreter() -> None:
+    """Tune Python for an engine and a publisher in one process; once, when everything is loaded.
 
-    What was loaded, a million objects that stay, is kept out of full garbage collections: each would look through all
-    of it, 80 to 250 ms in which nothing else runs. Tokens in flight are hundreds of thousands of objects more, and no
-    cycles: young ones are looked at a few at a time, old ones hardly ever. And a thread that wants the interpreter gets
-    it after 0.5 ms, not 5: the engine's asks for it after every operation.
+    What was loaded, a million permanent objects, is excluded from garbage collection: a full one would traverse all of
+    it and stop every thread for 80 to 250 ms. Tokens in flight are hundreds of thousands of objects more, without
+    cycles: young ones are collected a few at a time, old ones rarely. A thread that waits for the interpreter gets it
+    after 0.5 ms instead of 5: the engine's needs it after every operation.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What intake must know of the model: prompts to token IDs, budgets, and the text side of an answer."""
+"""Reading requests for one model: prompts to token IDs, budgets, and the text of an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenrelay.worker.engine.contract import Capabilities
 
 MAX_PROMPT_TEXTS: Final = 64
-"""Longer prompts are kept as token IDs alone: the texts of their tokens are for people, who won't read as many."""
+"""Of longer prompts only the token IDs are stored: the texts of their tokens are for people to read."""
 _TEXTS_KEPT: Final = 32_768
 """Some 200 bytes each."""
 
@@ -33,12 +33,12 @@ class PromptReader:
 
     tokenizer: PreTrainedTokenizerBase
     encoder: PreTrainedTokenizerBase
-    """The same tokenizer again: encoding switches its flags, and must not meet a decode in another thread."""
+    """A copy of it: encoding switches the tokenizer's flags, and must not run beside a decode in another thread."""
     served_model: str
     fingerprint: str
     capabilities: Capabilities
     token_text: Callable[[int], str]
-    """What a token says by itself; kept, for prompts share most of theirs, and decoding one takes 2.4 µs."""
+    """A token's text by itself. Cached: prompts share most of their tokens, and decoding one takes 2.4 µs."""
 
     @classmethod
     def of(
@@ -50,7 +50,7 @@ class PromptReader:
 
     @property
     def kind(self) -> str:
-        """What decides whether a worker is refused a claim: others of this kind needn't try what this one can't do."""
+        """Identifies workers that accept and refuse the same claims: what one of them can't serve, none can."""
         return f"{self.fingerprint}/{_release()}"
 
     def encode(self, options: Submission) -> tuple[int, ...]:
@@ -59,14 +59,14 @@ class PromptReader:
         return tuple(encode_prompt(self.encoder, options["prompt"], messages))
 
     def texts(self, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
-        """What each token of a short prompt says; nothing of a longer one."""
+        """The text of each token of a short prompt; empty for a longer one."""
         if len(prompt_ids) > MAX_PROMPT_TEXTS:
             return ()
         return tuple(map(self.token_text, prompt_ids))
 
     def known(self, prompt_ids: bytes | None) -> tuple[int, ...]:
-        """The token IDs that the first claim stored. Raises RequestError for what no tokenizer of this model gave:
-        an ID beyond the vocabulary would take the engine down, and every request in it."""
+        """The token IDs that the first claim stored. Raises RequestError for IDs that aren't this model's: one beyond
+        the vocabulary would crash the engine, and every request in it."""
         try:
             ids = json.loads(prompt_ids or b"")
         except (ValueError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Under which name a worker's model is asked for. Loads no torch: the supervisor must know it too."""
+"""The name under which a worker's model is requested. Loads no torch: the supervisor needs it too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUNDLED_NAME: Final = "weather"
 
 
 def served_name(settings: WorkerSettings) -> str:
-    """The name under which requests ask for the model. Raises SettingsError where the folder's name is none."""
+    """The name that requests give for the model. Raises SettingsError where the folder's name is no valid one."""
     if settings.served_model is not None:
         name = settings.served_model
     elif settings.model_path is None:

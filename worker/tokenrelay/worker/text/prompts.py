@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 TEMPLATE_LIMIT_S: Final = 5.0
-"""How long a chat template may take: a hundred times what the longest conversation does."""
-_STAND_IN: Final = -1
+"""Time limit of a chat template: a hundred times what the longest conversation takes."""
+_PLACEHOLDER: Final = -1
 """No token of any vocabulary."""
 
 
@@ -74,8 +74,8 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 @contextmanager
-def _unknown_words_as(stand_in: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """For the time of the block, `stand_in` is what control tokens in a message become where they can't be split.
+def _unknown_words_as(placeholder: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Within the block, control tokens in a message that can't be split are encoded as `placeholder`.
 
     The tokenizer refuses a text that becomes the token which it names. To a word tokenizer `<unk>` is an unknown word
     like any other and no danger, and so are other control tokens that it can't split: as in a prompt.
@@ -85,7 +85,7 @@ def _unknown_words_as(stand_in: int, tokenizer: PreTrainedTokenizerBase) -> Iter
         return
     encode, hidden = tokenizer._encode_without_added_tokens, _control_ids(tokenizer) | {unknown}
     tokenizer._encode_without_added_tokens = lambda text: [  # type: ignore[method-assign]
-        stand_in if token_id in hidden else token_id for token_id in encode(text)
+        placeholder if token_id in hidden else token_id for token_id in encode(text)
     ]
     try:
         yield
@@ -104,13 +104,13 @@ def _encode_messages(
         return within(limit_s, partial(_rendered, tokenizer, messages))
     except TimeLimitReached:
         # Jinja's sandbox bounds a range, and no loop of loops.
-        told = f"the model's chat template took longer than {limit_s:g} s for these messages"
-        raise RequestError(told, field="messages") from None
+        message = f"the model's chat template took longer than {limit_s:g} s for these messages"
+        raise RequestError(message, field="messages") from None
     except Exception as error:
         if isinstance(error, ValueError) and "Can't sanitize" in str(error):
             raise RequestError(str(error), field="messages", code="control_token") from error
-        # A template is a program of the model's authors, which may raise anything: words that it has for the caller, or
-        # a TypeError for messages that it wasn't made for.
+        # A template is a program of the model's authors, which may raise anything: a message for the caller, or a
+        # TypeError for messages that it doesn't support.
         reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise RequestError(f"the model's chat template refuses the messages: {reason}", field="messages") from error
 
@@ -133,9 +133,9 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, o
 
 def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]]) -> list[int]:
     # Marks the control tokens in the contents before the template is rendered, and encodes those as text.
-    with _unknown_words_as(_STAND_IN, tokenizer):
+    with _unknown_words_as(_PLACEHOLDER, tokenizer):
         encoding = tokenizer.apply_chat_template(
             cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, sanitize_control_tokens=True
         )
     token_ids: list[int] = cast("BatchEncoding", encoding)["input_ids"]
-    return [tokenizer.unk_token_id if token_id == _STAND_IN else token_id for token_id in token_ids]
+    return [tokenizer.unk_token_id if token_id == _PLACEHOLDER else token_id for token_id in token_ids]

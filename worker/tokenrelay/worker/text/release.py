@@ -1,4 +1,4 @@
-"""From tokens to the text that may be shown: the detokenizer, then the stop strings."""
+"""From tokens to the text that may be published: the detokenizer, then the stop strings."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class TokenText:
         return self._stops.stopped
 
     def push(self, token_id: int) -> TextRelease:
-        """What this token releases; nothing once a stop string was found."""
+        """The text that this token releases; empty after a stop string."""
         return TextRelease(*self._stops.push(self._detokenizer.push(token_id)))
 
     def flush(self) -> str:
-        """What is left when no more tokens come."""
+        """The held text, when no more tokens come."""
         text, _ = self._stops.push(self._detokenizer.flush())
         return text + self._stops.flush()
 

@@ -7,7 +7,7 @@ class StopMatcher:
     """Cuts a text before its first stop string; text that may begin one is held back.
 
     What comes out doesn't depend on where the pieces were cut: it is the whole text up to the earliest start of any
-    stop string. So a match waits while a longer stop string that began before it may still come true.
+    stop string. So a match is held while a longer stop string that began before it may still match.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:

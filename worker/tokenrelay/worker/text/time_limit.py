@@ -1,4 +1,4 @@
-"""A time limit for code of others that may never end, such as a model's chat template. Knows nothing of prompts."""
+"""A time limit for third-party code that may never return, such as a model's chat template. Knows no prompts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SLICE_S: Final = 0.1
 
 
 class TimeLimitReached(BaseException):
-    """The code was interrupted. No Exception: the code itself isn't to catch it."""
+    """The code was interrupted. A BaseException, so that the code itself doesn't catch it."""
 
 
 def within(limit_s: float, do: Callable[[], T]) -> T:
-    """What `do` gives. Raises what it raises, and TimeLimitReached where it takes longer than the limit.
+    """The result of `do`. Raises what it raises, and TimeLimitReached after the limit.
 
-    It runs in a thread of its own, which Python interrupts between two bytecodes: what hangs inside of a C function
-    hangs on, and the caller with it.
+    It runs in a thread of its own, which Python interrupts between two bytecodes: a C function that hangs isn't
+    interrupted, and blocks the caller.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -35,7 +35,7 @@ def within(limit_s: float, do: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="within", daemon=True)
     thread.start()
-    for _ in range(math.ceil(limit_s / _SLICE_S)):  # a process that was stopped meanwhile has lost one slice
+    for _ in range(math.ceil(limit_s / _SLICE_S)):  # a process that was stopped meanwhile loses one slice
         thread.join(_SLICE_S)
         if not thread.is_alive():
             break

@@ -1,4 +1,4 @@
-"""Training: how the bundled weather-talk model is made, and how another model is fine-tuned.
+"""Training of the bundled weather-talk model, and fine-tuning of others.
 
 `trainer.train` does it, `command.train_command` is the CLI's `train`. Knows nothing of Redis, requests or the engine.
 """

@@ -1,6 +1,6 @@
 """The `train` command: options in, progress and the training trace on the console out.
 
-Owns what is shown; how training is done is trainer's. Imports torch only once it's called, so that the CLI starts fast.
+Owns the output; training itself is trainer's. Imports torch only when called, so that the CLI starts fast.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _run(settings: TrainingSettings, out: Path, console: Console) -> TrainingTra
 
 
 def epoch_lines(epoch: EpochTrace, first_loss: float) -> str:
-    """What is shown of one epoch: bar, loss, accuracy, the observation, and what the model says by now."""
+    """One epoch as lines of text: bar, loss, accuracy, the observation, and the model's answer."""
     stars = bar(epoch.loss, first_loss)
     return (
         f"Epoch {epoch.epoch} | {stars} ({epoch.loss:.1f})\n"

@@ -18,7 +18,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, with an optional system message before them; `source` says where it stands, for errors."""
+    """Turns in order, with an optional system message before them; `source` is its place, for error messages."""
 
     turns: tuple[Turn, ...]
     system: str | None = None
@@ -31,7 +31,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What is learnt from, and what is held out to measure how well."""
+    """The conversations for training, and those held out for evaluation."""
 
     train: tuple[Conversation, ...]
     held_out: tuple[Conversation, ...]

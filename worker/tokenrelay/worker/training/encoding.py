@@ -1,7 +1,7 @@
 """Conversations as token IDs with labels, and batches of them.
 
 Only answers are labelled: a question's tokens carry IGNORED, so neither loss nor accuracy counts them.
-What the model sees before an answer is exactly what it is given when it serves. Knows nothing of training.
+The tokens before an answer are exactly those of the same conversation when the model is served. Knows no training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenrelay.worker.training.conversation import Conversation
 
 IGNORED = -100
-"""The label of a token that isn't learnt, as PyTorch's cross-entropy takes it."""
+"""The label of a token that doesn't count, as PyTorch's cross-entropy takes it."""
 
 Example = dict[str, list[int]]
 """input_ids and labels, of equal length, as transformers' Trainer takes them."""
@@ -79,13 +79,13 @@ class Encoder:
         }
 
     def prompt_ids(self, question: str) -> list[int]:
-        """What the model is given for one question on its own."""
+        """The prompt of one question by itself."""
         if not self.tokenizer.chat_template:
             return self._ids(question, special=True)
         return self._rendered([{"role": "user", "content": question}])
 
     def _prompt(self, conversation: Conversation, number: int) -> list[int]:
-        """All that comes before answer `number`."""
+        """The tokens before answer `number`."""
         if not self.tokenizer.chat_template:
             if len(conversation.turns) > 1 or conversation.system:
                 raise TrainingDataError(

@@ -1,4 +1,4 @@
-"""How well a model answers: loss and next-token accuracy on examples, and what it says to a question.
+"""Evaluation: loss and next-token accuracy on examples, and a model's answer to a question.
 
 Counts answer tokens only, each once, however they are batched. Knows nothing of training.
 """
@@ -54,7 +54,7 @@ def measure(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example
 
 @torch.inference_mode()
 def greedy_answer(model: PreTrainedModel, encoder: Encoder, question: str) -> str:
-    """What `model` says to `question`, its most likely token each time; leaves the model in the mode it found."""
+    """The greedy answer of `model` to `question`; leaves the model in the mode it found."""
     was_training = model.training
     model.train(False)
     ids = list(encoder.prompt_ids(question))

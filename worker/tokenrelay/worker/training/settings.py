@@ -1,4 +1,4 @@
-"""What a training run is told, and how it can fail. Knows nothing of how training works."""
+"""Settings of a training run, and its errors. Knows nothing of how training works."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def peak_learning_rate(self) -> float:
-        """`learning_rate`, or what suits a new model or a trained one."""
+        """`learning_rate`, or the default for a new model or a trained one."""
         if self.learning_rate is not None:
             return self.learning_rate
         return _FINE_TUNING_LEARNING_RATE if self.model else _FROM_SCRATCH_LEARNING_RATE

@@ -1,6 +1,6 @@
 """`train`: from settings to a model folder, with transformers' Trainer.
 
-Owns the optimisation and the order of things; what is learnt, how it's encoded and how it's measured are others'.
+Owns the optimisation and its schedule; the corpus, its encoding and the evaluation have modules of their own.
 Prints nothing: progress goes to the caller's `report`.
 """
 
@@ -54,9 +54,9 @@ def train(settings: TrainingSettings, *, out: Path, report: Callable[[StepDone |
     with _no_progress_bars():
         model, encoder = load_model(settings.model) if settings.model else new_model(corpus.train)
     question = corpus.held_out[0].questions[0] if settings.data else FIXED_QUESTION
-    course = _Course(model, encoder, encoder.encode_all(corpus.held_out), question, report)
+    monitor = _Monitor(model, encoder, encoder.encode_all(corpus.held_out), question, report)
     with _threads(1 if model.num_parameters() < _SMALL else torch.get_num_threads()):
-        _fit(encoder.encode_all(corpus.train), settings, course)
+        _fit(encoder.encode_all(corpus.train), settings, monitor)
     trace = TrainingTrace(
         seed=settings.seed,
         data=str(settings.data or "the bundled corpus"),
@@ -65,11 +65,11 @@ def train(settings: TrainingSettings, *, out: Path, report: Callable[[StepDone |
         vocabulary=len(encoder.tokenizer),
         train_conversations=len(corpus.train),
         held_out_conversations=len(corpus.held_out),
-        held_out_answer_tokens=course.before.tokens,
-        loss_before=course.before.loss,
-        accuracy_before=course.before.accuracy,
+        held_out_answer_tokens=monitor.before.tokens,
+        loss_before=monitor.before.loss,
+        accuracy_before=monitor.before.accuracy,
         question=question,
-        epochs=tuple(course.epochs),
+        epochs=tuple(monitor.epochs),
         seconds=round(time.monotonic() - started, 1),
     )
     with _no_progress_bars():
@@ -77,8 +77,8 @@ def train(settings: TrainingSettings, *, out: Path, report: Callable[[StepDone |
     return trace
 
 
-class _Course(TrainerCallback):
-    """Follows the Trainer: reports steps, and measures the model before the first epoch and after each."""
+class _Monitor(TrainerCallback):
+    """Reports the Trainer's steps, and evaluates the model before the first epoch and after each."""
 
     before: Score
 
@@ -145,9 +145,9 @@ def _corpus(settings: TrainingSettings) -> Corpus:
     return split(read_conversations(settings.data), str(settings.data))
 
 
-def _fit(examples: list[Example], settings: TrainingSettings, course: _Course) -> None:
+def _fit(examples: list[Example], settings: TrainingSettings, monitor: _Monitor) -> None:
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
-    optimizer = AdamW(course.model.parameters(), lr=settings.peak_learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = AdamW(monitor.model.parameters(), lr=settings.peak_learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     with TemporaryDirectory(prefix="tokenrelay-train-") as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -164,11 +164,11 @@ def _fit(examples: list[Example], settings: TrainingSettings, course: _Course) -
             remove_unused_columns=False,
         )
         trainer = Trainer(
-            model=course.model,
+            model=monitor.model,
             args=arguments,
             train_dataset=examples,
-            data_collator=course.encoder.collate,
-            callbacks=[course],
+            data_collator=monitor.encoder.collate,
+            callbacks=[monitor],
             optimizers=(optimizer, LambdaLR(optimizer, lambda step: _rate(step / steps))),
         )
         # With tqdm off the Trainer prints its logs instead.

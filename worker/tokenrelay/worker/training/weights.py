@@ -1,6 +1,6 @@
 """The model that is trained: a new small Llama, or an existing one loaded from safetensors.
 
-Owns the bundled model's shape. Knows nothing of how it's trained.
+Owns the bundled model's shape. Knows nothing of training.
 """
 
 from __future__ import annotations

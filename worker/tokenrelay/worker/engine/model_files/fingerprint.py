@@ -1,4 +1,4 @@
-"""What tells two model folders apart: another model must not continue a request's tokens."""
+"""A model's fingerprint: only workers with the same one continue each other's requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What decides over a model's tokens, and all that is fetched from the Hub.
+# The files that determine a model's tokens. No others are downloaded from the Hub.
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -33,7 +33,7 @@ def fingerprint_folder(folder: Path, dtype: str) -> str:
 
     Files up to 64 MiB are read whole. Of larger ones the size and 32 blocks of 1 MiB count, evenly spaced, the first
     (with safetensors' header) and the last among them: training changes every block, and a start needn't read
-    gigabytes twice. A larger file that was edited by hand between those blocks isn't noticed.
+    gigabytes twice. A manual edit of a larger file between those blocks isn't detected.
     """
     digest = hashlib.sha256(dtype.encode())
     paths = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}

@@ -1,4 +1,4 @@
-"""A model's folder: where it is, and whether it holds what any engine needs. Owns the errors about it."""
+"""A model's folder: finding it, and checking that it holds what any engine needs. Owns the errors about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's generation_config.json asks for: defaults of a request that says nothing, and what isn't done here."""
+"""A model's generation_config.json: its sampling defaults, and the fields that aren't supported."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
 }
-"""The fields that change which tokens come, and the values at which they change nothing."""
+"""The fields that affect the tokens, and the values at which they have no effect."""
 
 
 def request_defaults(config: GenerationConfig | None) -> dict[str, Any]:
-    """What holds where a request says nothing, by the names of our options.
+    """The model's defaults for options that a request omits, by the names of our options.
 
-    As vLLM takes it: whether the file also says `do_sample` makes no difference. A value out of its bounds is none.
+    As in vLLM, `do_sample` is ignored. A value out of bounds is dropped.
     """
-    return sampling_defaults(_asked(config))
+    return sampling_defaults(_given(config))
 
 
 def ignored_fields(config: GenerationConfig | None) -> dict[str, Any]:
-    """The other fields that would change answers, with their values."""
+    """The fields that would affect the tokens and aren't supported, with their values."""
     applied = request_defaults(config)
-    return {name: value for name, value in _asked(config).items() if name not in applied}
+    return {name: value for name, value in _given(config).items() if name not in applied}
 
 
-def _asked(config: GenerationConfig | None) -> dict[str, Any]:
-    given = {} if config is None else config.to_dict()
+def _given(config: GenerationConfig | None) -> dict[str, Any]:
+    fields = {} if config is None else config.to_dict()
     return {
-        name: given[name]
+        name: fields[name]
         for name, neutral in sorted(_NEUTRAL.items())
-        if given.get(name) is not None and given[name] not in neutral
+        if fields.get(name) is not None and fields[name] not in neutral
     }

@@ -1,4 +1,4 @@
-"""Errors of other people's code, in one line of a log."""
+"""Errors of third-party code in one line."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def one_line(error: BaseException) -> str:
 
 
 def shorten(words: str) -> str:
-    """No more of a text than a line of a log bears."""
+    """A text cut to the length of a line in a log."""
     return words if len(words) <= _LONGEST else words[: _LONGEST - 3] + "..."

@@ -1,7 +1,7 @@
 """The default engine: transformers' continuous batching behind the `Engine` contract.
 
-Owns the manager and what it takes to trust it: what may get in, whose results are still wanted, and whether it is
-alive. Knows nothing of Redis, RQ or text.
+Owns the manager: which requests get in, whose results are delivered, and the detection of its death. Knows nothing of
+Redis, RQ or text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tokenrelay.worker.engine.contract import (
     ModelError,
 )
 from tokenrelay.worker.engine.output_queue import OutputQueue
-from tokenrelay.worker.engine.transformers.kv_cache import CacheHolds, EngineSettings, plan_cache
+from tokenrelay.worker.engine.transformers.kv_cache import CacheSize, EngineSettings, plan_cache
 from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
 from tokenrelay.worker.engine.transformers.layers.packed_attention import contain_packed_attention
+from tokenrelay.worker.engine.transformers.model_errors import mute_manager, translate_errors
 from tokenrelay.worker.engine.transformers.probing import EngineProbe, Trial
-from tokenrelay.worker.engine.transformers.refusal import quiet_manager, refusing
 from tokenrelay.worker.engine.transformers.sampling_rows import PositionKeyedSampler, draw_without_softmax
 from tokenrelay.worker.engine.transformers.self_test import SelfTest
 from tokenrelay.worker.sampling.params import DRAW_OPTIONS
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 10.0
-_NO_EOS = -1  # the manager's word for "none"; None means the generation config's
+_NO_EOS = -1  # the manager's value for "none"; None means the generation config's
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class _Live:
     """A request that is in the manager."""
 
     ignore_eos: bool
-    delivered: int = 0  # tokens of this attempt already given out
+    delivered: int = 0  # tokens of this attempt
 
 
 class _PushingRouter(OutputRouter):
@@ -84,7 +84,7 @@ class TransformersEngine:
     def __init__(self, loaded: LoadedModel, settings: EngineSettings | None = None) -> None:
         self._settings = settings or EngineSettings()
         self._loaded = loaded
-        with refusing(loaded.model):
+        with translate_errors(loaded.model):
             self._plan = plan_cache(loaded, self._settings)
         self.capabilities = Capabilities(
             slots=self._settings.slots,
@@ -104,41 +104,41 @@ class TransformersEngine:
             attend_request_by_request()
         else:
             contain_packed_attention()
-        # The text model's: a whole model with a part that knows only one kind of attention may say another.
+        # The text model's: another part of the model may support only another kind of attention.
         self._own_attention = str(loaded.model.config.get_text_config()._attn_implementation)
         self._sampler = PositionKeyedSampler()
-        with refusing(loaded.model):
+        with translate_errors(loaded.model):
             self._manager = self._new_manager()
         self._progress = 0
-        self._hooks = [layer.register_forward_pre_hook(self._move) for layer in _layers(loaded.model)]
+        self._hooks = [layer.register_forward_pre_hook(self._count_layer) for layer in _layers(loaded.model)]
 
     @property
     def progress(self) -> int:
-        """Layers begun: a step of many tokens on a slow device takes minutes, a layer of it seconds."""
+        """Layers begun: a step of many tokens on a slow device takes minutes, one layer of it seconds."""
         return self._progress
 
-    def _move(self, *_: object) -> None:
+    def _count_layer(self, *_: object) -> None:
         self._progress += 1
 
     def _new_manager(self) -> ContinuousBatchingManager:
         plan = self._plan
-        # Only a cache that holds every slot at full length can do without the margin that keeps a small one from
-        # taking in prefills whose decode then has to be thrown out again.
+        # Only a cache that holds every slot at full length needs no safety margin: a smaller one would admit prefills
+        # whose decode has to be evicted again.
         roomy = plan.tokens is not None and plan.tokens >= self.capabilities.slots * self._loaded.context_tokens
         model = cast("ContinuousMixin", self._loaded.model)
         manager = model.init_continuous_batching(
-            # Greedy as far as the manager knows: it takes the argmax of the scores that our sampler gives back.
+            # The manager is greedy: it takes the argmax of the scores that our sampler returns.
             generation_config=GenerationConfig(do_sample=False, eos_token_id=_NO_EOS),  # type: ignore[no-untyped-call]
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=plan.page_tokens,
                 num_blocks=plan.pages,
                 max_batch_tokens=plan.batch_tokens,
                 max_requests_per_batch=self.capabilities.slots,
-                # Resolved before our sampler is in its place, so the manager's own choice would leave it no room.
+                # Resolved before our sampler is installed: the manager's own choice would leave it no memory.
                 max_memory_percent=0.8 if self._loaded.device.type == "cuda" else None,
                 safety_margin=0.0 if roomy else None,
                 auto_switch_to_flash=self._loaded.device.type == "cuda",
-                # Not for their values: they are how a row without a valid score is told (see `_valid`).
+                # Not for their values: they show which rows had no valid score (see `_valid`).
                 return_logprobs=True,
             ),
         )
@@ -154,7 +154,7 @@ class TransformersEngine:
         """
         if not self._allocated:
             self.allocate()
-        with quiet_manager(), refusing(self._loaded.model):
+        with mute_manager(), translate_errors(self._loaded.model):
             try:
                 trial = Trial(self, self._early)
                 trial.fill_slots()
@@ -167,8 +167,8 @@ class TransformersEngine:
     def allocate(self) -> None:
         """Allocate the KV cache's memory and start the engine's thread. Raises ModelError where it doesn't fit."""
         try:
-            # Makes the cache here and now rather than in the manager's thread, whose errors nobody catches.
-            with refusing(self._loaded.model, (MemoryError, RuntimeError)):
+            # Allocates the cache here rather than in the manager's thread, whose errors nobody catches.
+            with translate_errors(self._loaded.model, (MemoryError, RuntimeError)):
                 self._manager.warmup()
         except (MemoryError, RuntimeError) as error:
             raise ModelError(
@@ -189,12 +189,12 @@ class TransformersEngine:
         log.info(
             "engine on %s: %s slots, %s tokens a request", self._loaded.device, self.capabilities.slots, context_tokens
         )
-        holds = CacheHolds(
+        size = CacheSize(
             tokens=processor.cache.num_blocks * self._plan.page_tokens,
             size_bytes=processor.cache.cache_tensor.nbytes,
             all_slots_tokens=self.capabilities.slots * self._loaded.context_tokens,
         )
-        log.info("KV cache on %s: %s", self._loaded.device, holds)
+        log.info("KV cache on %s: %s", self._loaded.device, size)
 
     def start(self, deliver: Deliver) -> None:
         """Deliver from now on. Allocates first, without a warm-up or a check, where `prepare` wasn't called."""
@@ -203,7 +203,7 @@ class TransformersEngine:
         self._deliver = deliver
 
     def stop(self) -> None:
-        """End the engine's thread, whatever it is doing."""
+        """End the engine's thread. Requests in it get no more outputs."""
         with self._dying:
             self._death = self._death or EngineError("the engine was stopped")
         self._live.clear()
@@ -212,7 +212,7 @@ class TransformersEngine:
             hook.remove()
 
     def cache_use(self) -> CacheUse | None:
-        """How full the KV cache is now, for any thread; None before `start`, after death and `stop`."""
+        """How full the KV cache is, for any thread; None before `allocate`, and after death and `stop`."""
         processor = self._manager.batch_processor
         if processor is None or self._death is not None:
             return None
@@ -224,7 +224,7 @@ class TransformersEngine:
             return None
 
     def _fatal_error(self) -> Exception | None:
-        """What the manager's thread died of: a result carries its text alone, which may be no more than a number."""
+        """The exception that ended the manager's thread: a failed result carries only its text."""
         thread, status = self._manager._generation_thread, self._manager.background_thread_status
         if self._death is None or thread is None:
             return None
@@ -232,8 +232,8 @@ class TransformersEngine:
         return status.fatal_error
 
     def _own_scores(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """The model's scores after each token of a sequence, as it computes them by itself: (tokens, vocab). Only while
-        the engine has nothing to do."""
+        """The scores after each token of a sequence, by the model's own forward pass: (tokens, vocab). Only while the
+        engine is idle."""
         model = self._loaded.model
         batched = model.config.get_text_config()._attn_implementation
         model.set_attn_implementation(self._own_attention)
@@ -276,10 +276,10 @@ class TransformersEngine:
             self._live.pop(request.engine_id, None)
             raise self._die("it takes no more requests")
         if request.engine_id not in self._live:
-            self._manager.cancel_request(request.engine_id)  # cancelled before the manager knew of it
+            self._manager.cancel_request(request.engine_id)  # cancelled before the manager had it
 
     def cancel(self, engine_id: str) -> None:
-        """Free the request's slot. The manager acknowledges nothing and may have a token on its way: it is dropped."""
+        """Free the request's slot. The manager may still deliver a token of it, which is dropped."""
         if self._live.pop(engine_id, None) is not None:
             self._manager.cancel_request(engine_id)
 
@@ -291,7 +291,7 @@ class TransformersEngine:
         """Deliver a step's results, or the engine's death. Runs in the manager's thread."""
         failed = next((result for result in results if result.status == RequestStatus.FAILED), None)
         if failed is not None:
-            # Said of a request, but always the engine's own death: a step or the cache failed.
+            # The manager reports a failed step or cache as a request's failure.
             self._die(failed.error or "a step failed")
         elif self._death is None:
             outputs = tuple(self._new_tokens(results))
@@ -303,8 +303,8 @@ class TransformersEngine:
             live = self._live.get(result.request_id)
             if live is None:
                 if not result.is_finished():
-                    # The manager drains its additions before its cancellations: a cancellation that it drained without
-                    # the addition is lost, and the request would run to its budget with its slot taken.
+                    # The manager drains its additions before its cancellations: a cancellation that it drains without
+                    # the addition is lost, and the request would occupy its slot up to its budget.
                     self._manager.cancel_request(result.request_id)
                 continue
             token_ids = tuple(result.generated_tokens[live.delivered :])
@@ -324,7 +324,7 @@ class TransformersEngine:
                 yield EngineOutput(result.request_id, token_ids, "length")
 
     def _die(self, reason: str) -> EngineError:
-        """What the engine died of first; delivers it unless it was stopped."""
+        """The engine's first cause of death; delivers it, unless the engine was stopped."""
         with self._dying:
             if self._death is None:
                 self._death = EngineError(f"the engine died: {reason}")
@@ -332,7 +332,7 @@ class TransformersEngine:
             return self._death
 
     def _watch(self) -> None:
-        """Wait for the end of the manager's thread, which nothing may have failed for."""
+        """Deliver the engine's death when the manager's thread ends without failing a request."""
         thread = self._manager._generation_thread
         if thread is not None:
             thread.join()
@@ -340,16 +340,16 @@ class TransformersEngine:
 
 
 def _valid(logprobs: Sequence[float]) -> int:
-    """How many of the tokens come before the first one that was drawn from NaN, or where no score was finite.
+    """The number of tokens before the first one that was drawn from NaN, or without a finite score.
 
-    The way that works in CUDA graphs and asynchronous batching, too: the token of such a row must be one of the
+    This works in CUDA graphs and asynchronous batching, too: the token of such a row must be one of the
     vocabulary, since it may be the next step's input already, and its log-probability isn't a finite number.
     """
     return next((index for index, logprob in enumerate(logprobs) if not math.isfinite(logprob)), len(logprobs))
 
 
 def _layers(model: PreTrainedModel) -> Iterable[torch.nn.Module]:
-    """The model's layers, or the model itself where it keeps them in another way than a list."""
+    """The model's layers; the model itself where they aren't in a ModuleList."""
     number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     return next((layers for layers in lists if len(layers) == number), [model])

@@ -1,4 +1,4 @@
-"""Which device and number format a model runs in when nobody says so."""
+"""The device and number format of a model."""
 
 from __future__ import annotations
 

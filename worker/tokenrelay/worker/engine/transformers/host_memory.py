@@ -1,4 +1,4 @@
-"""How much memory this process may still take on its host: the machine's, or its control group's where that is less.
+"""Memory that is available to this process: the machine's, or its control group's where that is less.
 
 docker compose, Kubernetes and systemd limit memory by control groups. psutil knows the machine's memory, and not these.
 """
@@ -20,7 +20,7 @@ _V1: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_
 
 
 def free_host_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Memory that this process may still take. The parameters are where Linux shows control groups, and ours."""
+    """Bytes that this process may still allocate. The parameters are Linux's files of control groups."""
     left = [int(psutil.virtual_memory().available)]
     for folder, names in _memory_groups(groups, membership):
         try:
@@ -28,7 +28,7 @@ def free_host_bytes(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> i
             statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):  # no such group here, or no limit: "max"
             continue
-        # Pages of files, the weights' among them, are given back when memory is needed.
+        # Cached pages of files, weights included, are reclaimed under memory pressure.
         left.append(max(limit - used + int(statistics.get(names[2], 0)), 0))
     return min(left)
 

@@ -1,4 +1,4 @@
-"""How large the KV cache gets: from the settings, or from the memory that is free.
+"""The size of the KV cache: from the settings, or from the free memory.
 
 Knows the model's shape and the machine's memory; nothing of requests.
 """
@@ -15,16 +15,16 @@ from tokenrelay.worker.engine.transformers.host_memory import free_host_bytes
 if TYPE_CHECKING:
     from tokenrelay.worker.engine.transformers.models import LoadedModel
 
-_OWN_SHARE = 0.25  # of the free host memory, where nobody says how much: the machine has other uses for it
-_HOST_SHARE = 0.6  # of the free host memory, at most; the rest is for activations and for everybody else
+_OWN_SHARE = 0.25  # of the free host memory, where the settings give no size
+_HOST_SHARE = 0.6  # of the free host memory, at most; the rest is for activations and other processes
 _HOST_PAGE_TOKENS = 32
 _DEVICE_PAGE_TOKENS = 256  # what flash attention's paged kernels take
-_HOST_BATCH_TOKENS = 512  # a longer prompt is prefilled over several steps, so that its neighbours go on
+_HOST_BATCH_TOKENS = 512  # a longer prompt is prefilled over several steps, so that others decode meanwhile
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine is given of the machine."""
+    """Resources of the engine."""
 
     slots: int = 16
     kv_cache_tokens: int | None = None  # None = from the free memory
@@ -32,8 +32,8 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheHolds:
-    """What a KV cache has room for, as it's said at start."""
+class CacheSize:
+    """The size of a KV cache, as logged at start."""
 
     tokens: int
     size_bytes: int
@@ -47,7 +47,7 @@ class CacheHolds:
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """The manager's numbers; None leaves the choice to the manager, which knows the device's memory."""
+    """The manager's settings; None leaves the choice to the manager, which knows the device's memory."""
 
     page_tokens: int
     pages: int | None
@@ -87,7 +87,7 @@ def plan_cache(loaded: LoadedModel, settings: EngineSettings, free_bytes: int | 
 
 
 def bytes_per_token(loaded: LoadedModel, batch_tokens: int) -> int:
-    """What one cached token costs on a host: keys and values of every layer, its column in the attention masks that
+    """Memory of one cached token on a host: keys and values of every layer, its column in the attention masks that
     sdpa needs, one a kind of layer, and its copy while a layer attends."""
     config = loaded.model.config.get_text_config()
     heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Loading a model: a folder or a Hub name gives the model, its tokenizer and what must be known of them.
+"""Loading a model: weights, tokenizer, context and fingerprint, from a folder or a Hub name.
 
 Owns the errors about configurations and weights. Knows nothing of batching or the KV cache.
 """
@@ -29,7 +29,7 @@ from tokenrelay.worker.engine.model_files.one_line import one_line, shorten
 from tokenrelay.worker.engine.model_files.tokenizer import load_tokenizer
 from tokenrelay.worker.engine.transformers.device import choose_device, choose_dtype
 from tokenrelay.worker.engine.transformers.layers.linear import pack_linears
-from tokenrelay.worker.engine.transformers.layers.rope import steady_length
+from tokenrelay.worker.engine.transformers.layers.rope import stable_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ class LoadedModel:
     dtype: torch.dtype
     context_tokens: int
     eos_token_ids: frozenset[int]
-    fingerprint: str  # equal where another worker would continue this one's requests alike
+    fingerprint: str  # equal for workers that may continue each other's requests
 
 
 def load_model(
@@ -74,7 +74,7 @@ def load_model(
     ignored = ignored_fields(model.generation_config)
     if ignored:
         shown = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
-        log.warning("not applied, of the model's generation_config.json: %s", shorten(shown))
+        log.warning("unsupported fields of the model's generation_config.json: %s", shorten(shown))
     pack_linears(model)
     return LoadedModel(
         model=model,
@@ -88,7 +88,7 @@ def load_model(
 
 
 def _load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    """Before the tokenizer, which reads it too, and whose errors wouldn't name it. Raises ModelError."""
+    """Loaded before the tokenizer, which reads it too, but whose errors don't name it. Raises ModelError."""
     path = folder / "config.json"
     try:
         if not isinstance(json.loads(path.read_text("utf-8")), dict):
@@ -114,7 +114,7 @@ def _load_weights(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # _check_weights names them
         )
         model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
         torch.nn.Module.to(model, device)  # in place; the model's own `to` is wrapped and loses its types
@@ -125,7 +125,7 @@ def _load_weights(
 
 
 def _check_weights(folder: Path, info: dict[str, Any]) -> None:
-    """transformers fills what doesn't fit with random numbers and warns. Raises ModelError."""
+    """Raises ModelError for missing or misshapen tensors, which transformers only warns of and fills at random."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -145,7 +145,7 @@ def _check_weights(folder: Path, info: dict[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers warns over many lines of what is said here in one."""
+    """Mute transformers' warnings: the errors here say the same in one line."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
@@ -166,20 +166,20 @@ def _context_tokens(model: PreTrainedModel) -> int:
     config = text_config(model)
     sizes = [getattr(config, name, None) for name in _CONTEXT_NAMES]
     context = next((size for size in sizes if isinstance(size, int) and size > 0), _UNLIMITED)
-    steady = steady_length(config)
-    if steady is None or steady >= context:
+    stable = stable_length(config)
+    if stable is None or stable >= context:
         return context
     log.warning(
-        "the context is cut from %s to %s tokens: beyond, the rotary factors depend on the longest request that runs, "
-        "and answers would depend on their neighbours",
+        "the context is cut from %s to %s tokens: beyond that, rotary factors depend on the longest running request, "
+        "so a request's tokens would depend on its neighbours",
         context,
-        steady,
+        stable,
     )
-    return steady
+    return stable
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """All the tokens that end an answer: chat models often name theirs in only one of the three places."""
+    """All end-of-sequence tokens: chat models often name theirs in only one of the three places."""
     sources: tuple[Any, ...] = (
         getattr(model.generation_config, "eos_token_id", None),
         getattr(text_config(model), "eos_token_id", None),

@@ -1,4 +1,4 @@
-"""Requests of the engine's own, before it takes anybody else's: the warm-up, and the prompts of the self-test."""
+"""The engine's own requests before it starts: the warm-up, and the prompts of the self-test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAMPLED: Final = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, seed=0)
 
 
 class Trial:
-    """Runs prompts together through an engine that has nothing else to do and delivers to `outputs`."""
+    """Runs prompts together through an idle engine that delivers to `outputs`."""
 
     def __init__(self, engine: Engine, outputs: OutputQueue) -> None:
         self._engine = engine
@@ -45,7 +45,7 @@ class Trial:
     def draw(
         self, prompts: Sequence[tuple[int, ...]], tokens: int, sampling: SamplingParams = _GREEDY
     ) -> dict[str, list[int]]:
-        """The tokens of each prompt by engine ID, in the prompts' order; fewer where the engine gave a request up.
+        """The tokens of each prompt by engine ID, in the prompts' order; fewer where the engine failed a request.
 
         Raises EngineError where the engine dies, or makes no progress for TIMEOUT_S.
         """
@@ -73,7 +73,7 @@ class EngineProbe:
         self._sampler = sampler
 
     def __call__(self, prompts: Sequence[tuple[int, ...]]) -> list[Drawn]:
-        """STEPS tokens of each prompt; fewer where the engine gave it up. Raises EngineError where the engine dies."""
+        """STEPS tokens of each prompt; fewer where the engine failed it. Raises EngineError where the engine dies."""
         scores: dict[tuple[str, int], torch.Tensor] = {}
 
         def keep(engine_id: str, position: int, row: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
-"""How position-keyed sampling gets into transformers' continuous batching.
+"""Position-keyed sampling as the logits processor of transformers' continuous batching.
 
-Owns the logits processor list that takes the place of the manager's own. Each request's parameters travel to the
+Owns the logits processor list that replaces the manager's own. Each request's parameters travel to the
 device in the int32 argument rows that the manager copies with every step; nothing is kept on the Python side, which
 a CUDA graph would freeze and asynchronous batching would read a step too early.
 """
@@ -39,7 +39,7 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         self.supported_keys = {"sampling": SamplingParams, "prompt_tokens": int}
         self.do_processing = True
         self.observer: Observer | None = None
-        """Gets the scores that each new token is drawn from. Costs a copy a row: for tests of the model."""
+        """Receives the scores that each new token is drawn from, at the cost of a copy per row: for the self-test."""
         self._observed: list[tuple[str, int]] = []
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
@@ -75,8 +75,8 @@ def _row(state: RequestState) -> tuple[SamplingParams, int]:
     """The request's parameters and the index N of the token that this step draws.
 
     From the position, which already counts this step's tokens: `generated_tokens` starts again when the scheduler soft
-    resets a request, and lags a step behind under asynchronous batching. The manager's own warm-up requests bring
-    no arguments; whatever they draw is thrown away.
+    resets a request, and lags a step behind under asynchronous batching. The manager's own warm-up requests have no
+    arguments; their draws are discarded.
     """
     arguments: dict[str, Any] = state.logit_processor_kwargs
     sampling = arguments.get("sampling", _GREEDY)
@@ -87,9 +87,9 @@ _GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 
 
 def draw_without_softmax(runner: ModelRunner) -> None:
-    """Let the runner take the argmax of the scores and report the largest score in the log-probability's place.
+    """Make the runner take the argmax of the scores and report the largest score instead of the log-probability.
 
-    Both are finite exactly where the row has a token to draw, which is all that is asked of it. The runner's own
+    Both are finite exactly where the row has a token to draw, which is all that is checked. The runner's own
     softmax over the whole vocabulary takes 3 % of a decode step on a CPU.
     """
 

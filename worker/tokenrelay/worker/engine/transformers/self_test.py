@@ -1,9 +1,9 @@
-"""Whether an engine computes what its model computes: a few short prompts, before anything is claimed.
+"""The self-test: whether the engine computes what its model computes, on a few short prompts, before any claim.
 
 Continuous batching hands a model one packed sequence of many requests. A model whose attention doesn't read the paged
-cache, whose positions or windows come out otherwise, or that carries state from one token to the next runs through it
-without an error and answers nonsense, or with other users' texts. No list of such models would be complete, so the
-engine's scores are compared with the model's own forward pass. Knows neither the manager nor how tokens are drawn.
+cache, whose positions or windows differ there, or that carries state from one token to the next runs without an error
+and answers nonsense, or with other users' texts. No list of such models would be complete, so the engine's scores are
+compared with the model's own forward pass. Knows neither the manager nor how tokens are drawn.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _ROUNDING: Final = 4.0
 _LOW_BOUNDS: Final = (0.15, 0.4)
 """The least and the largest bound there; other requests' keys or wrong positions change scores by about 1."""
 _MASKED: Final = -1e30
-"""Scores below are a model's way of saying never, as -inf is."""
+"""Scores below it mask a token, as -inf does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What the engine gave for a prompt."""
+    """The engine's tokens for a prompt."""
 
     token_ids: tuple[int, ...]
     scores: tuple[torch.Tensor | None, ...]
-    """(vocab,) of each token, float32, before sampling; None where the engine can't show them, as in a CUDA graph."""
+    """(vocab,) of each token, float32, before sampling; None where they can't be read, as in a CUDA graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,13 @@ class SelfTest:
             raise ModelError(f"{type(self._model).__name__} can't be served: {self._reason(prompts, found)} ({found})")
 
     def _mismatch(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[Drawn]) -> Mismatch | None:
-        """The worst one over the bound."""
+        """The largest error over its bound."""
         found: list[Mismatch] = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            given_up = len(answer.token_ids) < STEPS
-            expected = self._expected(prompt, (*answer.token_ids, 0) if given_up else answer.token_ids)
+            incomplete = len(answer.token_ids) < STEPS
+            expected = self._expected(prompt, (*answer.token_ids, 0) if incomplete else answer.token_ids)
             bound = self._bound or self._rounding_bound(prompt, expected)
-            if given_up:  # though the model's own scores are finite
+            if incomplete:  # though the model's own scores are finite
                 found.append(Mismatch(len(prompt), len(answer.token_ids) + 1, math.inf, bound))
                 continue
             if len(answer.token_ids) < STEPS:
@@ -148,14 +148,14 @@ class SelfTest:
         return f"{type(self._model).__name__} can't be served: its own forward pass"
 
     def _rounding_bound(self, prompt: tuple[int, ...], expected: torch.Tensor) -> float:
-        """Rounding differs with a product's shape. How much, tells the model's own pass over the prompt alone: experts
-        that a near tie chose, for one, make it large in some models."""
+        """Rounding differs with a product's shape. It is measured on the model's own pass over the prompt: in some
+        models it is large, for example where a near tie chose other experts."""
         own = score_error(self._plain(prompt).float()[-1], expected[0])
         least, most = _LOW_BOUNDS
         return min(max(least, _ROUNDING * own), most)
 
     def _reason(self, prompts: Sequence[tuple[int, ...]], found: Mismatch) -> str:
-        """What the mismatch looks like; a request alone tells whether the others are to blame."""
+        """The likely cause; running each prompt alone shows whether the others are it."""
         alone = [self._mismatch([prompt], self._generate([prompt])) for prompt in prompts]
         if not any(alone):
             return "requests that run together change each other's scores"
@@ -184,7 +184,7 @@ def draw_error(token_id: int, own: torch.Tensor) -> float:
 
 
 def ordinary_ids(model: PreTrainedModel) -> list[int]:
-    """Vocabulary IDs that no field of the model's configuration gives a meaning, such as an image's place."""
+    """Vocabulary IDs without a special meaning in the model's configuration, such as an image placeholder."""
     config = model.config.get_text_config(decoder=True)
     special: set[int] = set()
     for fields in (model.config.to_dict(), config.to_dict()):
@@ -210,7 +210,7 @@ def count_weights(model: torch.nn.Module) -> int:
 
 
 def _prompt(ids: Sequence[int], length: int, salt: int) -> tuple[int, ...]:
-    """Steps through the vocabulary, from another place and at another pace for each salt."""
+    """Token IDs from all over the vocabulary, others for each salt."""
     pace = 7 + 4 * salt
     return tuple(ids[(salt * 31 + index * index * pace + index * 3 + 1) % len(ids)] for index in range(length))
 

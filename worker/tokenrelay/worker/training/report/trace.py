@@ -1,4 +1,4 @@
-"""What a training run tells: its progress, and the trace of what each epoch did in numbers and words.
+"""What a training run reports: its progress, and a trace of each epoch in numbers and words.
 
 Plain data; knows nothing of models.
 """
@@ -72,12 +72,12 @@ def read_trace(path: Path) -> TrainingTrace:
 
 
 def bar(loss: float, first_loss: float) -> str:
-    """Stars for `loss`, 20 for the first epoch's; one at least, so that a bar is always seen."""
+    """Stars for `loss`, 20 for the first epoch's; one at least, so that a bar is always visible."""
     return "*" * max(1, min(_BAR_WIDTH, round(_BAR_WIDTH * loss / first_loss)))
 
 
 def observe(loss: float, accuracy: float, loss_before: float, accuracy_before: float, train_loss: float) -> str:
-    """What an epoch did, in words: how much it learnt, and whether it helps with questions never seen."""
+    """An epoch in words: how much the loss fell, and whether the model generalises to held-out questions."""
     points = 100 * (accuracy - accuracy_before)
     if loss >= loss_before:
         return f"unlearning: the loss rose by {loss - loss_before:.2f}; fewer epochs would do better"

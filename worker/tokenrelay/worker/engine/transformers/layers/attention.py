@@ -2,7 +2,7 @@
 
 transformers packs all requests of a step into one sequence and masks: 32 decoding requests compare 32 queries with the
 keys of all 32. That costs batch times total context, 2.7 times the whole step at prompts of 256 tokens and 3.8 times
-at 512 (docs/adr). Knows the paged cache's calling convention; nothing of sampling or of who asks.
+at 512 (docs/adr). Knows the paged cache's calling convention; nothing of sampling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PADDING: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _LoneRequest:
+class _SingleRequest:
     """A request that attends by itself: where its queries are in the step, and its keys among those that are read."""
 
     queries: slice
@@ -53,17 +53,18 @@ class _DecodeBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How the requests of a step attend, in all layers with the same keys: made once and used in each of them."""
+    """How the requests of a step attend: computed once, used by all layers that share their keys."""
 
-    alone: list[_LoneRequest]
+    alone: list[_SingleRequest]
     together: _DecodeBatch | None
     read_index: torch.Tensor | None
-    """What the cache is to read instead: the keys of those that attend together, padded, and then the others'."""
+    """What the cache reads instead: the padded keys of those that attend together, then the others'."""
 
 
 @dataclass(slots=True)
 class _LatestPlans:
-    """The latest step of one engine, by the part of the cache. `queries` tells steps apart: each has a tensor anew."""
+    """The plans of one engine's latest step, by the part of the cache. `queries` identifies the step: each has its own
+    tensor."""
 
     queries: torch.Tensor
     by_allocator: dict[int, _Plan]
@@ -73,7 +74,7 @@ _latest: WeakKeyDictionary[PagedAttentionCache, _LatestPlans] = WeakKeyDictionar
 
 
 def attend_request_by_request() -> None:
-    """Put this attention in the place of `sdpa` for the process; calls without a paged cache go where they did."""
+    """Register this attention as `sdpa` for the process; calls without a paged cache go to transformers' own."""
     contain_packed_attention()
     AttentionInterface.register("sdpa", _attend)
 
@@ -138,7 +139,7 @@ def _plan(
     longest = max((_length(keys) for _, keys in decoding), default=0)
     padded = longest * len(decoding)
     if len(decoding) < 2 or padded > _PADDING * sum(_length(keys) for _, keys in decoding):
-        return _Plan([_LoneRequest(queries, keys, mask[:, :, queries, keys]) for queries, keys in spans], None, None)
+        return _Plan([_SingleRequest(queries, keys, mask[:, :, queries, keys]) for queries, keys in spans], None, None)
     rows = torch.tensor([queries.start for queries, _ in decoding])
     begins = torch.tensor([keys.start for _, keys in decoding]).unsqueeze(1)
     counts = torch.tensor([_length(keys) for _, keys in decoding]).unsqueeze(1)
@@ -158,7 +159,7 @@ def _plan(
         if queries.stop - queries.start > 1:
             parts.append(torch.arange(keys.start, keys.stop))
             read = keys if read_index is None else slice(at, at + _length(keys))
-            alone.append(_LoneRequest(queries, read, mask[:, :, queries, keys]))
+            alone.append(_SingleRequest(queries, read, mask[:, :, queries, keys]))
             at += _length(keys)
     return _Plan(alone, together, None if read_index is None else read_index[torch.cat(parts)])
 

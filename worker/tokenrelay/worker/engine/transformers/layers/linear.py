@@ -1,8 +1,8 @@
-"""Linear layers on a CPU with their weights packed once, in the blocks that oneDNN's matrix products want.
+"""Linear layers on a CPU with weights packed once, in the blocks that oneDNN's matrix products need.
 
 torch's own layer hands oneDNN or MKL the weights as they are stored, to be rearranged in every call. A decode step has
 few rows for each weight, so that this takes 30 to 40 % of its products' time (docs/adr/0009). The operators are those
-that torch's compiler uses, and have no other name; where they are missing or refuse, layers stay what they were.
+that torch's compiler uses, and have no other name; where they are missing or fail, layers are left unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PackedLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """(out, in), bit for bit what was packed, made anew each time: for code that seldom looks."""
+        """(out, in), bit for bit what was packed, unpacked each time: for code that rarely reads it."""
         unpacked: torch.Tensor = self._packed.to_dense()
         return unpacked
 
@@ -42,17 +42,17 @@ class PackedLinear(torch.nn.Module):
         return product
 
 
-class _Watched(torch.nn.Module):
-    """A linear layer that notices who looks at its weight instead of calling it."""
+class _Probe(torch.nn.Module):
+    """A linear layer that records whether its weight is read directly instead of the layer being called."""
 
     def __init__(self, given: torch.nn.Linear) -> None:
         super().__init__()
         self.given = given
-        self.looked_at = False
+        self.weight_read = False
 
     @property
     def weight(self) -> torch.Tensor:
-        self.looked_at = True
+        self.weight_read = True
         return self.given.weight
 
     @property
@@ -64,38 +64,38 @@ class _Watched(torch.nn.Module):
 
 
 def pack_linears(model: torch.nn.Module) -> int:
-    """Put packed layers in the place of a causal LM's linear ones, as many as can be. Returns how many that are.
+    """Replace a causal LM's linear layers by packed ones where possible. Returns how many were replaced.
 
-    The model is run on two tokens first. A layer at whose weight it looks then stays as it is, since each look at a
-    packed one would unpack it; where it can't be run so, all of them stay.
+    The model is run on two tokens first. A layer whose weight it reads directly is left unchanged, since each read of a
+    packed one unpacks it; where that run fails, all layers are.
     """
     layers = _linear_layers(model)
-    watched = {layer: _Watched(layer) for layer in layers}
+    watched = {layer: _Probe(layer) for layer in layers}
     for layer, places in layers.items():
         _put(watched[layer], places)
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
     except Exception as error:  # noqa: BLE001  whatever its own code raises
-        log.info("linear layers stay as they are: two tokens can't be tried (%s)", error)
+        log.info("linear layers aren't packed: the trial run on two tokens failed (%s)", error)
         return 0
     finally:
         for layer, places in layers.items():
             _put(layer, places)
     count = 0
-    while layers:  # one by one: each weight goes when it's packed
+    while layers:  # one by one: each weight is freed once it's packed
         layer, places = layers.popitem()
-        if not watched.pop(layer).looked_at:
+        if not watched.pop(layer).weight_read:
             try:
                 _put(PackedLinear(layer), places)
                 count += 1
             except (RuntimeError, AttributeError, TypeError) as error:  # a torch without the operator, or a processor
-                log.debug("a linear layer stays as it is: %s", error)
+                log.debug("a linear layer isn't packed: %s", error)
     return count
 
 
 _Places = list[tuple[torch.nn.Module, str]]
-"""Modules that have a layer, each with its name for it."""
+"""The modules that hold a layer, and its attribute name in each."""
 
 
 def _linear_layers(model: torch.nn.Module) -> dict[torch.nn.Linear, _Places]:

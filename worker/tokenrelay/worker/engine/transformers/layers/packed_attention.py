@@ -1,8 +1,8 @@
-"""transformers' attention over a packed batch, with what isn't finite kept to the request that it came from.
+"""transformers' attention over a packed batch, with NaN and infinity contained in the request that they come from.
 
-All requests of a step are one sequence there, told apart by a mask. A mask is added to scores, and weights of 0
-multiply values, so that NaN and infinity get through both and one request's would be everybody's. Flash attention's
-kernels read each request by itself and need none of this. Knows the paged cache's calling convention, and no device.
+All requests of a step are one sequence there, separated by a mask. A mask is added to scores, and weights of 0
+multiply values, so NaN and infinity pass through both, from one request to all. Flash attention's
+kernels read each request by itself and need none of this. Knows the paged cache's calling convention.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _ReadCache:
-    """In the cache's place for an attention function: the keys and values that were read already."""
+    """Stands in for the cache in an attention function: keys and values that were already read."""
 
     key: torch.Tensor
     value: torch.Tensor
@@ -32,7 +32,7 @@ class _ReadCache:
 
 
 def contain_packed_attention() -> None:
-    """Put these in the place of transformers' own for the process; calls without a paged cache are unchanged."""
+    """Register these in place of transformers' own for the process; calls without a paged cache are unchanged."""
     AttentionInterface.register("sdpa", attend_packed)
     AttentionInterface.register("paged|eager", _attend_eagerly)
 
@@ -57,7 +57,7 @@ def _attend_eagerly(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`paged|eager`, of models that transformers has no other attention for."""
+    """`paged|eager`: for models without another attention in transformers."""
     capped = kwargs.get("softcap") is not None
     attention = _eager_with_softcap if capped else eager_paged_attention_forward
     return _contained(attention, module, (query, key, value), attention_mask, kwargs)
@@ -100,8 +100,8 @@ def _contained(
     hidden = bad[:, None, :, None]
     key, value = key.masked_fill(hidden, 0.0), value.masked_fill(hidden, 0.0)
     output, weights = attention(module, query, key, value, mask, **{**kwargs, "cache": _ReadCache(key, value)})
-    # What a query may read of its own request makes it NaN, as it would have: the request is to fail, not to go on
-    # without the keys that were hidden.
+    # A query that may read such a key becomes NaN, as without the mask: the request must fail, not continue without
+    # these keys.
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     sick = (allowed[:, 0] & bad[:, None, :]).any(-1)  # (1, queries)
     return output.masked_fill(sick[:, :, None, None], torch.nan), weights

@@ -1,4 +1,4 @@
-"""What a model that an engine can't serve says at start: one line that names the reason."""
+"""Errors of a model that this engine can't serve, in one line that names the reason."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def refusing(model: torch.nn.Module, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Raises ModelError for whatever goes wrong inside, except for `but`: a model's own code and configuration, and the
-    manager's on meeting them, may raise anything."""
+def translate_errors(model: torch.nn.Module, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Translate every exception except `but` into ModelError: code of the model, and of the manager that runs it, may
+    raise anything."""
     try:
         yield
     except Exception as error:
@@ -28,8 +28,8 @@ def refusing(model: torch.nn.Module, but: tuple[type[Exception], ...] = ()) -> I
 
 
 @contextmanager
-def quiet_manager() -> Iterator[None]:
-    """The manager logs the traceback of what its thread dies of; the error that is raised says it in one line."""
+def mute_manager() -> Iterator[None]:
+    """Suppress the manager's log of a fatal traceback: the error that is raised says it in one line."""
     logger = logging.getLogger("ContinuousBatchingLogger")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
