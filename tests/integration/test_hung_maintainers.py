@@ -1,4 +1,4 @@
-"""The worker that maintains the queues hangs: others take the maintenance over, and its requests."""
+"""The worker that maintains the queues hangs or fails: others take the maintenance over, and its requests."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tests.integration.test_worker_faults import BAD, SICK, fussy
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared.errors import EngineError
+from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Batch
     from tokenrelay.worker.engine.contract import EngineOutput
 
 NOW = datetime.now(UTC)
@@ -33,6 +34,27 @@ class HangingEngine(CountingEngine):
     def step(self) -> list[EngineOutput]:
         threading.Event().wait(0.05)
         return []
+
+
+class FailingPipeline(Pipeline):
+    """Raises what no retry mends."""
+
+    def run(self, batch: Batch, *, atomic: bool = False) -> list[Any]:
+        raise ZeroDivisionError
+
+
+def test_a_worker_whose_maintenance_fails_hands_its_requests_over(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=0.05)
+    with pytest.raises(ZeroDivisionError), running_worker(redis_server.url, engine) as worker:  # noqa: PT012
+        request_id = submit(pipeline, NOW, seed=3, max_new_tokens=200)
+        wait_until(lambda: redis.xlen(keys.stream(request_id)) >= 4)
+        worker.maintenance.pipeline = FailingPipeline(redis)
+        wait_until(lambda: not redis.sismember(keys.RQ_WORKERS, keys.rq_worker(worker.name)))
+        with running_worker(redis_server.url):
+            got = result(redis, request_id)
+        assert (got.text, got.attempts) == (words(3, 200), 2)
 
 
 @pytest.mark.slow

@@ -118,11 +118,11 @@ class Worker:
         with ExitStack() as ending:  # each step is taken, whatever the others raise
             if self._exposition is not None:
                 ending.callback(self._exposition.close)
+            for listener in self.listeners:
+                ending.callback(listener.stop)
             if not self.start():
                 self.threads.engine.stop()
                 return False
-            for listener in self.listeners:
-                ending.callback(listener.stop)
             ending.callback(self.registration.remove)
             ending.callback(self.maintenance.leave)
             ending.enter_context(Periodic("registration", self.registration.beat, self._beat_s, self.threads))
