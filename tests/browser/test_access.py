@@ -99,10 +99,10 @@ def test_a_screen_reader_is_told_of_turns_and_not_of_tokens(tab: Tab, writer: Wa
     request_id = tab.wait_until(writer.take)
     expect(status).to_have_text("Queued.")
     writer.claim(request_id)
-    expect(status).to_have_text("A worker has begun.")
+    expect(status).to_have_text("A worker has started.")
     writer.append(request_id, "It", " is")
     expect(tab.tokens).to_have_count(2)
-    expect(status).to_have_text("A worker has begun.")
+    expect(status).to_have_text("A worker has started.")
     assert tab.tokens.first.get_attribute("aria-label") is not None
     writer.finish(request_id)
     expect(status).to_have_text("Completed. It is")

@@ -86,7 +86,7 @@ def test_the_questions_are_answered_with_the_runs_own_numbers(tab: Tab) -> None:
     questions.first.locator("summary").click()
     expect(questions.first.locator("summary")).to_contain_text("Why does the model stream its answer")
     sooner = tab.page.locator(".insight strong").inner_text().removesuffix(" before")
-    expect(questions.first.locator("p")).to_contain_text(f"{sooner} sooner")
+    expect(questions.first.locator("p")).to_contain_text(f"{sooner} earlier")
 
 
 def test_the_training_of_the_model(tab: Tab) -> None:
@@ -108,7 +108,7 @@ def all_slots_taken(demo: str) -> Iterator[None]:
 
 
 def test_the_stream_goes_on_when_the_worker_is_killed(tab: Tab, demo: str) -> None:
-    tab.page.get_by_label("Write on past the end").check()
+    tab.page.get_by_label("Ignore end-of-sequence: generate up to max tokens").check()
     with all_slots_taken(demo):
         tab.run(max_tokens="2000", seed="3", temperature="0.7")
         expect(tab.tokens.nth(20)).to_be_visible()
@@ -116,12 +116,12 @@ def test_the_stream_goes_on_when_the_worker_is_killed(tab: Tab, demo: str) -> No
     expect(tab.page.locator(".migrated")).to_be_visible(timeout=LOADING_MS)
     expect(tab.state).to_have_text("Incomplete", timeout=LOADING_MS)
     expect(tab.tokens).to_have_count(2000)
-    expect(tab.stage("assembly")).to_contain_text("computed again after a migration")
+    expect(tab.stage("assembly")).to_contain_text("recomputed after a takeover")
 
 
 def test_one_button_runs_and_kills(tab: Tab) -> None:
     expect(tab.page.get_by_label("Model", exact=True)).to_have_text("weather", timeout=LOADING_MS)
-    tab.button("Run, and kill the worker midway").click()
+    tab.button("Run, and kill the worker mid-answer").click()
     expect(tab.page.locator(".migrated")).to_be_visible(timeout=LOADING_MS)
     expect(tab.state).to_have_text("Incomplete", timeout=LOADING_MS)
     expect(tab.tokens).to_have_count(256)

@@ -25,7 +25,7 @@ def test_the_four_stages_fill_as_the_request_runs(tab: Tab, writer: WakingWriter
     tab.run()
     request_id = tab.wait_until(writer.take)
     expect(tab.stage("input")).to_contain_text("What is the weather today?")
-    expect(tab.stage("tokenization")).to_contain_text("Waits for a worker")
+    expect(tab.stage("tokenization")).to_contain_text("Waiting for a worker")
     assert tab.request_id == request_id
 
     writer.claim(request_id)
@@ -144,7 +144,7 @@ def test_a_migration_stands_between_its_tokens(tab: Tab, writer: WakingWriter, r
     successor.finish(request_id)
     expect(tab.answer).to_have_text("It is sunny and warm.")
     items = tab.page.locator("#tokens > li")
-    expect(items.nth(3)).to_contain_text("migrated attempt 2 on successor goes on with token 4")
+    expect(items.nth(3)).to_contain_text("migrated attempt 2 on successor resumes at token 4")
     expect(items).to_have_count(7)
     expect(tab.lines.nth(5)).to_contain_text("Baton Pass")
     expect(tab.page.get_by_text("The worker died.", exact=False)).to_be_visible()
@@ -234,7 +234,7 @@ def test_a_long_answer_keeps_its_trace_short(tab: Tab, writer: WakingWriter) -> 
     writer.answer(request_id, tuple(f" w{number}" for number in range(200)))
     expect(tab.tokens).to_have_count(200)
     expect(tab.lines).to_have_count(41)
-    tab.page.get_by_role("button", name="Show all, 163 more here").click()
+    tab.page.get_by_role("button", name="Show 163 more").click()
     expect(tab.lines).to_have_count(203)
 
 

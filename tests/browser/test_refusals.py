@@ -55,7 +55,7 @@ def test_too_many_says_when_to_come_back(tab: Tab, writer: WakingWriter) -> None
 
     tab.page.route("**/requests", refuse_once)
     tab.run()
-    expect(tab.notice).to_contain_text("Too much at a time. The queue holds 1000 requests")
+    expect(tab.notice).to_contain_text("Too many requests. The queue holds 1000 requests")
     again = tab.page.get_by_role("button", name="Try again")
     expect(again).to_be_disabled()
     again.click()  # waits until it can be pressed
@@ -70,7 +70,7 @@ def test_a_gateway_that_cannot_serve_says_so(tab: Tab) -> None:
     error = {"message": "Redis can't be reached", "code": "redis_unusable", "param": None}
     tab.page.route("**/requests", lambda route: route.fulfill(status=503, json={"error": error}))
     tab.run()
-    expect(tab.notice).to_contain_text("Not available right now. Redis can't be reached.")
+    expect(tab.notice).to_contain_text("Unavailable. Redis can't be reached.")
     expect(tab.button("Try again")).to_be_enabled()
 
 
@@ -82,7 +82,7 @@ def test_a_request_that_is_gone_says_so(tab: Tab, writer: WakingWriter, redis: R
     redis.delete(*keys.of_request(request_id))
     tab.refusals = [404]
     tab.page.reload()
-    expect(tab.notice).to_contain_text("can't be read any more")
+    expect(tab.notice).to_contain_text("deleted after their retention time")
     expect(tab.state).to_have_text("Gone")
     expect(tab.recent).to_contain_text(["Gone"])
     expect(tab.button("Cancel")).to_be_hidden()
@@ -101,10 +101,10 @@ def test_a_model_without_a_live_worker(make_tab: MakeTab, gateway: LiveGateway, 
 
     tab = make_tab(gateway.url)
     tab.open()
-    expect(tab.notice).to_contain_text("No live worker serves a model right now")
+    expect(tab.notice).to_contain_text("No worker is alive")
     expect(tab.page.get_by_label("Model", exact=True)).to_have_text("no live worker")
     tab.run()
-    expect(tab.stage("tokenization")).to_contain_text("Waits for a worker")
+    expect(tab.stage("tokenization")).to_contain_text("Waiting for a worker")
     writer = WakingWriter(redis)
     writer.appear()
     writer.answer(tab.wait_until(writer.take))
@@ -119,11 +119,11 @@ def test_a_gateway_with_keys_asks_for_one(make_tab: MakeTab, make_gateway: MakeG
     tab = make_tab(gateway.url)
     tab.refusals = [401]
     tab.open()
-    expect(tab.notice).to_contain_text("wants an API key")
+    expect(tab.notice).to_contain_text("requires an API key")
     field = tab.page.get_by_label("API key")
     field.fill("tr-eve")
     tab.button("Use").click()
-    expect(tab.notice).to_contain_text("Not allowed in. This API key is unknown.")
+    expect(tab.notice).to_contain_text("Unauthorized. This API key is unknown.")
     field.fill("tr-ada")
     tab.button("Use").click()
     expect(tab.page.get_by_label("Model", exact=True)).to_have_text("weather")

@@ -1,10 +1,10 @@
 /**
- * Calls to the gateway. All paths are relative to the page, which may stand behind a prefix.
+ * Calls to the gateway. All paths are relative to the page, which may be served under a prefix.
  */
 
 const KEY = "tokenrelay.api-key";
 
-/** What the gateway refused, or that it can't be reached (`status` 0). */
+/** An error response of the gateway, or a failure to reach it (`status` 0). */
 export class ApiError extends Error {
   /**
    * @param {number} status
@@ -19,13 +19,13 @@ export class ApiError extends Error {
     this.retryAfterS = retryAfterS;
   }
 
-  /** Whether the same call may work later. */
-  get passes() {
+  /** Whether a retry may succeed. */
+  get isTransient() {
     return this.status === 0 || this.status === 408 || this.status === 429 || this.status >= 500;
   }
 }
 
-/** The API key of this tab; the browser forgets it with the tab. */
+/** The API key of this tab, kept in its session storage. */
 export const apiKey = {
   get: () => sessionStorage.getItem(KEY) ?? "",
   /** @param {string} value */
@@ -33,7 +33,7 @@ export const apiKey = {
 };
 
 /**
- * An answer that is no error, unread.
+ * Send a request, and return the response with its body unread.
  *
  * @param {string} path
  * @param {{method?: string, body?: object, headers?: Record<string, string>, signal?: AbortSignal}} [options]
@@ -56,11 +56,11 @@ export async function ask(path, { method = "GET", body, headers = {}, signal } =
     throw new ApiError(0, "The gateway can't be reached.");
   }
   if (response.ok) return response;
-  throw await refusal(response);
+  throw await errorOf(response);
 }
 
 /**
- * The answer's JSON.
+ * Send a request, and return the response's JSON.
  *
  * @param {string} path
  * @param {Parameters<typeof ask>[1]} [options]
@@ -75,14 +75,14 @@ export async function askJson(path, options) {
 export const pathOf = (requestId) => `requests/${encodeURIComponent(requestId)}`;
 
 /** @param {Response} response */
-async function refusal(response) {
+async function errorOf(response) {
   const retryAfter = Number(response.headers.get("Retry-After") ?? Number.NaN);
   const retryAfterS = Number.isFinite(retryAfter) ? retryAfter : null;
   try {
     const { error } = await response.json();
     return new ApiError(response.status, error.message, { code: error.code, field: error.param, retryAfterS });
   } catch {
-    // A proxy's own page, for instance: the status is all there is.
-    return new ApiError(response.status, `The answer was ${response.status} ${response.statusText}`.trim(), { retryAfterS });
+    // Not the gateway's JSON: a proxy's error page, for example.
+    return new ApiError(response.status, `The gateway returned ${response.status} ${response.statusText}`.trim(), { retryAfterS });
   }
 }

@@ -1,10 +1,10 @@
-/** The page: puts form, request, sections and address together. */
+/** The page: connects form, request, sections and URL. */
 
 import { ApiError, apiKey, ask, askJson } from "./api.js";
 import { byId } from "./dom.js";
 import { FieldError, clearFieldErrors, offerModels, readForm, showFieldError, suggestPrompt } from "./form.js";
 import { renderInsight } from "./insight.js";
-import { clearNotice, complain, inform } from "./notice.js";
+import { clearNotice, showProblem, inform } from "./notice.js";
 import { Prediction } from "./prediction.js";
 import { renderQuestions } from "./questions.js";
 import { Recent } from "./recent.js";
@@ -15,14 +15,14 @@ import { announce, clearStatus, renderStatus } from "./status.js";
 import { showTraining } from "./training.js";
 
 const KILL_AT_TOKEN = 12;
-const MODELS_LOOK_MS = 3000;
+const MODELS_POLL_MS = 3000;
 
 const stages = new Stages();
 const prediction = new Prediction();
 const recent = new Recent((requestId) => show(requestId));
 const session = new Session({ onChange: render, onEvent, onError, onConnection, onWaiting });
 let config = { demo: false, auth: false };
-/** What live workers serve: name → whether its training trace is to be had. @type {Map<string, boolean>} */
+/** Models of live workers: name → whether it has a training trace. @type {Map<string, boolean>} */
 let models = new Map();
 let isLost = false;
 
@@ -42,17 +42,17 @@ function onEvent(run, event) {
   clearNotice();
   recent.update(run.requestId, run.state);
   showTrainingOf(run.model ?? "");
-  // Others may have ended meanwhile, unwatched.
-  if (run.ended) void tried(() => recent.refresh());
+  // Other requests may have ended meanwhile.
+  if (run.ended) void attempt(() => recent.refresh());
 }
 
 /** @param {Run} run @param {ApiError} error */
 function onError(run, error) {
-  if (error.status !== 404 && error.status !== 410) return refused(error, () => session.open(run.requestId));
+  if (error.status !== 404 && error.status !== 410) return showError(error, () => session.open(run.requestId));
   recent.update(run.requestId, "gone");
   byId("state").textContent = "Gone";
   for (const id of ["cancel", "kill"]) byId(id).hidden = true;
-  complain(new ApiError(error.status, `${error.message}. Streams are kept for a while after their end; this one can't be read any more.`));
+  showProblem(new ApiError(error.status, `${error.message}. Streams are deleted after their retention time.`));
 }
 
 /** @param {boolean} lost */
@@ -65,25 +65,25 @@ function onConnection(lost) {
 async function onWaiting(run) {
   await loadModels();
   if (models.size > 0 && run.model && !models.has(run.model)) {
-    inform(`No live worker serves the model ${run.model}. The request is queued, and is answered when one comes.`);
+    inform(`No live worker serves the model ${run.model}. The request stays queued until one starts.`);
   }
 }
 
-/** Put a request on the page, and its ID into the address: a reload comes back to it. @param {string} requestId */
-function show(requestId, { prompt = "", model = /** @type {string | undefined} */ (undefined), isInAddress = false } = {}) {
+/** Show a request, and put its ID into the URL so that a reload shows it again. @param {string} requestId */
+function show(requestId, { prompt = "", model = /** @type {string | undefined} */ (undefined), isInUrl = false } = {}) {
   clearNotice();
   isLost = false;
-  if (!isInAddress) history.pushState(null, "", `?request=${encodeURIComponent(requestId)}`);
+  if (!isInUrl) history.pushState(null, "", `?request=${encodeURIComponent(requestId)}`);
   recent.select(requestId);
   const known = recent.entries.find((entry) => entry.requestId === requestId);
   void session.open(requestId, { prompt, model: model ?? known?.model });
   suggestPrompt(prompt || known?.prompt || "");
 }
 
-/** What the address says is what is on the page. */
-function showAddressed() {
+/** Show the request in the URL, or an empty page. */
+function showFromUrl() {
   const requestId = new URLSearchParams(location.search).get("request");
-  if (requestId) return show(requestId, { isInAddress: true });
+  if (requestId) return show(requestId, { isInUrl: true });
   session.close();
   clearNotice();
   clearStatus();
@@ -106,38 +106,38 @@ async function submit(more = {}) {
     return request_id;
   } catch (error) {
     if (error instanceof FieldError) showFieldError(error.field, error.message);
-    else refused(error, () => submit(more));
+    else showError(error, () => submit(more));
   } finally {
     button.disabled = false;
   }
   return "";
 }
 
-/** @param {string} when where not at once, as a query */
+/** @param {string} when a query string for a later time; empty for now */
 async function kill(when = "") {
-  await tried(async () => {
+  await attempt(async () => {
     await ask(`demo/kill-worker${when}`, { method: "POST" });
-    inform("The worker is dead. The stream stays as it is until another one has loaded the model and goes on.");
+    inform("The worker was killed. The stream pauses until another one has loaded the model and resumes it.");
   });
 }
 
 /** @param {() => Promise<unknown>} work */
-async function tried(work) {
+async function attempt(work) {
   try {
     await work();
   } catch (error) {
-    refused(error, () => tried(work));
+    showError(error, () => attempt(work));
   }
 }
 
 /** @param {unknown} error @param {() => unknown} retry */
-function refused(error, retry) {
+function showError(error, retry) {
   if (!(error instanceof ApiError)) throw error;
   if (error.status === 401) {
     byId("key-form").hidden = false;
     byId("key").focus();
   }
-  if (!showFieldError(error.field, error.message)) complain(error, retry);
+  if (!showFieldError(error.field, error.message)) showProblem(error, retry);
 }
 
 async function loadModels() {
@@ -145,7 +145,7 @@ async function loadModels() {
   models = new Map(data.map((/** @type {{id: string, training: boolean}} */ model) => [model.id, model.training]));
   offerModels([...models.keys()]);
   if (models.size === 0) {
-    inform("No live worker serves a model right now. What you send waits in the queue until one comes (tokenrelay-worker run).");
+    inform("No worker is alive. Requests stay queued until one starts (tokenrelay-worker run).");
   }
   showTrainingOf(session.run?.model ?? byId("model").value);
 }
@@ -155,27 +155,27 @@ function showTrainingOf(model) {
   void showTraining(models.get(model) ? model : "");
 }
 
-/** Look until there's a model to ask. */
+/** Poll until a model is served. */
 async function awaitModels() {
-  await tried(loadModels);
+  await attempt(loadModels);
   if (models.size > 0) return;
   setTimeout(async () => {
     await awaitModels();
     if (models.size > 0) clearNotice();
-  }, MODELS_LOOK_MS);
+  }, MODELS_POLL_MS);
 }
 
 async function start() {
   config = await askJson("config.json");
   byId("key-form").hidden = !config.auth;
   byId("run-and-kill").hidden = !config.demo;
-  showAddressed();
+  showFromUrl();
   if (config.auth && !apiKey.get()) {
-    inform("This gateway wants an API key.");
+    inform("This gateway requires an API key.");
     return;
   }
   await awaitModels();
-  await tried(() => recent.refresh());
+  await attempt(() => recent.refresh());
 }
 
 byId("ask").addEventListener("submit", (/** @type {Event} */ event) => {
@@ -186,21 +186,21 @@ byId("prompt").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) 
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("ask").requestSubmit();
 });
 byId("run-and-kill").addEventListener("click", async () => {
-  // A short answer would be over before anybody could kill its worker.
+  // A short answer would end before its worker could be killed.
   byId("ignore_eos").checked = true;
   const id = await submit();
-  // The gateway sees the token sooner than a busy page.
+  // The gateway receives the token earlier than a busy page.
   if (id) await kill(`?request_id=${id}&after=${KILL_AT_TOKEN}`);
 });
 byId("key-form").addEventListener("submit", (/** @type {Event} */ event) => {
   event.preventDefault();
   apiKey.set(byId("key").value.trim());
   clearNotice();
-  void tried(start);
+  void attempt(start);
 });
 byId("model").addEventListener("change", () => showTrainingOf(byId("model").value));
 byId("kill").addEventListener("click", () => kill());
-byId("cancel").addEventListener("click", () => tried(() => session.cancel()));
+byId("cancel").addEventListener("click", () => attempt(() => session.cancel()));
 byId("replay").addEventListener("click", () => session.replay());
-addEventListener("popstate", showAddressed);
-void tried(start);
+addEventListener("popstate", showFromUrl);
+void attempt(start);

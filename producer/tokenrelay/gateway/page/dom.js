@@ -1,10 +1,10 @@
 /**
- * Elements, made without HTML: all text goes in as text, so nothing that a model or a prompt says can be markup.
+ * DOM elements, created without HTML strings, so that text of models and prompts is never parsed as markup.
  */
 
 /**
  * @param {string} tag
- * @param {Record<string, unknown>} [attributes] `class`, `onclick` and the like, any attribute; null and false are left out
+ * @param {Record<string, unknown>} [attributes] any attribute, or a handler such as `onclick`; null and false are skipped
  * @param {...(Node | string | null)} children
  * @returns {HTMLElement}
  */
@@ -19,7 +19,7 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** @param {string} id @returns {any} the element, which index.html must have */
+/** @param {string} id @returns {any} the element, which must exist in index.html */
 export function byId(id) {
   const element = document.getElementById(id);
   if (!element) throw new Error(`index.html has no #${id}`);
@@ -27,7 +27,7 @@ export function byId(id) {
 }
 
 /**
- * Text in which blanks and line ends can be seen. The marks are CSS: what is copied or read aloud is the text itself.
+ * Text with visible blanks and line ends. The marks are CSS only: copying and screen readers get the plain text.
  *
  * @param {string} text
  * @returns {Node[]}
@@ -40,17 +40,17 @@ export function visible(text) {
 }
 
 /**
- * A function that runs `work` once in the next frame, however often it's called until then.
+ * A function that runs `work` once in the next animation frame, coalescing calls.
  *
  * @param {() => void} work
  */
 export function oncePerFrame(work) {
-  let asked = false;
+  let isScheduled = false;
   return () => {
-    if (asked) return;
-    asked = true;
+    if (isScheduled) return;
+    isScheduled = true;
     requestAnimationFrame(() => {
-      asked = false;
+      isScheduled = false;
       work();
     });
   };

@@ -1,12 +1,12 @@
-/** The prompt box and its options: what is asked for, and which field a refusal is about. */
+/** The prompt form: its values, its models, and errors shown at fields. */
 
 import { byId } from "./dom.js";
-import { capitalised } from "./words.js";
+import { capitalised } from "./format.js";
 
 const FIELDS = ["prompt", "model", "max_new_tokens", "temperature", "seed"];
 const NUMBERS = ["max_new_tokens", "temperature", "seed"];
 
-/** A field that holds what can't be sent. The gateway's own refusals say more, so all else is left to it. */
+/** A field whose value can't be sent. All other validation is the gateway's. */
 export class FieldError extends Error {
   /** @param {string} field @param {string} message */
   constructor(field, message) {
@@ -16,7 +16,7 @@ export class FieldError extends Error {
 }
 
 /**
- * The body of POST requests; empty options are left out, for the gateway's defaults.
+ * The body of POST requests, without empty options, for which the gateway has defaults.
  *
  * @returns {Record<string, unknown>}
  * @throws {FieldError}
@@ -46,24 +46,24 @@ export function clearFieldErrors() {
 }
 
 /**
- * Show a refusal at its field; whether there's such a field.
+ * Show an error at its field. Returns whether the form has that field.
  *
  * @param {string | null} field
  * @param {string} message
  */
 export function showFieldError(field, message) {
   if (field === null || !FIELDS.includes(field)) return false;
-  const told = byId(`${field}-error`);
-  // The message names the field, as the label beside it does already.
+  const target = byId(`${field}-error`);
+  // The message starts with the field's name, which the label shows already.
   const reason = message.startsWith(`${field}: `) ? message.slice(field.length + 2) : message;
-  told.textContent = capitalised(reason);
-  told.hidden = false;
+  target.textContent = capitalised(reason);
+  target.hidden = false;
   byId(field).setAttribute("aria-invalid", "true");
   byId(field).focus();
   return true;
 }
 
-/** Fill the prompt box, unless something was typed into it. @param {string} prompt */
+/** Fill the prompt box, unless the user has edited it. @param {string} prompt */
 export function suggestPrompt(prompt) {
   const box = byId("prompt");
   if (box.value !== box.defaultValue || prompt === "") return;
@@ -71,7 +71,7 @@ export function suggestPrompt(prompt) {
 }
 
 /**
- * Offer the models that live workers serve; with none, the gateway's default.
+ * Offer the models of live workers; without any, the gateway's default applies.
  *
  * @param {string[]} models
  */

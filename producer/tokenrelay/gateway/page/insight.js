@@ -1,8 +1,8 @@
-/** What streaming gained: time to first token against total time, in this run's own numbers. */
+/** What streaming gains: time to first word against total time of this run. */
 
 import { byId, el } from "./dom.js";
 import { timesOf } from "./run.js";
-import { ms, percent } from "./words.js";
+import { ms, percent } from "./format.js";
 
 /** @param {import("./run.js").Run} run */
 export function renderInsight(run) {
@@ -10,8 +10,8 @@ export function renderInsight(run) {
   const { first_word_ms, sooner_ms, total_ms } = times;
   byId("insight").hidden = first_word_ms === null || sooner_ms === null;
   if (first_word_ms === null || sooner_ms === null || total_ms === null) return;
-  const told = el("p", { class: "insight" }, "The reader saw the first word ", el("strong", {}, `${ms(sooner_ms)} before`), " the whole answer.");
-  byId("insight-body").replaceChildren(told, timeline(times), figures(times, run.tokens.length));
+  const summary = el("p", { class: "insight" }, "The reader saw the first word ", el("strong", {}, `${ms(sooner_ms)} before`), " the whole answer.");
+  byId("insight-body").replaceChildren(summary, timeline(times), statistics(times, run.tokens.length));
 }
 
 /** @param {ReturnType<typeof timesOf>} times */
@@ -20,9 +20,9 @@ function timeline(times) {
   const wait_ms = times.queue_wait_ms ?? 0;
   const first_ms = times.first_word_ms ?? total_ms;
   const parts = [
-    ["wait", "waiting", wait_ms],
+    ["wait", "queued", wait_ms],
     ["prefill", "to the first word", first_ms - wait_ms],
-    ["stream", "reading along", total_ms - first_ms],
+    ["stream", "streaming", total_ms - first_ms],
   ];
   const bar = el("div", { class: "timeline-bar", "aria-hidden": "true" });
   const legend = el("dl", { class: "legend" });
@@ -37,7 +37,7 @@ function timeline(times) {
 }
 
 /** @param {ReturnType<typeof timesOf>} times @param {number} tokens */
-function figures(times, tokens) {
+function statistics(times, tokens) {
   const between = times.median_gap_ms === null ? "–" : ms(times.median_gap_ms);
   const shown = [
     ["Time to first token", ms(times.ttft_ms ?? 0)],

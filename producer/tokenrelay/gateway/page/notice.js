@@ -1,7 +1,7 @@
-/** What went wrong, or is missing, in a sentence; with a way to try again where that may help. */
+/** Notices and errors above the page, with a retry button for transient errors. */
 
 import { byId, el } from "./dom.js";
-import { capitalised } from "./words.js";
+import { capitalised } from "./format.js";
 
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let countdown;
@@ -21,19 +21,19 @@ export function inform(text) {
  * @param {import("./api.js").ApiError} error
  * @param {() => void} [retry]
  */
-export function complain(error, retry) {
+export function showProblem(error, retry) {
   clearNotice();
-  const lead = { 0: "Not connected. ", 401: "Not allowed in. ", 429: "Too much at a time. ", 503: "Not available right now. " }[error.status] ?? "";
+  const lead = { 0: "Not connected. ", 401: "Unauthorized. ", 429: "Too many requests. ", 503: "Unavailable. " }[error.status] ?? "";
   const notice = el("div", { class: "notice problem" }, el("p", {}, el("strong", {}, lead), sentence(error.message)));
-  if (retry && error.passes) notice.append(retryButton(retry, error.retryAfterS ?? 0));
+  if (retry && error.isTransient) notice.append(retryButton(retry, error.retryAfterS ?? 0));
   byId("notice").append(notice);
 }
 
-/** A button that can be pressed once the gateway wants to be asked again. @param {() => void} retry @param {number} after_s */
+/** A retry button, enabled after the gateway's Retry-After. @param {() => void} retry @param {number} after_s */
 function retryButton(retry, after_s) {
   const button = /** @type {HTMLButtonElement} */ (el("button", { type: "button", onclick: retry }));
   const end = Date.now() + after_s * 1000;
-  // Hidden from the live region: a screen reader needn't hear every second.
+  // Excluded from the live region, so that a screen reader doesn't announce the countdown.
   const tick = () => {
     const left_ms = end - Date.now();
     button.disabled = left_ms > 0;

@@ -1,9 +1,9 @@
-/** The prediction trace: a line for each thing that happened, layers numbered, with its time. */
+/** The prediction trace: one line per entry, with numbered layers and times. */
 
 import { byId, el, visible } from "./dom.js";
-import { count } from "./words.js";
+import { count } from "./format.js";
 
-const MOST_LINES = 40;
+const MAX_LINES = 40;
 
 export class Prediction {
   /** @type {import("./run.js").Run | null} */
@@ -15,8 +15,8 @@ export class Prediction {
     if (run !== this.#run) this.#all = false;
     this.#run = run;
     byId("prediction").hidden = run.lines.length === 0;
-    byId("prediction-summary").textContent = `${count(run.layers, "layer")}. Times are Redis’s own, taken where each entry was written.`;
-    // A baton pass may take seconds; beside it all steps would look alike.
+    byId("prediction-summary").textContent = `${count(run.layers, "layer")}. Times are Redis’s, taken when each entry was written.`;
+    // A takeover may take seconds, and would flatten all other bars.
     const longest_ms = run.lines.reduce((most, line) => (line.layer === null ? most : Math.max(most, line.step_ms)), 0.001);
     const heads = [
       el("th", { scope: "col", class: "layer" }, el("span", { class: "unseen" }, "Number")),
@@ -31,16 +31,16 @@ export class Prediction {
     byId("prediction-body").replaceChildren(table);
   }
 
-  /** Lines, and in a long answer's middle how many are left out. @param {import("./run.js").Run} run */
+  /** Lines, and numbers of elided ones in the middle of a long answer. @param {import("./run.js").Run} run */
   #shown(run) {
     const { lines } = run;
-    if (this.#all || lines.length <= MOST_LINES) return lines;
-    const kept = MOST_LINES / 2;
+    if (this.#all || lines.length <= MAX_LINES) return lines;
+    const kept = MAX_LINES / 2;
     /** @type {(import("./run.js").Line | number)[]} */
     const middle = [];
     for (const line of lines.slice(kept, -kept)) {
       const last = middle.at(-1);
-      // A baton pass is never left out.
+      // A takeover is never elided.
       if (!line.token) middle.push(line);
       else if (typeof last === "number") middle[middle.length - 1] = last + 1;
       else middle.push(1);
@@ -54,7 +54,7 @@ export class Prediction {
       this.#all = true;
       if (this.#run) this.render(this.#run);
     };
-    const button = el("button", { type: "button", class: "quiet", onclick: all }, `Show all, ${left.toLocaleString("en")} more here`);
+    const button = el("button", { type: "button", class: "quiet", onclick: all }, `Show ${left.toLocaleString("en")} more`);
     return el("tr", { class: "more" }, el("td", { colspan: 5 }, button));
   }
 }

@@ -1,15 +1,15 @@
-/** This browser's recent requests: the request ID is all that is needed to come back to one. */
+/** This browser's recent requests, stored by ID. */
 
 import { ApiError, askJson, pathOf } from "./api.js";
 import { byId, el } from "./dom.js";
 import { isTerminal } from "./run.js";
-import { ago, stateName } from "./words.js";
+import { ago, stateName } from "./format.js";
 
 /** @typedef {{requestId: string, prompt: string, model: string, state: string, at: number}} Entry */
 
 const NAME = "tokenrelay.recent";
-const MOST = 12;
-const MOST_PROMPT_CHARS = 160;
+const MAX_ENTRIES = 12;
+const MAX_PROMPT_CHARS = 160;
 
 export class Recent {
   /** @param {(requestId: string) => void} open */
@@ -17,7 +17,7 @@ export class Recent {
     this.open = open;
     this.current = "";
     byId("forget").addEventListener("click", () => this.#write([]));
-    // Another tab of this browser wrote it.
+    // Written by another tab.
     addEventListener("storage", (event) => event.key === NAME && this.render());
     this.render();
   }
@@ -34,8 +34,8 @@ export class Recent {
 
   /** @param {string} requestId @param {string} prompt @param {string} model */
   add(requestId, prompt, model) {
-    const entry = { requestId, prompt: prompt.slice(0, MOST_PROMPT_CHARS), model, state: "queued", at: Date.now() };
-    this.#write([entry, ...this.entries.filter((other) => other.requestId !== requestId)].slice(0, MOST));
+    const entry = { requestId, prompt: prompt.slice(0, MAX_PROMPT_CHARS), model, state: "queued", at: Date.now() };
+    this.#write([entry, ...this.entries.filter((other) => other.requestId !== requestId)].slice(0, MAX_ENTRIES));
   }
 
   /** @param {string} requestId @param {string} state */
@@ -53,7 +53,7 @@ export class Recent {
     this.render();
   }
 
-  /** Ask after those that hadn't ended when this browser last looked. */
+  /** Update the states of requests that hadn't ended at the last check. */
   async refresh() {
     const open = this.entries.filter((entry) => !isTerminal(entry.state) && entry.state !== "gone");
     for (const { requestId } of open) {
@@ -76,7 +76,7 @@ export class Recent {
   /** @param {Entry} entry */
   #item(entry) {
     const follow = (/** @type {MouseEvent} */ event) => {
-      // With a modifier it's a link like any other: a new tab.
+      // With a modifier key it opens in a new tab.
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
       this.open(entry.requestId);
@@ -99,7 +99,7 @@ export class Recent {
     try {
       localStorage.setItem(NAME, JSON.stringify(entries));
     } catch {
-      // Storage that is full or forbidden costs the list, nothing else.
+      // Storage is full or forbidden: only the list is lost.
     }
     this.render();
   }

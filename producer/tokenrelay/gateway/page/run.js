@@ -1,16 +1,16 @@
 /**
- * One request as its stream tells it: tokens, the lines of its prediction trace, its times. No DOM, no network.
+ * One request built from its stream's events: tokens, prediction trace, times. No DOM, no network.
  *
- * Lines and times are those of `tokenrelay trace`; a test holds the two against each other.
+ * Lines and times equal those of `tokenrelay trace`; a test compares both.
  */
 
-import { capitalised, count } from "./words.js";
+import { capitalised, count } from "./format.js";
 
 /** @typedef {{id: string, event: string, data: any}} StreamEvent */
 /**
  * @typedef {object} Line one of the prediction trace
  * @property {string} kind
- * @property {number | null} layer from 1; null for what isn't a layer
+ * @property {number | null} layer from 1; null if the line isn't a layer
  * @property {string} data
  * @property {any} token the token's fields, null for events
  * @property {number} at_us
@@ -37,11 +37,11 @@ export class Run {
   ended = null;
   state = "queued";
   text = "";
-  /** How many of the lines are layers. */
+  /** Number of lines that are layers. */
   layers = 0;
-  /** A chat has several. */
+  /** Number of messages; 1 for a plain prompt. */
   messages = 1;
-  /** Whether the texts of the prompt's tokens are known, or their IDs only. */
+  /** Whether the prompt tokens' texts are known, or only their IDs. */
   promptHasTexts = true;
   /** @type {string[]} */
   promptTokens = [];
@@ -55,7 +55,7 @@ export class Run {
   }
 
   /**
-   * Take the stream's next event; one that's there already changes nothing.
+   * Add the stream's next event; a repeated one is ignored.
    *
    * @param {StreamEvent} event
    */
@@ -80,7 +80,7 @@ export class Run {
     this.#addLine(event);
   }
 
-  /** What `requests/{id}/trace` knows and the stream doesn't: the prompt and its tokens. @param {any} trace */
+  /** Add the prompt and its tokens from `requests/{id}/trace`; the stream lacks them. @param {any} trace */
   learn(trace) {
     const [input, tokenization] = trace.stages;
     this.prompt = input.data.join("\n");
@@ -90,11 +90,11 @@ export class Run {
     this.model = trace.model ?? this.model;
   }
 
-  /** Why there's no answer, or null. */
+  /** The reason why there's no answer, or null. */
   get problem() {
     if (!this.ended) return null;
     if (this.ended.state === "failed") return `${this.ended.code}: ${this.ended.message}`;
-    if (this.ended.state === "cancelled") return `by ${this.ended.cancelled_by || "somebody"}`;
+    if (this.ended.state === "cancelled") return `by ${this.ended.cancelled_by || "an unknown caller"}`;
     return this.ended.state === "expired" ? "the deadline passed before the first token" : null;
   }
 
@@ -129,7 +129,7 @@ function described({ event, data }, run) {
 }
 
 /**
- * The times of a run in milliseconds, by Redis's clock; null for what it hasn't come to.
+ * The times of a run in milliseconds, on Redis's clock; null for events that haven't happened.
  *
  * @param {Run} run
  */

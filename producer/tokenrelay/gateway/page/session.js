@@ -1,21 +1,21 @@
-/** The request that is on the page: followed, shown, ended by hand, played again. */
+/** The request on the page: follow, cancel, replay. */
 
 import { ApiError, ask, askJson, pathOf } from "./api.js";
 import { oncePerFrame } from "./dom.js";
-import { follow, pause } from "./following.js";
+import { follow, pause } from "./follow.js";
 import { Run } from "./run.js";
 
 const REPLAY_MS = 6000;
 const LONGEST_REPLAY_WAIT_MS = 1500;
-const QUEUE_LOOK_MS = 1500;
+const QUEUE_POLL_MS = 1500;
 
 /**
  * @typedef {object} Watcher
- * @property {(run: Run, replaying: boolean) => void} onChange in the next frame after something came
+ * @property {(run: Run, replaying: boolean) => void} onChange in the next frame after a change
  * @property {(run: Run, event: import("./run.js").StreamEvent) => void} onEvent
  * @property {(run: Run, error: ApiError) => void} onError
  * @property {(lost: boolean) => void} onConnection
- * @property {(run: Run) => Promise<void>} onWaiting while no worker has begun, now and then
+ * @property {(run: Run) => Promise<void>} onWaiting periodically until a worker has started
  */
 
 export class Session {
@@ -34,7 +34,7 @@ export class Session {
     return this.run !== null && this.run.ended === null && !this.#replaying;
   }
 
-  /** Stop following; the request itself goes on. */
+  /** Stop following. The request itself continues. */
   close() {
     this.#controller.abort();
     this.#controller = new AbortController();
@@ -71,7 +71,7 @@ export class Session {
     if (this.run) await ask(`${pathOf(this.run.requestId)}/cancel`, { method: "POST" });
   }
 
-  /** Play the events that came again, at their own distances, stretched. */
+  /** Replay the received events with their original gaps, stretched. */
   async replay() {
     const before = this.run;
     if (!before?.ended) return;
@@ -105,7 +105,7 @@ export class Session {
     this.changed();
   }
 
-  /** Ask for the prompt and its tokens. The stream goes on without them. @param {Run} run @param {AbortSignal} signal */
+  /** Fetch the prompt and its tokens. The stream doesn't wait for them. @param {Run} run @param {AbortSignal} signal */
   async #learn(run, signal) {
     try {
       run.learn(await askJson(`${pathOf(run.requestId)}/trace`, { signal }));
@@ -119,12 +119,12 @@ export class Session {
   async #awaitStart(run, signal) {
     try {
       for (;;) {
-        await pause(QUEUE_LOOK_MS, signal);
+        await pause(QUEUE_POLL_MS, signal);
         if (run.started || run.ended) return;
         await this.watcher.onWaiting(run);
       }
     } catch (error) {
-      // Where the gateway doesn't answer, following says so.
+      // If the gateway is unreachable, follow reports it.
       if (!signal.aborted && !(error instanceof ApiError)) throw error;
     }
   }

@@ -1,5 +1,5 @@
 /**
- * Server-sent events, read as the HTML standard says (9.2.6), from pieces of any size. Knows nothing of connections.
+ * Parser of server-sent events (HTML standard, 9.2.6) from chunks of any size. Knows no connections.
  */
 
 /** @typedef {{id: string, event: string, data: string}} ServerSentEvent */
@@ -13,13 +13,13 @@ export class EventParser {
   #data = [];
 
   /**
-   * The events that this piece completes.
+   * The events completed by this chunk.
    *
    * @param {string} piece
    * @returns {ServerSentEvent[]}
    */
   feed(piece) {
-    // CR LF is one line end, also where a piece ends between the two.
+    // CR LF is one line end, also if a chunk ends between the two.
     const text = this.#afterCr && piece.startsWith("\n") ? piece.slice(1) : piece;
     if (piece) this.#afterCr = piece.endsWith("\r");
     const lines = (this.#rest + text).split(/\r\n|\n|\r/u);

@@ -1,8 +1,8 @@
-/** The four stages, with what a run has come to. */
+/** The four stages with the run's data so far. */
 
 import { byId, el } from "./dom.js";
 import { TokenFlow } from "./tokens.js";
-import { count } from "./words.js";
+import { count } from "./format.js";
 
 export class Stages {
   #flow = new TokenFlow(byId("tokens"), byId("token-detail"));
@@ -24,7 +24,7 @@ export class Stages {
       stage.querySelector(".shape").textContent = reached ? shape : "";
       stage.querySelector(".muted")?.toggleAttribute("hidden", number === 2 ? run.tokens.length > 0 : false);
     }
-    fill("stage-input", run.prompt === "" ? null : el("p", { class: "text" }, run.prompt), "The prompt, as it was submitted.");
+    fill("stage-input", run.prompt === "" ? null : el("p", { class: "text" }, run.prompt), "The prompt as submitted.");
     fill("stage-tokenization", promptTokens(run), waiting(run));
     this.#flow.render(run);
     fill("stage-assembly", answer(run), endedWithoutText(run));
@@ -38,15 +38,15 @@ function fill(id, content, otherwise) {
 
 /** @param {import("./run.js").Run} run */
 function waiting(run) {
-  if (run.requestId === "") return "The pieces that the model knows, in its own vocabulary.";
+  if (run.requestId === "") return "The prompt's tokens in the model's vocabulary.";
   if (run.started) return "…";
-  return run.ended ? "It ended before a worker began." : "Waits for a worker, which has the tokenizer.";
+  return run.ended ? "The request ended before a worker started." : "Waiting for a worker, which has the tokenizer.";
 }
 
 /** @param {import("./run.js").Run} run */
 function promptTokens(run) {
   if (run.promptTokens.length === 0) return null;
-  const kind = run.promptHasTexts ? "Tokens of the prompt" : "Token IDs of the prompt, which is too long for texts";
+  const kind = run.promptHasTexts ? "Tokens of the prompt" : "Token IDs of the prompt, which is too long to show as text";
   const chips = run.promptTokens.map((text) => el("li", {}, el("span", { class: "chip" }, text)));
   return el("ol", { class: "tokens", "aria-label": kind }, ...chips);
 }
@@ -57,12 +57,12 @@ function answer(run) {
   const shown = el("p", { class: run.ended ? "text answer" : "text answer coming" }, run.text);
   const usage = run.ended?.usage;
   if (!usage) return shown;
-  const recomputed = usage.recomputed_tokens ? `, ${count(usage.recomputed_tokens, "token")} computed again after a migration` : "";
-  const told = `${count(usage.completion_tokens, "token")} → 1 text, finish reason ${run.ended.finish_reason}${recomputed}`;
-  return el("div", {}, shown, el("p", { class: "hint" }, told));
+  const recomputed = usage.recomputed_tokens ? `, ${count(usage.recomputed_tokens, "token")} recomputed after a takeover` : "";
+  const summary = `${count(usage.completion_tokens, "token")} → 1 text, finish reason ${run.ended.finish_reason}${recomputed}`;
+  return el("div", {}, shown, el("p", { class: "hint" }, summary));
 }
 
 /** @param {import("./run.js").Run} run */
 function endedWithoutText(run) {
-  return run.ended ? "It ended before the first word." : "All tokens in order: the answer.";
+  return run.ended ? "The request ended before the first word." : "The answer: all tokens in order.";
 }

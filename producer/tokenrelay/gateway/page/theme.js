@@ -1,5 +1,5 @@
 /**
- * Light, dark, or as the system is. A classic script in the head, so that the page never flashes in the other one.
+ * Light, dark or system theme. A classic script in the head, so that the page never flashes in the wrong theme.
  */
 (() => {
   const NAME = "tokenrelay.theme";
@@ -12,7 +12,7 @@
     try {
       return localStorage.getItem(NAME) ?? "system";
     } catch {
-      return "system"; // storage is forbidden here
+      return "system"; // storage is forbidden
     }
   }
 
@@ -20,7 +20,7 @@
     try {
       localStorage.setItem(NAME, theme);
     } catch {
-      // The choice then lasts as long as the page.
+      // The choice then lasts until the page is closed.
     }
   }
 

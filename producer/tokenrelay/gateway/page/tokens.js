@@ -1,12 +1,12 @@
-/** The tokens as they stream: a chip each, with its delay as a bar, and the details of the one that is pointed at. */
+/** Streaming tokens: one chip per token with a bar for its delay, and the details of the selected one. */
 
 import { el, visible } from "./dom.js";
 import { median } from "./run.js";
-import { ms } from "./words.js";
+import { ms } from "./format.js";
 
-/** Above this many, only bars stand below the chips; the numbers are in the details. */
+/** Above this number of tokens, chips have bars only; the numbers are in the details. */
 const DENSE = 80;
-/** A bar is full at this many times the median delay: one long wait mustn't flatten all the others. */
+/** A bar is full at this multiple of the median delay, so that one long wait doesn't flatten the others. */
 const FULL = 3;
 
 export class TokenFlow {
@@ -27,7 +27,7 @@ export class TokenFlow {
     list.addEventListener("keydown", (event) => this.#move(event));
   }
 
-  /** Show what has come since the last time, or another run from its beginning. @param {import("./run.js").Run} run */
+  /** Add new tokens, or start over for another run. @param {import("./run.js").Run} run */
   render(run) {
     if (run !== this.#run) {
       this.#run = run;
@@ -37,7 +37,7 @@ export class TokenFlow {
     }
     for (const line of run.lines.slice(this.#lines)) {
       if (line.token) this.list.append(this.#chip(line));
-      else if (line.kind === "Baton Pass") this.list.append(batonPass(run, line));
+      else if (line.kind === "Baton Pass") this.list.append(takeover(run, line));
     }
     this.#lines = run.lines.length;
     const steps = run.lines.filter((line) => line.token && line.step_ms > 0).map((line) => line.step_ms);
@@ -45,7 +45,7 @@ export class TokenFlow {
     this.list.style.setProperty("--full", String(full_ms));
     this.list.classList.toggle("dense", run.tokens.length > DENSE);
     this.list.hidden = this.detail.hidden = run.tokens.length === 0 && run.migrations.length === 0;
-    this.legend = `Bars: time since the entry before, full at ${ms(full_ms)}. Point at a token or use the arrow keys for more.`;
+    this.legend = `Bars: time since the previous entry, full at ${ms(full_ms)}. Point at a token or use the arrow keys for details.`;
     if (!this.#shown) this.detail.textContent = this.legend;
   }
 
@@ -70,7 +70,7 @@ export class TokenFlow {
     this.detail.textContent = chip?.dataset.detail ?? this.legend ?? "";
   }
 
-  /** One tab stop for all chips: the one that was last at. @param {HTMLElement | null} chip */
+  /** One tab stop for all chips: the last focused one. @param {HTMLElement | null} chip */
   #focused(chip) {
     if (!chip) return;
     for (const other of this.list.querySelectorAll("button[tabindex='0']")) other.setAttribute("tabindex", "-1");
@@ -98,22 +98,22 @@ function chipOf(target) {
 /** @param {import("./run.js").Run} run @param {import("./run.js").Line} line */
 function detailOf(run, line) {
   const { index, text, token_id } = line.token;
-  const shown = text === "" ? "no text yet, held back until it's certain" : `“${text}”`;
+  const shown = text === "" ? "no text yet, held back" : `“${text}”`;
   const since = ms((line.at_us - run.lines[0].at_us) / 1000);
-  const step = line.step_ms === 0 ? "published together with the one before" : `${ms(line.step_ms)} after the entry before`;
+  const step = line.step_ms === 0 ? "published together with the previous one" : `${ms(line.step_ms)} after the previous entry`;
   return `Token ${index}: ${shown}, vocabulary ID ${token_id}, ${step}, ${since} after submit. Redis entry ${index}-0.`;
 }
 
 /** @param {import("./run.js").Run} run @param {import("./run.js").Line} line */
-function batonPass(run, line) {
-  const { worker, attempt, resumed_at } = run.migrations[run.lines.filter(isBatonPass).indexOf(line)];
+function takeover(run, line) {
+  const { worker, attempt, resumed_at } = run.migrations[run.lines.filter(isTakeover).indexOf(line)];
   return el(
     "li",
     { class: "migrated" },
     el("strong", {}, "migrated"),
-    ` attempt ${attempt} on ${worker} goes on with token ${resumed_at}, ${ms(line.step_ms)} after the last one`,
+    ` attempt ${attempt} on ${worker} resumes at token ${resumed_at}, ${ms(line.step_ms)} after the last one`,
   );
 }
 
 /** @param {import("./run.js").Line} line */
-const isBatonPass = (line) => line.kind === "Baton Pass";
+const isTakeover = (line) => line.kind === "Baton Pass";

@@ -1,11 +1,11 @@
-/** The training trace of a model: how loss and accuracy went, epoch by epoch. */
+/** A model's training trace: loss and accuracy by epoch. */
 
 import { ApiError, askJson } from "./api.js";
 import { byId, el } from "./dom.js";
-import { capitalised, percent } from "./words.js";
+import { capitalised, percent } from "./format.js";
 
 /**
- * Fetch a model's training trace and show it; a model that came without one has no such section.
+ * Fetch a model's training trace and show it; hide the section for a model without one.
  *
  * @param {string} model empty for one without
  */
@@ -22,7 +22,7 @@ export async function showTraining(model) {
     section.hidden = false;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    // This section isn't worth an alarm; the next choice asks again.
+    // Not worth an error message; selecting a model retries.
     delete section.dataset.model;
   }
 }
@@ -30,13 +30,13 @@ export async function showTraining(model) {
 /** @param {any} trace */
 function summary(trace) {
   const numbers = [trace.parameters, trace.vocabulary, trace.train_conversations].map((number) => number.toLocaleString("en"));
-  const told = `${capitalised(trace.model)}: ${numbers[0]} parameters and a vocabulary of ${numbers[1]} tokens, trained on ${numbers[2]} `
+  const text = `${capitalised(trace.model)}: ${numbers[0]} parameters and a vocabulary of ${numbers[1]} tokens, trained on ${numbers[2]} `
     + `conversations of ${trace.data} in ${Math.round(trace.seconds)} s (seed ${trace.seed}).`;
-  return el("p", { class: "muted" }, told);
+  return el("p", { class: "muted" }, text);
 }
 
 /**
- * With roles: on a phone its rows are grids, which browsers then take for no table.
+ * Has explicit ARIA roles: on narrow screens its rows are CSS grids, which lose the table semantics.
  *
  * @param {any} trace
  */
@@ -67,6 +67,6 @@ function measured(value, part) {
 
 /** @param {any} trace */
 function explanation(trace) {
-  return `Loss and accuracy of the next token are measured on ${trace.held_out_conversations.toLocaleString("en")} conversations that training never saw `
+  return `Loss and accuracy of the next token are measured on ${trace.held_out_conversations.toLocaleString("en")} held-out conversations `
     + `(${trace.held_out_answer_tokens.toLocaleString("en")} answer tokens).`;
 }

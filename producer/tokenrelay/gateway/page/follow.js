@@ -1,7 +1,7 @@
 /**
- * A request's stream, followed to its end over any number of connections: each goes on behind the last event it has.
+ * Follows a request's stream to its end, reconnecting as needed and resuming after the last received event.
  *
- * fetch and not EventSource: that can't send an API key, and doesn't say why it was refused.
+ * Uses fetch because EventSource can't send an API key and doesn't expose error responses.
  */
 
 import { ApiError, ask, pathOf } from "./api.js";
@@ -10,18 +10,18 @@ import { EventParser } from "./sse.js";
 
 const FIRST_WAIT_MS = 250;
 const LONGEST_WAIT_MS = 5000;
-/** The gateway writes comments into a stream where nothing happens: a connection silent for so long is dead. */
+/** The gateway sends comments into an idle stream: a connection without data for this long is dead. */
 const SILENCE_MS = 60_000;
 
 /**
- * Returns once the terminal event was handed over, or the gateway says that nothing more will come.
+ * Returns after the terminal event, or when the gateway reports that there are no more events.
  *
  * @param {string} requestId
  * @param {object} options
  * @param {AbortSignal} options.signal
  * @param {(event: import("./run.js").StreamEvent) => void} options.onEvent
- * @param {(lost: boolean) => void} options.onConnection told when the connection is lost, and when it's there again
- * @throws {ApiError} where trying again wouldn't help
+ * @param {(lost: boolean) => void} options.onConnection called when the connection is lost and when it's restored
+ * @throws {ApiError} if a retry wouldn't help
  */
 export async function follow(requestId, { signal, onEvent, onConnection }) {
   let lastId = "";
@@ -39,8 +39,8 @@ export async function follow(requestId, { signal, onEvent, onConnection }) {
         if (isTerminal(event)) return;
       }
     } catch (error) {
-      if (signal.aborted || (error instanceof ApiError && !error.passes)) throw error;
-      // What else goes wrong in the middle of a body is the connection: the stream is durable, so go on from lastId.
+      if (signal.aborted || (error instanceof ApiError && !error.isTransient)) throw error;
+      // Any other error in the body is a lost connection: the stream is durable, so resume after lastId.
       if (error instanceof ApiError && error.retryAfterS) waitMs = Math.max(waitMs, error.retryAfterS * 1000);
     }
     onConnection(true);
@@ -66,7 +66,7 @@ async function* events(body) {
 }
 
 /**
- * Comes back after `ms`, or at once when the browser is online again.
+ * Resolves after `ms`, or at once when the browser is online again.
  *
  * @param {number} ms
  * @param {AbortSignal} signal

@@ -1,11 +1,11 @@
-/** Numbers and names in words. */
+/** Formatting of numbers, durations and states. */
 
 /** @param {number} value @param {string} noun */
 export function count(value, noun) {
   return `${value.toLocaleString("en")} ${noun}${value === 1 ? "" : "s"}`;
 }
 
-/** Milliseconds for people: as many digits as mean something. @param {number} value */
+/** Milliseconds with a sensible number of digits. @param {number} value */
 export function ms(value) {
   if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
   if (value >= 1000) return `${(value / 1000).toFixed(2)} s`;
@@ -22,7 +22,7 @@ export function capitalised(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-/** When it was, from now. @param {number} at milliseconds since 1970 */
+/** A relative time. @param {number} at milliseconds since the epoch */
 export function ago(at) {
   const s = Math.max(0, (Date.now() - at) / 1000);
   if (s < 60) return "just now";
