@@ -1,7 +1,7 @@
-"""pytest fixtures: a Redis in the test's own process and a scripted worker on it. pytest loads them by itself.
+"""pytest fixtures: an in-process Redis and a scripted worker. pytest discovers them automatically.
 
-Imported in every pytest run where tokenrelay is installed, also without the extra `testing`: so nothing but pytest is
-imported before a fixture is asked for, and the module isn't in tokenrelay.testing, whose import needs fakeredis.
+pytest imports this module wherever tokenrelay is installed, also without the extra `testing`. So it imports only pytest
+until a fixture is used, and isn't in tokenrelay.testing, whose import needs fakeredis.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tokenrelay_redis() -> Iterator[FakeRedis]:
-    """A client of an empty Redis of the test's own: `Producer(connection=tokenrelay_redis)`."""
+    """A client of an empty Redis for this test: `Producer(connection=tokenrelay_redis)`."""
     from tokenrelay.testing import fake_redis
 
     with fake_redis() as client:
@@ -37,7 +37,7 @@ def tokenrelay_async_redis(tokenrelay_redis: FakeRedis) -> FakeAsyncRedis:
 
 @pytest.fixture
 def tokenrelay_worker(tokenrelay_redis: FakeRedis) -> Iterator[ScriptedWorker]:
-    """A scripted worker that serves that Redis; it says that it is sunny and warm until it's told otherwise."""
+    """A running scripted worker on that Redis. It answers "It is sunny and warm." by default."""
     from tokenrelay.testing import ScriptedWorker
 
     with ScriptedWorker(tokenrelay_redis) as worker:

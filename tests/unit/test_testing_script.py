@@ -39,7 +39,7 @@ def test_methods_give_changed_copies() -> None:
     changed = plain.paced(0.1).delayed(2).migrating(1).migrating(1, crashed=True)
     assert plain == answers("It")
     assert (changed.pause_s, changed.wait_s) == (0.1, 2)
-    assert [(over.after, over.crashed) for over in changed.hand_overs] == [(1, False), (1, True)]
+    assert [(over.after, over.crashed) for over in changed.hand_backs] == [(1, False), (1, True)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Test producers and consumers without torch, a server or a GPU: a scripted worker on fakeredis, and pytest fixtures.
 
-The worker writes through the very Lua scripts that a real one uses, so what is read is the true wire format.
+The worker writes through the same Lua scripts as a real one, so tests read the real wire format.
 See docs/testing.md. Needs `pip install 'tokenrelay[testing]'`.
 """
 

@@ -1,4 +1,4 @@
-"""One worker's attempt at one request: every write that a worker makes, by the scripts that a worker uses."""
+"""A scripted worker's attempt at one request: the same writes as a real worker's, through the same scripts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _VOCABULARY: Final = 50_000
 
 
 class Attempt:
-    """Of the worker `worker` at a request that it has taken. Each write returns what its script answered."""
+    """An attempt of `worker` at a taken request. Each write returns its script's reply."""
 
     def __init__(self, redis: Redis, execution: Execution, model: str, worker: str) -> None:
         self.execution = execution
         self.written = 0
-        """Tokens that the stream has, those of earlier attempts included."""
+        """Number of tokens in the stream, including earlier attempts'."""
         self._pipeline = Pipeline(redis)
         self._model = model
         self._fence = ""
@@ -43,11 +43,11 @@ class Attempt:
         self.request = load(record.body or "{}")
         self._retention_s = record.retention_s(60)
         self.number = record.attempts if record.has(Field.ATTEMPT) else 0
-        """From 1 once it is claimed; until then that of the attempt before, 0 where there was none."""
+        """The attempt's number, from 1. Before the claim: the previous attempt's, or 0."""
         self._name = f"{worker}-{self.number + 1}"
 
     def claim(self) -> ClaimReply:
-        """Become the request's only writer."""
+        """Claim the request."""
         messages = self.request["messages"] or []
         texts = pieces(self.request["prompt"] or "\n".join(message["content"] for message in messages))
         ids = [token_id(piece) for piece in texts]
@@ -70,28 +70,28 @@ class Attempt:
 
     def finish(self, end: End) -> FinishReply:
         """Write the terminal event, and close RQ's job."""
-        told = TerminalEvent(end.state, end.finish_reason, end.text, end.code, end.message)
-        reply = self._pipeline.ask(requests.finish(self.execution.job_id, self._fence, self.written + 1, (), told))
+        event = TerminalEvent(end.state, end.finish_reason, end.text, end.code, end.message)
+        reply = self._pipeline.ask(requests.finish(self.execution.job_id, self._fence, self.written + 1, (), event))
         self.close(end.message)
         return reply
 
-    def beat(self) -> RenewReply | ExpireReply:
-        """Renew the lease, or end the request where its deadline is past: Renewed while it goes on."""
+    def renew(self) -> RenewReply | ExpireReply:
+        """Renew the lease, or expire the request if its deadline has passed. Renewed: it continues."""
         expiry = self._pipeline.ask(requests.expire(self.execution.job_id))
         if not isinstance(expiry, Early):
             return expiry
         return self._pipeline.ask(requests.renew(self.execution.job_id, self._fence, LEASE_MS))
 
-    def hand_over(self, *, crashed: bool = False) -> None:
-        """Give the request up, as a draining worker does, or a supervisor for its dead child."""
+    def hand_back(self, *, crashed: bool = False) -> None:
+        """Release the request and requeue its job, as a draining worker does, or a supervisor for its dead child."""
         release = requests.release(self.execution.job_id, self.execution.execution_id, crashed=crashed)
         if isinstance(self._pipeline.ask(release), Done):
             self.close()
         else:
             self._send(requeue_call(self.execution, "front"))
 
-    def give_up(self, reply: ClaimReply | AppendReply | RenewReply | ExpireReply) -> None:
-        """Draw the consequence of a refused write: a request that has ended is closed in RQ too."""
+    def abandon(self, reply: ClaimReply | AppendReply | RenewReply | ExpireReply) -> None:
+        """Handle a refused write: drop the execution, or close the job of a request that has ended."""
         if isinstance(reply, Busy | Fenced):
             self._send(drop_call(self.execution))
             return
@@ -100,7 +100,7 @@ class Attempt:
         self.close()
 
     def close(self, detail: str = "") -> None:
-        """Tell RQ how the request ended, by whomever."""
+        """Close RQ's job with the request's outcome."""
         record = RequestRecord((Field.STATE,), self._send(look(self.execution.job_id, (Field.STATE,))))
         status = STATUS_OF[record.state] if record.exists else "failed"
         self._send(close_call(self.execution, Outcome(status, self._retention_s, detail)))
@@ -113,5 +113,5 @@ class Attempt:
 
 
 def token_id(piece: str) -> int:
-    """A vocabulary ID for a text: always the same one."""
+    """A deterministic vocabulary ID for a text."""
     return zlib.crc32(piece.encode()) % _VOCABULARY

@@ -1,7 +1,7 @@
-"""Redis clients without a server: fakeredis, made to know the project's Lua scripts.
+"""fakeredis clients with the project's Lua scripts preloaded.
 
-fakeredis runs Lua by lupa but doesn't know the `#!lua` line that Redis 7 takes. Its servers are given each script
-beforehand, without that line, under the SHA-1 that clients call it by.
+fakeredis runs Lua with lupa but can't parse the `#!lua` line of Redis 7. So each script is preloaded without that line,
+under the SHA-1 by which clients call it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokenrelay.shared.store.scripts import SCRIPTS, script
 
 
 def fake_redis() -> FakeRedis:
-    """A client of a new, empty Redis in this process. Blocking reads block, and wake as on a server."""
+    """A client of a new, empty in-process Redis. Blocking reads work as on a server."""
     server = FakeServer()
     for name in (name for names in SCRIPTS.values() for name in names):
         sha1 = hashlib.sha1(script(name).source(modern=True).encode(), usedforsecurity=False).hexdigest()
@@ -23,5 +23,5 @@ def fake_redis() -> FakeRedis:
 
 
 def fake_async_redis(client: FakeRedis) -> FakeAsyncRedis:
-    """An asyncio client of the same Redis. As any, it belongs to the event loop that it is first used in."""
+    """An asyncio client of the same Redis. It belongs to the event loop in which it's first used."""
     return FakeAsyncRedis(server=client.connection_pool.connection_kwargs["server"])

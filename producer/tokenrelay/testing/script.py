@@ -1,4 +1,4 @@
-"""What a scripted worker does with a request. Pure: no I/O, no clock, no threads."""
+"""Scripts for a scripted worker: the outcome of one request. Pure: no I/O, no clock, no threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORD: Final = re.compile(r"\s*(?:\w+|[^\w\s])|\s+$")
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The terminal event that a worker writes."""
+    """The terminal event to write."""
 
     state: State = State.COMPLETED
     finish_reason: str = "stop"
@@ -26,8 +26,8 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class HandOver:
-    """The worker gives the request up behind token `after`: it drains, or it dies (`crashed`)."""
+class HandBack:
+    """The worker hands the request back after token `after`: it drains, or it dies (`crashed`)."""
 
     after: int
     crashed: bool
@@ -35,33 +35,33 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What happens to one request. Made by `answers`, `fails` or `stalls`; the methods give changed copies."""
+    """The outcome of one request. Created by `answers`, `fails` or `stalls`; its methods return modified copies."""
 
     tokens: tuple[str, ...]
     end: End | None
-    """None: it never ends by itself."""
+    """None: it never ends."""
     wait_s: float = 0.0
     pause_s: float = 0.0
-    hand_overs: tuple[HandOver, ...] = ()
+    hand_backs: tuple[HandBack, ...] = ()
 
     def delayed(self, seconds: float) -> Script:
-        """The worker waits so long before it takes up the request: it stays `queued`."""
+        """The worker claims the request after this delay; until then it stays `queued`."""
         return replace(self, wait_s=seconds)
 
     def paced(self, seconds: float) -> Script:
-        """So long passes before each token."""
+        """Wait this long before each token."""
         return replace(self, pause_s=seconds)
 
     def migrating(self, after: int, *, crashed: bool = False) -> Script:
-        """Behind token `after` another worker takes the baton: the stream gets a `migrated` event.
+        """Another worker takes over after token `after`: the stream gets a `migrated` event.
 
         `crashed` counts as a worker's death: after three in a row without a token the request fails as poison. May be
-        called several times; the hand-overs come in the order in which they were added.
+        called several times; the takeovers happen in the order in which they were added.
         """
-        return replace(self, hand_overs=(*self.hand_overs, HandOver(after, crashed)))
+        return replace(self, hand_backs=(*self.hand_backs, HandBack(after, crashed)))
 
     def within(self, request: Submission) -> Script:
-        """As a model would answer this request: cut before a stop string, and at `max_new_tokens`."""
+        """The script limited by this request's stop strings and `max_new_tokens`."""
         return self._stopped(request["stop"])._limited(request["max_new_tokens"])
 
     def _stopped(self, stop: list[str]) -> Script:
@@ -73,7 +73,7 @@ class Script:
         for token in self.tokens:
             kept.append(token[:left])
             left -= len(token)
-            # The token that begins the stop string is written, with the text that comes before it.
+            # The token in which the stop string starts is written with the text before it.
             if left < 0:
                 break
         return replace(self, tokens=tuple(kept), end=End())
@@ -85,24 +85,23 @@ class Script:
 
 
 def answers(*texts: str, held: str = "") -> Script:
-    """The request is answered. One text is cut into tokens by words; several are the tokens as they are.
+    """The request completes. A single text is split into one token per word; several texts are the exact tokens.
 
-    `held`: the end of the answer that no token releases, because it may begin a stop string or hold half a character;
-    the terminal event brings it.
+    `held`: text in the terminal event that no token has, as when it was held back for a possible stop string.
     """
     return Script(pieces(*texts), End(text=held))
 
 
 def fails(code: str = "internal_error", message: str = "scripted to fail", *, after: str = "") -> Script:
-    """The request fails, behind the text `after`."""
+    """The request fails, after the text `after`."""
     return Script(pieces(after), End(State.FAILED, "error", code=code, message=message))
 
 
 def stalls(*, after: str = "") -> Script:
-    """Behind the text `after` nothing more comes: the request ends by a cancel or its deadline."""
+    """The request stalls after the text `after`, until it's cancelled or its deadline passes."""
     return Script(pieces(after), None)
 
 
 def pieces(*texts: str) -> tuple[str, ...]:
-    """`texts` as tokens: one is cut into words and marks, with the blanks before them."""
+    """`texts` as tokens: a single text is split into words and punctuation, each with the blanks before it."""
     return tuple(_WORD.findall(texts[0])) if len(texts) == 1 else texts

@@ -1,4 +1,4 @@
-"""A worker that answers by script: takes, claims, writes and ends requests as a real one does, with no model."""
+"""A worker without a model: takes, claims, writes and ends requests as a real one, following scripts."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ DEFAULT: Final = answers("It is sunny and warm.")
 
 
 class ScriptedWorker:
-    """Serves all queues of `model`, any number of requests at a time, while its `with` block lasts.
+    """Serves all queues of `model`, with any number of concurrent requests, inside its `with` block.
 
-    What a request gets: the script of its prompt (`on`), else the next one of `then`, else `default`. A script is cut
-    by the request's own `stop` and `max_new_tokens`. Leaving the block hands back what hasn't ended, and raises what
-    went wrong in the worker. Raises ValueError for a client that decodes replies; a producer's own may.
+    A request's script is the one for its prompt (`on`), else the next one of `then`, else `default`, limited by the
+    request's `stop` and `max_new_tokens`. Leaving the block hands back open requests, and raises the worker's first
+    exception, if any. Raises ValueError for a client that decodes replies; the producer's client may.
 
         >>> from tokenrelay.producer import Producer
         >>> from tokenrelay.testing import ScriptedWorker, answers, fake_redis
@@ -49,12 +49,12 @@ class ScriptedWorker:
         self, redis: Redis, *, model: str = "weather", name: str = "scripted", default: Script = DEFAULT
     ) -> None:
         if redis.connection_pool.connection_kwargs.get("decode_responses"):
-            raise ValueError("decode_responses: a worker reads RQ's jobs, which are bytes; give it another client")
+            raise ValueError("decode_responses: a worker reads RQ's jobs, which are bytes; use a client without it")
         self.model = model
         self.name = name
         self.default = default
         self.requests: list[Submission] = []
-        """What it was asked, in the order of taking; a request that was handed over is here once."""
+        """The requests taken, in order, each once, even after takeovers."""
         self._redis = redis
         self._queues = keys.queues(model)
         self._by_prompt: dict[str, Script] = {}
@@ -65,19 +65,19 @@ class ScriptedWorker:
         self._errors: list[Exception] = []
 
     def on(self, prompt: str, script: Script) -> Self:
-        """Every request with exactly this prompt gets `script`."""
+        """Use `script` for every request with exactly this prompt."""
         self._by_prompt[prompt] = script
         return self
 
     def then(self, *scripts: Script) -> Self:
-        """The next requests that `on` has nothing for get these, one each."""
+        """Use these scripts, one each, for the next requests without a script from `on`."""
         self._next.extend(scripts)
         return self
 
     def answer_queued(self) -> int:
-        """Work on all that is queued now, in this thread, one after the other; how many requests it were.
+        """Process all queued requests in this thread, one after the other, and return their number.
 
-        For tests that decide when the worker works: no `with` block then. A script that stalls is left as it stands.
+        For tests that step the worker manually, without a `with` block. A script that stalls is left unfinished.
         """
         taken: set[str] = set()
         while attempt := self._take():
@@ -86,32 +86,32 @@ class ScriptedWorker:
         return len(taken)
 
     def __enter__(self) -> Self:
-        self._appear()
+        self._register()
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        pubsub.subscribe(keys.QUEUED)  # before it is served: no job may come unheard
+        pubsub.subscribe(keys.QUEUED)  # before serving, so that no job is missed
         self._start(self._serve, pubsub)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._redis.publish(keys.QUEUED, "")
-        for thread in self._threads:  # the first one adds none once it has ended
+        for thread in self._threads:  # the first one adds no more once it has ended
             thread.join()
         self._threads.clear()
         self._stopped.clear()
-        self._disappear()
+        self._unregister()
         if self._errors:
             raise self._errors[0]
 
-    def _appear(self) -> None:
-        """Be a live worker: readers warn of requests that nobody serves."""
+    def _register(self) -> None:
+        """Register as a live worker: readers warn of requests without one."""
         worker = keys.rq_worker(self.name)
         self._redis.hset(worker, WorkerField.STATE, "idle")
         self._redis.expire(worker, 3600)
         for queue in self._queues:
             self._redis.sadd(keys.rq_workers(queue), worker)
 
-    def _disappear(self) -> None:
+    def _unregister(self) -> None:
         worker = keys.rq_worker(self.name)
         self._redis.delete(worker)
         for queue in self._queues:
@@ -154,37 +154,37 @@ class ScriptedWorker:
         return self._begun[request_id]
 
     def _play(self, attempt: Attempt, script: Script, *, stalling: bool = True) -> None:
-        """Do what the script says, from where the stream stands, up to its end or the next hand-over."""
+        """Run the script from the stream's current position up to its end or the next hand-back."""
         if self._stopped.wait(script.wait_s if not attempt.number else 0):
-            attempt.hand_over()
+            attempt.hand_back()
             return
         if not isinstance(claim := attempt.claim(), Granted):
-            attempt.give_up(claim)
+            attempt.abandon(claim)
             return
-        hand_overs = script.hand_overs[attempt.number - 1 :]
+        hand_backs = script.hand_backs[attempt.number - 1 :]
         for token in script.tokens[attempt.written :]:
-            if hand_overs and attempt.written >= hand_overs[0].after:
+            if hand_backs and attempt.written >= hand_backs[0].after:
                 break
-            if not self._rest(attempt, script.pause_s):
+            if not self._wait(attempt, script.pause_s):
                 return
             if not isinstance(appended := attempt.append(token), Appended):
-                attempt.give_up(appended)
+                attempt.abandon(appended)
                 return
-        if hand_overs:
-            attempt.hand_over(crashed=hand_overs[0].crashed)
+        if hand_backs:
+            attempt.hand_back(crashed=hand_backs[0].crashed)
         elif script.end:
             attempt.finish(script.end)
         elif stalling:
-            self._rest(attempt, float("inf"))
+            self._wait(attempt, float("inf"))
 
-    def _rest(self, attempt: Attempt, seconds: float) -> bool:
-        """Let time pass, keeping the lease as a heartbeat does. False where the request is no longer ours."""
+    def _wait(self, attempt: Attempt, seconds: float) -> bool:
+        """Wait while renewing the lease. Returns False if the request is no longer ours."""
         while seconds > 0:
             if self._stopped.wait(min(seconds, HEARTBEAT_S)):
-                attempt.hand_over()
+                attempt.hand_back()
                 return False
             seconds -= HEARTBEAT_S
-            if seconds > 0 and not isinstance(renewed := attempt.beat(), Renewed):
-                attempt.give_up(renewed)
+            if seconds > 0 and not isinstance(renewed := attempt.renew(), Renewed):
+                attempt.abandon(renewed)
                 return False
         return True
