@@ -1,1 +1,1 @@
-"""`make bench`: what tokenrelay costs and gains, measured side by side in one run. Nothing here is shipped."""
+"""`make bench`: tokenrelay's costs and gains, measured side by side in one run. Not part of the distribution."""

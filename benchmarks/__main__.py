@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print, and write what was found."""
+"""`python -m benchmarks`: run the suites, print the results and write them to files."""
 
 from __future__ import annotations
 
@@ -38,27 +38,29 @@ SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Figure]]]] = {
 
 
 WITH_MODEL: Final = ("throughput", "http", "growth-model")
-"""Suites that run `--model`; the others have the bundled one, or none."""
+"""Suites that use `--model`; the others use the bundled model, or none."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("--model", help="model folder; the bundled weather model if not given")
+    parser.add_argument("--model", help="model folder; default: the bundled weather model")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=SUITES, action="append", help="one suite; may be given more than once")
+    parser.add_argument("--only", choices=SUITES, action="append", help="run only this suite; repeatable")
     parser.add_argument(
         "--shape",
         metavar="TEXT",
         action="append",
         default=[],
-        help="only loads of `throughput` with this in their name",
+        help="only loads of `throughput` whose name contains this; repeatable",
     )
-    parser.add_argument("--quick", action="store_true", help="a few seconds a suite: whether it runs, no figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds per suite, to check that it runs; the results mean nothing"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for results.json and the PNG")
-    parser.add_argument("--serve-python", default=sys.executable, help="the Python that has transformers[serving]")
-    parser.add_argument("--vllm-python", default=sys.executable, help="the Python that has vllm")
-    parser.add_argument("--page", action="store_true", help="refresh the tables in docs/performance.md too")
+    parser.add_argument("--serve-python", default=sys.executable, help="a Python with transformers[serving]")
+    parser.add_argument("--vllm-python", default=sys.executable, help="a Python with vllm")
+    parser.add_argument("--page", action="store_true", help="also update the tables in docs/performance.md")
     arguments = parser.parse_args()
     try:
         throughput.chosen_shapes(arguments.shape, quick=arguments.quick)
@@ -98,7 +100,7 @@ def run(options: BenchOptions, suites: list[str]) -> list[Figure]:
 
 
 def conditions(options: BenchOptions) -> dict[str, str]:
-    import torch  # not before the suites: they measure in processes of their own
+    import torch  # after the suites, which measure in separate processes
 
     load = "/".join(f"{value:.1f}" for value in os.getloadavg())
     return {

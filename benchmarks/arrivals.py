@@ -1,4 +1,4 @@
-"""When bytes came to a socket, by the kernel's clock: whoever reads them when."""
+"""Kernel receive timestamps of a socket, independent of when the bytes are read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 
 _TIMESPEC: Final = struct.Struct("@qq")
 _SO_TIMESTAMPNS: Final = 35
-"""Linux's socket option, which Python doesn't name; its control messages have the same number."""
+"""Linux's socket option, which Python has no constant for; its control messages have the same number."""
 
 
 def stamp(connection: socket.socket) -> None:
-    """Have the kernel note when bytes come."""
+    """Enable kernel receive timestamps."""
     connection.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
 def received(connection: socket.socket, size: int) -> tuple[float, bytes]:
-    """What has come, and the wall clock's time when the last of it did; this moment's where the kernel doesn't say."""
+    """Received bytes, and the wall clock time of the last of them; the current time if the kernel gives none."""
     data, told, _, _ = connection.recvmsg(size, 64)
     for level, kind, given in told:
         if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):

@@ -1,4 +1,4 @@
-"""What a caller waits for beside the model: submitting, the first token, and each token's way to a blocked reader."""
+"""A caller's latencies besides the model's: submit, first token, and delivery of each token to a blocked reader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
 def _first_and_every_token(options: BenchOptions) -> Iterator[Figure]:
     """Pairs of one request to an idle worker and the same to the engine alone.
 
-    With the bundled model, whose prefill takes 2 ms: a larger one's would vary by more than what is looked for.
+    With the bundled model, whose prefill takes 2 ms: a larger model's varies by more than the difference to measure.
     """
     from transformers import AutoTokenizer
 
@@ -73,7 +73,7 @@ def _submit_many(options: BenchOptions) -> Figure:
 
 
 class Caller:
-    """One producer for all calls, as an application has it."""
+    """One producer for all calls, as in an application."""
 
     def __init__(self) -> None:
         self._producer: Producer | None = None

@@ -1,6 +1,6 @@
-"""Processes that a benchmark asks things, one line of JSON each way.
+"""Child processes that a benchmark calls with one line of JSON each way.
 
-What is measured runs in a process of its own, so that the interpreter that measures takes nothing from it.
+Code under measurement runs in its own process, so that the measuring interpreter doesn't compete with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Message = dict[str, Any]
 
 
 class Child:
-    """`python -m MODULE ARGUMENTS`, ready once the `with` block is entered. Its stderr goes to `log`."""
+    """Context manager that runs `python -m MODULE ARGUMENTS` and waits until it's ready. Its stderr goes to `log`."""
 
     def __init__(self, module: str, *arguments: str, log: Path) -> None:
         self._command = [sys.executable, "-m", module, *arguments]
@@ -50,19 +50,19 @@ class Child:
         return self._process.pid
 
     def ask(self, **message: Any) -> Message:
-        """The child's answer. Raises RuntimeError with the end of its log if it died."""
+        """Call the child and return its answer. Raises RuntimeError with the end of its log if it died."""
         self.send(**message)
         return self.read()
 
     def send(self, **message: Any) -> None:
-        """Ask without waiting: `read` has the answer."""
+        """Send a call without waiting; `read` returns the answer."""
         assert self._process
         assert self._process.stdin
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
 
     def read(self) -> Message:
-        """The answer to what was asked. Raises RuntimeError with the end of its log if the child died."""
+        """The answer to the last `send`. Raises RuntimeError with the end of its log if the child died."""
         assert self._process
         assert self._process.stdout
         line = self._process.stdout.readline()
@@ -73,8 +73,8 @@ class Child:
 
 
 def answer_lines(answer: Callable[[Message], Message]) -> None:
-    """The child's side: says that it is ready, then answers until its parent closes the pipe."""
-    # Whatever a library prints goes to the log: stdout is the answers' alone.
+    """The child's side: report readiness, then answer calls until the parent closes the pipe."""
+    # Output of libraries goes to the log: stdout is reserved for answers.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print("{}", file=out, flush=True)

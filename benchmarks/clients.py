@@ -1,4 +1,4 @@
-"""The callers, in a process of their own: one coroutine a request, over Redis or over HTTP."""
+"""The callers, in a separate process: one coroutine per request, over Redis or HTTP."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 Call = tuple[int, str]
-"""Number of the request in its wave, and its prompt."""
+"""A request's number in its wave, and its prompt."""
 
 
 async def _together(wave: Wave, call: Callable[[Call, Callable[[], None]], Awaitable[int]]) -> Outcome:
-    """All requests at once. `call` reports its first token and gives back how many there were."""
+    """Run all requests at once. `call` reports its first token and returns the number of tokens."""
     began = time.perf_counter()
     firsts: list[float] = []
 
@@ -61,7 +61,7 @@ async def over_tokenrelay(url: str, model: str, wave: Wave) -> Outcome:
 
 
 async def over_sse(url: str, model: str, wave: Wave) -> Outcome:
-    """Of `transformers serve`'s /v1/completions, whose chunks carry text: the tokens are those that were asked for."""
+    """Call `transformers serve`'s /v1/completions. Chunks carry text, so the requested token count is assumed."""
     config = {"max_new_tokens": wave.new_tokens, "do_sample": wave.temperature > 0, "eos_token_id": -1}
     async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as http:
 
@@ -88,7 +88,7 @@ async def over_sse(url: str, model: str, wave: Wave) -> Outcome:
 
 
 async def over_gateway(url: str, model: str, wave: Wave) -> Outcome:
-    """Of our gateway's /v1/completions, or vLLM's."""
+    """Call our gateway's or vLLM's /v1/completions."""
     async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as http:
 
         async def call(numbered: Call, first: Callable[[], None]) -> int:
@@ -116,7 +116,7 @@ async def over_gateway(url: str, model: str, wave: Wave) -> Outcome:
 async def over_stock_rq(url: str, wave: Wave) -> Outcome:
     with connect(url) as client:
         queue = Queue(stock_rq.QUEUE, connection=client)
-        # A timeout of redis-py's own would cut off who waits for the first token of the last one in the queue.
+        # redis-py's timeout would abort callers that wait for the last request in the queue.
         async with redis.asyncio.Redis.from_url(url, socket_timeout=None) as reader:
 
             async def call(numbered: Call, first: Callable[[], None]) -> int:

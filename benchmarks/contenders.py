@@ -1,4 +1,4 @@
-"""Those that generate: each takes a wave and says what came of it. The same model, slots and cache for all."""
+"""The contenders: each runs a wave and returns its result, with the same model, slots and KV cache."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """Something that the clients' process calls."""
+    """A server that the clients' process calls."""
 
     clients: Child
     target: dict[str, str]
@@ -56,7 +56,7 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """A contender, and the CPU time that `pids` spend on its waves: not its callers'."""
+    """A contender with the CPU time of its processes `pids`, without its callers'."""
 
     contender: Contender
     pids: tuple[int, ...]
@@ -72,7 +72,7 @@ class Metered:
 
 
 class Arena:
-    """Starts the contenders side by side; all end with the `with` block."""
+    """Context manager that runs the contenders side by side."""
 
     def __init__(self, options: BenchOptions) -> None:
         self._options = options
@@ -87,7 +87,7 @@ class Arena:
         self._stack.close()
 
     def pids(self) -> tuple[int, ...]:
-        """Of the pipeline's own processes: workers and Redis."""
+        """Process IDs of the pipeline: workers and Redis."""
         processes = psutil.Process().children(recursive=True)
         workers = [process.pid for process in processes if "tokenrelay.worker" in process.cmdline()]
         return (*workers, self.redis().pid)
@@ -110,7 +110,7 @@ class Arena:
         return Called(self.clients(), {"kind": "rq", "url": url})
 
     def transformers_serve(self) -> Called | None:
-        """None where its extras aren't installed."""
+        """None if its extras aren't installed."""
         python = self._options.serve_python
         if not serve_is_installed(python):
             return None
@@ -124,7 +124,7 @@ class Arena:
         return Called(self.clients(), {"kind": "sse", "url": url, "model": self._options.model})
 
     def vllm(self) -> Called | None:
-        """vLLM's own server; None where it isn't installed. Its completions take what our gateway's take."""
+        """vLLM's own server; None if it isn't installed. Its completions take the same body as our gateway's."""
         python = self._options.vllm_python
         if subprocess.run([python, "-c", "import vllm"], capture_output=True, check=False).returncode:
             return None
@@ -135,7 +135,7 @@ class Arena:
         return Called(self.clients(), {"kind": "gateway", "url": url, "model": self._options.model})
 
     def gateway(self) -> Called:
-        """The pipeline's model over HTTP."""
+        """The pipeline over HTTP."""
         gateway = self._stack.enter_context(GatewayProcess(self.redis().url, self._log()))
         return Called(self.clients(), {"kind": "gateway", "url": gateway.url, "model": _SERVED})
 
@@ -161,7 +161,7 @@ class Arena:
 
 
 def serve_is_installed(python: str) -> bool:
-    """Whether that Python has transformers[serving]."""
+    """Whether this Python has transformers[serving]."""
     look = "from transformers.utils.import_utils import is_serve_available as a; raise SystemExit(not a())"
     return subprocess.run([python, "-c", look], capture_output=True, check=False).returncode == 0
 

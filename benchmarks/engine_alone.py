@@ -1,4 +1,4 @@
-"""The engine alone, in a process without Redis: the rate that the pipeline is held against."""
+"""The engine alone, in a process without Redis: the baseline for the pipeline's rate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EngineAlone:
-    """Runs waves on one engine, which it starts."""
+    """Starts an engine and runs waves on it."""
 
     def __init__(self, engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase) -> None:
         self._engine = engine

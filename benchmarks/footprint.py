@@ -1,4 +1,4 @@
-"""Does the worker's memory stay where it is? Two thousand requests, its resident size in between."""
+"""The worker's resident size over two thousand requests, to detect leaks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PART: Final = 250
 
 
 def measure(options: BenchOptions) -> Iterator[Figure]:
-    """With the bundled model, whose steps are short: what leaks, leaks a request."""
+    """With the bundled model, whose steps are short: a leak would be per request."""
     from transformers import AutoTokenizer
 
     from tokenrelay.worker.models import weather_model_path
@@ -40,7 +40,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
 
 
 def _resident_mib() -> float:
-    """Of the engine's process, the largest of the worker's."""
+    """Resident size of the engine's process, the largest of the worker's."""
     processes = psutil.Process().children(recursive=True)
     workers = [process for process in processes if "tokenrelay.worker" in process.cmdline()]
     return max(float(process.memory_info().rss) for process in workers) / (1 << 20)

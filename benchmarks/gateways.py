@@ -1,4 +1,4 @@
-"""A gateway in a process of its own, and clients of it that leave at random moments."""
+"""A gateway in its own process, and clients that disconnect at random times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMAND: Final = (sys.executable, "-m", "tokenrelay.cli", "serve", "--port", "0
 
 
 class GatewayProcess:
-    """`tokenrelay serve` for as long as the `with` block lasts; settings by name."""
+    """Context manager that runs `tokenrelay serve`; settings by name."""
 
     def __init__(self, redis_url: str, log: Path, **settings: str) -> None:
         given = {f"TOKENRELAY_{name.upper()}": value for name, value in settings.items()}
@@ -55,14 +55,14 @@ class GatewayProcess:
 
     @property
     def connections(self) -> int:
-        """Of clients that are there."""
+        """Number of client connections."""
         assert self._process
         found = psutil.Process(self._process.pid).net_connections("tcp")
         return sum(each.laddr.port == self.address[1] and each.status == psutil.CONN_ESTABLISHED for each in found)
 
     @property
     def cpu_s(self) -> float:
-        """Time that it has computed for, the kernel's sending included."""
+        """Its CPU time, including the kernel's."""
         assert self._process
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
@@ -83,7 +83,7 @@ class GatewayProcess:
 
 
 def leave_somewhere(address: tuple[str, int], body: bytes, draw: random.Random) -> None:
-    """Ask for a streamed chat, and go away before, while or after the answer's beginning comes."""
+    """Request a streamed chat, and disconnect before, during or after the first chunk."""
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
     asked = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     with socket.create_connection(address, timeout=30) as connection:

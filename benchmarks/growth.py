@@ -1,7 +1,6 @@
-"""What grows: the cost of a token against live streams, readers and tokens a stream. No model: growth_model.py has one.
+"""Scaling: the cost of a token by number of live streams, readers, and tokens per stream. Without a model.
 
-The time is the publisher's, Redis included, and Redis's own CPU time stands beside it: what one worker pays, and what
-all of them share.
+Reports the publisher's time including Redis, which each worker pays, and Redis's CPU time, which all workers share.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ STREAMS: Final = (10, 32, 100, 320, 1000, 2000, 5000)
 READERS: Final = (1, 32, 100, 320, 1000, 2000)
 LENGTHS: Final = (10, 32, 100, 320, 1000, 3200, 8192)
 _TOKENS: Final = 20_000
-"""Written to all streams together for one point of a line."""
+"""Tokens written to all streams for one point of a line."""
 _READ_STREAMS: Final = 32
 _READ_STEPS: Final = 40
 _STEP_S: Final = 0.1
 _LONG_STREAMS: Final = 8
 _PAGE: Final = 512
-"""Entries that a consumer reads at a time."""
+"""Entries per read of a consumer."""
 
 
 def measure(options: BenchOptions) -> Iterator[Figure]:
@@ -79,7 +78,7 @@ def _live_streams(client: redis.Redis, options: BenchOptions) -> Iterator[Figure
 
 
 def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
-    """The same streams, longer and longer: what an append costs there, and what a token takes and costs to read."""
+    """Growing streams: cost of an append, memory of a token, cost of reading it."""
     group = GROUPS[1]
     lengths = LENGTHS[:2] if options.quick else LENGTHS
     walls: dict[int, list[float]] = {length: [] for length in lengths}
@@ -108,7 +107,7 @@ def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
 
 
 def _readers(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
-    """32 streams at 10 steps a second, each with its share of blocked readers."""
+    """32 streams at 10 steps a second, each with an equal share of blocked readers."""
     group = GROUPS[2]
     counts = READERS[:2] if options.quick else READERS
     with Child("benchmarks.stream_readers", log=options.folder / "log.txt") as readers:
@@ -128,7 +127,7 @@ def _readers(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
 
 
 def _followed(client: redis.Redis, readers: Child, count: int, steps: int) -> tuple[float, list[float]]:
-    """Redis's CPU time of a token, microseconds, and the sorted delays to the readers."""
+    """Redis's CPU time per token in microseconds, and the readers' delays, sorted."""
     writer = Fenced(client, _READ_STREAMS)
     streams = [keys.stream(attempt.request_id) for attempt in writer.attempts]
     where = client.connection_pool.connection_kwargs
@@ -148,7 +147,7 @@ def _followed(client: redis.Redis, readers: Child, count: int, steps: int) -> tu
 
 
 def _cost(client: redis.Redis, writer: Fenced, steps: int) -> tuple[float, float]:
-    """Of a token, over so many steps: microseconds at the writer, and of Redis's CPU time."""
+    """Microseconds per token over `steps` steps: the writer's time, and Redis's CPU time."""
     tokens = steps * writer.streams
     began_us, began = _cpu_us(client), time.perf_counter()
     for _ in range(steps):
@@ -165,6 +164,6 @@ def _cpu_us(client: redis.Redis) -> float:
 def _point(
     group: str, name: str, line: str, unit: str, values: Sequence[float], at: float, most: float = 0.0
 ) -> Figure:
-    """`most`: a target, where it isn't 0."""
+    """`most`: the target, if it isn't 0."""
     title = f"{name}: {line}"
     return Figure(group, title, unit, tuple(values), "≤" if most else "", most, line=line, at=at)

@@ -1,5 +1,6 @@
-"""What grows in memory: a gateway with its readers, with what they read and with clients that come and go; a worker
-with its requests. Resident sizes of processes of their own: a line's first point is what the process has anyway.
+"""Memory scaling: a gateway by readers, by followed tokens and by client churn; a worker by requests in flight.
+
+Resident sizes of separate processes: a line's first point is the process's base size.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _gateway(options: BenchOptions, name: str) -> Iterator[tuple[RedisServer, Ga
 
 
 def _readers(options: BenchOptions) -> Iterator[Figure]:
-    """Of 32 streams, each reader with a connection of its own. Once: a process only grows."""
+    """Readers of 32 streams, each with its own connection. Measured once: a process only grows."""
     counts = READERS[:2] if options.quick else READERS
     with (
         _gateway(options, "readers") as (server, gateway),
@@ -68,7 +69,7 @@ def _readers(options: BenchOptions) -> Iterator[Figure]:
 
 
 def _tokens(options: BenchOptions) -> Iterator[Figure]:
-    """32 streams of so many tokens, each followed by one reader, in a gateway of their own each time."""
+    """32 streams of so many tokens, each followed by one reader, in a new gateway each time."""
     for length in TOKENS[:2] if options.quick else TOKENS:
         pace = Pace(_STREAMS, length, _STEPS_A_SECOND)
         with ExitStack() as stack:
@@ -87,7 +88,7 @@ def _tokens(options: BenchOptions) -> Iterator[Figure]:
 
 
 class _Highest:
-    """The largest size that a process has while it runs: what a stream takes goes when it ends."""
+    """The process's maximum size while it runs: a stream's memory is freed when it ends."""
 
     def __init__(self, size: Callable[[], float]) -> None:
         self._size, self._mib, self._stopped = size, 0.0, threading.Event()
@@ -105,7 +106,7 @@ class _Highest:
 
 
 def _visits(options: BenchOptions) -> Iterator[Figure]:
-    """Clients that begin to read a stream and go away, one after another."""
+    """Clients that start reading a stream and disconnect, one after another."""
     counts = VISITS[:2] if options.quick else VISITS
     with _gateway(options, "visits") as (server, gateway):
         (request_id,) = submitted(server.url, Pace(1, 8, 1.0))
@@ -122,7 +123,7 @@ def _visit(address: tuple[str, int], request_id: str) -> None:
 
 
 def _requests(options: BenchOptions) -> Iterator[Figure]:
-    """A worker without a model, so many requests in flight, 200 tokens each; a process of its own each time."""
+    """A worker without a model with so many requests in flight, 200 tokens each; a new process each time."""
     for count in REQUESTS[:2] if options.quick else REQUESTS:
         folder = options.folder / f"memory-requests{count}"
         folder.mkdir()

@@ -1,7 +1,7 @@
-"""What grows with the context: the first token and each further one, and the gap when a worker dies. With a model.
+"""Scaling with the context length: first token, further tokens, and the gap of a takeover. With a model.
 
-A request that another worker takes over is prefilled again, prompt and emitted tokens: the gap is what it takes to
-notice the death and to claim, which is the same for all, and that prefill, which isn't.
+A takeover prefills the prompt and the emitted tokens again: the gap is the constant time to detect the death and to
+claim, plus that prefill.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GROUPS: Final = (FIRST, FURTHER, RECOVERY)
 LENGTHS: Final = (16, 64, 256, 1024, 2048)
 _NEW_TOKENS: Final = 16
 _LEFT_TOKENS: Final = 96
-"""Enough that a kill finds the request running, with the bundled model too."""
+"""Long enough that the request is still running when the worker is killed, also with the bundled model."""
 _KILLED_AT: Final = 4
 _START_TIMEOUT_S: Final = 120.0
 
@@ -73,7 +73,7 @@ def _prompts(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths:
 
 
 def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Figure]:
-    """Two workers; the one that generates is killed, and the other goes on."""
+    """Two workers; the one that generates is killed, and the other takes over."""
     gaps: dict[int, list[float]] = {length: [] for length in lengths}
     prefills: dict[int, list[float]] = {length: [] for length in lengths}
     with Arena(options) as arena:
@@ -94,7 +94,7 @@ def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengt
 
 
 def _taken_over(client: redis.Redis, producer: Producer, prompt: str, model: str) -> tuple[float, float]:
-    """The pause of a stream whose worker is killed, and its part behind the claim; milliseconds of Redis's clock."""
+    """The pause of a stream whose worker is killed, and its part after the claim; milliseconds on Redis's clock."""
     generation = producer.submit(prompt, model=model, max_new_tokens=_LEFT_TOKENS, temperature=0.0, ignore_eos=True)
     worker, last_us, claimed_us = "", 0, 0
     gap_ms = prefill_ms = 0.0

@@ -1,12 +1,12 @@
-"""What HTTP costs beside Redis itself, how late 1,000 readers have their tokens, and what clients leave behind.
+"""HTTP's overhead over Redis, the delivery delay for 1,000 readers, and leaks after disconnects.
 
-The delay's load: 32 active streams at a CPU engine's pace, their readers taking turns over them. One worker appends the
-tokens of all its streams in one pipeline, so that all readers have an event due at the same moment, and the median
-reader waits for half of the sends by construction. Four workers of eight streams each, stepping at times of their own,
-are the same streams, readers and events a second, a quarter of them due at a time; and two gateways share the one
-worker's readers between them. All are measured, to one bound.
-Where the machine falls behind, steps are read together and an event carries several tokens: the time per token then
-says less than its delay does.
+Load for the delay: 32 active streams at a CPU engine's pace, with the readers distributed over them. One worker appends
+the tokens of all its streams in one pipeline, so all readers have an event due at the same time, and the median
+reader waits for half of the sends by construction. Four workers of eight streams each, with independent steps, have
+the same streams, readers and events per second, but a quarter of them due at a time; and two gateways share one
+worker's readers. All are measured against one bound.
+If the machine falls behind, steps are read together and an event carries several tokens: then the time per token is
+less meaningful than the delay.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _compared(found: dict[str, list[Outcome]], length: int, count: int) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class _Crowd:
-    """Who reads: `readers` of 32 streams, which so many workers write, at so many gateways."""
+    """A setup: `readers` of 32 streams, written by so many workers, at so many gateways."""
 
     readers: int
     workers: int
@@ -112,9 +112,9 @@ class _Crowd:
 @dataclass(frozen=True, slots=True)
 class _Reading:
     delays_ms: list[float]
-    """Every token's at every reader, in order."""
+    """Delays of all tokens at all readers, sorted."""
     cpu_us: float
-    """The gateways' for each of them."""
+    """The gateways' CPU time per event."""
 
 
 def _crowds(options: BenchOptions) -> list[_Crowd]:
@@ -168,13 +168,13 @@ def _read_by(crowd: _Crowd, folder: Path) -> _Reading:
 
 
 def _write(engine: Child, url: str, crowd: _Crowd, number: int) -> None:
-    """Have a worker write its share of the streams."""
+    """Run a worker that writes its share of the streams."""
     share, phase = _STREAMS // crowd.workers, number / crowd.workers
     engine.ask(url=url, streams=share, tokens=crowd.tokens, steps_a_second=crowd.pace, phase=phase)
 
 
 def _leaks(options: BenchOptions) -> Figure:
-    """Requests that haven't ended, and connections that are still there, once the grace is over."""
+    """Open requests and remaining connections after the grace period."""
     count, draw = 20 if options.quick else 500, random.Random(7)
     folder = options.folder / "leaks"
     folder.mkdir()

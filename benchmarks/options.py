@@ -1,4 +1,4 @@
-"""What `make bench` was told."""
+"""The options of `make bench`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """`quick` shrinks every load to a few seconds: it shows that the benchmark runs, and no figure."""
+    """`quick` shrinks every load to a few seconds, to check that it runs; the results mean nothing."""
 
     model: str
     dtype: str
@@ -20,6 +20,6 @@ class BenchOptions:
     serve_python: str
     vllm_python: str
     folder: Path
-    """For logs and for what the servers write."""
+    """Folder for logs and server output."""
     shapes: tuple[str, ...] = ()
-    """Only loads whose name contains one of these texts; all where there are none."""
+    """Only loads whose name contains one of these texts; empty: all."""

@@ -1,7 +1,7 @@
-"""Does publishing hold the engine up? A counting engine at a fixed pace, with the real worker around it and without.
+"""Does publishing delay the engine? A counting engine at a fixed pace, with and without the real worker around it.
 
-The engine steps in a thread of its own, as the real one does, and wants the interpreter back at every step. How late
-it gets it, with publishing and without, is the delay. Each token's wait is its entry's `at_us` less its step's time.
+The engine steps in its own thread, as the real one does, and needs the interpreter at every step. The delay is how late
+it gets it, with and without publishing. A token's wait is its entry's `at_us` minus its step's time.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class PacedEngine:
         return len(self.stepped_at)
 
     def prepare(self) -> None:
-        """Nothing is cold here."""
+        """No warm-up needed."""
 
     def start(self, deliver: Deliver) -> None:
         threading.Thread(target=self._steps, args=(deliver,), name="engine", daemon=True).start()
 
     def stop(self) -> None:
-        """The steps end by themselves."""
+        """The steps end on their own."""
 
     def add(self, request: EngineRequest) -> None:
         self._streams[request.engine_id] = _Stream(request)
@@ -92,10 +92,10 @@ class PacedEngine:
             self._filled.set()
 
     def cancel(self, engine_id: str) -> None:
-        """A stream that has ended is still counted: all end together."""
+        """Ended streams still count: all end together."""
 
     def cache_use(self) -> None:
-        """There is none."""
+        """No KV cache."""
 
     def _steps(self, deliver: Deliver) -> None:
         self._filled.wait()
@@ -116,17 +116,17 @@ class PacedEngine:
 
 
 def paced_by_worker(url: str, pace: Pace) -> PacedEngine:
-    """Run the requests that wait in the queue through the real worker's loop."""
+    """Run the queued requests through the real worker's loop."""
     engine = PacedEngine(pace)
     settings = WorkerSettings(redis_url=SecretStr(url), slots=pace.streams)
     worker = Worker(settings, served(engine), connection=connect(url))
-    tune_interpreter()  # as `serve` does when it has loaded a model
+    tune_interpreter()  # as `serve` does after loading a model
     worker.work(burst=True)
     return engine
 
 
 def paced_alone(pace: Pace) -> PacedEngine:
-    """The same engine, its tokens thrown away."""
+    """The same engine, with its tokens discarded."""
     engine = PacedEngine(pace)
     outputs = OutputQueue()
     engine.start(outputs.deliver)
@@ -160,7 +160,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
     bare = f"alone {statistics.median(p99 for p99, _ in p99s):.2f} ms, {told}"
     delays = tuple(max(published - alone, 0) for alone, published in p99s)
     yield Figure(GROUP, "publishing delays a step, p99", "ms", delays, "≤", 1.0, bare)
-    # Of every token: one round with a longer wait is a broken promise, whatever the others had.
+    # A bound for every token: one round with a longer wait breaks it.
     yield Figure(GROUP, "longest wait of a token", "ms", tuple(waits), "≤", 50.0, told, judged_by="worst")
 
 

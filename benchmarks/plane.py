@@ -1,4 +1,4 @@
-"""The token plane alone: the publisher fed with counted tokens, against the plainest thing that Redis offers."""
+"""The token plane alone: the publisher with synthetic tokens against plain pipelined XADD."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _TEXTS: Final = (" the", " weather", ",", " is", " sunny", " and", " warm", "ing
 _TOKENS_A_STREAM: Final = 512
 _TURNS: Final = 6
 _FED: Final = 0.65
-"""Of pipelined XADD's rate: more than a token a call reaches."""
+"""Fraction of pipelined XADD's rate: more than one token per call reaches."""
 
 
 @dataclass(slots=True)
 class Fenced:
-    """Streams written as the worker writes them."""
+    """Streams written as by a worker."""
 
     client: redis.Redis
     streams: int
@@ -56,7 +56,7 @@ class Fenced:
     _publisher: Publisher = field(init=False)
 
     def step(self, tokens: int) -> None:
-        """Append so many tokens to every stream."""
+        """Append `count` tokens to every stream."""
         self.give(tokens)
         self.publish()
         if self.unpublished:
@@ -73,13 +73,13 @@ class Fenced:
 
     @property
     def unpublished(self) -> int:
-        """Streams with tokens that Redis hasn't acknowledged."""
+        """Streams with unacknowledged tokens."""
         return sum(attempt.unpublished for attempt in self.attempts)
 
 
 @dataclass(slots=True)
 class Raw:
-    """The same entries by pipelined XADD: no fence, no lease, no index that is checked."""
+    """The same entries by pipelined XADD, without fence, lease or index check."""
 
     client: redis.Redis
     streams: int
@@ -97,7 +97,7 @@ class Raw:
 
 
 def claimed(pipeline: Pipeline, count: int) -> list[Attempt]:
-    """Requests that this process may write to."""
+    """Requests that this process owns."""
     executions = [Execution(keys.new_request_id(), "bench", "bench", f"x{number}") for number in range(count)]
     pairs = [(keys.request(execution.job_id), keys.stream(execution.job_id)) for execution in executions]
     creates: Batch = [
@@ -144,7 +144,7 @@ def _against_raw(client: redis.Redis, tokens: int, target: float, options: Bench
 
 
 def _fed(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
-    """An engine faster than one token a call: what has come while a pipeline is on its way goes with the next one."""
+    """An engine faster than one token per call: tokens generated while a pipeline is in flight go with the next one."""
     ratios, p50s, p99s, calls = [], [], [], []
     for _ in range(options.rounds):
         client.flushall()
@@ -166,21 +166,21 @@ def _fed(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
 
 @dataclass(slots=True)
 class Feeding:
-    """Streams that get a token each at a steady pace; the publisher takes what there is, woken as the worker is."""
+    """Streams with one token each at a fixed pace; the publisher is woken as in a worker and sends what is there."""
 
     fenced: Fenced
     rate: float
-    """Tokens a second, of all streams together."""
+    """Total tokens per second."""
     seconds: float
     taken: float = 0.0
-    """Tokens a second that Redis had, from the first step to the last token's acknowledgement."""
+    """Acknowledged tokens per second, from the first step to the last acknowledgement."""
     tokens_a_call: float = 0.0
     _given_at: list[float] = field(default_factory=list)
     """Wall clock of each step."""
     _given: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Feed and publish. Raises RuntimeError where the publisher is left behind for good."""
+        """Feed and publish. Raises RuntimeError if the publisher can't keep up."""
         self.fenced.step(1)  # creates its stream, and loads the scripts
         engine = threading.Thread(target=self._give)
         began, calls = time.perf_counter(), self._calls()
@@ -208,10 +208,10 @@ class Feeding:
         return int(self.fenced.client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
     def waits_ms(self) -> list[float]:
-        """Every token's, from its step to its entry, sorted."""
+        """Delays of all tokens from step to entry, sorted."""
         waits = []
         for attempt in self.fenced.attempts:
-            # Behind the first, which `run` wrote.
+            # After the first, which `run` wrote.
             entries: Any = self.fenced.client.xrange(keys.stream(attempt.request_id), "2-0")
             at_us = [int(fields[b"at_us"]) for _, fields in entries]
             waits += [at / 1000 - given * 1000 for at, given in zip(at_us, self._given_at, strict=True)]
@@ -219,7 +219,7 @@ class Feeding:
 
 
 def _flatness(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
-    """What a token costs with many live streams."""
+    """The cost of a token with many live streams."""
     counts = (4, 8) if options.quick else (32, 256, 2000)
     rounds = []
     for _ in range(options.rounds):
@@ -245,7 +245,7 @@ def _memory(client: redis.Redis) -> Figure:
 
 
 def _rates(writers: Sequence[Fenced | Raw], tokens: int, budget: int) -> tuple[float, ...]:
-    """Tokens per second of each, in short turns, so that a machine that slows down slows all of them."""
+    """Tokens per second of each, in short alternating turns, so that a slower machine affects all equally."""
     spent = [0.0] * len(writers)
     written = [0] * len(writers)
     for turn in range(_TURNS + 1):

@@ -1,10 +1,9 @@
 """`python -m benchmarks.profile`: where a decode step's time goes, under torch.profiler, through the engine that ships.
 
-Shares of the time inside torch's operations, each at its lower quartile: a busy machine moves absolute times far more,
-so none are given. It moves shares too where it is overloaded, since what outlasts a time slice always waits. What
-Python does between the operations is in no share. The profiler adds about the same to each operation, so it makes the
-many small ones, which cut and join, look dearer than they are. One thread (the environment's OMP_NUM_THREADS=1) keeps
-threads that wait for each other out of it.
+Shares of the time inside torch's operations, each at its lower quartile: absolute times vary too much on busy machines.
+An overloaded machine distorts shares as well, since operations longer than a time slice are always preempted. Python's
+time between operations isn't included. The profiler adds a constant to each operation, so the many small ones look more
+expensive than they are. OMP_NUM_THREADS=1 excludes threads that wait for each other.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ _PRODUCTS: Final = {
 _LIBRARIES: Final = ("aten", "mkldnn")
 _CACHE: Final = {"aten::index_copy_", "aten::index_put_", "aten::index_select", "aten::index"}
 _SETTLED: Final = 4
-"""Tokens that each request has before the profile begins: none is in prefill any more."""
+"""Tokens that each request has before the profile starts, so that none is in prefill."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`steps` decode steps of so many requests at once."""
+    """Run `steps` decode steps with so many concurrent requests."""
 
     requests: int = SLOTS
     prompt_tokens: int = 40
@@ -67,12 +66,12 @@ class Load:
 
 
 class Profiled:
-    """An engine whose attention is marked, so that what belongs to it is told apart from the layers around."""
+    """An engine whose attention is marked, to separate its operations from those of the surrounding layers."""
 
     def __init__(self, model: str, dtype: str) -> None:
         self._loaded = load_model(model, dtype=dtype)
         self._engine = TransformersEngine(self._loaded, EngineSettings(SLOTS, KV_CACHE_TOKENS))
-        # The engine has registered its own by now: it is called, inside a mark.
+        # The engine has registered its own attention by now; call it inside a mark.
         AttentionInterface.register("sdpa", _marked(AttentionInterface()["sdpa"]))  # type: ignore[no-untyped-call]
         self.vocabulary = int(self._loaded.model.config.get_text_config().vocab_size)
         self._engine.prepare()
@@ -85,14 +84,14 @@ class Profiled:
         self._engine.stop()
 
     def events(self, load: Load) -> list[FunctionEvent]:
-        """What torch ran in the engine's decode steps, in every thread."""
+        """torch's operations in the engine's decode steps, of all threads."""
         given = {self._add(load, index): 0 for index in range(load.requests)}
         self._wait(given, _SETTLED)
         with _profiler() as profiler:
             self._receive(given, 0)  # of steps before
-            # The first one had begun before the profile did.
+            # The first step started before the profile.
             self._wait(given, min(given.values()) + 1 + load.steps)
-            # Before the profiler reads what it recorded, which takes a while: the engine would step all through it.
+            # Before the profiler processes its records, which takes a while, during which the engine would step on.
             for engine_id in given:
                 self._engine.cancel(engine_id)
         return list(profiler.events() or [])
@@ -134,7 +133,7 @@ def _marked(attention: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def part_of(event: FunctionEvent, vocabulary: int) -> str:
-    """Which part of a step an operation belongs to: by the outermost operation that called it, and where that was."""
+    """The part of a step that an operation belongs to, by its outermost caller."""
     outermost = event
     while outermost.cpu_parent is not None and outermost.cpu_parent.name != ATTENTION:
         outermost = outermost.cpu_parent
@@ -151,10 +150,10 @@ def part_of(event: FunctionEvent, vocabulary: int) -> str:
 
 
 def shares(events: Iterable[FunctionEvent], vocabulary: int) -> dict[str, dict[str, float]]:
-    """Each part's operations by name, dearest first, each with its share of all operations' time.
+    """Each part's operations by name, most expensive first, with their share of the total time.
 
-    An operation on the same shapes counts as often as it ran, each time by the lower quartile of its times: one that
-    was preempted in between would count for a hundred, and what runs once a step has few times to choose from.
+    An operation on given shapes counts with the lower quartile of its times, once per run, so that a preempted run
+    doesn't dominate.
     """
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for event in events:

@@ -1,4 +1,4 @@
-"""What was measured, as a table, JSON, a PNG, and the tables in docs/performance.md. Knows no benchmark."""
+"""Results as a table, JSON, a PNG, and the tables in docs/performance.md. Knows no benchmark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured quantity: a value a round. What counts is their median, or the worst where each round must do."""
+    """One measured quantity with a value per round. The result is the median, or the worst round if all must comply."""
 
     group: str
     name: str
@@ -29,11 +29,11 @@ class Figure:
     note: str = ""
     judged_by: Literal["median", "worst"] = "median"
     line: str = ""
-    """Where it's a point of a line: the line's name."""
+    """The line's name, if this is a point of a line."""
     at: float = 0.0
-    """Where on that line: how much there was of what the group is about."""
+    """The position on the line: the amount of the varied quantity."""
     modelled: bool = False
-    """Whether `--model` was run for it."""
+    """Whether it used `--model`."""
 
     @property
     def median(self) -> float:
@@ -41,14 +41,14 @@ class Figure:
 
     @property
     def judged(self) -> float:
-        """The value that counts."""
+        """The result: the median or the worst value."""
         if self.judged_by == "median":
             return self.median
         return min(self.values) if self.bound == "≥" else max(self.values)
 
     @property
     def spread(self) -> str:
-        """The lowest and the highest round."""
+        """The minimum and maximum over the rounds."""
         return f"{_short(min(self.values))} – {_short(max(self.values))}" if len(self.values) > 1 else ""
 
     @property
@@ -106,7 +106,7 @@ def write_json(file: Path, figures: Sequence[Figure], conditions: dict[str, str]
 
 
 def write_png(file: Path, figures: Sequence[Figure]) -> None:
-    """Tokens per second of every contender: a bar's height is the median, its line the rounds' range."""
+    """Plot tokens per second of every contender: bars are medians, lines the rounds' range."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -132,7 +132,7 @@ def write_png(file: Path, figures: Sequence[Figure]) -> None:
 
 
 def write_growth_png(file: Path, figures: Sequence[Figure]) -> None:
-    """A plot a group and unit, a line a quantity: the medians, and the rounds' range as their shade."""
+    """One plot per group and unit, one line per quantity: the medians, with the rounds' range shaded."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -163,9 +163,9 @@ def write_growth_png(file: Path, figures: Sequence[Figure]) -> None:
 
 
 def refresh_page(page: Path, figures: Sequence[Figure], conditions: dict[str, str]) -> None:
-    """Put the tables between the page's markers `<!-- bench: GROUP -->` and `<!-- end -->`; other groups stay.
+    """Replace the tables between the page's markers `<!-- bench: GROUP -->` and `<!-- end -->`; keep other groups.
 
-    Each table says under which conditions it was measured: others on the page may be from other runs.
+    Each table states its conditions, since other tables may be from other runs.
     """
     text = page.read_text("utf-8")
     for group in _groups(figures):

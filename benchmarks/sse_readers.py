@@ -1,8 +1,8 @@
-"""Many readers of event streams, in a process of their own: raw sockets and epoll, so that reading costs little.
+"""Many readers of event streams in a separate process, with raw sockets and epoll to keep reading cheap.
 
-An arrival's time is the kernel's: when the bytes were in the reader's socket, whoever reads them when. Sockets are read
-every few milliseconds and what came is looked at only when all is read, so that the gateway isn't charged with waking a
-process for each event, as it isn't where readers are on other machines.
+Arrival times are the kernel's: when the bytes were in the reader's socket. Sockets are read every few milliseconds and
+parsed only at the end, so that the gateway isn't charged with waking a process for each event, as with readers on other
+machines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EVERY_S = 0.004
 _GIVE_UP_S = 120.0
 
 Arrival = tuple[float, int, bytes]
-"""When, at which socket, what."""
+"""Time, socket, bytes."""
 
 
 class Readers:
@@ -60,13 +60,13 @@ class Readers:
         return {}
 
     def _read(self, ended: int) -> Message:
-        """Read until so many responses have ended; each token's delay from its append, milliseconds."""
+        """Read until so many responses have ended. Returns each token's delay from its append, in milliseconds."""
         epoll, arrivals = select.epoll(), list[Arrival]()
         sockets = {connection.fileno(): connection for connection in self._sockets}
         for number in sockets:
             epoll.register(number, select.EPOLLIN)
         left, give_up_at = ended, time.monotonic() + _GIVE_UP_S
-        gc.disable()  # all that comes is kept, and would be looked through again and again
+        gc.disable()  # everything is kept, and the garbage collector would scan it repeatedly
         while left > 0 and time.monotonic() < give_up_at:
             time.sleep(_EVERY_S)
             for number, _ in epoll.poll(0, len(sockets)):
@@ -84,7 +84,7 @@ class Readers:
 
 
 def _delays_ms(arrivals: list[Arrival]) -> list[float]:
-    """Of every token, in no order: from its append to the arrival that completed its event."""
+    """Delays of all tokens, unordered: from append to the arrival that completed the event."""
     delays, rests = [], defaultdict[int, bytes](bytes)
     for at, number, data in arrivals:
         rests[number] += data

@@ -1,4 +1,4 @@
-"""What one would write first: RQ's SimpleWorker, generate() with a TextIteratorStreamer, an XADD a piece."""
+"""The naive implementation: RQ's SimpleWorker, generate() with a TextIteratorStreamer, one XADD per piece."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks import stock_rq  # RQ imports the job from there, so the options must be there too
+    from benchmarks import stock_rq  # RQ imports the job function from that module, so the options must be there too
 
     stock_rq.main()

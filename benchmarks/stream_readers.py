@@ -1,7 +1,7 @@
-"""Many readers blocked in Redis, in a process of their own: raw sockets and epoll, so that reading costs little.
+"""Many readers blocked in Redis, in a separate process, with raw sockets and epoll to keep reading cheap.
 
-Each reads one stream as a consumer does, by XREAD BLOCK from the last entry it has. Times are the kernel's, of
-when a reply was in its reader's socket, and looked at only when all is read.
+Each reads one stream as a consumer does, with XREAD BLOCK from its last entry. Times are the kernel's: when a reply was
+in the reader's socket. Replies are parsed only at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AT_US: Final = re.compile(rb"at_us\r\n\$\d+\r\n(\d+)\r\n")
 
 @dataclass(slots=True)
 class Reader:
-    """One connection, and the stream that it follows."""
+    """One connection and its stream."""
 
     connection: socket.socket
     stream: str
@@ -57,7 +57,7 @@ class Readers:
         return {}
 
     def _read(self, last: bytes) -> Message:
-        """Read until every stream's entry `last` is there; the delay of each from its append, milliseconds."""
+        """Read up to every stream's entry `last`. Returns each entry's delay from its append, in milliseconds."""
         arrivals: list[tuple[float, bytes]] = []
         with selectors.DefaultSelector() as selector:
             for reader in self._readers:

@@ -1,4 +1,4 @@
-"""Tokens per second of the engine alone, of the whole pipeline and of two other ways, in turns within every round."""
+"""Tokens per second of the engine alone, the whole pipeline and two alternatives, in turns within each round."""
 
 from __future__ import annotations
 
@@ -22,21 +22,18 @@ ALONE, RELAY, STOCK, SERVE = "engine alone", "tokenrelay", "stock RQ worker", "t
 VLLM: Final = "vLLM"
 _ALL_SLOTS: Final = 32
 _WARM_UP: Final = (40, 8)
-"""Tokens of each prompt, and of each answer, of the unmeasured wave before every measured one.
+"""Tokens of each prompt and each answer of the unmeasured wave before every measured one.
 
-It's for all alike: who ran last is faster than who rested while the others ran, and more so with three processes.
+It equalizes conditions: a contender that just ran is faster than an idle one, especially with three processes.
 """
 _WARM_UP_SEED: Final = 500
 _STOCK_REQUESTS: Final = 4
-"""Of a wave for the stock worker, which runs one at a time: its rate doesn't depend on how many wait."""
+"""Requests in a wave for the stock worker, which runs one at a time: its rate doesn't depend on the number queued."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One load, and which contenders run it. `against`: tokenrelay's rate over theirs must be at least so much.
-
-    0 there is no target: the ratio is shown.
-    """
+    """One load and its contenders. `against`: the target for tokenrelay's rate over theirs; 0: no target."""
 
     concurrent: int
     prompt_tokens: int
@@ -73,7 +70,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
 
 
 def chosen_shapes(texts: Sequence[str], *, quick: bool) -> tuple[Shape, ...]:
-    """The loads whose name contains one of `texts`, all where there are none. Raises ValueError for one in no name."""
+    """The loads whose name contains one of `texts`; empty: all. Raises ValueError for a text that matches none."""
     shapes = QUICK if quick else SHAPES
     for text in texts:
         if not any(text in shape.group for shape in shapes):
@@ -103,7 +100,7 @@ def _measure_shape(
 ) -> Iterator[Figure]:
     names = [name for name in (ALONE, RELAY, STOCK, SERVE, VLLM) if name == RELAY or name in shape.against]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names if name in contenders}
-    for name in outcomes:  # the first prompts of this length, and answers: what is made once isn't measured
+    for name in outcomes:  # the first prompts and answers of this length: exclude one-time costs
         _, wave = _waves(shape, tokenizer, 0, name)
         contenders[name].run(replace(wave, prompts=wave.prompts[:2]))
     for number in range(1, rounds + 1):
@@ -116,7 +113,7 @@ def _measure_shape(
 
 
 def _waves(shape: Shape, tokenizer: PreTrainedTokenizerBase, number: int, name: str) -> tuple[Wave, Wave]:
-    """The one that warms up, and the measured one. No two prompts of a load are alike."""
+    """The warm-up wave and the measured one. All prompts of a load differ."""
     count = min(shape.concurrent, _STOCK_REQUESTS) if name == STOCK else shape.concurrent
     seeds = range(number * 1000, number * 1000 + count)
     prompt_tokens, new_tokens = _WARM_UP

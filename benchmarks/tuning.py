@@ -1,6 +1,6 @@
-"""`python -m benchmarks.tuning`: the manager's public switches, one at a time, on the engine alone. For docs/adr/0009.
+"""`python -m benchmarks.tuning`: the manager's public options, one at a time, on the engine alone. For docs/adr/0009.
 
-Variants run in turns within each round, each on an engine of its own, so that a machine that slows down slows all.
+Variants run in turns within each round, each on its own engine, so that a slower machine affects all equally.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=40)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--only", action="append", default=[], help="part of a switch's name; may be given again")
+    parser.add_argument("--only", action="append", default=[], help="part of an option's name; repeatable")
     chosen = parser.parse_args()
     variants = {
         name: switches
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measured(loaded: LoadedModel, switches: dict[str, Any], wave: Wave) -> Outcome:
-    """One wave on an engine whose manager has these switches."""
+    """Run one wave on an engine with these manager options."""
     module = vars(batching)
     module[_CONFIGURATION] = lambda **given: ContinuousBatchingConfig(**{**given, **switches})
     try:

@@ -1,4 +1,4 @@
-"""The load: waves of requests that come at once, with prompts of an exact length, and what came of them."""
+"""The load: waves of concurrent requests with prompts of an exact length, and their results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """Requests that come at the same moment. `temperature` 0 is greedy."""
+    """Requests submitted at the same time. `temperature` 0 is greedy."""
 
     prompts: tuple[str, ...]
     new_tokens: int
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, tokens: int, seed: int) -> str:
-    """A prompt of exactly so many tokens, different for each seed. Raises ValueError where none was found."""
+    """A prompt of exactly so many tokens, different for each seed. Raises ValueError if none was found."""
     draw = random.Random(seed)
     words = [draw.choice(WORDS) for _ in range(tokens // 2)]
     for _ in range(50 * tokens):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Asks, prints the answer as it is written, and says how to see it in Redis. Arguments: those of `tokenrelay submit`.
+# Submits a request, prints its answer as it's generated, and shows how to read it in Redis. Arguments: as `tokenrelay submit`.
 set -u
 id=$(tokenrelay submit "$@") || exit
 trap 'tokenrelay cancel "$id" >&2; exit 130' INT TERM

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Gives each role its Redis user: a password, a file with the URL that it connects by, and the ACL file that Redis reads.
+# Creates each role's Redis user: a password, a file with the role's URL, and the ACL file for Redis.
 #
 # Environment: PRODUCER_PASSWORD, GATEWAY_PASSWORD, WORKER_PASSWORD, CONSUMER_PASSWORD, DASHBOARD_PASSWORD, OPERATOR_PASSWORD
-#                             used where given; else the one of last time is kept, or one of 256 random bits is drawn
+#                             if unset, the previous one is kept, or one of 256 random bits is generated
 #              REDIS_ADDRESS  host:port in the URLs (redis:6379)
 # Arguments:   template of the ACL file, folder to write to: ROLE/redis_url, ROLE/password, acl/users.acl
 set -eu
 template=$1 out=$2
-umask 022 # each folder is a volume that one role alone mounts, and whose user has another ID than this script's
+umask 022 # each folder is a volume that only its role mounts, with another user ID than this script's
 
 random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 
@@ -24,7 +24,7 @@ password_of() {
   esac
   case $given in
     '') if [ -s "$out/$1/password" ]; then cat "$out/$1/password"; else random; fi ;;
-    *[!A-Za-z0-9._~-]*) echo "the password of $1: letters, digits and . _ ~ - only, since it stands in a URL" >&2; exit 1 ;;
+    *[!A-Za-z0-9._~-]*) echo "the password of $1: letters, digits and . _ ~ - only, since it's part of a URL" >&2; exit 1 ;;
     *) printf %s "$given" ;;
   esac
 }

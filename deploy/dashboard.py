@@ -1,7 +1,7 @@
-"""rq-dashboard, safe to look at jobs that anybody may have written: nothing is unpickled, nothing changed.
+"""rq-dashboard, safe for untrusted jobs: nothing is unpickled or modified.
 
-Of rq-dashboard 0.9 two pages read jobs with RQ's default serializer, pickle, whatever is configured. Here the default
-is JSON, and unpickling is an error in the whole process. Its Redis user can write nothing: see users.acl.
+Two pages of rq-dashboard 0.9 read jobs with RQ's default serializer, pickle, whatever is configured. Here the default
+is JSON, and unpickling raises in the whole process. Its Redis user is read-only: see users.acl.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from rq import serializers
 
 
 def refuse(*arguments: Any, **named: Any) -> NoReturn:
-    raise pickle.UnpicklingError("nothing is unpickled here")
+    raise pickle.UnpicklingError("unpickling is disabled")
 
 
 pickle.loads = refuse
 pickle.load = refuse
 serializers.PickleSerializer.loads = staticmethod(refuse)
-# Before anything of RQ's has looked it up.
+# Before any RQ module reads it.
 serializers.DefaultSerializer = serializers.JSONSerializer  # type: ignore[misc]
 
 from rq_dashboard import web  # noqa: E402

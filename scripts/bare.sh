@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command as on a machine that has Python, make and what every Debian and macOS has, and nothing else:
+# Runs a command as on a machine with only Python, make and the standard tools of Debian and macOS:
 #   bash scripts/bare.sh make test
-# No redis-server, promtool, chromium, docker, git, openssl or compiler is on PATH, and no variable is set but HOME.
-# PYTHON: the interpreter that stands in for the machine's; .venv's own where not given.
+# No redis-server, promtool, chromium, docker, git, openssl or compiler is on PATH, and HOME is the only variable.
+# PYTHON: the interpreter to use as python3; default: the one of .venv.
 set -euo pipefail
 
 tools=(awk basename bash cat chmod cmp cp cut date dd df diff dirname du echo env expr false find getconf grep gzip head

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command beside a busy loop on every core, as on a laptop that has other things to do:
+# Runs a command with a busy loop on every core, as on a loaded laptop:
 #   bash scripts/loaded.sh make test
 set -euo pipefail
 

@@ -1,7 +1,7 @@
 """Prints a constraints file with the lowest version of every dependency that pyproject.toml allows: `make lowest`.
 
-torch is left out: it's the version of constraints.txt, as everywhere. Their own dependencies are what pip resolves to.
-A lower bound that was never released, or that fits no other lower bound, shows as an error of pip's.
+Except torch, which has the version in constraints.txt. pip resolves transitive dependencies.
+A lower bound that was never released, or that conflicts with another one, fails in pip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).parent.parent
 
 
 def requirements() -> Iterator[Requirement]:
-    """All that pyproject.toml asks for, extras included."""
+    """All requirements in pyproject.toml, including extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     yield from map(Requirement, project["dependencies"])
     for extra in project["optional-dependencies"].values():
@@ -29,15 +29,15 @@ def requirements() -> Iterator[Requirement]:
 
 
 def lowest(requirement: Requirement) -> str:
-    """The version of the requirement's `>=`. Raises ValueError where it has none."""
+    """The version of the requirement's `>=`. Raises ValueError if it has none."""
     for bound in requirement.specifier:
         if bound.operator in (">=", "=="):
             return bound.version
-    raise ValueError(f"{requirement}: pyproject.toml gives no lower bound")
+    raise ValueError(f"{requirement}: pyproject.toml has no lower bound")
 
 
 def constraints() -> list[str]:
-    """A line for each dependency, torch at its tested version."""
+    """One line per dependency, with torch's tested version."""
     torch = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
     if torch is None:
         raise ValueError("constraints.txt doesn't pin torch")

@@ -24,7 +24,7 @@ _ALERT: Final = re.compile(r"- alert: (\w+)\n +expr: (.+)\n(?: +for: (\w+)\n)? +
 
 
 def tables() -> str:
-    """The Markdown of all metrics, and of the alerts."""
+    """The Markdown of all metrics and alerts."""
     return "\n".join(
         (
             _table("A worker's engine", worker.METRICS, queue_depths.METRICS),
@@ -36,7 +36,7 @@ def tables() -> str:
 
 
 def page(text: str) -> str:
-    """`text`, the page, with what stands between the markers made anew."""
+    """The page `text` with the part between the markers regenerated."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{tables()}\n{END}{rest.partition(END)[2]}"
 
@@ -47,7 +47,7 @@ def alerts() -> list[tuple[str, str, str, str]]:
 
 
 def _table(title: str, metrics: Iterable[Metric], without: Iterable[Metric] = ()) -> str:
-    lines = [f"## {title}", "", "| name | type | labels | what it is |", "|---|---|---|---|"]
+    lines = [f"## {title}", "", "| name | type | labels | meaning |", "|---|---|---|---|"]
     for metric in metrics:
         if metric not in without:
             labels = ", ".join(f"`{label}`" for label in metric.labels)
@@ -58,8 +58,8 @@ def _table(title: str, metrics: Iterable[Metric], without: Iterable[Metric] = ()
 def _alerts() -> str:
     lines = ["## Alerts", ""]
     for name, expression, lasting, summary in alerts():
-        told = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"the \1", summary)
-        lines += [f"**{name}**{f', for {lasting}' if lasting else ''}: {told}", "", f"    {expression}", ""]
+        description = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"the \1", summary)
+        lines += [f"**{name}**{f', for {lasting}' if lasting else ''}: {description}", "", f"    {expression}", ""]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
-"""Runs what takes too long for CI, and writes each step's result into docs/nightly.md: `make nightly`.
+"""Runs the suites that are too long for CI, and writes each step's result to docs/nightly.md: `make nightly`.
 
-A step that fails doesn't stop the others; the exit code is 1 then. `make nightly STEPS="lowest loaded"` runs these
-alone, and leaves the others' rows as they are.
+A failed step doesn't stop the others; the exit code is then 1. `make nightly STEPS="lowest loaded"` runs only these
+steps, and keeps the rows of the others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _VERSIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command. `python`: of the environment that it runs in, which says the versions."""
+    """One command. `python`: the interpreter of its environment, for the versions."""
 
     name: str
     command: tuple[str, ...]
@@ -61,7 +61,7 @@ STEPS: Final = (
 
 
 def run(steps: Sequence[Step], page: Path = PAGE, limit_s: float = _LIMIT_S) -> int:
-    """Run the steps and write each one's row once it has ended. The exit code: 1 where one of them failed."""
+    """Run the steps and write each one's row when it ends. Returns the exit code: 1 if a step failed."""
     failed = []
     for step in steps:
         sys.stdout.write(f"nightly: {step.name}: {' '.join(step.command)}\n")
@@ -77,7 +77,7 @@ def run(steps: Sequence[Step], page: Path = PAGE, limit_s: float = _LIMIT_S) -> 
 
 
 def _result(step: Step, limit_s: float) -> tuple[str, str]:
-    """How the step ended, and the last line that it printed. Passes on all that it prints."""
+    """The step's result and its last output line. Forwards its output."""
     with subprocess.Popen(
         step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
@@ -90,7 +90,7 @@ def _result(step: Step, limit_s: float) -> tuple[str, str]:
                 sys.stdout.flush()
                 last_line = line.strip() or last_line
             code = process.wait()
-        except BaseException:  # interrupted: the step's session gets no Ctrl-C
+        except BaseException:  # interrupted: the step's process group gets no Ctrl-C
             os.killpg(process.pid, signal.SIGTERM)
             raise
         finally:
@@ -101,7 +101,7 @@ def _result(step: Step, limit_s: float) -> tuple[str, str]:
 
 
 def _versions(step: Step) -> str:
-    """What is installed where the step runs; empty where nothing is."""
+    """Versions in the step's environment; empty if it doesn't exist."""
     if not (ROOT / step.python).exists():
         return ""
     return subprocess.run(
@@ -110,7 +110,7 @@ def _versions(step: Step) -> str:
 
 
 def _write(page: Path, name: str, row: str) -> None:
-    """Put the step's row in the place of its last one, or behind the others."""
+    """Replace the step's row, or append it."""
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     written, _, after = rest.partition(END)
     rows = {match[1]: match[0] for match in _ROW.finditer(written)} | {name: row}
@@ -119,7 +119,7 @@ def _write(page: Path, name: str, row: str) -> None:
 
 
 def main(names: Sequence[str]) -> int:
-    """Run the steps of these names, all where none is given. Exits with 2 for a name that's none."""
+    """Run the named steps, or all. Returns 2 for an unknown name."""
     unknown = set(names) - {step.name for step in STEPS}
     if unknown:
         sys.stderr.write(

@@ -1,6 +1,6 @@
 """Runs the tests in groups side by side: `make test`. Most of them wait, for processes, leases and deadlines.
 
-Each group is a pytest session of its own, with a Redis of its own. Arguments are pytest's, and make it one session.
+Each group is a separate pytest process with its own Redis. With arguments, which go to pytest, it's one process.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parent.parent
 GROUPS: Final = {"gateway": ("gateway", "browser"), "integration": ("integration",)}
-"""Folders of tests/ that take longest; all others are the group `rest`."""
+"""The slowest folders of tests/; all others are the group `rest`."""
 PARTS: Final = {"integration": 2}
-"""Sessions that a group's files are dealt to, where one would take longer than all others."""
+"""Number of processes that share a group's files."""
 PYTEST: Final = (sys.executable, "-m", "pytest", "-m", "not slow")
 _FAILED: Final = 1
 _NO_TESTS: Final = 5
@@ -29,7 +29,7 @@ _COUNT: Final = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")
 
 
 class Session:
-    """One group's pytest; its output is passed on line by line, behind the group's name."""
+    """One group's pytest process. Its output is forwarded line by line, prefixed with the group's name."""
 
     def __init__(self, name: str, files: Sequence[str], root: Path) -> None:
         self.name = name
@@ -55,14 +55,14 @@ class Session:
         self.counts = {kind.rstrip("s") if "error" in kind else kind: int(n) for n, kind in _COUNT.findall(last)}
 
     def wait(self) -> int:
-        """The session's exit code; a signal's number where one ended it."""
+        """The process's exit code, or the number of the signal that ended it."""
         code = abs(self.process.wait())
         self._reader.join()
         return code
 
 
 def files_of_sessions(root: Path = ROOT) -> dict[str, tuple[str, ...]]:
-    """Session's name → its test files, which are together all that there are."""
+    """Session name → its test files. Together they are all test files."""
     group_of = {folder: group for group, folders in GROUPS.items() for folder in folders}
     files: dict[str, list[str]] = {}
     for file in sorted((root / "tests").rglob("test_*.py")):
@@ -71,12 +71,12 @@ def files_of_sessions(root: Path = ROOT) -> dict[str, tuple[str, ...]]:
     return {
         f"{group} {part + 1}" if PARTS.get(group, 1) > 1 else group: tuple(found[part :: PARTS.get(group, 1)])
         for group, found in sorted(files.items())
-        for part in range(min(PARTS.get(group, 1), len(found)))  # pytest without a file would run all
+        for part in range(min(PARTS.get(group, 1), len(found)))  # pytest without files would run all
     }
 
 
 def main(arguments: Sequence[str], root: Path = ROOT) -> int:
-    """pytest's exit code; of several sessions the worst one's."""
+    """pytest's exit code; the worst one of several sessions."""
     if arguments:
         return subprocess.run([*PYTEST, *arguments], cwd=root, check=False).returncode
     began = time.monotonic()
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
         return 130
     for name, code in codes.items():
         if code > _FAILED and code != _NO_TESTS:
-            sys.stdout.write(f"{name} ended with exit code {code}, and its tests aren't all counted\n")
+            sys.stdout.write(f"{name} ended with exit code {code}, so not all of its tests are counted\n")
     total = {kind: sum(session.counts.get(kind, 0) for session in sessions) for kind in ("passed", "failed", "skipped")}
     errors = sum(session.counts.get("error", 0) for session in sessions)
     sys.stdout.write(f"{(time.monotonic() - began) / 60:.1f} minutes\n")
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
 
 
 def worst(codes: Iterable[int]) -> int:
-    """The highest exit code. A session without tests is no failure, unless none has any."""
+    """The highest exit code. A session without tests only counts if no session has any."""
     found = list(codes)
     return max((code for code in found if code != _NO_TESTS), default=_NO_TESTS)
 

@@ -21,7 +21,7 @@ _BOUNDS: Final = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "p
 
 
 def tables() -> str:
-    """The Markdown tables of all settings, what both processes share first."""
+    """The Markdown tables of all settings, shared ones first."""
     common = set(CommonSettings.model_fields)
     return "\n".join(
         (
@@ -34,13 +34,13 @@ def tables() -> str:
 
 
 def page(text: str) -> str:
-    """`text`, the page, with the tables between the markers made anew."""
+    """The page `text` with the tables between the markers regenerated."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{tables()}\n{END}{rest.partition(END)[2]}"
 
 
 def _table(title: str, settings: type[CommonSettings], without: AbstractSet[str] = frozenset()) -> str:
-    lines = [f"## {title}", "", "| variable | default | takes | what it is |", "|---|---|---|---|"]
+    lines = [f"## {title}", "", "| variable | default | takes | meaning |", "|---|---|---|---|"]
     for name, field in settings.model_fields.items():
         if name not in without:
             cells = (f"`{PREFIX}{name.upper()}`", _default(field), _takes(field), field.description or "")

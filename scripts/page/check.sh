@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks the types of the page's JavaScript, which stand in JSDoc comments, with the TypeScript of package-lock.json.
-# It lies in .node/. Without npm nothing is checked; where CI is set that fails.
+# Type-checks the page's JavaScript (JSDoc types) with the TypeScript version in package-lock.json, installed to .node/.
+# Without npm it's skipped, or fails if CI is set.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 if ! command -v npm >/dev/null; then
-  echo "the types of the page's JavaScript weren't checked: there is no npm" >&2
+  echo "skipped the type check of the page's JavaScript: npm isn't installed" >&2
   [ -z "${CI:-}" ]
   exit
 fi
@@ -15,6 +15,6 @@ if ! cmp -s "$lock" .node/package-lock.json; then
   mkdir .node.new
   cp scripts/page/package.json "$lock" .node.new
   npm ci --prefix .node.new --ignore-scripts --no-audit --no-fund --loglevel=error
-  mv .node.new .node  # whole or not there
+  mv .node.new .node  # atomic
 fi
 .node/node_modules/.bin/tsc -p scripts/page/tsconfig.json
