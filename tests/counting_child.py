@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.engines import CountingEngine
 from tests.workers import VOCABULARY, served, words
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.worker.core.progress import Tether, report_regularly
 from tokenrelay.worker.metrics import Restarts
+from tokenrelay.worker.supervisor.pipes import Tether, report_regularly
 from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:

@@ -129,8 +129,8 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     from tests.integration.test_worker_faults import fussy, raising
     from tests.workers import VOCABULARY, served
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.worker.core.progress import Tether, report_regularly
     from tokenrelay.worker.engine.contract import EngineOutput
+    from tokenrelay.worker.supervisor.pipes import Tether, report_regularly
     from tokenrelay.worker.worker import Worker
 
     class Marked(CountingEngine):

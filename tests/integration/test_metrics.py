@@ -26,9 +26,9 @@ from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker import metrics
 from tokenrelay.worker.core.figures import Figures
-from tokenrelay.worker.core.recovery import release
 from tokenrelay.worker.engine.contract import CacheUse
 from tokenrelay.worker.intake.intake import Intake
+from tokenrelay.worker.maintenance.recovery import release
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.test_supervisor import ROOT
 from tests.waiting import wait_until
-from tokenrelay.worker.core.progress import Tether
+from tokenrelay.worker.supervisor.pipes import Tether
 
 if TYPE_CHECKING:
     from collections.abc import Callable

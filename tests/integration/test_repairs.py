@@ -24,7 +24,7 @@ from tokenrelay.shared.store.jobs import Execution, Take, keep_call, take_call
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, Token, text
-from tokenrelay.worker.core.recovery import release, release_worker
+from tokenrelay.worker.maintenance.recovery import release, release_worker
 from tokenrelay.worker.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:

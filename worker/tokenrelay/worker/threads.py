@@ -1,4 +1,4 @@
-"""Generation: intake, the loop over the engine and the keeper of RQ's jobs, put together, each in its thread."""
+"""The threads that generate: intake, the generation loop over the engine, and the keeper of RQ's jobs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tokenrelay.worker.core.holdings import Holdings
 from tokenrelay.worker.core.loop import GenerationLoop
 from tokenrelay.worker.core.messages import Leave, ThreadDied
 from tokenrelay.worker.core.polling import Polling
-from tokenrelay.worker.core.progress import Progress, Watchdog
 from tokenrelay.worker.core.publisher import Publisher
-from tokenrelay.worker.core.recovery import release
-from tokenrelay.worker.core.status import Status
+from tokenrelay.worker.core.status import Progress, Status, Watchdog
+from tokenrelay.worker.core.stopping import finish, settle
 from tokenrelay.worker.intake.intake import Intake
 from tokenrelay.worker.intake.poller import Poller
+from tokenrelay.worker.maintenance.recovery import release
 from tokenrelay.worker.rq_mirror.job_keeper import JobKeeper
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ is for a worker that has none, such as RQ's `rq worker`."""
 
 
 class GenerationThreads:
-    """Generates for the requests of one model, as the worker named `worker`."""
+    """Generates for the requests of one model, as the worker named `worker`. Starts the threads, and ends them."""
 
     def __init__(self, pipeline: Pipeline, served: Served, settings: WorkerSettings, worker: str) -> None:
         self.settings = settings
@@ -96,9 +96,9 @@ class GenerationThreads:
         steps: tuple[Callable[[], object], ...] = (
             self.loop.polling.leave,
             intake.join,
-            self.loop.close,
+            lambda: finish(self.loop),
             lambda: self._hand_back(crashed=bool(errors)),
-            self.loop.settle,
+            lambda: settle(self.loop),
             lambda: self.jobs.inbox.put(Leave()),
             jobs.join,
             self.engine.stop,

@@ -51,6 +51,8 @@ STATUS_OF: Final[dict[State, JobStatus]] = {
 
 RQ_LEASE_S: Final = 60
 """How long RQ lets an execution go without a heartbeat. Ours is the lease in the request's hash."""
+ALONE_FROM_CRASHES: Final = 2
+"""A request that took so many workers down runs alone."""
 MAX_JOB_DATA_BYTES: Final = 4096
 _RESULT_TYPES: Final = {"finished": 1, "failed": 2, "stopped": 2}
 

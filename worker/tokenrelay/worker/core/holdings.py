@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.core.attempts import Attempt, engine_request, of_job
 from tokenrelay.worker.core.messages import Forget, Hold
-from tokenrelay.worker.core.progress import Progress
+from tokenrelay.worker.core.status import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

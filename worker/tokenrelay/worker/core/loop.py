@@ -1,7 +1,7 @@
 """The generation loop: receive messages, apply them, publish. Its thread alone reads and writes the attempts.
 
-Everybody else posts: the engine its outputs, intake its claims, the keeper of RQ's jobs what became of them, the
-listener what others ended, signal handlers a stop.
+Everybody else posts: the engine its outputs, intake its claims, the keeper of RQ's jobs their closings, the listeners
+what others ended, signal handlers a stop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenrelay.worker.core.messages import (
     StopJob,
     ThreadDied,
 )
-from tokenrelay.worker.core.stopping import Drain
+from tokenrelay.worker.core.stopping import Drain, is_done
 from tokenrelay.worker.engine.contract import EngineDied, EngineOutputs
 
 if TYPE_CHECKING:
@@ -31,13 +31,11 @@ if TYPE_CHECKING:
     from tokenrelay.worker.core.holdings import Holdings
     from tokenrelay.worker.core.messages import Message
     from tokenrelay.worker.core.polling import Polling
-    from tokenrelay.worker.core.progress import Watchdog
+    from tokenrelay.worker.core.status import Watchdog
     from tokenrelay.worker.core.stopping import Limits
 
 LONGEST_WAIT_S: Final = 0.2
-"""How long the loop waits for a message: it comes round at least so often."""
-SETTLE_S: Final = 2.0
-"""How long a worker that ends goes on to confirm the ends that it has written."""
+"""How long the loop waits for a message: a turn begins at least so often."""
 
 
 class GenerationLoop:
@@ -48,7 +46,7 @@ class GenerationLoop:
         self.holdings = holdings
         self.polling = polling
         self.publisher = holdings.publisher
-        self.drain = Drain(settings.drain_timeout_s)
+        self.drain = Drain(settings.drain_timeout_s, holdings.status, polling)
         self._watchdog = watchdog
         self._heartbeat_s = settings.heartbeat_ms / 1000
         self._heartbeat_due = 0.0
@@ -62,33 +60,33 @@ class GenerationLoop:
         """Until it is stopped, or the limits are reached. Raises EngineError where the engine died or hangs, and what
         any other thread of the worker died of."""
         busy_at = time.monotonic()
-        while not self._is_done(limits, busy_at):
+        while not is_done(limits, self.drain, self.holdings, busy_at):
             self._turn()
             busy_at = time.monotonic() if self.holdings.attempts else busy_at
 
     def _turn(self) -> None:
-        wait_s = min(LONGEST_WAIT_S, max(self._heartbeat_due - time.monotonic(), 0.0))
-        for message in self._receive(wait_s):
-            self._apply(message)
+        for message in self.receive(min(LONGEST_WAIT_S, self._heartbeat_due - time.monotonic())):
+            self.apply(message)
         if time.monotonic() >= self._heartbeat_due:
             self._heartbeat_due = time.monotonic() + self._heartbeat_s
             self.publisher.renew_idle(self.holdings.attempts.values())
         if self.holdings.publish():
-            self.polling.soon()  # a slot is free
+            self.polling.expedite()  # a slot is free
         if not self.drain.begun:
             self.polling.poll(self.holdings.free, idle=not self.holdings.attempts)
         self._watchdog.check()
 
-    def _receive(self, wait_s: float) -> Iterator[Message]:
+    def receive(self, wait_s: float) -> Iterator[Message]:
         """Wait for a message, or until there is something to send; then give all that have come."""
         try:
-            yield self.inbox.get(timeout=min(wait_s, self.publisher.due_in_s))
+            yield self.inbox.get(timeout=max(min(wait_s, self.publisher.due_in_s), 0.0))
             for _ in range(self.inbox.qsize()):
                 yield self.inbox.get_nowait()
         except Empty:
             return
 
-    def _apply(self, message: Message) -> None:  # noqa: C901  one case a message
+    def apply(self, message: Message) -> None:  # noqa: C901  one case a message
+        """Take a message's effect on what the worker holds."""
         match message:
             case EngineOutputs(outputs):
                 self.holdings.receive(outputs)
@@ -107,45 +105,8 @@ class GenerationLoop:
             case JobClosed(execution_id, accepted):
                 self.publisher.closings.acknowledge(execution_id, accepted=accepted)
             case Stop(at):
-                self._stop(at)
+                self.drain.stop(at)
             case EngineDied(error) | ThreadDied(error):
                 raise error
             case _:
                 assert_never(message)
-
-    def _stop(self, at: float) -> None:
-        self.drain.stop(at)
-        self.holdings.status.draining = True
-        self.polling.leave()
-
-    def _is_done(self, limits: Limits, busy_at: float) -> bool:
-        if limits.max_jobs is not None and self.holdings.status.finished >= limits.max_jobs and not self.drain.begun:
-            self._stop(time.monotonic())
-        idle = not (self.holdings.attempts or self.publisher.behind or self.polling.asked)
-        if self.drain.begun:
-            return idle or self.drain.is_over
-        if limits.max_idle_s is not None and time.monotonic() - busy_at > limits.max_idle_s:
-            return True
-        return limits.burst and idle and self.polling.found_nothing
-
-    def close(self) -> None:
-        """Take the claims that were on their way when intake ended, and publish: for the last time before what is held
-        is handed back."""
-        while not self.inbox.empty():
-            message = self.inbox.get()
-            if isinstance(message, Claims | JobClosed):
-                self._apply(message)
-        self.holdings.publish()
-
-    def settle(self) -> None:
-        """Confirm now the ends that would be confirmed later, and write again those that Redis lost: this worker won't
-        be here then."""
-        self.publisher.closings.confirm_s = 0.0
-        ends_at = time.monotonic() + SETTLE_S
-        while self.holdings.attempts or self.publisher.behind or self.publisher.closings.unconfirmed:
-            self.holdings.publish()
-            for message in self._receive(max(ends_at - time.monotonic(), 0.0)):
-                if isinstance(message, JobClosed):
-                    self._apply(message)
-            if time.monotonic() >= ends_at:
-                return

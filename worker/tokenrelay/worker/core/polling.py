@@ -36,13 +36,13 @@ class Polling:
         """Whether the last poll was an idle worker's, and there was nothing to take."""
         return self.exhausted and not self.unclaimed
 
-    def soon(self) -> None:
-        """There may be something to claim: a job was enqueued, or a slot is free."""
+    def expedite(self) -> None:
+        """Poll as soon as possible: a job was enqueued, or a slot is free."""
         self._due, self._again = 0.0, self.asked
 
     def jobs_queued(self) -> None:
         """A job was enqueued. A poll that waits for the next of a burst hears of it, too."""
-        self.soon()
+        self.expedite()
         if self.asked:
             self.intake.put(JobsQueued())
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from tokenrelay.worker.core.figures import Figures
 
     _Publication = ScriptCall[AppendReply] | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
-    _Question = ScriptCall[RenewReply] | ScriptCall[CancelReply]
+    _Control = ScriptCall[RenewReply] | ScriptCall[CancelReply]
     _Reply = AppendReply | FinishReply | ExpireReply | RenewReply | CancelReply | Unusable
     _EndReply = Finished | Expired | Cancelled | Done | Lost | Unreadable | Unusable | Fenced | Early
 
@@ -67,8 +67,8 @@ log = logging.getLogger(__name__)
 RETRY_S: Final = 0.1
 LEASE_SHARE: Final = 6
 """A request that got tokens within this part of its lease needs no renewal."""
-A_PART: Final = 32
-"""Renewals in one pipeline: a step's tokens don't wait until Redis has seen to all."""
+MOST_CONTROLS: Final = 32
+"""Renewals and cancellations in one pipeline: a step's tokens don't wait for hundreds of them."""
 MAX_TOKENS_A_CALL: Final = 1000
 """A script's arguments go through Lua's stack, which holds 8,000 values."""
 
@@ -78,12 +78,12 @@ class _Batch:
     """The calls of one pipeline, in their order."""
 
     publications: list[tuple[Attempt, _Publication]]
-    questions: list[tuple[Attempt, _Question]]
+    controls: list[tuple[Attempt, _Control]]
     failures: list[tuple[Closing, ScriptCall[FailReply]]]
     confirmations: list[tuple[Closing, _Publication]]
 
     def commands(self) -> Batch:
-        calls = (self.publications, self.questions, self.failures, self.confirmations)
+        calls = (self.publications, self.controls, self.failures, self.confirmations)
         batch: Batch = [call for part in calls for _, call in part]
         if self.publications:
             batch.append(requests.wake(attempt.request_id for attempt, _ in self.publications))
@@ -98,7 +98,7 @@ class Publisher:
     lease_ms: int
     closings: Closings
     figures: Figures
-    _questions: dict[str, _Question] = field(default_factory=dict)
+    _controls: dict[str, _Control] = field(default_factory=dict)
     """Renewals and cancellations that are to be sent, by fence."""
     _failures: list[tuple[Closing, ScriptCall[FailReply]]] = field(default_factory=list)
     """Ends of requests that nobody can go on with."""
@@ -122,7 +122,7 @@ class Publisher:
     @property
     def due_in_s(self) -> float:
         """How long until what is left may be sent; infinity where nothing is."""
-        left = self._unsent or self._questions or self._failures
+        left = self._unsent or self._controls or self._failures
         return max(self._retry_at - time.monotonic(), 0.0) if left else float("inf")
 
     def renew_idle(self, attempts: Iterable[Attempt]) -> None:
@@ -135,11 +135,11 @@ class Publisher:
 
     def renew(self, attempt: Attempt) -> None:
         """Renew one lease with the next pipeline."""
-        self._questions.setdefault(attempt.fence, requests.renew(attempt.request_id, attempt.fence, self.lease_ms))
+        self._controls.setdefault(attempt.fence, requests.renew(attempt.request_id, attempt.fence, self.lease_ms))
 
     def cancel(self, attempt: Attempt, cancelled_by: str) -> None:
         """End a request as cancelled with the next pipeline."""
-        self._questions[attempt.fence] = requests.cancel(attempt.request_id, cancelled_by)
+        self._controls[attempt.fence] = requests.cancel(attempt.request_id, cancelled_by)
 
     def publish(self, attempts: dict[str, Attempt]) -> list[Attempt]:
         """Send what is due. Removes from `attempts` those that are over for this worker, and returns them; puts back
@@ -168,12 +168,12 @@ class Publisher:
         return list(over.values())
 
     def _batch(self, attempts: dict[str, Attempt]) -> _Batch:
-        """Everything that is due. A question stays until it is answered."""
-        self._questions = {fence: call for fence, call in self._questions.items() if fence in attempts}
+        """Everything that is due. A control call stays until it is answered."""
+        self._controls = {fence: call for fence, call in self._controls.items() if fence in attempts}
         failures, self._failures = self._failures, []
         return _Batch(
             [(attempt, self._publication(attempt)) for attempt in attempts.values() if attempt.unpublished],
-            [(attempts[fence], call) for fence, call in islice(self._questions.items(), A_PART)],
+            [(attempts[fence], call) for fence, call in islice(self._controls.items(), MOST_CONTROLS)],
             failures,
             [(closing, self._publication(closing.attempt)) for closing in self.closings.due()],
         )
@@ -201,19 +201,19 @@ class Publisher:
         if batch.publications and not self.backing_off:
             self.figures.publish_lag_s.observe(now - (self._unsent_since or now))
             self._unsent_since = None
-        for attempt, question in batch.questions:
+        for attempt, control in batch.controls:
             reply = next(replies)
             if not isinstance(reply, Exception):
-                del self._questions[attempt.fence]
+                del self._controls[attempt.fence]
             if attempt.fence not in self._over:
-                self._answer(attempt, question, reply, sent_at, now)
+                self._answer(attempt, control, reply, sent_at, now)
         for closing, failure in batch.failures:
             self._failed(closing, failure, next(replies))
         for closing, call in batch.confirmations:
             self._confirm(closing, call, next(replies), attempts)
 
     def _answer(
-        self, attempt: Attempt, call: _Publication | _Question, reply: Reply, sent_at: float, now: float
+        self, attempt: Attempt, call: _Publication | _Control, reply: Reply, sent_at: float, now: float
     ) -> None:
         """Take the reply to one attempt's call, which came `now`. One that can't be read fails its request; where that
         can't be written either, the lease runs out."""

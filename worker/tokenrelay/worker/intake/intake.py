@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tokenrelay.worker.core.recovery import ALONE_FROM_CRASHES
+from tokenrelay.shared.store.jobs import ALONE_FROM_CRASHES
 from tokenrelay.worker.core.status import Encoding
 from tokenrelay.worker.intake.claiming import Claiming
 from tokenrelay.worker.intake.reading import Reading

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXTEND_EVERY_S: Final = 15.0
-LOOK_EVERY_S: Final = 1.0
+CHECK_EVERY_S: Final = 1.0
 RETRY_S: Final = 0.1
 CLOSE_TRIES: Final = 3
-"""How often RQ is told of an end where Redis refuses it for good. Then it's maintenance's: the job stays claimed."""
+"""How often a job's closing is sent that Redis refuses for good. Then it's maintenance's: the job stays claimed."""
 LEAVE_TRIES: Final = 5
-"""How often a thread that ends tries to tell RQ what it hasn't heard."""
+"""How often a thread that ends tries to send what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class JobKeeper:
     _held: dict[str, Execution] = field(default_factory=dict)
     _closings: list[_Closing] = field(default_factory=list)
     _retry_at: float = 0.0
-    _look_due: float = 0.0
+    _check_due: float = 0.0
     _extend_due: float = 0.0
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ class JobKeeper:
 
     def _receive(self) -> bool:
         """Take what has come, until the next thing is due. False at a Leave."""
-        due = min(self._look_due, self._retry_at) if self._closings else self._look_due
+        due = min(self._check_due, self._retry_at) if self._closings else self._check_due
         try:
             message = self.inbox.get(timeout=max(due - time.monotonic(), 0.001))
             while self._take(message):
@@ -105,7 +105,7 @@ class JobKeeper:
         return True
 
     def _close(self) -> None:
-        """Tell RQ of the ends. What was refused is sent again; a job that can't be closed costs its own entry only."""
+        """Close jobs. What was refused is sent again; a job that can't be closed keeps no other waiting."""
         if not self._closings or time.monotonic() < self._retry_at:
             return
         closings, self._closings = self._closings, []
@@ -113,7 +113,7 @@ class JobKeeper:
             replies = self.pipeline.run([closing.call for closing in closings])
         except RedisError as error:
             self.figures.redis_errors.add("publish")
-            log.warning("RQ wasn't told of %s ends: %s; trying again", len(closings), error)
+            log.warning("%s jobs couldn't be closed: %s; trying again", len(closings), error)
             replies = [error] * len(closings)
         for closing, reply in zip(closings, replies, strict=True):
             if isinstance(reply, Exception):
@@ -124,25 +124,25 @@ class JobKeeper:
     def _refused(self, closing: _Closing, error: Exception) -> None:
         again = replace(closing, tries=closing.tries + is_unusable(error))
         if again.tries >= CLOSE_TRIES:
-            log.warning("RQ can't be told of %s: %s", closing.call.keys[0], error)
+            log.warning("job %s can't be closed: %s", closing.execution.job_id, error)
             self.post(JobClosed(closing.execution.execution_id, accepted=False))
             return
         self._closings.append(again)
         self._retry_at = time.monotonic() + RETRY_S
 
     def _renew(self) -> None:
-        """Keep the jobs of what is held; Redis errors are logged, the next look is near."""
+        """Keep the jobs of what is held. Redis errors are logged: it is tried again with the next check."""
         now = time.monotonic()
-        if now < self._look_due:
+        if now < self._check_due:
             return
-        self._look_due = now + LOOK_EVERY_S
+        self._check_due = now + CHECK_EVERY_S
         if not self._held or not self.status.alive:
             return
         try:
             if now >= self._extend_due:
                 self._extend()
                 self._extend_due = now + EXTEND_EVERY_S
-            self._look()
+            self._check()
         except RedisError as error:
             self.figures.redis_errors.add("heartbeat")
             log.warning("the heartbeat didn't reach RQ's keys: %s; trying again", error)
@@ -150,9 +150,8 @@ class JobKeeper:
     def _extend(self) -> None:
         self._send([extend_call(execution, RQ_LEASE_S) for execution in self._held.values()])
 
-    def _look(self) -> None:
-        """Report jobs that were cancelled or deleted through RQ; those that RQ's clean-up failed run on, and RQ is
-        told."""
+    def _check(self) -> None:
+        """Report jobs that were cancelled or deleted through RQ; correct those that RQ's clean-up marked as failed."""
         held = list(self._held.values())
         statuses = self._send([status_look(execution.job_id) for execution in held])
         for execution, status in zip(held, statuses, strict=True):

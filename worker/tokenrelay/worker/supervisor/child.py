@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tokenrelay.worker.core.progress import Tether, report_regularly
+from tokenrelay.worker.supervisor.pipes import Tether, report_regularly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

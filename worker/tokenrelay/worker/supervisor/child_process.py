@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from tokenrelay.shared.settings import PREFIX
-from tokenrelay.worker.core.progress import ReportReader
+from tokenrelay.worker.supervisor.pipes import ReportReader
 
 if TYPE_CHECKING:
     import threading

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from redis.exceptions import RedisError
 
 from tokenrelay.shared.wire import keys
-from tokenrelay.worker.core.recovery import release_worker
+from tokenrelay.worker.maintenance.recovery import release_worker
 from tokenrelay.worker.serving.served_name import served_name
 from tokenrelay.worker.supervisor.child_process import ChildProcess, child_environment
 from tokenrelay.worker.supervisor.exits import BAD_SETTINGS, FAILED, REDIS_UNUSABLE

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.store import registrar, requests
-from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Note, Outcome, close_call, drop_call, requeue_call
+from tokenrelay.shared.store.jobs import (
+    ALONE_FROM_CRASHES,
+    STATUS_OF,
+    Execution,
+    Note,
+    Outcome,
+    close_call,
+    drop_call,
+    requeue_call,
+)
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Done, Fenced, Lost, Released
 from tokenrelay.shared.wire.entries import State, loggable
@@ -25,8 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FIELDS: Final = (Field.FENCE, Field.RETENTION_MS)
-ALONE_FROM_CRASHES = 2
-"""A request that took so many workers down runs alone."""
 
 
 def release_worker(pipeline: Pipeline, worker: str, queues: tuple[str, ...], retention_s: int) -> int:

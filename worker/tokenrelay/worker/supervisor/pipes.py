@@ -11,51 +11,12 @@ import os
 import select
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.core.status import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-_LONGEST_S: Final = 1.0
-"""More of the time between two checks is no stall."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Requests that the engine is to give tokens for, and a number that grows while it computes, prefill included."""
-
-    in_flight: int
-    progress: int
-
-    def line(self) -> bytes:
-        return f"{self.in_flight} {self.progress}\n".encode()
-
-
-@dataclass(slots=True)
-class Watchdog:
-    """For a worker without a supervisor: notices that nothing moves for `limit_s`, of checks that follow each other
-    closely."""
-
-    limit_s: float
-    progress: Callable[[], Progress]
-    _seen: int = -1
-    _stalled_s: float = 0.0
-    _checked_at: float = 0.0
-
-    def check(self) -> None:
-        """Raises EngineError where nothing has moved for so long."""
-        progress, now = self.progress(), time.monotonic()
-        # A process that was stopped itself didn't check, and nothing could move.
-        passed_s = min(now - self._checked_at, _LONGEST_S)
-        moved = progress.progress != self._seen or progress.in_flight == 0
-        self._stalled_s = 0.0 if moved else self._stalled_s + passed_s
-        self._seen, self._checked_at = progress.progress, now
-        if self._stalled_s > self.limit_s:
-            raise EngineError(f"the engine made no progress for {self.limit_s:g} s")
 
 
 class ReportReader:
@@ -88,7 +49,7 @@ class ReportWriter:
 
     def write(self, progress: Progress) -> None:
         try:
-            os.write(self._descriptor, progress.line())
+            os.write(self._descriptor, f"{progress.in_flight} {progress.progress}\n".encode())
         except OSError:
             return  # a full pipe or no reader: the next report says more
 
