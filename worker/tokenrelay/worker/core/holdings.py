@@ -122,7 +122,8 @@ class Holdings:
                 self.engine.cancel(attempt.fence)
         if over:
             self._show()
-        self.status.unpublished = sum(len(each.tokens) - each.acknowledged for each in self.attempts.values())
+        left = self.attempts.values() if self.publisher.unsent else ()
+        self.status.unpublished = sum(len(each.tokens) - each.acknowledged for each in left)
         self.status.progress = Progress(
             0 if self.publisher.backing_off else len(self.attempts), self.status.progress.progress
         )

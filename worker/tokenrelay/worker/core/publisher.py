@@ -104,7 +104,7 @@ class Publisher:
     """Ends of requests that nobody can go on with."""
     _over: dict[str, Attempt] = field(default_factory=dict)
     """The attempts that the replies to this pipeline ended, by fence."""
-    _unsent: bool = False
+    unsent: bool = False
     """Whether the last pipeline left tokens or ends to send."""
     _unsent_since: float | None = None
     _retry_at: float = 0.0
@@ -122,7 +122,7 @@ class Publisher:
     @property
     def due_in_s(self) -> float:
         """How long until what is left may be sent; infinity where nothing is."""
-        left = self._unsent or self._controls or self._failures
+        left = self.unsent or self._controls or self._failures
         return max(self._retry_at - time.monotonic(), 0.0) if left else float("inf")
 
     def renew_idle(self, attempts: Iterable[Attempt]) -> None:
@@ -164,7 +164,7 @@ class Publisher:
         for fence in over:
             del attempts[fence]
         sent = [attempt for attempt, _ in batch.publications] + [closing.attempt for closing, _ in batch.confirmations]
-        self._unsent = any(attempt.unpublished and attempt.fence in attempts for attempt in sent)
+        self.unsent = any(attempt.unpublished and attempt.fence in attempts for attempt in sent)
         return list(over.values())
 
     def _batch(self, attempts: dict[str, Attempt]) -> _Batch:
@@ -180,7 +180,7 @@ class Publisher:
 
     def _put_back(self, batch: _Batch) -> None:
         """Redis is away: all of it is sent again."""
-        self._unsent = bool(batch.publications)
+        self.unsent = bool(batch.publications)
         self._failures = batch.failures
         self.closings.put_back([closing for closing, _ in batch.confirmations])
 

@@ -43,8 +43,8 @@ class Status:
 
     @property
     def alive(self) -> bool:
-        """Whether the loop completed a turn within a lease's time. A hung one must lose its leases and registration, and
-        maintain nothing: its requests are for others to continue."""
+        """Whether the loop completed a turn within a lease's time. A hung one must lose its leases and its registration
+        and maintain nothing: its requests are for others to continue."""
         return time.monotonic() - self.turned_at < self.lease_s
 
 
