@@ -10,7 +10,8 @@ from redis.exceptions import ResponseError
 
 from tests.token_plane import reply_word
 from tokenrelay.producer import AsyncProducer, ProtocolError
-from tokenrelay.producer._core.waits import SharedWaits, Wait
+from tokenrelay.producer._core.shared_waits import SharedWaits
+from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline
 from tokenrelay.shared.redis.connections import connect_async
 from tokenrelay.shared.wire import keys
@@ -107,7 +108,7 @@ async def test_who_waits_together_sees_the_last_entry_as_it_is_now(waits: Shared
     for stream in streams:
         for entry_id in ("1-0", "2-0", "2-1")[: 3 if stream == "test:event" else 2]:
             redis.xadd(stream, {"said": entry_id}, id=entry_id)
-    pending = [asyncio.ensure_future(waits.answer(Wait(stream, after, 500))) for stream, after in streams.items()]
+    pending = [asyncio.ensure_future(waits.run(Wait(stream, after, 500))) for stream, after in streams.items()]
     await blocked(redis, 1)
     with redis.pipeline() as step:
         for stream in ("test:token", "test:event"):
@@ -188,7 +189,7 @@ async def test_what_is_refused_for_one_is_refused_to_it_alone(waits: SharedWaits
     redis.xadd("test:good", {"field": "value"}, id="1-0")
     redis.set("test:bad", "no stream", ex=60)
     good, bad = Wait("test:good", "0-9", 5000), Wait("test:bad", "0-9", 5000)
-    answers = await asyncio.gather(waits.answer(good), waits.answer(bad))
+    answers = await asyncio.gather(waits.run(good), waits.run(bad))
     redis.delete("test:good")
     assert answers[0] == [[(b"1-0", {b"field": b"value"})], []]
     assert isinstance(answers[1], list)
@@ -196,9 +197,9 @@ async def test_what_is_refused_for_one_is_refused_to_it_alone(waits: SharedWaits
 
 
 async def test_one_whose_time_is_over_keeps_nobody_else(waits: SharedWaits, redis: Redis) -> None:
-    patient = asyncio.ensure_future(waits.answer(Wait("test:patient", "0-9", 4000)))
+    patient = asyncio.ensure_future(waits.run(Wait("test:patient", "0-9", 4000)))
     async with asyncio.timeout(3):
-        assert await waits.answer(Wait("test:hasty", "0-9", 100)) == [[], []]
+        assert await waits.run(Wait("test:hasty", "0-9", 100)) == [[], []]
     redis.xadd("test:patient", {"field": "value"}, id="1-0")
     assert await patient == [[(b"1-0", {b"field": b"value"})], []]
     redis.delete("test:patient")
@@ -236,7 +237,7 @@ async def test_an_error_that_isnt_rediss_reaches_its_reader_alone(redis_server: 
         waits = SharedWaits(AsyncPipeline(client))
         good, bad = Wait("test:good", "0-9", 5000), Wait("test:bad", "0-9", 5000)
         async with asyncio.timeout(PATIENCE_S):
-            answers = await asyncio.gather(waits.answer(good), waits.answer(bad), return_exceptions=True)
+            answers = await asyncio.gather(waits.run(good), waits.run(bad), return_exceptions=True)
     redis.delete("test:good", "test:bad")
     assert answers[0] == [[("1-0", {"field": "value"})], []]
     assert isinstance(answers[1], UnicodeDecodeError)

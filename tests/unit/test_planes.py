@@ -113,12 +113,6 @@ def test_channels_of_both_planes_need_two_subscriptions() -> None:
         channels_plane([keys.WAKE, keys.QUEUED])
 
 
-async def test_batches_of_several_senders_go_out_together_only_where_they_are_of_one_plane() -> None:
-    async with connect_async(NOWHERE, retries=0) as client:
-        with pytest.raises(MixedPlanesError):
-            await AsyncPipeline(client).run_all([([("LLEN", QUEUE)], False), ([("XLEN", STREAM)], False)])
-
-
 def test_every_script_is_of_the_plane_of_its_folder() -> None:
     assert {name: script(name).plane for name in ("append", "claim", "create")} == dict.fromkeys(
         ("append", "claim", "create"), Plane.TOKEN

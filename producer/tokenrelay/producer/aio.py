@@ -11,7 +11,7 @@ from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.fitness import AsyncFitness
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.rounds import AsyncDriver
-from tokenrelay.producer._core.sharing import completed
+from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import block_s, settings_of, urls_of
 from tokenrelay.producer.generation import Reader
@@ -197,7 +197,7 @@ class AsyncProducer(AsyncConsumer):
         try:
             yield generation
         finally:
-            await completed(asyncio.ensure_future(generation.cancel()))
+            await finish(asyncio.ensure_future(generation.cancel()))
 
     def _generation(self, request_id: str) -> AsyncGeneration:
         return AsyncGeneration(Reader(request_id, expires=True, block_s=self._block_s), self._driver)

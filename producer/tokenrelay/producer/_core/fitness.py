@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
 from tokenrelay.producer._core.rounds import ask
-from tokenrelay.producer._core.sharing import SharedCall
 from tokenrelay.shared.redis.commands import info
 from tokenrelay.shared.redis.servers import check_fit
 
@@ -29,19 +29,22 @@ def check_redis(planes: Iterable[Plane]) -> Steps[None]:
 
 
 class AsyncFitness:
-    """`check_redis` on asyncio. Many begin at once, and one look is enough for them."""
+    """`check_redis` on asyncio, once for all that begin together."""
 
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
-        self._look = SharedCall(self._look_at_redis)
         self._is_fit = False
+        self._check: asyncio.Task[None] | None = None
 
     async def check(self) -> None:
-        """Raises RedisUnusable; then the next one looks again. Raises WrongEventLoop."""
+        """Raises RedisUnusable; then the next call checks again. Raises WrongEventLoop."""
         self._driver.check_loop()
-        if not self._is_fit:
-            await self._look.done()
+        if self._is_fit:
+            return
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._driver.run(check_redis(self._driver.servers.planes)))
+            self._check.add_done_callback(self._note)
+        await asyncio.shield(self._check)  # a caller that is cancelled takes nobody's check along
 
-    async def _look_at_redis(self) -> None:
-        await self._driver.run(check_redis(self._driver.servers.planes))
-        self._is_fit = True
+    def _note(self, check: asyncio.Task[None]) -> None:
+        self._is_fit = not check.cancelled() and check.exception() is None

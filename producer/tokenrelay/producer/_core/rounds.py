@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
 
-from tokenrelay.producer._core.sharing import SharedRounds
-from tokenrelay.producer._core.waits import SharedWaits, Wait
+from tokenrelay.producer._core.shared_waits import SharedWaits
+from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline
 from tokenrelay.shared.redis.commands import Batch, Reply, batch_plane
@@ -37,6 +37,9 @@ Result = TypeVar("Result")
 LOST: Final = (ConnectionError, TimeoutError)
 """What redis-py raises when a round wasn't answered: the server may have run it or not."""
 _RESENT_AFTER_S: Final = 0.05
+CONNECTIONS: Final = 4
+"""How many round trips of one asyncio client are under way at a time, on each server. To open a connection takes as
+long as eight round trips on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +137,19 @@ class Driver:
 
 
 class AsyncDriver:
-    """`Driver` on redis.asyncio clients: for the event loop that it was first used on. What begins in one pass of it
-    shares a connection, apart by planes.
+    """`Driver` on redis.asyncio clients: for the event loop that it was first used on.
 
-    Its connections, futures and tasks are that loop's: on another one, nobody would ever wake who waits for them.
+    However many callers begin together, their round trips take turns on a few connections to each server; readers that
+    wait have others. Connections, futures and tasks are that loop's: on another one, whoever waits for them would never
+    wake.
     """
 
     def __init__(self, queue: redis.asyncio.Redis, token: redis.asyncio.Redis | None = None) -> None:
         pipeline = AsyncPipeline(queue, token)
         self.servers: Servers[redis.asyncio.Redis] = pipeline.servers
-        self._rounds = SharedRounds(pipeline)
+        self._pipeline = pipeline
+        turns = {client: asyncio.Semaphore(CONNECTIONS) for client in self.servers.clients}
+        self._turns = {plane: turns[self.servers.client(plane)] for plane in Plane}
         self._waits = SharedWaits(pipeline)
         self._loop: list[asyncio.AbstractEventLoop] = []
         self._first_use = threading.Lock()
@@ -179,8 +185,9 @@ class AsyncDriver:
             return None
         try:
             if isinstance(item, Wait):
-                return await self._waits.answer(item)
-            return await self._rounds.answer(item.batch, atomic=item.atomic)
+                return await self._waits.run(item)
+            async with self._turns[batch_plane(item.batch)]:
+                return await self._pipeline.run(item.batch, atomic=item.atomic)
         except RedisError as error:
             return error
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 import asyncio
 import builtins
 import math
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import NoScriptError, ResponseError, TimeoutError
 
 from tokenrelay.shared.redis.commands import Call, batch_plane
 from tokenrelay.shared.redis.packing import packed, shaped
@@ -25,7 +24,7 @@ from tokenrelay.shared.redis.servers import Client, Servers, servers
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection as AsyncConnection
     from redis.connection import AbstractConnection
@@ -44,14 +43,11 @@ def _reply(connection: AbstractConnection) -> Reply:
         return error
 
 
-def _unknown_scripts(batch: Sequence[Item], replies: Sequence[Reply] | RedisError) -> list[Script]:
+def _unknown_scripts(batch: Sequence[Item], replies: Sequence[Reply]) -> list[Script]:
     """The scripts of the batch, where the server said that it lacks one."""
-    if isinstance(replies, RedisError) or not any(isinstance(reply, NoScriptError) for reply in replies):
+    if not any(isinstance(reply, NoScriptError) for reply in replies):
         return []
-    return _by_name(item.script for item in batch if isinstance(item, Call))
-
-
-def _by_name(scripts: Iterable[Script]) -> list[Script]:
+    scripts = [item.script for item in batch if isinstance(item, Call)]
     return list({script.name: script for script in scripts}.values())
 
 
@@ -145,55 +141,18 @@ class AsyncPipeline(_Batches[AsyncRedis]):
         """As Pipeline.run."""
         if not batch:
             return []
-        (replies,) = await self.run_all([(batch, atomic)])
-        if isinstance(replies, RedisError):
-            raise replies
+        cancels = _cancels()
+        plane = batch_plane(batch)
+        replies = await self._send(batch, plane, cancels, atomic=atomic)
+        if unknown := _unknown_scripts(batch, replies):
+            await self._load(unknown, plane)
+            replies = await self._send(batch, plane, cancels, atomic=atomic)
         return replies
 
-    async def run_all(self, batches: Sequence[tuple[Batch, bool]]) -> list[list[Reply] | RedisError]:
-        """What `run` gives or raises for each batch, which is atomic or not, in one round trip for all.
-
-        Raises what keeps all from being answered, as `run`; MixedPlanesError where they aren't all of one plane.
-        """
-        cancels = _cancels()
-        plane = batch_plane([item for batch, _ in batches for item in batch])
-        answers = await self._send(batches, plane, cancels)
-        lacking = {
-            number: unknown
-            for number, (batch, _) in enumerate(batches)
-            if (unknown := _unknown_scripts(batch, answers[number]))
-        }
-        if lacking:
-            scripts = _by_name(chain.from_iterable(lacking.values()))
-            again = await self._loaded_and_sent([batches[number] for number in lacking], scripts, plane, cancels)
-            for number, answer in zip(lacking, again, strict=True):
-                answers[number] = answer
-        return answers
-
-    async def _loaded_and_sent(
-        self, batches: Sequence[tuple[Batch, bool]], scripts: Sequence[Script], plane: Plane, cancels: int
-    ) -> Sequence[list[Reply] | RedisError]:
-        """What goes wrong with it is the answer of these batches; others have theirs."""
-        try:
-            await self._load(scripts, plane)
-            return await self._send(batches, plane, cancels)
-        except RedisError as error:
-            return [error] * len(batches)
-
-    async def _send(
-        self, batches: Sequence[tuple[Batch, bool]], plane: Plane, cancels: int
-    ) -> list[list[Reply] | RedisError]:
-        commands = [self._commands(batch, plane, atomic=atomic) for batch, atomic in batches]
-        data = b"".join([packed for packed, _ in commands])
-        count = sum(count for _, count in commands)
-        replies = iter(await self._exchange(self.servers.client(plane), data, count, cancels))
-        answers: list[list[Reply] | RedisError] = []
-        for (batch, atomic), (_, count) in zip(batches, commands, strict=True):
-            try:
-                answers.append(self._replies(batch, plane, list(islice(replies, count)), atomic=atomic))
-            except RedisError as error:  # a transaction that was refused as a whole
-                answers.append(error)
-        return answers
+    async def _send(self, batch: Batch, plane: Plane, cancels: int, *, atomic: bool) -> list[Reply]:
+        commands, count = self._commands(batch, plane, atomic=atomic)
+        raw = await self._exchange(self.servers.client(plane), commands, count, cancels)
+        return self._replies(batch, plane, raw, atomic=atomic)
 
     @staticmethod
     async def _exchange(client: AsyncRedis, commands: bytes, count: int, cancels: int) -> list[Reply]:
