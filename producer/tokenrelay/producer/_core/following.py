@@ -42,6 +42,8 @@ _FIELDS: Final = (*rules.FIELDS, Field.QUEUE)
 _COUNT: Final = 512
 _PATIENCE_S: Final = 15.0
 _RECONNECT_PAUSE_S: Final = 0.2
+_WORKERS_S: Final = 5.0
+"""Interval for asking RQ about a queued request: hundreds of readers may wait in one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Follower:
         self._stale = True
         self._connected = False
         self._overdue_at = float("inf")
+        self._workers_at = float("-inf")
         self._until = float("inf")
 
     @property
@@ -124,8 +127,9 @@ class Follower:
             return self._receive_overdue(request)
         if overdue:
             yield from expire(self.request_id)
-        elif request.state == State.QUEUED:
-            yield from self._look_for_workers(queue)
+        elif request.state == State.QUEUED and self._now() >= self._workers_at:
+            self._workers_at = self._now() + _WORKERS_S
+            yield from self._ask_rq(queue)
         self._stale = False
         return []
 
@@ -194,7 +198,8 @@ class Follower:
         self._machine.receive(ended)
         return [ended]
 
-    def _look_for_workers(self, queue: str) -> Steps[None]:
+    def _ask_rq(self, queue: str) -> Steps[None]:
+        """Cancel a request whose job is gone from RQ; report that no live worker serves its queue."""
         try:
             batch: Batch = [("SMEMBERS", keys.rq_workers(queue)), status_look(self.request_id)]
             workers, status = yield from ask(batch)

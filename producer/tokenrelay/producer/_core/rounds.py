@@ -19,7 +19,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError, T
 from tokenrelay.producer._core.shared_waits import SharedWaits
 from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
-from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline
+from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline, cancel_requests, raise_if_cancelled
 from tokenrelay.shared.redis.commands import Batch, Reply, batch_plane
 from tokenrelay.shared.wire.keys import Plane
 
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 LOST: Final = (ConnectionError, TimeoutError)
 """What redis-py raises when a round wasn't answered: the server may have run it or not."""
 _RESENT_AFTER_S: Final = 0.05
-CONNECTIONS: Final = 4
+CONNECTIONS: Final = 8
 """How many round trips of one asyncio client are under way at a time, on each server. To open a connection takes as
 long as eight round trips on it."""
 
@@ -168,12 +168,14 @@ class AsyncDriver:
     async def run(self, steps: Steps[Result]) -> Result:
         """As Driver.run. Raises WrongEventLoop."""
         self.check_loop()
+        cancels = cancel_requests()
         answered: Answered = None
         item: Item | None = None
         try:
             while True:
                 item = _resume(steps, answered)
                 answered = await self._answer(item)
+                raise_if_cancelled(cancels)
         except StopIteration as stop:
             return cast("Result", stop.value)
         except RedisError as error:

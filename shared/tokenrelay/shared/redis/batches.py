@@ -141,7 +141,7 @@ class AsyncPipeline(_Batches[AsyncRedis]):
         """As Pipeline.run."""
         if not batch:
             return []
-        cancels = _cancels()
+        cancels = cancel_requests()
         plane = batch_plane(batch)
         replies = await self._send(batch, plane, cancels, atomic=atomic)
         if unknown := _unknown_scripts(batch, replies):
@@ -156,15 +156,14 @@ class AsyncPipeline(_Batches[AsyncRedis]):
 
     @staticmethod
     async def _exchange(client: AsyncRedis, commands: bytes, count: int, cancels: int) -> list[Reply]:
-        """`cancels`: how often the task had been cancelled before."""
+        """`cancels`: the task's cancellation requests before."""
         pool = client.connection_pool
         connection = await pool.get_connection()  # type: ignore[no-untyped-call]
 
         async def once() -> list[Reply]:
+            raise_if_cancelled(cancels)  # while the attempt before connected
             await connection.send_packed_command([commands])
-            if _cancels() > cancels:
-                # redis-py uses asyncio.wait_for, and Python 3.11's drops one that comes as its work is done.
-                raise asyncio.CancelledError
+            raise_if_cancelled(cancels)
             return await _async_replies(connection, count)
 
         try:
@@ -186,10 +185,17 @@ class AsyncPipeline(_Batches[AsyncRedis]):
             await self._load(scripts, plane)
 
 
-def _cancels() -> int:
-    """How often the running task was cancelled, and not called back."""
+def cancel_requests() -> int:
+    """How often the running task was asked to cancel, and not told to go on."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
+
+
+def raise_if_cancelled(before: int) -> None:
+    """Raises the CancelledError that came since `before` and was lost: redis-py sends and connects by asyncio.wait_for,
+    and Python 3.11's drops one that comes as its work is done."""
+    if cancel_requests() > before:
+        raise asyncio.CancelledError
 
 
 async def _async_replies(connection: AsyncConnection, count: int) -> list[Reply]:
