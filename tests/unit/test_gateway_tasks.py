@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from tokenrelay.gateway.http.tasks import cancel_all
+import pytest
+
+from tokenrelay.gateway.http.tasks import cancel_all, insistent_timeout
 
 
 def test_tasks_that_swallow_a_cancellation_end_all_the_same() -> None:
@@ -28,3 +30,40 @@ def test_tasks_that_swallow_a_cancellation_end_all_the_same() -> None:
 
 def test_no_tasks_are_no_wait() -> None:
     asyncio.run(cancel_all([]))
+
+
+async def deaf_once() -> None:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        await asyncio.sleep(60)
+
+
+def test_a_timeout_whose_first_cancellation_is_swallowed_ends_the_block_all_the_same() -> None:
+    async def main() -> int:
+        async with asyncio.timeout(30):
+            with pytest.raises(TimeoutError), insistent_timeout(0.01):
+                await deaf_once()
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    assert asyncio.run(main()) == 0
+
+
+def test_a_timeout_leaves_a_result_and_anothers_cancellation_alone() -> None:
+    async def main() -> None:
+        with insistent_timeout(30):
+            await asyncio.sleep(0)
+
+        async def limited() -> None:
+            with insistent_timeout(30):
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(limited())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())

@@ -32,6 +32,7 @@ FORBIDDEN = {
 FLOORS = {
     "gateway": ("http", "records", "views", "streams", "tenancy", "core", "openai/bodies", "openai", "native", ""),
     "cli": ("terminal", "client", "ops", "load", "demo", ""),
+    "producer": ("_core", ""),
 }
 """Rooms of a package, lowest floor first; each may import from itself and those before it. "" is the package root."""
 PEERS = {"ops", "load", "demo"}
@@ -160,6 +161,7 @@ def is_of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
     [
         "producer/tokenrelay/gateway",
         "producer/tokenrelay/cli",
+        "producer/tokenrelay/producer",
         *(
             f"worker/tokenrelay/worker/{room}"
             for room in ("intake", "rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)

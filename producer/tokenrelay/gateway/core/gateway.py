@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.http.tasks import Background
+from tokenrelay.gateway.http.tasks import Background, insistent_timeout
 from tokenrelay.gateway.records.annotations import NAME, Annotation, with_annotation
 from tokenrelay.gateway.records.record import Record, new_record, read_record
 from tokenrelay.gateway.records.served_models import ServedModels
@@ -45,7 +45,7 @@ class TimeoutDriver(AsyncDriver):
     async def run(self, steps: Steps[Result]) -> Result:
         """As AsyncDriver.run. Also raises RedisUnusable after `_REDIS_TIMEOUT_S`."""
         try:
-            async with asyncio.timeout(_REDIS_TIMEOUT_S):
+            with insistent_timeout(_REDIS_TIMEOUT_S):
                 return await super().run(steps)
         except TimeoutError:
             raise RedisUnusable(f"Redis at {self.servers.address} didn't reply within {_REDIS_TIMEOUT_S:g} s") from None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -72,3 +73,34 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+
+
+@contextmanager
+def insistent_timeout(seconds: float) -> Iterator[None]:
+    """As asyncio.timeout, and cancels again and again until the block is left.
+
+    redis-py connects by asyncio.wait_for, whose Python 3.11 drops a cancellation that comes as its work is done. Its
+    nested retries against a server that hangs then go on for minutes.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a timeout is of a task, and none runs here")
+    before, fired = task.cancelling(), 0
+
+    def cancel() -> None:
+        nonlocal fired, timer
+        fired += 1
+        task.cancel()
+        timer = loop.call_later(_CANCEL_AGAIN_S, cancel)
+
+    timer = loop.call_later(seconds, cancel)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if fired and task.cancelling() - fired <= before:
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+        for _ in range(fired):
+            task.uncancel()
