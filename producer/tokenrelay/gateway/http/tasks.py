@@ -86,6 +86,7 @@ def insistent_timeout(seconds: float) -> Iterator[None]:
     if task is None:
         raise RuntimeError("a timeout is of a task, and none runs here")
     before, fired = task.cancelling(), 0
+    timer = loop.call_later(seconds, lambda: cancel())
 
     def cancel() -> None:
         nonlocal fired, timer
@@ -93,7 +94,6 @@ def insistent_timeout(seconds: float) -> Iterator[None]:
         task.cancel()
         timer = loop.call_later(_CANCEL_AGAIN_S, cancel)
 
-    timer = loop.call_later(seconds, cancel)
     try:
         yield
     except asyncio.CancelledError:
