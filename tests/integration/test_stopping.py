@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -102,6 +103,21 @@ def test_a_worker_that_waits_for_redis_can_be_told_to_stop(make_redis_server: Ma
         assert not ended.is_set()
         worker.stop()
         assert ended.wait(30)
+    worker.connection.close()
+
+
+def test_a_signal_ends_the_wait_for_redis(make_redis_server: MakeRedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    server = make_redis_server()
+    worker = worker_at(server.url)
+    worker.handle_signals()
+    server.kill()
+
+    def interrupt() -> None:
+        wait_until(lambda: "the worker couldn't register" in caplog.text, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with in_background(interrupt):
+        assert worker.work() is False
     worker.connection.close()
 
 
