@@ -86,7 +86,7 @@ def _check_redis(urls: Urls) -> None:
 def main() -> None:
     """The entry point: errors that tell the user something are one line on stderr, never a traceback.
 
-    Exit codes: 0 stopped as told, 1 the engine or the model failed, 2 bad settings, 3 Redis unusable.
+    Exit codes: 0 stopped, 1 the engine or the model failed, 2 bad settings, 3 Redis unusable.
     """
     log_to_stderr()
     try:

@@ -99,7 +99,7 @@ REFUSED_CLAIMS = Metric(
 FENCED_WRITES = Metric(
     "tokenrelay_fenced_writes_total",
     "counter",
-    "Requests that this worker lost to another attempt, as a refused write told it.",
+    "Requests that this worker lost to another attempt: a write was refused.",
     _MODEL,
 )
 HANDED_BACK = Metric(

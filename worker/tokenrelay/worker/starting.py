@@ -1,4 +1,4 @@
-"""A worker's start while Redis can't be reached: the model is loaded, and what took minutes isn't thrown away."""
+"""A worker's start while Redis can't be reached: it is retried, as loading the model took minutes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 RETRY_S: Final = 0.5
 _FATAL: Final = (AuthenticationError, AuthorizationError, NoPermissionError)
-"""What only somebody who changes the settings can mend."""
+"""Errors that only a change of the settings or of Redis's users can end."""
 
 
 def retry(attempt: Callable[[], object], where: str, stopped: Callable[[], bool]) -> bool:
-    """Call `attempt` until it meets no transient redis error; False where `stopped` says so before.
+    """Call `attempt` until it raises no transient redis error; False once `stopped` is true.
 
     Raises RedisUnusable for other redis errors, such as a wrong password; `where` is the server's address.
     """

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Generates for one model until it's told to stop.
+    """Generates for one model until it's stopped.
 
     `served` and `connection` are made from the settings where they aren't given.
     """
@@ -87,12 +87,12 @@ class Worker:
         self.threads.post(Stop(time.monotonic()))
 
     def hand_back(self) -> None:
-        """Stop without a drain: nobody is left to restart a worker that hangs."""
+        """Stop without a drain: there is no supervisor left to restart a worker that hangs."""
         self.stop()
         self.stop()
 
     def start(self) -> bool:
-        """Listen and register, waiting for Redis where it can't be reached; False where told to stop before.
+        """Listen and register, waiting for Redis where it can't be reached; False where it was stopped before.
 
         A no-op once it has started. Raises RedisUnusable, and SettingsError where the name is taken.
         """
@@ -110,7 +110,7 @@ class Worker:
         return self._started
 
     def work(self, *, burst: bool = False, max_jobs: int | None = None, max_idle_s: float | None = None) -> bool:
-        """Generate until told to stop, until the queues are empty (`burst`), or for so long or so many jobs.
+        """Generate until it's stopped, until the queues are empty (`burst`), or until a limit of jobs or idle time.
 
         True where a request ended here. Raises EngineError when the engine died: its requests were handed over, and the
         process is to exit; RedisUnusable and SettingsError as `start`.

@@ -39,7 +39,7 @@ class ClaimedRequest:
     retention_s: int
     due: float = 0.0
     suspected: bool = False
-    """Whether its lease has expired once: the second look confirms it."""
+    """Whether its lease has expired once: a second check confirms it."""
     done: bool = False
     """Whether it needs no more checks: it was repaired, or isn't claimed any more."""
     refusals: int = 0
@@ -110,7 +110,7 @@ class ClaimedRequests:
 
 
 def _lease_left_s(record: RequestRecord, now_us: int) -> float:
-    """How long the request's lease holds; 0 where a script must look."""
+    """How long the request's lease holds; 0 where only a script can tell."""
     try:
         state = record.state
     except ProtocolError:

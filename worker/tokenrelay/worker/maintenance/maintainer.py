@@ -39,7 +39,7 @@ PART_SIZE: Final = 100
 @dataclass(slots=True)
 class Maintenance:
     """Maintains the served model's queues, while this worker holds their lock. `held`: the requests that this worker
-    generates for, which are its loop's to look after."""
+    generates for, which are its loop's."""
 
     pipeline: Pipeline
     queues: tuple[str, ...]

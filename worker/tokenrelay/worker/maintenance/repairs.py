@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUSPECTED_EVERY_S: Final = 0.1
-"""How soon a suspected request is checked again: a lost host's requests wait for the second look."""
+"""Interval for checking a suspected request again: a lost host's requests wait for that."""
 UNCLAIMED_MS: Final = 5_000
 """A job taken this long ago and still without a fence was lost between take and claim, or was released."""
 LONGEST_BACKOFF_S: Final = 60.0
-"""Between two tries at a repair that Redis refuses for good, such as of a key of another type."""
+"""Between two tries at a repair that Redis refuses permanently, such as of a key of another type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repairs:
-    """Repairs requests that no live lease holds, and says in each what comes of it."""
+    """Repairs requests that no live lease holds, and notes the result in each."""
 
     pipeline: Pipeline
     figures: Figures
@@ -74,7 +74,7 @@ class Repairs:
                 each.done = self._settle(each, call, reply)
 
     def _suspect(self, unheld: Sequence[ClaimedRequest]) -> list[tuple[ClaimedRequest, _Suspicion, float]]:
-        """What their hashes say, and how long ago each was taken off its queue (ms)."""
+        """The state of their leases, and how long ago each was taken off its queue (ms)."""
         calls = [requests.suspect(each.execution.job_id, self.suspicion_ms) for each in unheld]
         replies = self.pipeline.run([*calls])
         # `claimed` is scored by the clock of its own server.
@@ -93,7 +93,7 @@ class Repairs:
         return found
 
     def _repair_call(self, each: ClaimedRequest, suspicion: _Suspicion, age_ms: float) -> _Repair | None:
-        """The call that makes RQ agree with what the request's hash says."""
+        """The call that makes RQ's keys agree with the request's hash."""
         job_id = each.execution.job_id
         match suspicion:
             case Unusable(error):

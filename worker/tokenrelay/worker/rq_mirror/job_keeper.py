@@ -1,8 +1,8 @@
-"""The keeper of RQ's jobs: what RQ says of the requests that this worker holds, in a thread of its own.
+"""The keeper of RQ's jobs of the requests that this worker holds, in a thread of its own.
 
 It closes the jobs of requests that have ended, renews RQ's own leases of executions, and notices jobs that were
-cancelled or deleted through RQ. It gets and gives values only, and talks to the queue plane alone: while that is away
-tokens go on into their streams.
+cancelled or deleted through RQ. It exchanges values only, and uses the queue plane alone: while that is unreachable,
+tokens are still appended.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LEAVE_TRIES: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class _Closing:
-    """A job's end that RQ is to know. `tries`: how often Redis refused it for good."""
+    """A job to be closed or dropped. `tries`: how often Redis refused it permanently."""
 
     execution: Execution
     call: Call
@@ -76,7 +76,7 @@ class JobKeeper:
             self._close()
 
     def _receive(self) -> bool:
-        """Take what has come, until the next thing is due. False at a Leave."""
+        """Receive messages until the next task is due. False at a Leave."""
         due = min(self._check_due, self._retry_at) if self._closings else self._check_due
         try:
             message = self.inbox.get(timeout=max(due - time.monotonic(), 0.001))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Work until told to stop. Whatever is raised ends the process, with exits.py's codes."""
+    """Work until it's stopped. An exception ends the process with an exit code of exits.py."""
     parser = argparse.ArgumentParser(prog="tokenrelay-worker child", description="Started by tokenrelay-worker run.")
     parser.add_argument("--report-fd", type=int, required=True)
     parser.add_argument("--tether-fd", type=int, required=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FINAL_CODES: Final = (0, BAD_SETTINGS, REDIS_UNUSABLE)
-"""Exit codes after which a child isn't restarted: it stopped as told, or another start would end the same way."""
+"""Exit codes after which a child isn't restarted: it was stopped, or a restart would end the same way."""
 FIRST_BACKOFF_S: Final = 0.1
 LONGEST_BACKOFF_S: Final = 30.0
 STEADY_S: Final = 60.0
@@ -68,7 +68,7 @@ class DeviceSupervisor:
             child.stop()
 
     def run(self) -> int:
-        """Restart the child, with back-off, until it's told to stop or a restart would end the same way; its exit code,
+        """Restart the child, with back-off, until it's stopped or a restart would end the same way; its exit code,
         0 where it was stopped by a signal of ours."""
         backoff_s = FIRST_BACKOFF_S
         while not self._stopping.is_set():
@@ -76,7 +76,7 @@ class DeviceSupervisor:
             code = self._run_child()
             if self._stopping.is_set():
                 return max(code, 0)
-            # A first start that fails says what to change; later ones may have met a machine short of memory.
+            # A first start fails for its settings; a later one may fail for lack of memory, which passes.
             if code in FINAL_CODES or not self._was_ready:
                 return abs(code)
             if time.monotonic() - began > STEADY_S:
@@ -90,7 +90,7 @@ class DeviceSupervisor:
         """Run one child from start to end; its exit code."""
         try:
             child = self._start()
-        except OSError as error:  # no process, no memory: as a death, a moment earlier
+        except OSError as error:  # no process or memory left: as the death of a child
             log.error("child %s can't be started: %s", self.name, error)
             return FAILED
         try:

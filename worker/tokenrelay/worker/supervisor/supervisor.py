@@ -31,7 +31,7 @@ CHILD: Final = (sys.executable, "-m", "tokenrelay.worker.supervisor.child")
 
 
 class Supervisor:
-    """Keeps one child per device running until it's told to stop. `command` starts a child; arguments are added."""
+    """Keeps one child per device running until it's stopped. `command` starts a child; arguments are added."""
 
     def __init__(self, settings: WorkerSettings, command: tuple[str, ...] = CHILD) -> None:
         self._settings = settings
