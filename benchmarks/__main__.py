@@ -21,10 +21,10 @@ from tokenrelay.worker.models import weather_model_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from benchmarks.report import Figure
+    from benchmarks.report import Measurement
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
-SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Figure]]]] = {
+SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Measurement]]]] = {
     "throughput": throughput.measure,
     "plane": plane.measure,
     "pacing": pacing.measure,
@@ -78,25 +78,25 @@ def main() -> None:
             folder=Path(folder),
             shapes=tuple(arguments.shape),
         )
-        figures, told = run(options, arguments.only or list(SUITES)), conditions(options)
-    print_tables(figures)
-    for name, value in told.items():
+        measurements, measured_under = run(options, arguments.only or list(SUITES)), conditions(options)
+    print_tables(measurements)
+    for name, value in measured_under.items():
         print(f"{name}: {value}")
-    write_json(arguments.out / "results.json", figures, told)
-    write_png(arguments.out / "throughput.png", figures)
-    write_growth_png(arguments.out / "growth.png", figures)
+    write_json(arguments.out / "results.json", measurements, measured_under)
+    write_png(arguments.out / "throughput.png", measurements)
+    write_growth_png(arguments.out / "growth.png", measurements)
     if arguments.page:
-        refresh_page(PAGE, figures, told)
+        refresh_page(PAGE, measurements, measured_under)
 
 
-def run(options: BenchOptions, suites: list[str]) -> list[Figure]:
-    figures = []
+def run(options: BenchOptions, suites: list[str]) -> list[Measurement]:
+    measurements = []
     for suite in suites:
         print(f"{suite}: {SUITES[suite].__module__}", file=sys.stderr)
         for figure in (replace(figure, modelled=suite in WITH_MODEL) for figure in SUITES[suite](options)):
             print(f"  {figure.group}: {' '.join(figure.cells())}", file=sys.stderr)
-            figures.append(figure)
-    return figures
+            measurements.append(figure)
+    return measurements
 
 
 def conditions(options: BenchOptions) -> dict[str, str]:

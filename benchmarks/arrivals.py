@@ -19,8 +19,8 @@ def stamp(connection: socket.socket) -> None:
 
 def received(connection: socket.socket, size: int) -> tuple[float, bytes]:
     """Received bytes, and the wall clock time of the last of them; the current time if the kernel gives none."""
-    data, told, _, _ = connection.recvmsg(size, 64)
-    for level, kind, given in told:
+    data, ancillary, _, _ = connection.recvmsg(size, 64)
+    for level, kind, given in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
             seconds, nanoseconds = _TIMESPEC.unpack(given)
             return float(seconds + nanoseconds / 1e9), data

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.children import Child, Message, answer_lines
 from benchmarks.contenders import Arena
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from benchmarks.waves import Wave, prompt_of
 from tests.redis_servers import RedisServer
 from tokenrelay.producer import Producer
@@ -25,12 +25,12 @@ _WARM_UPS: Final = 3
 _BATCH: Final = 1000
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     yield from _first_and_every_token(options)
     yield _submit_many(options)
 
 
-def _first_and_every_token(options: BenchOptions) -> Iterator[Figure]:
+def _first_and_every_token(options: BenchOptions) -> Iterator[Measurement]:
     """Pairs of one request to an idle worker and the same to the engine alone.
 
     With the bundled model, whose prefill takes 2 ms: a larger model's varies by more than the difference to measure.
@@ -50,11 +50,11 @@ def _first_and_every_token(options: BenchOptions) -> Iterator[Figure]:
                 overheads_ms.append(found["first_token_s"] * 1000 - engine.ttft_ms)
                 seen_ms.append(statistics.median(found["seen_s"]) * 1000)
     name = "submit to first token, less the engine's own"
-    yield Figure(GROUP, name, "ms", tuple(overheads_ms), "≤", 15.0, "idle worker, bundled model")
-    yield Figure(GROUP, "appended to seen by a blocked reader", "ms", tuple(seen_ms), "≤", 2.0)
+    yield Measurement(GROUP, name, "ms", tuple(overheads_ms), "≤", 15.0, "idle worker, bundled model")
+    yield Measurement(GROUP, "appended to seen by a blocked reader", "ms", tuple(seen_ms), "≤", 2.0)
 
 
-def _submit_many(options: BenchOptions) -> Figure:
+def _submit_many(options: BenchOptions) -> Measurement:
     folder = options.folder / "submit"
     folder.mkdir()
     server = RedisServer(folder)
@@ -69,7 +69,7 @@ def _submit_many(options: BenchOptions) -> Figure:
                 rates.append(_BATCH / (time.perf_counter() - began))
     finally:
         server.stop()
-    return Figure(GROUP, "submit_many", "requests/s", tuple(rates[1:]), "≥", 5000.0, f"{_BATCH} a batch")
+    return Measurement(GROUP, "submit_many", "requests/s", tuple(rates[1:]), "≥", 5000.0, f"{_BATCH} a batch")
 
 
 class Caller:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from benchmarks.contenders import Arena
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from benchmarks.waves import Wave, prompt_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ GROUP: Final = "the worker's memory"
 _PART: Final = 250
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     """With the bundled model, whose steps are short: a leak would be per request."""
     from transformers import AutoTokenizer
 
@@ -35,8 +35,8 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
             pipeline.run(Wave(prompts, 16, 1.0, number))
             sizes.append(_resident_mib())
     settled = sizes[len(sizes) // 4]
-    told = f"{settled:.0f} MiB after {parts * part // 4}, {sizes[-1]:.0f} after {parts * part} requests"
-    yield Figure(GROUP, "growth behind the first quarter", "%", ((sizes[-1] / settled - 1) * 100,), "≤", 2.0, told)
+    note = f"{settled:.0f} MiB after {parts * part // 4}, {sizes[-1]:.0f} after {parts * part} requests"
+    yield Measurement(GROUP, "growth behind the first quarter", "%", ((sizes[-1] / settled - 1) * 100,), "≤", 2.0, note)
 
 
 def _resident_mib() -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.children import Child
 from benchmarks.plane import TUNED, Fenced
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from tests.redis_servers import RedisServer
 from tokenrelay.shared.wire import keys
 
@@ -36,7 +36,7 @@ _PAGE: Final = 512
 """Entries per read of a consumer."""
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     with _server(options, "growth") as client:
         yield from _live_streams(client, options)
     with _server(options, "growth-lengths") as client:
@@ -57,7 +57,7 @@ def _server(options: BenchOptions, name: str, *arguments: str) -> Iterator[redis
         server.stop()
 
 
-def _live_streams(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
+def _live_streams(client: redis.Redis, options: BenchOptions) -> Iterator[Measurement]:
     group = GROUPS[0]
     counts = STREAMS[:2] if options.quick else STREAMS
     walls: dict[int, list[float]] = {count: [] for count in counts}
@@ -77,7 +77,7 @@ def _live_streams(client: redis.Redis, options: BenchOptions) -> Iterator[Figure
         yield _point(group, f"{count:,} live streams", "of which Redis's CPU", "µs", served[count], count)
 
 
-def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
+def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Measurement]:
     """Growing streams: cost of an append, memory of a token, cost of reading it."""
     group = GROUPS[1]
     lengths = LENGTHS[:2] if options.quick else LENGTHS
@@ -106,7 +106,7 @@ def _lengths(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
         yield _point(group, name, "memory in Redis, a token", "bytes", sizes[length], length)
 
 
-def _readers(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
+def _readers(client: redis.Redis, options: BenchOptions) -> Iterator[Measurement]:
     """32 streams at 10 steps a second, each with an equal share of blocked readers."""
     group = GROUPS[2]
     counts = READERS[:2] if options.quick else READERS
@@ -163,7 +163,7 @@ def _cpu_us(client: redis.Redis) -> float:
 
 def _point(
     group: str, name: str, line: str, unit: str, values: Sequence[float], at: float, most: float = 0.0
-) -> Figure:
+) -> Measurement:
     """`most`: the target, if it isn't 0."""
     title = f"{name}: {line}"
-    return Figure(group, title, unit, tuple(values), "≤" if most else "", most, line=line, at=at)
+    return Measurement(group, title, unit, tuple(values), "≤" if most else "", most, line=line, at=at)

@@ -16,7 +16,7 @@ import psutil
 from benchmarks.children import Child
 from benchmarks.gateways import GatewayProcess
 from benchmarks.pacing import Pace, submitted
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from tests.redis_servers import RedisServer
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _STEPS_A_SECOND: Final = 200.0
 _TOKENS_A_REQUEST: Final = 200
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     yield from _readers(options)
     yield from _tokens(options)
     yield from _visits(options)
@@ -54,7 +54,7 @@ def _gateway(options: BenchOptions, name: str) -> Iterator[tuple[RedisServer, Ga
         server.stop()
 
 
-def _readers(options: BenchOptions) -> Iterator[Figure]:
+def _readers(options: BenchOptions) -> Iterator[Measurement]:
     """Readers of 32 streams, each with its own connection. Measured once: a process only grows."""
     counts = READERS[:2] if options.quick else READERS
     with (
@@ -68,7 +68,7 @@ def _readers(options: BenchOptions) -> Iterator[Figure]:
             yield _point("a gateway", f"{count:,} readers", gateway.resident_mib(), count)
 
 
-def _tokens(options: BenchOptions) -> Iterator[Figure]:
+def _tokens(options: BenchOptions) -> Iterator[Measurement]:
     """32 streams of so many tokens, each followed by one reader, in a new gateway each time."""
     for length in TOKENS[:2] if options.quick else TOKENS:
         pace = Pace(_STREAMS, length, _STEPS_A_SECOND)
@@ -105,7 +105,7 @@ class _Highest:
         return max(self._mib, self._size())
 
 
-def _visits(options: BenchOptions) -> Iterator[Figure]:
+def _visits(options: BenchOptions) -> Iterator[Measurement]:
     """Clients that start reading a stream and disconnect, one after another."""
     counts = VISITS[:2] if options.quick else VISITS
     with _gateway(options, "visits") as (server, gateway):
@@ -122,7 +122,7 @@ def _visit(address: tuple[str, int], request_id: str) -> None:
         connection.recv(65_536)
 
 
-def _requests(options: BenchOptions) -> Iterator[Figure]:
+def _requests(options: BenchOptions) -> Iterator[Measurement]:
     """A worker without a model with so many requests in flight, 200 tokens each; a new process each time."""
     for count in REQUESTS[:2] if options.quick else REQUESTS:
         folder = options.folder / f"memory-requests{count}"
@@ -144,8 +144,8 @@ def _worker_mib(folder: Path, count: int, quick: bool) -> float:
         server.stop()
 
 
-def _point(whose: str, amount: str, mib: float, at: float) -> Figure:
+def _point(whose: str, amount: str, mib: float, at: float) -> Measurement:
     what = amount.partition(" ")[2]
     if at == 1:
         amount = amount.replace("readers", "reader").replace("requests", "request")
-    return Figure(GROUP, f"{whose}: {amount}", "MiB", (mib,), line=f"{whose}, {what}", at=at)
+    return Measurement(GROUP, f"{whose}: {amount}", "MiB", (mib,), line=f"{whose}, {what}", at=at)

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.contenders import KV_CACHE_TOKENS, Arena
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from benchmarks.waves import Wave, prompt_of
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
@@ -40,7 +40,7 @@ _KILLED_AT: Final = 4
 _START_TIMEOUT_S: Final = 120.0
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -51,7 +51,7 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
     yield from _recoveries(options, tokenizer, lengths)
 
 
-def _prompts(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Figure]:
+def _prompts(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Measurement]:
     """One request at a time, on the engine alone and through the pipeline, in turns."""
     firsts: dict[tuple[int, str], list[float]] = {}
     nexts: dict[tuple[int, str], list[float]] = {}
@@ -69,10 +69,10 @@ def _prompts(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths:
         for length in lengths:
             for name in contenders:
                 title, values = f"{length:,} tokens of prompt: {name}", tuple(found[length, name])
-                yield Figure(group, title, "ms", values, line=name, at=length)
+                yield Measurement(group, title, "ms", values, line=name, at=length)
 
 
-def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Figure]:
+def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> Iterator[Measurement]:
     """Two workers; the one that generates is killed, and the other takes over."""
     gaps: dict[int, list[float]] = {length: [] for length in lengths}
     prefills: dict[int, list[float]] = {length: [] for length in lengths}
@@ -90,7 +90,7 @@ def _recoveries(options: BenchOptions, tokenizer: PreTrainedTokenizerBase, lengt
     for length in lengths:
         for line, found in (("longest pause", gaps), ("of which claim to next token", prefills)):
             name = f"{length:,} tokens of context: {line}"
-            yield Figure(RECOVERY, name, "ms", tuple(found[length]), line=line, at=length)
+            yield Measurement(RECOVERY, name, "ms", tuple(found[length]), line=line, at=length)
 
 
 def _taken_over(client: redis.Redis, producer: Producer, prompt: str, model: str) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from benchmarks.children import Child
 from benchmarks.contenders import Arena
 from benchmarks.gateways import GatewayProcess, leave_somewhere
 from benchmarks.pacing import Pace, submitted
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from benchmarks.waves import Wave, prompt_of
 from tests.redis_servers import RedisServer
 from tests.waiting import wait_until
@@ -45,14 +45,14 @@ _STREAMS: Final = 32
 _BODY: Final = b'{"model": "weather", "messages": [{"role": "user", "content": "x"}], "stream": true}'
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     yield from _rates(options)
     for crowd in _crowds(options):
         yield from _delays(options, crowd)
     yield _leaks(options)
 
 
-def _rates(options: BenchOptions) -> Iterator[Figure]:
+def _rates(options: BenchOptions) -> Iterator[Measurement]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -78,20 +78,20 @@ def _wave(tokenizer: PreTrainedTokenizerBase, count: int, length: int, new_token
     return Wave(tuple(prompt_of(tokenizer, length, seed) for seed in seeds), new_tokens, 0.0, seed=number)
 
 
-def _compared(found: dict[str, list[Outcome]], length: int, count: int) -> Iterator[Figure]:
+def _compared(found: dict[str, list[Outcome]], length: int, count: int) -> Iterator[Measurement]:
     shape = f"{count} at once, prompts of {length}"
     ours = found[GATEWAY]
     for name, outcomes in found.items():
-        yield Figure(GROUP, f"{name}, {shape}", "tokens/s", tuple(outcome.rate for outcome in outcomes))
+        yield Measurement(GROUP, f"{name}, {shape}", "tokens/s", tuple(outcome.rate for outcome in outcomes))
     consumers = tuple(ours.rate / theirs.rate for ours, theirs in zip(ours, found[CONSUMERS], strict=True))
-    yield Figure(GROUP, f"gateway ÷ consumers, {shape}", "×", consumers, "≥", 0.95)
+    yield Measurement(GROUP, f"gateway ÷ consumers, {shape}", "×", consumers, "≥", 0.95)
     if SERVE in found:
         pairs = list(zip(ours, found[SERVE], strict=True))
         rates = tuple(ours.rate / theirs.rate for ours, theirs in pairs)
-        yield Figure(GROUP, f"gateway ÷ serve, {shape}", "×", rates, "≥", 1.05 if length < 256 else 2.0)
+        yield Measurement(GROUP, f"gateway ÷ serve, {shape}", "×", rates, "≥", 1.05 if length < 256 else 2.0)
         if length < 256:
             firsts = tuple(ours.ttft_ms / theirs.ttft_ms for ours, theirs in pairs)
-            yield Figure(GROUP, f"TTFT p50, gateway ÷ serve, {shape}", "×", firsts, "≤", 0.8)
+            yield Measurement(GROUP, f"TTFT p50, gateway ÷ serve, {shape}", "×", firsts, "≤", 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class _Crowd:
     gateways: int = 1
 
     def __str__(self) -> str:
-        told = f"{self.readers} readers, {self.workers} worker{'s' * (self.workers > 1)}"
-        return told if self.gateways == 1 else f"{told}, {self.gateways} gateways"
+        note = f"{self.readers} readers, {self.workers} worker{'s' * (self.workers > 1)}"
+        return note if self.gateways == 1 else f"{note}, {self.gateways} gateways"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _crowds(options: BenchOptions) -> list[_Crowd]:
     return [_Crowd(readers, workers, 100, 10.0, gateways) for readers, workers, gateways in crowds]
 
 
-def _delays(options: BenchOptions, crowd: _Crowd) -> Iterator[Figure]:
+def _delays(options: BenchOptions, crowd: _Crowd) -> Iterator[Measurement]:
     found = []
     for number in range(options.rounds):
         folder = options.folder / f"http{crowd.readers}-{crowd.workers}-{crowd.gateways}-{number}"
@@ -132,13 +132,13 @@ def _delays(options: BenchOptions, crowd: _Crowd) -> Iterator[Figure]:
         found.append(_read_by(crowd, folder))
     expected = crowd.tokens * crowd.readers
     lost = sum(expected - len(reading.delays_ms) for reading in found)
-    told = f"{_STREAMS} streams, {crowd.pace:g} steps/s; {lost} of {expected * options.rounds:,} tokens missing"
+    note = f"{_STREAMS} streams, {crowd.pace:g} steps/s; {lost} of {expected * options.rounds:,} tokens missing"
     bound: Literal["≤", ""] = "≤" if crowd.readers == 1000 else ""
     for percent, target in ((50, 5.0), (99, 25.0)):
         values = tuple(reading.delays_ms[len(reading.delays_ms) * percent // 100] for reading in found)
-        yield Figure(GROUP, f"append to SSE byte, {crowd}, p{percent}", "ms", values, bound, target, told)
+        yield Measurement(GROUP, f"append to SSE byte, {crowd}, p{percent}", "ms", values, bound, target, note)
     spent = tuple(reading.cpu_us for reading in found)
-    yield Figure(GROUP, f"a gateway's CPU time, {crowd}", "µs/token", spent, note="per reader, with their ends")
+    yield Measurement(GROUP, f"a gateway's CPU time, {crowd}", "µs/token", spent, note="per reader, with their ends")
 
 
 def _read_by(crowd: _Crowd, folder: Path) -> _Reading:
@@ -173,7 +173,7 @@ def _write(engine: Child, url: str, crowd: _Crowd, number: int) -> None:
     engine.ask(url=url, streams=share, tokens=crowd.tokens, steps_a_second=crowd.pace, phase=phase)
 
 
-def _leaks(options: BenchOptions) -> Figure:
+def _leaks(options: BenchOptions) -> Measurement:
     """Open requests and remaining connections after the grace period."""
     count, draw = 20 if options.quick else 500, random.Random(7)
     folder = options.folder / "leaks"
@@ -193,8 +193,8 @@ def _leaks(options: BenchOptions) -> Figure:
             left, asked = _unended(client) + gateway.connections, len(client.keys("tokenrelay:{*}:request"))
     finally:
         server.stop()
-    told = f"{count} random disconnects, {asked} requests had been accepted"
-    return Figure(GROUP, "leaked requests and connections", "", (float(left),), "≤", 0.0, told)
+    note = f"{count} random disconnects, {asked} requests had been accepted"
+    return Measurement(GROUP, "leaked requests and connections", "", (float(left),), "≤", 0.0, note)
 
 
 def _unended(client: Redis) -> int:

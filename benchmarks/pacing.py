@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import SecretStr
 
 from benchmarks.children import Child, Message, answer_lines
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from tests.engines import ALL_OPTIONS
 from tests.redis_servers import RedisServer
 from tests.workers import MODEL, VOCABULARY, served
@@ -137,7 +137,7 @@ def paced_alone(pace: Pace) -> PacedEngine:
     return engine
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     pace = Pace(8, 20, 50.0) if options.quick else Pace(256, 6000, 100.0)
     p99s: list[tuple[float, float]] = []
     waits: list[float] = []
@@ -156,12 +156,12 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
             waits.append(_longest_wait_ms(server.url, ids, published["stepped_at"]))
         finally:
             server.stop()
-    told = f"{pace.streams} streams, {pace.steps_a_second:g} steps/s, {pace.tokens / pace.steps_a_second:g} s"
-    bare = f"alone {statistics.median(p99 for p99, _ in p99s):.2f} ms, {told}"
+    note = f"{pace.streams} streams, {pace.steps_a_second:g} steps/s, {pace.tokens / pace.steps_a_second:g} s"
+    bare = f"alone {statistics.median(p99 for p99, _ in p99s):.2f} ms, {note}"
     delays = tuple(max(published - alone, 0) for alone, published in p99s)
-    yield Figure(GROUP, "publishing delays a step, p99", "ms", delays, "≤", 1.0, bare)
+    yield Measurement(GROUP, "publishing delays a step, p99", "ms", delays, "≤", 1.0, bare)
     # A bound for every token: one round with a longer wait breaks it.
-    yield Figure(GROUP, "longest wait of a token", "ms", tuple(waits), "≤", 50.0, told, judged_by="worst")
+    yield Measurement(GROUP, "longest wait of a token", "ms", tuple(waits), "≤", 50.0, note, judged_by="worst")
 
 
 def submitted(url: str, pace: Pace) -> list[str]:

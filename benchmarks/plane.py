@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from tests.redis_servers import RedisServer
 from tests.token_plane import reply_word
 from tokenrelay.shared.redis.batches import Pipeline
@@ -114,7 +114,7 @@ def claimed(pipeline: Pipeline, count: int) -> list[Attempt]:
     return [Attempt(execution, fence, 1, 60) for execution, fence in zip(executions, fences, strict=True)]
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     folder = options.folder / "plane"
     folder.mkdir()
     server = RedisServer(folder, *TUNED)
@@ -129,21 +129,21 @@ def measure(options: BenchOptions) -> Iterator[Figure]:
         server.stop()
 
 
-def _against_raw(client: redis.Redis, tokens: int, target: float, options: BenchOptions) -> Iterator[Figure]:
+def _against_raw(client: redis.Redis, tokens: int, target: float, options: BenchOptions) -> Iterator[Measurement]:
     rounds = []
     for _ in range(options.rounds):
         client.flushall()
         rounds.append(_rates([Fenced(client, 32), Raw(client, 32)], tokens, 100 if options.quick else 6400))
     ours, theirs = zip(*rounds, strict=True)
     kind = f"32 streams, {tokens} a call"
-    yield Figure(GROUP, f"publisher, {kind}", "tokens/s", ours)
-    yield Figure(GROUP, f"pipelined XADD, {kind}", "tokens/s", theirs)
+    yield Measurement(GROUP, f"publisher, {kind}", "tokens/s", ours)
+    yield Measurement(GROUP, f"pipelined XADD, {kind}", "tokens/s", theirs)
     ratios = tuple(mine / yours for mine, yours in rounds)
     name = f"publisher ÷ pipelined XADD, {tokens} a call"
-    yield Figure(GROUP, name, "×", ratios, "≥", target)
+    yield Measurement(GROUP, name, "×", ratios, "≥", target)
 
 
-def _fed(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
+def _fed(client: redis.Redis, options: BenchOptions) -> Iterator[Measurement]:
     """An engine faster than one token per call: tokens generated while a pipeline is in flight go with the next one."""
     ratios, p50s, p99s, calls = [], [], [], []
     for _ in range(options.rounds):
@@ -157,11 +157,11 @@ def _fed(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
         p50s.append(waits_ms[len(waits_ms) // 2])
         p99s.append(waits_ms[len(waits_ms) * 99 // 100])
     fed = f"fed at {_FED:g} of XADD's rate"
-    told = "keeps up: it takes no more than it's given"
-    yield Figure(GROUP, f"publisher ÷ pipelined XADD, {fed}", "×", tuple(ratios), "≥", 0.6, told)
-    yield Figure(GROUP, f"tokens a call, {fed}", "", tuple(calls))
-    yield Figure(GROUP, f"wait of a token, {fed}, p50", "ms", tuple(p50s), note="from the engine to its entry")
-    yield Figure(GROUP, f"wait of a token, {fed}, p99", "ms", tuple(p99s))
+    note = "keeps up: it takes no more than it's given"
+    yield Measurement(GROUP, f"publisher ÷ pipelined XADD, {fed}", "×", tuple(ratios), "≥", 0.6, note)
+    yield Measurement(GROUP, f"tokens a call, {fed}", "", tuple(calls))
+    yield Measurement(GROUP, f"wait of a token, {fed}, p50", "ms", tuple(p50s), note="from the engine to its entry")
+    yield Measurement(GROUP, f"wait of a token, {fed}, p99", "ms", tuple(p99s))
 
 
 @dataclass(slots=True)
@@ -218,7 +218,7 @@ class Feeding:
         return sorted(waits)
 
 
-def _flatness(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
+def _flatness(client: redis.Redis, options: BenchOptions) -> Iterator[Measurement]:
     """The cost of a token with many live streams."""
     counts = (4, 8) if options.quick else (32, 256, 2000)
     rounds = []
@@ -227,19 +227,19 @@ def _flatness(client: redis.Redis, options: BenchOptions) -> Iterator[Figure]:
         writers = [Fenced(client, count) for count in counts]
         rounds.append(_rates(writers, 1, 100 if options.quick else 12_000))
     for count, values in zip(counts, zip(*rounds, strict=True), strict=True):
-        yield Figure(GROUP, f"publisher, {count} live streams", "tokens/s", values)
+        yield Measurement(GROUP, f"publisher, {count} live streams", "tokens/s", values)
     flat = tuple(rates[-1] / rates[0] for rates in rounds)
-    yield Figure(GROUP, f"{counts[-1]} ÷ {counts[0]} live streams", "×", flat, "≥", 0.8)
+    yield Measurement(GROUP, f"{counts[-1]} ÷ {counts[0]} live streams", "×", flat, "≥", 0.8)
 
 
-def _memory(client: redis.Redis) -> Figure:
+def _memory(client: redis.Redis) -> Measurement:
     client.flushall()
     fenced = Fenced(client, 8)
     for _ in range(_TOKENS_A_STREAM):
         fenced.step(1)
     streams: Sequence[str] = [keys.stream(attempt.request_id) for attempt in fenced.attempts]
     sizes = tuple((client.memory_usage(stream, samples=0) or 0) / _TOKENS_A_STREAM for stream in streams)
-    return Figure(
+    return Measurement(
         GROUP, "a token in Redis", "bytes", sizes, "≤", 45.0, f"{_TOKENS_A_STREAM} a stream, {' '.join(TUNED)}"
     )
 

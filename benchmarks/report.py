@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Measurement:
     """One measured quantity with a value per round. The result is the median, or the worst round if all must comply."""
 
     group: str
@@ -76,53 +76,55 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def print_tables(figures: Sequence[Figure]) -> None:
+def print_tables(measurements: Sequence[Measurement]) -> None:
     console = Console(width=150)
-    for group in _groups(figures):
+    for group in _groups(measurements):
         table = Table(*HEADINGS, title=group, title_justify="left")
-        for figure in figures:
-            if figure.group == group:
-                table.add_row(*figure.cells())
+        for measurement in measurements:
+            if measurement.group == group:
+                table.add_row(*measurement.cells())
         console.print(table)
 
 
-def write_json(file: Path, figures: Sequence[Figure], conditions: dict[str, str]) -> None:
+def write_json(file: Path, measurements: Sequence[Measurement], conditions: dict[str, str]) -> None:
     rows = [
         {
-            "group": figure.group,
-            "name": figure.name,
-            "median": figure.median,
-            "judged_by": figure.judged_by,
-            "judged": figure.judged,
-            "unit": figure.unit,
-            "values": figure.values,
-            "target": figure.goal,
-            "verdict": figure.verdict,
-            "note": figure.note,
+            "group": measurement.group,
+            "name": measurement.name,
+            "median": measurement.median,
+            "judged_by": measurement.judged_by,
+            "judged": measurement.judged,
+            "unit": measurement.unit,
+            "values": measurement.values,
+            "target": measurement.goal,
+            "verdict": measurement.verdict,
+            "note": measurement.note,
         }
-        for figure in figures
+        for measurement in measurements
     ]
     file.write_text(json.dumps({"conditions": conditions, "figures": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_png(file: Path, figures: Sequence[Figure]) -> None:
+def write_png(file: Path, measurements: Sequence[Measurement]) -> None:
     """Plot tokens per second of every contender: bars are medians, lines the rounds' range."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    rates = [figure for figure in figures if figure.unit == "tokens/s"]
+    rates = [measurement for measurement in measurements if measurement.unit == "tokens/s"]
     if not rates:
         return
     groups = _groups(rates)
     canvas, plots = pyplot.subplots(max(len(groups), 1), 1, figsize=(9, 1.2 + 2.6 * len(groups)), squeeze=False)
     for plot, group in zip(plots[:, 0], groups, strict=False):
-        shown = [figure for figure in rates if figure.group == group]
-        low = [figure.median - min(figure.values) for figure in shown]
-        high = [max(figure.values) - figure.median for figure in shown]
-        names = [figure.name for figure in shown]
-        plot.barh(names, [figure.median for figure in shown], xerr=[low, high], color="#4c72b0", ecolor="#333333")
+        shown = [measurement for measurement in rates if measurement.group == group]
+        low = [measurement.median - min(measurement.values) for measurement in shown]
+        high = [max(measurement.values) - measurement.median for measurement in shown]
+        names = [measurement.name for measurement in shown]
+        plot.barh(
+            names, [measurement.median for measurement in shown], xerr=[low, high], color="#4c72b0", ecolor="#333333"
+        )
         plot.invert_yaxis()
         plot.set_title(group, loc="left", fontsize=10)
         plot.set_xlabel("tokens/s")
@@ -131,26 +133,26 @@ def write_png(file: Path, figures: Sequence[Figure]) -> None:
     pyplot.close(canvas)
 
 
-def write_growth_png(file: Path, figures: Sequence[Figure]) -> None:
+def write_growth_png(file: Path, measurements: Sequence[Measurement]) -> None:
     """One plot per group and unit, one line per quantity: the medians, with the rounds' range shaded."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    points = [figure for figure in figures if figure.line]
-    panels = list(dict.fromkeys((figure.group, figure.unit) for figure in points))
+    points = [measurement for measurement in measurements if measurement.line]
+    panels = list(dict.fromkeys((measurement.group, measurement.unit) for measurement in points))
     if not panels:
         return
     rows = (len(panels) + 1) // 2
     canvas, plots = pyplot.subplots(rows, 2, figsize=(11, 3.1 * rows), squeeze=False)
     for plot, (group, unit) in zip(plots.flat, panels, strict=False):
-        shown = [figure for figure in points if (figure.group, figure.unit) == (group, unit)]
-        for line in dict.fromkeys(figure.line for figure in shown):
-            of_line = [figure for figure in shown if figure.line == line]
-            at = [figure.at for figure in of_line]
-            plot.plot(at, [figure.median for figure in of_line], marker="o", markersize=3, label=line)
-            low, high = ([pick(figure.values) for figure in of_line] for pick in (min, max))
+        shown = [measurement for measurement in points if (measurement.group, measurement.unit) == (group, unit)]
+        for line in dict.fromkeys(measurement.line for measurement in shown):
+            of_line = [measurement for measurement in shown if measurement.line == line]
+            at = [measurement.at for measurement in of_line]
+            plot.plot(at, [measurement.median for measurement in of_line], marker="o", markersize=3, label=line)
+            low, high = ([pick(measurement.values) for measurement in of_line] for pick in (min, max))
             plot.fill_between(at, low, high, alpha=0.2)
         plot.set(xscale="log", xlabel=group.removeprefix("growth: "), ylabel=unit)
         plot.set_ylim(bottom=0)
@@ -162,16 +164,18 @@ def write_growth_png(file: Path, figures: Sequence[Figure]) -> None:
     pyplot.close(canvas)
 
 
-def refresh_page(page: Path, figures: Sequence[Figure], conditions: dict[str, str]) -> None:
+def refresh_page(page: Path, measurements: Sequence[Measurement], conditions: dict[str, str]) -> None:
     """Replace the tables between the page's markers `<!-- bench: GROUP -->` and `<!-- end -->`; keep other groups.
 
     Each table states its conditions, since other tables may be from other runs.
     """
     text = page.read_text("utf-8")
-    for group in _groups(figures):
-        shown = [figure for figure in figures if figure.group == group]
-        told = {name: value for name, value in conditions.items() if name != "model" or any(f.modelled for f in shown)}
-        text = _replaced(text, group, f"{_markdown(shown)}\n\n*{'; '.join(told.values())}*")
+    for group in _groups(measurements):
+        shown = [measurement for measurement in measurements if measurement.group == group]
+        measured_under = {
+            name: value for name, value in conditions.items() if name != "model" or any(f.modelled for f in shown)
+        }
+        text = _replaced(text, group, f"{_markdown(shown)}\n\n*{'; '.join(measured_under.values())}*")
     page.write_text(text, "utf-8")
 
 
@@ -180,10 +184,10 @@ def _replaced(text: str, marker: str, content: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)
 
 
-def _markdown(figures: Sequence[Figure]) -> str:
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *(figure.cells() for figure in figures)]
+def _markdown(measurements: Sequence[Measurement]) -> str:
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *(measurement.cells() for measurement in measurements)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _groups(figures: Sequence[Figure]) -> list[str]:
-    return list(dict.fromkeys(figure.group for figure in figures))
+def _groups(measurements: Sequence[Measurement]) -> list[str]:
+    return list(dict.fromkeys(measurement.group for measurement in measurements))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.contenders import Arena, Metered
-from benchmarks.report import Figure
+from benchmarks.report import Measurement
 from benchmarks.waves import Wave, prompt_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ SHAPES: Final = (
 QUICK: Final = (Shape(2, 8, 0.0, {ALONE: 0.0, STOCK: 0.0, SERVE: 0.0}, new_tokens=8),)
 
 
-def measure(options: BenchOptions) -> Iterator[Figure]:
+def measure(options: BenchOptions) -> Iterator[Measurement]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -97,7 +97,7 @@ def _contenders(arena: Arena, wanted: set[str]) -> dict[str, Contender]:
 
 def _measure_shape(
     shape: Shape, contenders: dict[str, Contender], tokenizer: PreTrainedTokenizerBase, rounds: int
-) -> Iterator[Figure]:
+) -> Iterator[Measurement]:
     names = [name for name in (ALONE, RELAY, STOCK, SERVE, VLLM) if name == RELAY or name in shape.against]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names if name in contenders}
     for name in outcomes:  # the first prompts and answers of this length: exclude one-time costs
@@ -125,19 +125,19 @@ def _waves(shape: Shape, tokenizer: PreTrainedTokenizerBase, number: int, name: 
     )
 
 
-def _figures(shape: Shape, outcomes: dict[str, list[Outcome]]) -> Iterator[Figure]:
+def _figures(shape: Shape, outcomes: dict[str, list[Outcome]]) -> Iterator[Measurement]:
     for name, found in outcomes.items():
         ttft_ms = sorted(outcome.ttft_ms for outcome in found)[len(found) // 2]
         rates = tuple(outcome.rate for outcome in found)
-        yield Figure(shape.group, name, "tokens/s", rates, note=f"TTFT p50 {ttft_ms:,.0f} ms")
+        yield Measurement(shape.group, name, "tokens/s", rates, note=f"TTFT p50 {ttft_ms:,.0f} ms")
     if shape.concurrent == _ALL_SLOTS:
         pairs = zip(outcomes[ALONE], outcomes[RELAY], strict=True)
         shares = tuple((1 - alone.cpu_s / ours.cpu_s) * 100 for alone, ours in pairs)
-        yield Figure(
+        yield Measurement(
             shape.group, "CPU time outside the engine", "%", shares, "≤", 10.0, "worker and Redis less engine alone"
         )
     for name, target in shape.against.items():
         if name in outcomes:
             pairs = zip(outcomes[RELAY], outcomes[name], strict=True)
             ratios = tuple(ours.rate / theirs.rate for ours, theirs in pairs)
-            yield Figure(shape.group, f"tokenrelay ÷ {name}", "×", ratios, "≥" if target else "", target)
+            yield Measurement(shape.group, f"tokenrelay ÷ {name}", "×", ratios, "≥" if target else "", target)

@@ -15,7 +15,7 @@ from benchmarks import pacing, plane, profile
 from benchmarks.__main__ import PAGE, SUITES
 from benchmarks.contenders import serve_is_installed
 from benchmarks.options import BenchOptions
-from benchmarks.report import Figure, print_tables, refresh_page, write_json, write_png
+from benchmarks.report import Measurement, print_tables, refresh_page, write_json, write_png
 from benchmarks.throughput import QUICK, RELAY, SERVE, SHAPES, chosen_shapes
 from benchmarks.waves import prompt_of
 from tests.workers import word_tokenizer
@@ -29,9 +29,9 @@ def quick(folder: Path) -> BenchOptions:
 
 
 def test_the_token_plane_is_measured(tmp_path: Path) -> None:
-    figures = {figure.name: figure for figure in plane.measure(quick(tmp_path))}
-    assert all(figure.median > 0 for figure in figures.values())
-    assert figures["a token in Redis"].verdict == "met"
+    measurements = {figure.name: figure for figure in plane.measure(quick(tmp_path))}
+    assert all(figure.median > 0 for figure in measurements.values())
+    assert measurements["a token in Redis"].verdict == "met"
 
 
 def test_the_pace_is_measured(tmp_path: Path) -> None:
@@ -48,18 +48,18 @@ def test_prompts_have_their_length() -> None:
 
 
 def test_what_was_found_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = [
-        Figure("g", "ours", "tokens/s", (3.0, 1.0, 2.0), "≥", 1.5, "a note"),
-        Figure("g", "slow", "ms", (9.0,), "≤", 2.0),
-        Figure("g", "longest", "ms", (3.0, 60.0, 4.0), "≤", 50.0, judged_by="worst"),
-        Figure("g", "least", "×", (3.0, 0.5, 4.0), "≥", 1.0, judged_by="worst"),
+    measurements = [
+        Measurement("g", "ours", "tokens/s", (3.0, 1.0, 2.0), "≥", 1.5, "a note"),
+        Measurement("g", "slow", "ms", (9.0,), "≤", 2.0),
+        Measurement("g", "longest", "ms", (3.0, 60.0, 4.0), "≤", 50.0, judged_by="worst"),
+        Measurement("g", "least", "×", (3.0, 0.5, 4.0), "≥", 1.0, judged_by="worst"),
     ]
     page = tmp_path / "page.md"
     page.write_text("# Page\n<!-- bench: g -->\nold\n<!-- end -->\n<!-- bench: other -->\nkept\n<!-- end -->\n")
-    print_tables(figures)
-    write_json(tmp_path / "results.json", figures, {"when": "today"})
-    write_png(tmp_path / "rates.png", figures)
-    refresh_page(page, figures, {"when": "today"})
+    print_tables(measurements)
+    write_json(tmp_path / "results.json", measurements, {"when": "today"})
+    write_png(tmp_path / "rates.png", measurements)
+    refresh_page(page, measurements, {"when": "today"})
     assert "ours" in capsys.readouterr().out
     found = json.loads((tmp_path / "results.json").read_text())["figures"]
     assert [(row["judged"], row["verdict"]) for row in found] == [
@@ -102,16 +102,16 @@ def test_every_suite_runs_and_writes_what_it_found(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--dtype", "float32", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=PAGE.parents[1], capture_output=True, text=True, timeout=590, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads((tmp_path / "results.json").read_text("utf-8"))["figures"]
-    found = {(figure["group"], figure["name"]) for figure in figures}
+    measurements = json.loads((tmp_path / "results.json").read_text("utf-8"))["figures"]
+    found = {(figure["group"], figure["name"]) for figure in measurements}
     (shape,) = QUICK
     named = {name for name in shape.against if name != SERVE or serve_is_installed(sys.executable)}
     assert {name for group, name in found if group == shape.group} == {
         RELAY, *named, *(f"{RELAY} ÷ {name}" for name in named),
     }  # fmt: skip
     assert {shape.group, *suite_groups()} == {group for group, _ in found}
-    assert all(math.isfinite(value) for figure in figures for value in figure["values"])
-    assert all(figure["median"] > 0 for figure in figures if figure["unit"].endswith("/s"))
+    assert all(math.isfinite(value) for figure in measurements for value in figure["values"])
+    assert all(figure["median"] > 0 for figure in measurements if figure["unit"].endswith("/s"))
     for picture in ("throughput.png", "growth.png"):
         assert (tmp_path / picture).stat().st_size > 1000
 

@@ -3,8 +3,6 @@ text-generation-webui, SGLang, Anthropic.
 
 Aliases of our options are fields of the bodies (request_bodies.py). Here are the rest, as in fields.py.
 """
-# what is asked
-# what is told of it
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "rep_pen": equal(1),
     "repeat_penalty": equal(1),
     "sequence_bias": is_empty,
-    # which tokens are drawn from, and how
+    # sampling
     "dynamic_temperature": off,
     "dynatemp_range": equal(0),
     "epsilon_cutoff": equal(0),
@@ -58,7 +56,7 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "num_beams": equal(1),
     "num_return_sequences": equal(1),
     "n_cmpl": equal(1),
-    # which tokens may or must come
+    # token constraints
     "bad_words_ids": is_empty,
     "ban_eos_token": off,
     "banned_strings": is_empty,
@@ -73,7 +71,7 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "format": is_empty,
     "grammar_string": is_empty,
     "suppress_tokens": is_empty,
-    # where the answer ends
+    # length and stop
     "eos_token_id": is_null,
     "max_length": is_null,
     "max_time": is_null,
@@ -83,7 +81,7 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "no_stop_trim": off,
     "stop_regex": is_empty,
     "t_max_predict_ms": at_most(0),
-    # what is asked
+    # inputs
     "adapter_id": is_empty,
     "context": is_empty,
     "image_data": is_empty,
@@ -97,7 +95,7 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "template": is_empty,
     "token_healing": off,
     "truncate": is_null,
-    # what is told of it
+    # extra output
     "decoder_input_details": off,
     "details": off,
     "logprob_token_ids": is_empty,
@@ -133,7 +131,7 @@ HINTS: Final = frozenset(
         "repetition_penalty_range",
         "smoothing_curve",
         "xtc_threshold",
-        # how it is run
+        # runtime options
         "cache_prompt",
         "ec_transfer_params",
         "id_slot",
@@ -158,7 +156,7 @@ HINTS: Final = frozenset(
         "use_mmap",
         "vocab_only",
         "wait_for_model",
-        # what is told of it
+        # extra output
         "reasoning_format",
         "response_fields",
         "return_mm_kwargs",
@@ -168,7 +166,7 @@ HINTS: Final = frozenset(
         "separate_reasoning",
         "stream_reasoning",
         "timings_per_token",
-        # how models that reason should answer
+        # reasoning
         "think",
         "thinking",
     }
