@@ -11,12 +11,14 @@ from hypothesis import HealthCheck, settings
 
 from tests.leaks import leaked_keys
 from tests.redis_servers import RedisServer
-from tokenrelay.shared.redis.batches import Pipeline
+from tests.two_planes import STREAMS_URL, TWO_PLANES, SplitServer, pipeline_on
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
     from redis import Redis
+
+    from tokenrelay.shared.redis.batches import Pipeline
 
 # A shell starts background jobs with SIGINT ignored, and they would hand that on to each program that tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -42,6 +44,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With two servers, tests that look at both planes through one connection aren't run."""
+    apart = [item for item in items if TWO_PLANES and item.get_closest_marker("one_server")]
+    config.hook.pytest_deselected(items=apart)
+    items[:] = [item for item in items if item not in apart]
+
+
 class MakeRedisServer(Protocol):
     """Starts one more server: redis.conf options as arguments, `binary` and `password` by name."""
 
@@ -62,9 +71,24 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """The server that all tests share, one at a time: emptied before each of them."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server = shared_server(tmp_path_factory)
     yield server
     server.stop()
+
+
+def shared_server(folders: pytest.TempPathFactory) -> RedisServer:
+    if not TWO_PLANES:
+        return RedisServer(folders.mktemp("redis"))
+    server = SplitServer(folders.mktemp("queues"), folders.mktemp("streams"))
+    os.environ[STREAMS_URL] = server.streams.url
+    return server
+
+
+@pytest.fixture(autouse=True)
+def planes_of_the_shared_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of a test's own is one for both planes."""
+    if "make_redis_server" in request.fixturenames:
+        monkeypatch.delenv(STREAMS_URL, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +114,7 @@ def redis(redis_server: RedisServer) -> Iterator[Redis]:
 
 @pytest.fixture
 def pipeline(redis: Redis) -> Pipeline:
-    return Pipeline(redis)
+    return pipeline_on(redis)
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ import psutil
 
 from tests.engines import CountingEngine
 from tests.redis_servers import RedisServer
+from tests.two_planes import pipeline_on
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, served, submit
-from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.scripts import script
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
+
+    from tokenrelay.shared.redis.batches import Pipeline
 
 ROOT: Final = Path(__file__).parents[1]
 SLOTS: Final = 8
@@ -127,7 +129,7 @@ class Meter:
 
 def measured(redis: Redis, url: str, workers: int, window_s: float) -> Cost:
     """The cost of a fleet of so many."""
-    pipeline, meter = Pipeline(redis), Meter(redis)
+    pipeline, meter = pipeline_on(redis), Meter(redis)
     with fleet(redis, url, workers):
         idle = _idle(meter, workers, window_s)
         short = _short(redis, pipeline, meter, workers, idle)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.token_plane import reply_word
+from tests.two_planes import pipeline_on
 from tokenrelay.shared.options import load
-from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
@@ -47,7 +47,7 @@ class Writer:
         self.redis = redis
         self.name = name
         self.model = model
-        self._pipeline = Pipeline(redis)
+        self._pipeline = pipeline_on(redis)
         self._executions: dict[str, Execution] = {}
         self._fences: dict[str, str] = {}
         self._next: dict[str, int] = {}

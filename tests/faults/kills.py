@@ -59,6 +59,11 @@ def sigkill_child(bench: Bench, tally: Tally) -> None:
     tally.require(claimed and claimed[-1] <= RECLAIM_MAX_S, f"re-claim max <= {RECLAIM_MAX_S} s")
 
 
+def sigkill_child_two_servers(bench: Bench, tally: Tally) -> None:
+    """As sigkill_child; its leases are on one Redis, its jobs on the other."""
+    _kill_child(bench, tally, Plan(workers=3, two_servers=True))
+
+
 def sigkill_child_float32(bench: Bench, tally: Tally) -> None:
     """As sigkill_child, in the arithmetic that users run: reported, not promised."""
     tally.exact = False
@@ -229,6 +234,7 @@ def rolling_restart(bench: Bench, tally: Tally) -> None:
 
 FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "SIGKILL child": sigkill_child,
+    "two Redis: SIGKILL child": sigkill_child_two_servers,
     "SIGKILL child, float32": sigkill_child_float32,
     "SIGKILL supervisor and child": lose_host,
     "SIGKILL both, lease 6 s": lose_host_default_lease,

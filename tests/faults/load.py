@@ -68,7 +68,7 @@ def requests(number: int, seed: int, tokens: int = TOKENS) -> list[Submission]:
 
 def submit(site: Site, submissions: Sequence[Submission]) -> list[str]:
     """Through the public API; the request IDs."""
-    with Producer(site.server.url) as producer:
+    with Producer(site.server.url, streams_url=site.streams.url) as producer:
         made: list[Generation] = producer.submit_many(submissions)
     return [generation.request_id for generation in made]
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from tests.faults.bench import Bench
     from tests.faults.proxy import Mode
     from tests.faults.rounds import Round
+    from tests.faults.site import Site
     from tests.faults.verdict import Tally
+    from tests.redis_servers import RedisServer
 
 _AOF: Final = ("--appendonly", "yes", "--appendfsync", "everysec")
 _TIMES: Final = 3
@@ -41,6 +43,29 @@ def restart(bench: Bench, tally: Tally) -> None:
             site.server.kill()
             time.sleep(current.rng.uniform(0, 0.5))
             site.server.start()
+
+        bench.rounds(site, tally, inject)
+
+
+def restart_streams(bench: Bench, tally: Tally) -> None:
+    """kill -9 of the streams' Redis, while the queues' goes on."""
+    _restart_one(bench, tally, lambda site: site.streams)
+
+
+def restart_queues(bench: Bench, tally: Tally) -> None:
+    """kill -9 of the queues' Redis, while the streams' goes on."""
+    _restart_one(bench, tally, lambda site: site.server)
+
+
+def _restart_one(bench: Bench, tally: Tally, server_of: Callable[[Site], RedisServer]) -> None:
+    with bench.site(tally, Plan(workers=2, redis=_AOF, two_servers=True)) as site:
+        server = server_of(site)
+
+        def inject(current: Round) -> None:
+            current.await_moment()
+            server.kill()
+            time.sleep(current.rng.uniform(0, 0.5))
+            server.start()
 
         bench.rounds(site, tally, inject)
 
@@ -182,6 +207,8 @@ def _ran(*command: str) -> bool:
 
 FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "Redis kill -9, AOF": restart,
+    "two Redis: streams' kill -9": restart_streams,
+    "two Redis: queues' kill -9": restart_queues,
     "connection drop": drop_connections,
     "reply drop": drop_replies,
     "Redis stall, lease + 2 s": stall,

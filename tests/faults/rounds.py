@@ -32,9 +32,9 @@ QUEUE: Final = keys.queue("weather", "default")
 class Follower(threading.Thread):
     """A consumer's copy of one stream, as its tokens come, through the public API."""
 
-    def __init__(self, url: str, request_id: str) -> None:
+    def __init__(self, url: str, streams_url: str, request_id: str) -> None:
         super().__init__(name=f"consumer {request_id}", daemon=True)
-        self._url = url
+        self._url, self._streams_url = url, streams_url
         self.request_id = request_id
         self.copy: list[Entry] = []
         self.error: TokenRelayError | None = None
@@ -42,7 +42,7 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         try:
-            with Consumer(self._url) as consumer:
+            with Consumer(self._url, streams_url=self._streams_url) as consumer:
                 for entry in consumer.get(self.request_id).entries():
                     self.copy.append(entry)
         except TokenRelayError as error:
@@ -61,7 +61,8 @@ class Round:
         self.victim = rng.choice(self.request_ids)
         """The stream by which the moment is told."""
         self.fault_us = 0
-        self.followers = [Follower(url or site.server.url, each) for each in self.request_ids[:2]]
+        urls = (url, url) if url else (site.server.url, site.streams.url)
+        self.followers = [Follower(*urls, each) for each in self.request_ids[:2]]
 
     def await_moment(self, share: float | None = None) -> None:
         """Wait for token k of the victim, k uniform over the stream, and then for any part of a step.

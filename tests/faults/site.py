@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.faults.nursery import ROOT
 from tests.faults.proxy import Proxy
 from tests.redis_servers import RedisServer
+from tests.two_planes import client_on, pipeline_on
 from tests.waiting import wait_until
-from tokenrelay.shared.redis.batches import Pipeline
-from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
 
@@ -43,6 +42,8 @@ class Plan:
     kind: str = "weather"
     folder: str | None = None
     """Redis's own, where it isn't to be a temporary one."""
+    two_servers: bool = False
+    """Whether streams have a Redis of their own."""
 
 
 class Worker:
@@ -53,7 +54,13 @@ class Worker:
         self.child_name = f"{self.name}.0"
         self._site = site
         self.log = site.folder / f"{self.name}.log"
-        chosen = {**SETTINGS, "REDIS_URL": site.proxy.url, "WORKER_NAME": self.name, **settings}
+        chosen = {
+            **SETTINGS,
+            "REDIS_URL": site.proxy.url,
+            "STREAMS_URL": site.streams_proxy.url,
+            "WORKER_NAME": self.name,
+            **settings,
+        }
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CHILD_KIND": kind}
         environment |= {f"TOKENRELAY_{name}": value for name, value in chosen.items()}
         module = ["tokenrelay.worker", "run"]
@@ -122,8 +129,14 @@ class Site:
         redis_folder = folder if plan.folder is None else type(folder)(plan.folder)
         self.server = RedisServer(redis_folder, *plan.redis)
         self.proxy = Proxy(self.server.port)
-        self.redis = connect(self.server.url, retries=50)  # the suite itself outlasts what it breaks
-        self.pipeline = Pipeline(self.redis)
+        self.streams, self.streams_proxy = self.server, self.proxy
+        if plan.two_servers:
+            (redis_folder / "streams").mkdir()
+            self.streams = RedisServer(redis_folder / "streams", *plan.redis)
+            self.streams_proxy = Proxy(self.streams.port)
+        # The suite itself outlasts what it breaks.
+        self.redis = client_on(self.server.url, self.streams.url, retries=50)
+        self.pipeline = pipeline_on(self.redis)
         self.workers: list[Worker] = []
 
     def __enter__(self) -> Self:
@@ -140,8 +153,10 @@ class Site:
         for worker in self.workers:
             worker.close()
         self.redis.close()
-        self.proxy.close()
-        self.server.kill()
+        for proxy in {self.proxy, self.streams_proxy}:
+            proxy.close()
+        for server in {self.server, self.streams}:
+            server.kill()
 
     def start(self, number: int = 1, kind: str | None = None, **settings: str) -> list[Worker]:
         """Start workers and wait until they claim."""

@@ -127,6 +127,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     [
         kills.sigkill_child,
         redis_faults.drop_replies,
+        redis_faults.restart_streams,
+        pytest.param(kills.sigkill_child_two_servers, marks=pytest.mark.slow),
         pytest.param(kills.lose_host, marks=pytest.mark.slow),
         pytest.param(sick_faults.long_prefill, marks=pytest.mark.slow),
     ],

@@ -28,9 +28,9 @@ from rq.suspension import resume, suspend
 
 from tests.engines import CountingEngine
 from tests.integration import rq_jobs
+from tests.two_planes import pipeline_on
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
-from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def test_rq_says_the_same_of_our_jobs_as_of_its_own(redis_server: RedisServer, r
         work = rq_jobs.wait if endless else rq_jobs.fail if moment == "failed" else rq_jobs.finish
         theirs = queue(redis, THEIRS).enqueue(work, result_ttl=60, failure_ttl=60, job_timeout=600).id
         asked: Any = {"max_new_tokens": 5000 if endless else 8, "deadline_s": 0.001 if moment == "failed" else 60.0}
-        ours = submit(Pipeline(redis), datetime.now(UTC), **asked)
+        ours = submit(pipeline_on(redis), datetime.now(UTC), **asked)
         for job_id in (ours, theirs):
             bring_about(redis, job_id, moment)
         if moment == "canceled":

@@ -250,6 +250,7 @@ def test_a_read_only_user_can_follow(make_redis_server: MakeRedisServer) -> None
             assert texts(list(handle)) == list(WEATHER)
 
 
+@pytest.mark.one_server
 def test_a_short_socket_timeout_is_no_trouble(redis_server: RedisServer, running: Generation, writer: Writer) -> None:
     with connect(redis_server.url) as connection:
         connection.connection_pool.connection_kwargs["socket_timeout"] = 0.2

@@ -17,6 +17,7 @@ from tests.integration.scripts.queue_plane import claimed
 from tests.integration.test_metrics import intake_over
 from tests.integration.test_repairs import QUEUE, claim, taken
 from tests.integration.test_worker import job, state
+from tests.two_planes import pipeline_on
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tokenrelay.shared.redis.batches import Pipeline
@@ -154,7 +155,7 @@ def test_a_lock_that_nobody_of_ours_wrote_blocks_nobody(redis: Redis, pipeline: 
 @pytest.mark.slow
 def test_another_worker_maintains_when_the_first_is_killed(redis: Redis, redis_server: RedisServer) -> None:
     """A lost host: its lock runs out before its leases do."""
-    pipeline = Pipeline(redis)
+    pipeline = pipeline_on(redis)
     with fleet(redis, redis_server.url, 1) as killed:
         request_id = submit(pipeline, NOW, max_new_tokens=5_000)
         wait_until(lambda: redis.xlen(keys.stream(request_id)) > 3)
@@ -186,7 +187,7 @@ def test_thousands_of_cancelled_jobs_are_ended_in_bounded_rounds(make_redis_serv
     """20,000 at once kept the heartbeat's thread for 6.3 s."""
     redis = make_redis_server().client()
     recording, canceled = Recording(redis), keys.rq_registry("canceled", QUEUE)
-    ids = cancelled_through_rq(redis, Pipeline(redis))
+    ids = cancelled_through_rq(redis, pipeline_on(redis))
     maintainer = maintenance(recording)
     rounds = run_until(maintainer, lambda: not redis.zrange(canceled, "-inf", int(time.time()), byscore=True))
     assert Counter(state(redis, one) for one in ids) == {"cancelled": MANY}
@@ -217,7 +218,7 @@ def test_refused_cancels_keep_no_other_waiting(make_redis_server: MakeRedisServe
 def test_thousands_of_claimed_requests_are_looked_at_in_bounded_batches(make_redis_server: MakeRedisServer) -> None:
     """Ended, with nobody left to tell RQ: as after thousands of expiries, or a fleet that was killed."""
     redis = make_redis_server().client()
-    pipeline = Pipeline(redis)
+    pipeline = pipeline_on(redis)
     ids = [submit(pipeline, NOW) for _ in range(MANY)]
     redis.zadd(keys.claimed(QUEUE), dict.fromkeys(ids, 1))
     redis.delete(keys.rq_queue(QUEUE))
@@ -277,11 +278,11 @@ def test_maintenance_that_waits_for_redis_costs_no_lease(redis: Redis, redis_ser
     with running_worker(redis_server.url, stuck, lease_ms=60_000) as worker:
         worker.maintenance.pipeline = blocked
         wait_until(blocked.asked.is_set)
-        request_id = submit(Pipeline(redis), NOW)
+        request_id = submit(pipeline_on(redis), NOW)
         wait_until(lambda: state(redis, request_id) == "in_progress")
         lease = redis.hget(keys.request(request_id), "lease_us")
         wait_until(lambda: redis.hget(keys.request(request_id), "lease_us") != lease)
         assert redis.hget(keys.request(request_id), "next") == b"1", "it was the heartbeat that renewed it"
         blocked.answers.set()
-        Pipeline(redis).run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
+        pipeline_on(redis).run([Call(script("cancel"), keys.of_request(request_id), ("test",))])
         wait_until(lambda: claimed(redis, QUEUE) == [])

@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
 
-SETTINGS = ProducerSettings(max_queue_depth=5)
 QUEUE = keys.rq_queue(keys.queue("weather", "default"))
 
 
 @pytest.fixture
 def producer(redis_server: RedisServer, redis: Redis) -> Iterator[Producer]:
-    with Producer(redis_server.url, settings=SETTINGS) as producer:
+    with Producer(redis_server.url, settings=ProducerSettings(max_queue_depth=5)) as producer:
         yield producer
 
 

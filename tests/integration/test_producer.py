@@ -51,7 +51,7 @@ QUEUE = keys.rq_queue(keys.queue("weather", "default"))
 
 @pytest.fixture
 def producer(redis_server: RedisServer, redis: Redis) -> Iterator[Producer]:
-    with Producer(redis_server.url, settings=SETTINGS) as producer:
+    with Producer(redis_server.url, settings=ProducerSettings(max_queue_depth=5)) as producer:
         yield producer
 
 

@@ -15,10 +15,10 @@ from rq.suspension import suspend
 
 from tests.engines import CountingEngine
 from tests.integration.test_worker import result, words
+from tests.two_planes import pipeline_on
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, served, submit
 from tokenrelay.shared.measures import Tally
-from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
+    from tokenrelay.shared.redis.batches import Pipeline
 
 NOW = datetime.now(UTC)
 CHILD = (sys.executable, "-I", "-S", "-c", "import time; time.sleep(300)")
@@ -79,7 +80,7 @@ def test_a_signal_that_catches_a_supervisor_with_its_locks_held_is_heard(redis_s
 def test_a_burst_waits_for_redis_to_come_back(make_redis_server: MakeRedisServer) -> None:
     server = make_redis_server("--appendonly", "yes", "--appendfsync", "always")
     with connect(server.url) as client:
-        request_id = submit(Pipeline(client), NOW, seed=5, max_new_tokens=20)
+        request_id = submit(pipeline_on(client), NOW, seed=5, max_new_tokens=20)
 
     worker = worker_at(server.url)
     assert worker.start()
