@@ -84,8 +84,8 @@ class SplitClient(redis.Redis):
         key = arguments[0] if arguments else ""
         if name in ("EVALSHA", "EVAL"):
             key = arguments[2]
-        elif "STREAMS" in arguments:
-            key = arguments[arguments.index("STREAMS") + 1]
+        elif name == "XREAD":
+            key = arguments[arguments.index(b"STREAMS") + 1]
         key = key if isinstance(key, str | bytes) else str(key)
         return self.token if plane_of(key) is Plane.TOKEN else self.queue
 
