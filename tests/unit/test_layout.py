@@ -85,6 +85,27 @@ def test_rooms_import_downwards(package: str) -> None:
                 assert room == own or not {room, own} <= PEERS, f"{file} imports {name}"
 
 
+SHARED = ROOT / "shared" / "tokenrelay" / "shared"
+SHARED_FLOORS = ("wire", "redis", "store", "")
+"""Rooms of shared. The empty one holds the modules of the package itself: settings, options, metrics."""
+
+
+def shared_room(parts: tuple[str, ...]) -> str:
+    """The room of a module of `tokenrelay.shared`; the errors, which have no room, are everybody's."""
+    return "wire" if parts[0] == "errors" else parts[0] if (SHARED / parts[0]).is_dir() else ""
+
+
+def test_shareds_rooms_import_downwards() -> None:
+    """keys and entries ← connections and batches ← scripts and what Redis holds ← settings and the rest."""
+    assert {file.name for file in SHARED.iterdir() if (file / "__init__.py").exists()} <= set(SHARED_FLOORS)
+    for file in SHARED.rglob("*.py"):
+        floor = SHARED_FLOORS.index(shared_room(file.relative_to(SHARED).with_suffix("").parts))
+        for name in imported_names(file):
+            parts = tuple(name.split("."))
+            if parts[:2] == ("tokenrelay", "shared") and len(parts) > 2:
+                assert SHARED_FLOORS.index(shared_room(parts[2:])) <= floor, f"{file} imports {name}"
+
+
 def worker_room(parts: tuple[str, ...]) -> str:
     """The room of a module of `tokenrelay.worker`, from the parts of its path or name."""
     is_room = (WORKER / parts[0]).is_dir()
@@ -166,6 +187,7 @@ def is_of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
             f"worker/tokenrelay/worker/{room}"
             for room in ("intake", "rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)
         ),
+        "shared/tokenrelay/shared",
     ],
 )
 def test_rooms_are_small(package: str) -> None:

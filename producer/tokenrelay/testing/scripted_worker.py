@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.store.jobs import Take, take_call
-from tokenrelay.shared.store.registrations import WorkerField
+from tokenrelay.shared.store.registrar import set_state
 from tokenrelay.shared.store.replies import Appended, Granted, Renewed
 from tokenrelay.shared.wire import keys
 from tokenrelay.testing.attempt import Attempt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from redis.client import PubSub
 
     from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.redis.commands import Batch
 
 HEARTBEAT_S: Final = 0.05
 _RQ_LEASE_S: Final = 60
@@ -106,10 +107,8 @@ class ScriptedWorker:
     def _register(self) -> None:
         """Register as a live worker: readers warn of requests without one."""
         worker = keys.rq_worker(self.name)
-        self._redis.hset(worker, WorkerField.STATE, "idle")
-        self._redis.expire(worker, 3600)
-        for queue in self._queues:
-            self._redis.sadd(keys.rq_workers(queue), worker)
+        served: Batch = [("SADD", keys.rq_workers(queue), worker) for queue in self._queues]
+        Pipeline(self._redis).run([set_state(self.name, "idle"), ("EXPIRE", worker, 3600), *served])
 
     def _unregister(self) -> None:
         worker = keys.rq_worker(self.name)
