@@ -6,7 +6,7 @@ import pytest
 
 from tests.streams import REQUEST_ID
 from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamExpired
-from tokenrelay.shared.store import attached, rules
+from tokenrelay.shared.store import requests, rules
 from tokenrelay.shared.store.record import RequestRecord
 from tokenrelay.shared.store.rules import RequestView
 from tokenrelay.shared.wire.entries import EntryId, State
@@ -81,5 +81,5 @@ def test_a_lease_holds_for_an_owner_until_its_end(state: State, owned: bool, lea
 
 
 def test_an_announcement_of_readers_holds_until_its_time() -> None:
-    assert attached.has_readers({b"gateway": b"%d" % (NOW_US + 1)}, NOW_US)
-    assert not attached.has_readers({b"gateway": b"%d" % NOW_US, b"other": b"soon", b"third": b"9" * 20}, NOW_US)
+    assert requests.has_readers({b"gateway": b"%d" % (NOW_US + 1)}, NOW_US)
+    assert not requests.has_readers({b"gateway": b"%d" % NOW_US, b"other": b"soon", b"third": b"9" * 20}, NOW_US)

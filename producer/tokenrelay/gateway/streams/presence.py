@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.producer._core.rounds import Round, ask, refused
 from tokenrelay.shared.redis.commands import server_time, server_time_us
-from tokenrelay.shared.store import attached
+from tokenrelay.shared.store import requests
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Presence:
         good_until_us = server_time_us(time) + int(_LIFETIME_S * 1e6)
         batch: Batch = []
         for request_id in request_ids:
-            batch += attached.announce(request_id, self._name, good_until_us, int(_LIFETIME_S * 1000))
+            batch += requests.announce_readers(request_id, self._name, good_until_us, int(_LIFETIME_S * 1000))
         replies = yield Round(batch)
         with_annotation = [
             request_id
@@ -46,6 +46,6 @@ class Presence:
 
     def has_readers_elsewhere(self, request_id: str) -> Steps[bool]:
         """Withdraw this gateway's announcement, and return whether another gateway has readers of the request."""
-        withdrawn, held = attached.withdraw(request_id, self._name), attached.announcements(request_id)
+        withdrawn, held = requests.withdraw_readers(request_id, self._name), requests.readers_look(request_id)
         _, announced, time = yield from ask([withdrawn, held, server_time(Plane.TOKEN)])
-        return attached.has_readers(announced, server_time_us(time))
+        return requests.has_readers(announced, server_time_us(time))

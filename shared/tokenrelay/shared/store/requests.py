@@ -6,15 +6,16 @@ A fence is `attempt:execution ID`; whoever writes gives the one that its claim w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tokenrelay.shared.redis.calls import ScriptCall
 from tokenrelay.shared.store import replies
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tokenrelay.shared.redis.commands import Argument, Command
     from tokenrelay.shared.store.replies import (
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
         RenewReply,
         SuspectReply,
     )
+
+
+_MAX_DIGITS: Final = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,32 @@ def suspect(request_id: str, suspicion_ms: int) -> ScriptCall[SuspectReply]:
 def wake(request_ids: Iterable[str]) -> Command:
     """Tell readers which streams have grown."""
     return ("PUBLISH", keys.WAKE, " ".join(request_ids))
+
+
+def announce_readers(request_id: str, gateway: str, until_us: int, lifetime_ms: int) -> tuple[Command, Command]:
+    """The commands that announce a gateway's readers until `until_us`, by the token plane's clock."""
+    key = keys.attached(request_id)
+    return ("HSET", key, gateway, until_us), ("PEXPIRE", key, lifetime_ms)
+
+
+def withdraw_readers(request_id: str, gateway: str) -> Command:
+    """The command that withdraws a gateway's announcement."""
+    return ("HDEL", keys.attached(request_id), gateway)
+
+
+def readers_look(request_id: str) -> Command:
+    """The command that reads which gateways have readers of the request; `has_readers` reads its reply."""
+    return ("HGETALL", keys.attached(request_id))
+
+
+def has_readers(reply: Mapping[Any, Any], now_us: int) -> bool:
+    """Whether a gateway's announcement still holds. A malformed one doesn't."""
+    return any(_until_us(value) > now_us for value in reply.values())
+
+
+def _until_us(value: object) -> int:
+    digits = text(value)
+    return int(digits) if digits.isdecimal() and len(digits) <= _MAX_DIGITS else 0
 
 
 def _flat(tokens: Sequence[tuple[str, int]]) -> list[Argument]:
