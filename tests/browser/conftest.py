@@ -31,7 +31,7 @@ _ARGUMENTS: Final = (
     "--disable-sync",
 )
 _PATIENCE_MS: Final = 30_000
-"""How long tests look for what should come at once: machines may be busy."""
+"""Timeout for expected changes, generous for busy machines."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,20 +47,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class MakeGateway(Protocol):
-    """Starts a gateway on the shared Redis; settings by name."""
+    """Start a gateway on the shared Redis; settings by name."""
 
     def __call__(self, **settings: Any) -> LiveGateway: ...
 
 
 class MakeTab(Protocol):
-    """Opens a tab with storage of its own; what `Browser.new_context` takes, by name."""
+    """Open a tab with separate storage; arguments of `Browser.new_context` by name."""
 
     def __call__(self, origin: str, **options: Any) -> Tab: ...
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """A headless chromium. For this package only: Playwright keeps an event loop running; others can't start one."""
+    """A headless chromium, for this package only: Playwright keeps an event loop running, others can't start one."""
     binary = next(filter(None, map(shutil.which, _NAMES)), None)
     if binary is None:
         message = f"the browser tests need a chromium on PATH: {', '.join(_NAMES)}"
@@ -87,7 +87,7 @@ def make_gateway(redis_server: RedisServer) -> Iterator[MakeGateway]:
 
 @pytest.fixture
 def make_tab(browser: Browser, make_gateway: MakeGateway) -> Iterator[MakeTab]:
-    """`make_gateway` comes first: tabs close before the gateways that they are at."""
+    """Depends on `make_gateway`, so that tabs close before their gateways."""
     tabs: list[Tab] = []
 
     def make(origin: str, **options: Any) -> Tab:
@@ -109,7 +109,7 @@ def gateway(make_gateway: MakeGateway) -> LiveGateway:
 
 @pytest.fixture
 def writer(redis: Redis) -> WakingWriter:
-    """A live worker of the model weather, which writes what the test says."""
+    """A live worker of the model weather, scripted by the test."""
     writer = WakingWriter(redis)
     writer.appear()
     return writer

@@ -1,4 +1,4 @@
-"""A tab of the browser on the page: what tests look at in it, and what must never happen in it."""
+"""A browser tab on the page: its elements, and errors that must never occur."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REFUSED = "Failed to load resource: the server responded with a status of "
 
 
 class Tab:
-    """One tab. `refusals` are the HTTP statuses that the test means to get: a browser reports each in its console."""
+    """One tab. `refusals`: HTTP statuses that the test expects, since browsers log each in the console."""
 
     def __init__(self, page: Page, origin: str) -> None:
         self.page = page
@@ -41,7 +41,7 @@ class Tab:
         self.button("Run").click()
 
     def wait_until(self, condition: Callable[[], Value | None]) -> Value:
-        """As `waiting.wait_until`. It sleeps in Playwright, which answers what tests route in its own calls only."""
+        """As `waiting.wait_until`, but sleeping in Playwright, which handles routed requests only during its calls."""
         return wait_until(condition, sleep=lambda pause_s: self.page.wait_for_timeout(1000 * pause_s))
 
     def button(self, name: str) -> Locator:
@@ -90,7 +90,7 @@ class Tab:
         return bool(self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
 
     def check(self) -> None:
-        """Nothing was asked of another origin, nothing was complained about."""
+        """No requests to other origins, and no console errors."""
         assert not self._foreign, self._foreign
         meant = [f"{_REFUSED}{status} " for status in self.refusals]
         complaints = [told for told in self._complaints if not any(told.startswith(refusal) for refusal in meant)]

@@ -1,4 +1,4 @@
-"""For everybody: on a phone's width, with a screen reader, with any pieces of a stream."""
+"""Accessibility: narrow screens, screen readers; and event parsing from any chunks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def broken_run(tab: Tab, writer: WakingWriter, redis: Redis, *texts: str) -> None:
-    """A run with a migration in its middle."""
+    """A run with a takeover in the middle."""
     tab.run()
     request_id = tab.wait_until(writer.take)
     writer.claim(request_id)

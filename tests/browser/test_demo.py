@@ -1,4 +1,4 @@
-"""The page of `tokenrelay serve --demo`: the bundled model, and its worker killed by the button."""
+"""The page of `tokenrelay serve --demo`: the bundled model, and the kill button."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.browser.tab import Tab
 
 LOADING_MS = 120_000
-"""Within which another engine has loaded the model, on a busy machine too."""
+"""Timeout for another engine to load the model, also on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_the_training_of_the_model(tab: Tab) -> None:
 
 @contextmanager
 def all_slots_taken(demo: str) -> Iterator[None]:
-    """Other requests in every slot but one: alone, an answer is over before a busy browser has clicked."""
+    """Fill all slots but one with other requests: alone, an answer ends before a busy browser has clicked."""
     body = {"prompt": "x", "max_new_tokens": 2000, "ignore_eos": True}
     with httpx.Client(base_url=demo, timeout=60) as http:
         others = [http.post("/requests", json=body).json()["request_id"] for _ in range(15)]

@@ -1,4 +1,4 @@
-"""The page on a stream that the test writes itself, token by token: what is seen at each moment."""
+"""The page on a stream that the test writes token by token: its state at each step."""
 
 from __future__ import annotations
 

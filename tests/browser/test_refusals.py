@@ -1,4 +1,4 @@
-"""What goes wrong, and how plainly the page says so."""
+"""Errors, and how the page shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gateway on the shared Redis, a client of it, and a scripted writer in a worker's place."""
+"""A gateway on the shared Redis, a client, and a scripted writer instead of a worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MakeGateway(Protocol):
-    """Starts one more gateway on the shared Redis; settings by name."""
+    """Start another gateway on the shared Redis; settings by name."""
 
     def __call__(self, **settings: Any) -> LiveGateway: ...
 
@@ -39,7 +39,7 @@ def make_gateway(redis_server: RedisServer) -> Iterator[MakeGateway]:
 
 @pytest.fixture(scope="session")
 def standing_gateway(redis_server: RedisServer) -> Iterator[LiveGateway]:
-    """One for all tests that ask nothing special of it: it holds nothing of one test that another could meet."""
+    """A gateway shared by tests without special settings: it is stateless, so tests don't affect each other."""
     gateway = LiveGateway(redis_server.url)
     yield gateway
     gateway.stop()
@@ -66,7 +66,7 @@ def writer(redis: Redis) -> WakingWriter:
 
 @pytest.fixture
 def running(http: httpx.Client, writer: WakingWriter) -> str:
-    """The ID of a request of which three tokens are written."""
+    """The ID of a request with three written tokens."""
     request_id: str = http.post("/requests", json={"prompt": "x"}).json()["request_id"]
     assert writer.take() == request_id
     writer.claim(request_id)

@@ -1,4 +1,4 @@
-"""Reading server-sent events in tests, by the WHATWG's rules and by no code of ours."""
+"""A parser of server-sent events for tests, by the WHATWG's rules, independent of our code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse(text: str) -> Iterator[Event]:
 
 
 def dispatch(lines: Iterable[str]) -> Iterator[Event]:
-    """The events of a stream's lines, each as soon as its blank line is there."""
+    """Yield the events of a stream's lines, each as soon as its blank line arrives."""
     kind, data, last_id = "", list[str](), ""
     for line in lines:
         if not line:
@@ -52,7 +52,7 @@ def dispatch(lines: Iterable[str]) -> Iterator[Event]:
 
 
 def split_lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Lines as they come, split where the rules split: httpx's own `iter_lines` also splits at U+2028 and others."""
+    """Lines as they arrive, split by the standard's rules: httpx's `iter_lines` also splits at U+2028 and others."""
     rest = ""
     for chunk in chunks:
         *lines, rest = re.split(r"\n", rest + chunk)
@@ -61,7 +61,7 @@ def split_lines(chunks: Iterable[str]) -> Iterator[str]:
 
 @contextmanager
 def following(client: httpx.Client, path: str, **headers: str) -> Iterator[Iterator[Event]]:
-    """The events behind GET `path`, as they come."""
+    """The events of GET `path`, as they arrive."""
     with client.stream("GET", path, headers=headers) as response:
         assert response.status_code == 200, response.read()
         yield dispatch(split_lines(response.iter_text()))

@@ -1,4 +1,4 @@
-"""Live gateways for tests: the application on a real uvicorn in a thread; and a writer that announces as workers do."""
+"""Live gateways for tests: the application on a real uvicorn in a thread, and a writer that publishes wake messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LiveGateway:
-    """A gateway on a port of its own, until `stop`."""
+    """A gateway on its own port, until `stop`."""
 
     def __init__(self, redis_url: str, **settings: Any) -> None:
         self.settings = GatewaySettings(redis_url=SecretStr(redis_url), **settings)
@@ -44,12 +44,12 @@ class LiveGateway:
 
     @property
     def readers(self) -> int:
-        """Clients that read a stream here."""
+        """Number of clients that read a stream here."""
         return sum(feed.readers for feed in list(self.gateway.hub.feeds.values()))
 
     @property
     def unsent(self) -> int:
-        """Bytes that this process keeps for clients whose sockets are full."""
+        """Bytes buffered in this process for clients with full sockets."""
         connections: Any = list(self._server.server_state.connections)
         return sum(each.transport.get_write_buffer_size() for each in connections)
 
@@ -78,7 +78,7 @@ class LiveGateway:
 
 
 class WakingWriter(AnnouncingWriter):
-    """An announcing writer that also registers with what it serves, as real workers do."""
+    """A writer that publishes wake messages and registers its model, as workers do."""
 
     def appear(self) -> None:
         super().appear()

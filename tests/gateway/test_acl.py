@@ -1,4 +1,4 @@
-"""The gateway as its own Redis user: it can do what it does, and little else."""
+"""The gateway with its own Redis user: it has the permissions it needs, and few others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def admin(make_redis_server: MakeRedisServer) -> Iterator[Redis]:
 
 @pytest.fixture
 def url(admin: Redis, tmp_path: Path) -> str:
-    """The server, as the user that deploy/credentials.sh makes for the gateway."""
+    """The server with the gateway's user from deploy/credentials.sh."""
     skip_before_redis_7(admin, "a user has no selectors")
     script = ["sh", str(DEPLOY / "credentials.sh"), str(DEPLOY / "users.acl"), str(tmp_path)]
     port = admin.connection_pool.connection_kwargs["port"]

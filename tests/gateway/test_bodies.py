@@ -1,4 +1,4 @@
-"""Bodies as clients send them: second turns, unknown fields, what errors name, and keys that outlive an upgrade."""
+"""Request bodies of real clients: second turns, unknown fields, names in errors, idempotency keys across an upgrade."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def stored(redis: Redis) -> dict[bytes, bytes]:
 
 @pytest.mark.usefixtures("worker")
 class TestSecondTurns:
-    """The first answer, as the `openai` package has it, is the second question's history."""
+    """The first answer, as parsed by the `openai` package, becomes the history of the second question."""
 
     def test_chat(self, client: openai.OpenAI) -> None:
         first = client.chat.completions.create(model="weather", messages=ASKED).choices[0].message
@@ -151,7 +151,7 @@ def test_errors_name_what_the_caller_sent(http: httpx.Client, path: str, body: d
 
 
 def test_a_misspelt_option_of_ours_is_an_error_that_says_what_was_meant(http: httpx.Client, redis: Redis) -> None:
-    """`/requests` has a vocabulary of its own: no client sends it another server's fields, so that it can be strict."""
+    """`/requests` has our own fields: no client sends another server's fields to it, so it can be strict."""
     answer = http.post("/requests", json={"prompt": "x", "max_new_tokenss": 5})
     assert answer.status_code == 400
     assert "did you mean max_new_tokens?" in answer.json()["error"]["message"]
@@ -219,14 +219,14 @@ KEYED: Final[list[tuple[str, dict[str, Any], str]]] = [
 def test_an_idempotency_key_attaches_over_an_upgrade(
     http: httpx.Client, redis: Redis, path: str, body: dict[str, Any], hashed_before: str
 ) -> None:
-    """What the release before hashed for this body; another hash is a 422 for a client that asks again."""
+    """The previous release's hash of this body; another hash would mean a 422 for a client that retries."""
     assert http.post(path, json=body, headers={"Idempotency-Key": "k"}).status_code in (200, 202)
     assert stored(redis)[b"body_sha256"].decode() == hashed_before
 
 
 @pytest.mark.usefixtures("worker")
 def test_a_limit_beyond_the_operators_is_cut(make_gateway: MakeGateway) -> None:
-    """And none that was given is told as none."""
+    """A missing limit is reported as null."""
     with make_gateway(max_new_tokens_limit=300).client() as http:
         told = [
             http.post("/v1/responses", json={"model": "weather", "input": "x", **limit}).json()["max_output_tokens"]
@@ -255,7 +255,7 @@ def test_requests_takes_one_stop_string(http: httpx.Client, redis: Redis) -> Non
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("limit", [{}, {"max_output_tokens": None}, {"max_tokens": -1}])
 def test_no_limit_is_told_as_none(http: httpx.Client, limit: dict[str, Any]) -> None:
-    """In the answer, its stream, in the background, and read again."""
+    """Whole, streamed, in the background, and retrieved later."""
     body = {"model": "weather", "input": "x", "metadata": {"a": "b"}, **limit}
     whole = http.post("/v1/responses", json=body).json()
     begun = http.post("/v1/responses", json={**body, "background": True}).json()
@@ -269,7 +269,7 @@ def test_no_limit_is_told_as_none(http: httpx.Client, limit: dict[str, Any]) -> 
 
 @pytest.mark.usefixtures("worker")
 def test_metadata_as_large_as_it_may_be_is_taken(http: httpx.Client) -> None:
-    """Whatever the gateway writes beside it."""
+    """Whatever the gateway adds to the metadata."""
     for size in range(16_300, 16_390, 6):
         body = {"model": "weather", "input": "x", "metadata": {"a": "x" * size}}
         answer = http.post("/v1/responses", json=body)

@@ -1,4 +1,4 @@
-"""One connection as clients of every kind use it: offers of other protocols, HTTP/1.0, and the next request on it."""
+"""Connection handling: Upgrade headers, HTTP/1.0, and keep-alive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OFFERS: Final = {
 
 
 def post(offer: str, more: str = "", body: bytes = BODY, path: str = "/requests") -> bytes:
-    """A POST's bytes. `more`: further header lines in the place of Content-Length."""
+    """A POST's bytes. `more`: header lines instead of Content-Length."""
     more = more or f"Content-Length: {len(body)}"
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{offer}\r\n{more}\r\n\r\n"
     return head.encode() + body
@@ -45,12 +45,12 @@ def get(path: str = "/config.json") -> bytes:
 
 
 class TestUpgrades:
-    """An upgrade that isn't done is ignored: the request is answered over HTTP/1.1."""
+    """An Upgrade header is ignored: the request is answered over HTTP/1.1."""
 
     @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
     @pytest.mark.parametrize("size", [1, 7, 100_000])
     def test_the_body_is_read(self, gateway: LiveGateway, offer: str, size: int) -> None:
-        """In whatever pieces it comes."""
+        """Split into any pieces."""
         closes = "close" in offer
         sent = post(offer) + (b"" if closes else get())
         with connected(gateway) as connection:
@@ -110,7 +110,7 @@ class TestUpgrades:
 
 
 class TestHttp10:
-    """HTTP/1.0 has no chunks: an answer without a length ends with its connection."""
+    """HTTP/1.0 has no chunked encoding: a response without a length ends with its connection."""
 
     def ask(self, gateway: LiveGateway, body: dict[str, Any], **headers: str) -> tuple[dict[str, str], bytes]:
         content = json.dumps({"model": "weather", "messages": ASKED, **body}).encode()
@@ -157,7 +157,7 @@ def test_a_stream_to_a_client_that_closes_says_so_once(
 
 
 def test_an_idle_connection_is_kept(make_gateway: MakeGateway) -> None:
-    """By default longer than load balancers keep theirs; the setting is what the server has."""
+    """The default is longer than load balancers' timeouts; the server uses the setting."""
     assert make_gateway().keep_alive_s == 75
     short = make_gateway(keep_alive_s=1)
     with connected(short) as connection:

@@ -1,4 +1,4 @@
-"""Bytes that nobody of ours wrote, seen by a gateway: a reader is told what is wrong, and the others read on."""
+"""Malformed data in Redis: a gateway's reader gets an error, and other readers are unaffected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits on what comes in: sizes, times; what the browser is told; what a Redis that is gone is answered."""
+"""Size and time limits of requests, browser security headers, and responses while Redis is down."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def connected(gateway: LiveGateway) -> socket.socket:
 
 
 def answered(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """All bytes until the other side closes."""
     received = b""
     with suppress(ConnectionResetError):  # what it hadn't read when it closed
         while part := connection.recv(65_536):
@@ -47,8 +47,8 @@ def test_a_body_that_is_too_large(make_gateway: MakeGateway) -> None:
 
 
 def test_a_body_that_is_far_too_large(make_gateway: MakeGateway) -> None:
-    """A picture, say. A client that is still writing it is told so as well, and not a reset, after which it would send
-    it again."""
+    """For example an image. A client that is still writing gets the response too, and not a reset, on which it would
+    retry."""
     gateway = make_gateway(max_body_bytes=2048)
     for content in (b"x" * 30_000_000, (b"x" * 100_000 for _ in range(300))):
         connection = http_client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=60)
@@ -78,7 +78,7 @@ def test_headers_that_dribble(make_gateway: MakeGateway) -> None:
 
 
 def test_a_kept_connection_may_ask_again_later(make_gateway: MakeGateway) -> None:
-    """The time for headers begins with their first byte, not with the connection."""
+    """The header timeout starts with the first byte, not with the connection."""
     gateway = make_gateway(receive_timeout_s=0.2)
     with gateway.client() as client:
         for _ in range(2):
@@ -117,7 +117,7 @@ def test_more_connections_than_may(make_gateway: MakeGateway, path: str) -> None
 
 
 def test_a_form_can_not_submit(http: httpx.Client) -> None:
-    """What a browser sends without asking first (text/plain, forms) is no JSON here."""
+    """Content types that browsers send without a CORS preflight (text/plain, forms) aren't accepted as JSON."""
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         answer = http.post("/requests", content='{"prompt": "x"}', headers={"Content-Type": kind})
         assert answer.status_code == 400

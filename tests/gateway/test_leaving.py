@@ -1,4 +1,4 @@
-"""Clients that leave at any moment: nothing of them stays behind."""
+"""Clients that disconnect at any time leave nothing behind."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_random_disconnects_leave_nothing(make_gateway: MakeGateway, redis: Redi
 
 
 def _leave_somewhere(gateway: LiveGateway, draw: random.Random) -> None:
-    """Ask, and go away before, while or after the answer's beginning comes."""
+    """Send a request, and disconnect before, during or after the start of the response."""
     host, port = gateway.url.removeprefix("http://").split(":")
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     asked = f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
@@ -72,7 +72,7 @@ def _leave_somewhere(gateway: LiveGateway, draw: random.Random) -> None:
 def test_a_stop_cuts_event_streams_off(
     make_gateway: MakeGateway, writer: WakingWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where they are, and not after the time that answers in one piece have: their clients go on elsewhere."""
+    """Event streams end at once, not after the timeout for whole answers: their clients resume at another gateway."""
     gateway = make_gateway()
     with gateway.client() as client:
         request_id = client.post("/requests", json={"prompt": "x"}).json()["request_id"]
@@ -87,12 +87,12 @@ def test_a_stop_cuts_event_streams_off(
 
 
 class TestLeaving:
-    """A request that isn't durable is cancelled once its last reader has been gone for the grace."""
+    """A non-durable request is cancelled once its last reader has been gone for the grace period."""
 
     BODY: Final = {"model": "weather", "messages": ASKED, "stream": True}
 
     def leave(self, gateway: LiveGateway, writer: WakingWriter, ask: Callable[[httpx.Client], Any]) -> str:
-        """Have a client ask and go away; the request's ID."""
+        """Send a request and disconnect; return the request's ID."""
         with gateway.client() as client, ask(client) as response:
             assert response.status_code == 200
             request_id = wait_until(writer.take)
@@ -130,7 +130,7 @@ class TestLeaving:
     def test_so_is_every_other_that_is_not_durable(
         self, make_gateway: MakeGateway, writer: WakingWriter, path: str, more: dict[str, Any]
     ) -> None:
-        """What there is of it is kept."""
+        """The tokens so far are kept."""
         gateway = make_gateway(disconnect_grace_s=0.0, first_word_s=0)
         body = {"model": "weather", "stream": True, **more}
         request_id = self.leave(gateway, writer, lambda client: client.stream("POST", path, json=body))
@@ -154,7 +154,7 @@ class TestLeaving:
         wait_until(lambda: self.state(gateway, request_id) == "cancelled")
 
     def test_not_while_it_is_not_known(self, make_redis_server: MakeRedisServer) -> None:
-        """The first gateway's look at the readers fails while the request is read at the second."""
+        """The first gateway's check of the readers fails while the request is read at the second."""
         server = make_redis_server()
         gateway = LiveGateway(server.url, disconnect_grace_s=0.5, first_word_s=0)
         other = LiveGateway(server.url, disconnect_grace_s=0.5)
@@ -214,7 +214,7 @@ class TestLeaving:
     def test_a_client_that_waits_may_leave_too(
         self, make_gateway: MakeGateway, writer: WakingWriter, path: str, stream: bool
     ) -> None:
-        """For a whole answer, or for a stream's first word."""
+        """While waiting for a whole answer, or for a stream's first token."""
         gateway = make_gateway(disconnect_grace_s=0.1, first_word_s=60)
         asked = {"/v1/responses": {"input": "x"}, "/v1/completions": {"prompt": "x"}}.get(path, {"messages": ASKED})
         with gateway.client() as client, pytest.raises(httpx.ReadTimeout):
@@ -227,7 +227,7 @@ class TestLeaving:
     def test_a_client_that_got_an_error_does_not_come_back(
         self, make_redis_server: MakeRedisServer, stream: bool
     ) -> None:
-        """The request was queued, but the reply that said so was lost, and then Redis said nothing of it."""
+        """The request was queued, but the reply was lost, and then Redis didn't answer reads of it."""
         server = make_redis_server()
         proxy = Proxy(server.port)
         gateway = LiveGateway(proxy.url, disconnect_grace_s=0.0)
@@ -249,7 +249,7 @@ class TestLeaving:
     def lose_the_first_reply(
         self, proxy: Proxy, redis: Redis, client: httpx.Client, body: dict[str, Any], durable: str
     ) -> str:
-        """The ID of a request that was written, while its POST was answered with 503."""
+        """The ID of a request that was written although its POST got 503."""
         before = set(redis.keys("tokenrelay:{*}:request"))
         headers = {"x-tokenrelay-durable": durable}
         proxy.switch("drop-replies")
@@ -261,7 +261,7 @@ class TestLeaving:
         return text(written).partition("{")[2].partition("}")[0]
 
     def test_who_only_looks_is_no_reader(self, make_gateway: MakeGateway, writer: WakingWriter) -> None:
-        """A request whose gateway died is looked at elsewhere, and goes on."""
+        """A request whose gateway died is checked by another one, and continues."""
         gateway, other = make_gateway(first_word_s=0), make_gateway(disconnect_grace_s=0.0)
         with gateway.client() as client, client.stream("POST", "/v1/chat/completions", json=self.BODY):
             request_id = wait_until(writer.take)
@@ -276,7 +276,7 @@ class TestLeaving:
 
 
 def test_after_an_outage_it_is_looked_at_a_second_time(make_redis_server: MakeRedisServer) -> None:
-    """The other gateways couldn't say either that they have readers: what the first look finds isn't the last word."""
+    """After an outage the other gateways couldn't announce readers either, so the first check isn't trusted."""
     server = make_redis_server()
     gateway = Gateway(GatewaySettings(redis_url=SecretStr(server.url)))
     with server.client() as redis:

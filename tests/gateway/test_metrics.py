@@ -1,4 +1,4 @@
-"""What a gateway exposes after requests of every kind: exact counts, scraped over HTTP."""
+"""A gateway's metrics after requests of every kind: exact counts, scraped over HTTP."""
 
 from __future__ import annotations
 

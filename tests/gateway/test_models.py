@@ -1,4 +1,4 @@
-"""How the served model was trained: from the file beside its weights to the gateway's answer."""
+"""The training trace: from the file beside the weights to the gateway's response."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_model_s_context_is_told_under_every_name(redis_server: RedisServer, h
 def test_a_worker_that_registers_no_context(
     http: httpx.Client, redis: Redis, writer: WakingWriter, registered: str | bytes | None
 ) -> None:
-    """One of the release before, or bytes that nobody wrote."""
+    """A registration of the previous release, or malformed data."""
     if registered is not None:
         redis.hset(keys.rq_worker(writer.name), "context_tokens", registered)
     model = http.get("/v1/models/weather").json()

@@ -1,4 +1,4 @@
-"""OpenAI's endpoints, asked by the npm package `openai`, unmodified, as npm installs it."""
+"""OpenAI's endpoints, called by the unmodified npm package `openai`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's endpoints, asked by the real `openai` package, unmodified."""
+"""OpenAI's endpoints, called by the unmodified `openai` package."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_hand_over_changes_no_sequence_number(
 
 
 def test_last_event_id_never_skips_an_event(client: openai.OpenAI, writer: WakingWriter, http: httpx.Client) -> None:
-    """The three events of `started` share an entry: a client that got one of them gets the others."""
+    """The three events of `started` share an entry: a client that resumes after one of them gets the others."""
     answer = client.responses.create(model="weather", input="x", background=True)
     writer.answer(writer.take() or "")
     with following(http, f"/v1/responses/{answer.id}?stream=true") as events:
@@ -279,7 +279,7 @@ def test_a_model_that_nobody_serves(client: openai.OpenAI, writer: WakingWriter)
 
 
 def test_an_idempotency_key_attaches_to_the_running_stream(writer: WakingWriter, make_gateway: MakeGateway) -> None:
-    """A chat whose connection broke is asked again, at any gateway, and goes on behind what its client has."""
+    """A chat with a broken connection is repeated at any gateway, and resumes after the client's last event."""
     http = make_gateway(first_word_s=0).client()
     body = {"model": "weather", "messages": ASKED, "stream": True}
     headers = {"Idempotency-Key": "chat-1"}

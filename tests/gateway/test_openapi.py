@@ -1,4 +1,4 @@
-"""The gateway against its own OpenAPI description: what is sent by it is answered by it, and never by a crash."""
+"""The gateway against its own OpenAPI description: generated requests get described responses, and never crash it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CHECKS: Final = [
     content_type_conformance,
     response_schema_conformance,
 ]
-"""Not among them: `positive_data_acceptance`, since no JSON schema says that exactly one of prompt and messages is to
-be given or that a model must be served; and `negative_data_rejection`, since headers and parameters that a server
-doesn't know are ignored. Wrong bodies have tests of their own."""
+"""Without `positive_data_acceptance`, since JSON schema can't express that exactly one of prompt and messages is
+required or that the model must be served; and without `negative_data_rejection`, since unknown headers and parameters
+are ignored. Invalid bodies have their own tests."""
 
 
 @pytest.mark.slow

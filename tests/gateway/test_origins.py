@@ -1,4 +1,4 @@
-"""Browsers that ask for somebody else: pages of other origins, and names that an attacker's DNS points here."""
+"""Cross-origin requests and DNS rebinding."""
 
 from __future__ import annotations
 

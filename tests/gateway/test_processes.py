@@ -1,4 +1,4 @@
-"""Gateways as processes of their own: `tokenrelay serve`, its start, its end, and its death mid-stream."""
+"""Gateway processes: `tokenrelay serve`, its start, shutdown, and death mid-stream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Serve = "Callable[..., tuple[subprocess.Popen[str], str]]"
 
 @pytest.fixture
 def serve(redis_server: RedisServer) -> Iterator[Callable[[], tuple[subprocess.Popen[str], str]]]:
-    """Starts `tokenrelay serve` on a free port; the process, and the address that it printed."""
+    """Start `tokenrelay serve` on a free port; returns the process and the printed address."""
     processes: list[subprocess.Popen[str]] = []
 
     def start() -> tuple[subprocess.Popen[str], str]:
@@ -75,7 +75,7 @@ def test_a_stream_goes_on_when_its_gateway_is_killed(
 def test_sigterm_lets_readers_go_at_once_and_cancels_nothing(
     serve: Callable[[], tuple[subprocess.Popen[str], str]], writer: WakingWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where another client, who waits for a whole answer, keeps the process up for longer than the grace."""
+    """Also if another client, waiting for a whole answer, keeps the process up for longer than the grace period."""
     monkeypatch.setenv("TOKENRELAY_DISCONNECT_GRACE_S", "0.1")
     monkeypatch.setenv("TOKENRELAY_FIRST_WORD_S", "0")
     process, address = serve()
@@ -89,7 +89,7 @@ def test_sigterm_lets_readers_go_at_once_and_cancels_nothing(
             request_id = wait_until(writer.take)
             writer.claim(request_id)
             process.send_signal(signal.SIGTERM)
-            # Cut short, and not ended in good order: its client knows that there is more to come.
+            # Aborted, not ended properly: the client knows that it's incomplete.
             with pytest.raises(httpx.RemoteProtocolError):
                 response.read()
         assert process.wait(60) in (0, -signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_sigterm_lets_readers_go_at_once_and_cancels_nothing(
 def test_a_stream_that_waits_for_its_first_token_is_told_that_the_gateway_stops(
     serve: Callable[[], tuple[subprocess.Popen[str], str]], writer: WakingWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It got 200 a moment before the process ended."""
+    """Formerly it got 200 just before the process ended."""
     monkeypatch.setenv("TOKENRELAY_FIRST_WORD_S", "60")
     process, address = serve()
     body = {"model": "weather", "messages": [{"role": "user", "content": "x"}], "stream": True}

@@ -1,4 +1,4 @@
-"""Readers that new events are written to, those that are too slow for it, and those that can't be written to so."""
+"""Broadcast to readers: caught-up ones, slow ones, and servers without direct writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TOKENS: Final = 12
 
 
 def stream(tokens: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """A whole stream as Redis gives it."""
+    """A whole stream as Redis returns it."""
     entries: list[tuple[str, dict[str, Any]]] = [
         ("0-1", {"event": "queued", "at_us": 1, "wire": 1, "metadata": "{}"}),
         ("0-2", {"event": "started", "at_us": 2, "worker": "w", "attempt": 1, "model": "m", "prompt_tokens": 3}),
@@ -49,7 +49,7 @@ def stream(tokens: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
 
 
 class Client:
-    """The server's side of one ASGI response. Refuses chunks by turns; without turns it isn't written to at all."""
+    """The server's side of one ASGI response. Refuses chunks by `turns`; without turns, no direct writes."""
 
     def __init__(self, turns: list[bool] | None) -> None:
         self.received = b""
@@ -83,7 +83,7 @@ class Client:
 
 @st.composite
 def readers(draw: st.DrawFn) -> tuple[int, int, list[bool] | None]:
-    """With which batch it comes, behind how many of the events there, and in which turns it takes chunks."""
+    """When the reader attaches, after how many events, and which chunks it accepts."""
     return draw(st.integers(0, 5)), draw(st.integers(0, 20)), draw(st.none() | st.lists(st.booleans(), max_size=4))
 
 
@@ -95,7 +95,7 @@ def readers(draw: st.DrawFn) -> tuple[int, int, list[bool] | None]:
 def test_every_reader_has_every_byte_once_and_in_order(
     cuts: list[int], drawn: list[tuple[int, int, list[bool] | None]], turns: list[int]
 ) -> None:
-    """Whenever it comes, wherever it begins, however often it refuses; `turns`: the event loop's between batches."""
+    """For any attach time, position and refusals; `turns`: event loop passes between batches."""
     asyncio.run(_read_all([0, *cuts, TOKENS + 3], drawn, turns))
 
 
@@ -148,7 +148,7 @@ def test_a_reader_that_leaves_is_written_to_no_more() -> None:
 
 
 def follow(stack: ExitStack, gateway: LiveGateway, request_id: str, buffer: int = 0) -> socket.socket:
-    """A client that has asked for the stream; `buffer`: how much of it the system may take for it."""
+    """A client that requested the stream; `buffer`: its receive buffer size."""
     host, port = gateway.url.removeprefix("http://").split(":")
     connection = stack.enter_context(socket.socket())
     if buffer:
@@ -173,7 +173,7 @@ def bodies(received: bytes) -> Iterator[bytes]:
 
 
 def test_a_slow_reader_falls_behind_and_catches_up(gateway: LiveGateway, writer: WakingWriter, running: str) -> None:
-    """It holds nobody up, and what it hasn't taken isn't kept for it beside the feed."""
+    """A slow client doesn't delay others, and its unread data isn't buffered besides the feed."""
     text, tokens = "x" * 100_000, 100
     with ExitStack() as stack:
         slow = follow(stack, gateway, running, buffer=4096)
@@ -200,7 +200,7 @@ def test_readers_that_are_cut_off_between_tokens(gateway: LiveGateway, writer: W
         wait_until(lambda: gateway.readers == len(clients))
         for number, client in enumerate(clients):
             writer.append(running, f" t{number}")
-            if number % 2:  # with a reset: nothing is said in good order
+            if number % 2:  # with a reset, not an orderly close
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.close()
         wait_until(lambda: gateway.readers == len(clients) // 2)
@@ -214,7 +214,7 @@ def test_readers_that_are_cut_off_between_tokens(gateway: LiveGateway, writer: W
 def test_a_request_behind_a_stream_waits_for_its_end(
     gateway: LiveGateway, http: httpx.Client, writer: WakingWriter, running: str
 ) -> None:
-    """Both on one connection, sent at once: what is written for the first is never taken for the second's."""
+    """Two pipelined requests on one connection: chunks of the first are never written into the second's response."""
     with connected(gateway) as connection:
         asked = f"GET /requests/{running}/events HTTP/1.1\r\nHost: x\r\n\r\n"
         connection.sendall(f"{asked}GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())

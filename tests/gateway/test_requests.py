@@ -1,4 +1,4 @@
-"""/requests: submit, look, follow, resume, cancel, trace."""
+"""/requests: submit, status, events, resume, cancel, trace."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LATER: Final = {
     "max_new_tokens": 9,
     "logprobs": True,
 }
-"""A request of the next wire version: fields that this one doesn't know, and none that the first claim decides."""
+"""A request of the next wire version: with unknown fields, and without those that the first claim decides."""
 
 
 def test_a_request_of_a_later_version_is_shown_and_read_without_what_is_new(
@@ -138,7 +138,7 @@ def test_a_stream_that_goes_under_its_reader_ends_in_an_error(http: httpx.Client
 
 
 def test_nothing_comes_behind_the_terminal_event(http: httpx.Client, writer: WakingWriter, running: str) -> None:
-    """204 is what ends a browser's reconnecting."""
+    """204 stops a browser from reconnecting."""
     writer.finish(running)
     answer = http.get(f"/requests/{running}/events", headers={"Last-Event-ID": "3-1"})
     assert (answer.status_code, answer.content) == (204, b"")
@@ -153,7 +153,7 @@ def test_a_lost_announcement_costs_a_sweep_and_no_token(http: httpx.Client, writ
 def test_a_client_may_have_seen_more_at_another_gateway(
     gateway: LiveGateway, http: httpx.Client, writer: WakingWriter, running: str
 ) -> None:
-    """What this gateway hasn't read yet isn't gone."""
+    """Entries that this gateway hasn't read yet aren't reported as gone."""
     with following(http, f"/requests/{running}/events"):
         wait_until(lambda: gateway.readers == 1)
         super(type(writer), writer).append(running, " and")  # unannounced: unread here until the next sweep

@@ -1,4 +1,4 @@
-"""Readers at a gateway over a stream that Redis lost and a worker wrote again, as a failover leaves it."""
+"""Readers of a stream that Redis partly lost in a failover and a worker wrote again."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_end_before_what_was_read_is_said(http: httpx.Client, writer: WakingW
 def test_an_event_that_is_gone_is_doubted_too(
     http: httpx.Client, gateway: LiveGateway, writer: WakingWriter, running: str, redis: Redis
 ) -> None:
-    """The last entry that was read isn't there any more, and the stream went on without it."""
+    """The last read entry is missing, and the stream continues without it."""
     with following(http, f"/requests/{running}/events") as events:
         seen = [next(events) for _ in range(5)]
         redis.xadd(

@@ -1,4 +1,4 @@
-"""What a POST costs in round trips to Redis, counted on the wire between a gateway and its server."""
+"""Round trips to Redis per POST, counted on the connection between gateway and server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ALICE: Final = "tr-alice"
 KEYS: Final = json.dumps([{"name": "alice", "sha256": hash_of(ALICE), "max_concurrent": 50, "max_queued": 40}])
 SAID: Final[dict[str, Any]] = {"temperature": 0.5, "top_k": 5, "top_p": 0.5}
-"""All options for which a gateway would look up a model's own defaults, every 10 s."""
+"""All options with model defaults, which a gateway would otherwise look up every 10 s."""
 BODY: Final = {"prompt": "x", **SAID}
 
 
@@ -94,7 +94,7 @@ def test_with_a_key_and_limits_it_takes_three_however_many_are_open(
 def test_at_its_limit_it_takes_three_once_one_has_ended(
     alice: httpx.Client, relay: CountingRelay, writer: WakingWriter
 ) -> None:
-    """RQ's job says that it has ended: the script need not be told."""
+    """RQ's job has ended, so the script needs no further check."""
     for _ in range(39):
         submit(alice)
     writer.answer(writer.take() or "")
@@ -107,7 +107,7 @@ def test_at_its_limit_it_takes_three_once_one_has_ended(
 def test_a_repeat_takes_four_at_most(
     alice: httpx.Client, relay: CountingRelay, writer: WakingWriter, redis: Redis, ended: bool
 ) -> None:
-    """Also where it's far behind the first, and the key is no longer a new one."""
+    """Also long after the first request, when the key is no longer new."""
     first = submit(alice, key="one")
     if ended:
         writer.answer(writer.take() or "")
@@ -139,7 +139,7 @@ def test_a_refusal_over_the_limit_asks_for_the_counted_alone(
 def test_an_end_that_rq_has_not_heard_of_makes_room(
     alice: httpx.Client, relay: CountingRelay, redis: Redis, pipeline: Pipeline
 ) -> None:
-    """A worker writes the end first and closes RQ's job then: whoever saw the end may ask again at once."""
+    """A worker writes the end before it closes RQ's job: a client that saw the end may submit again at once."""
     ended = [submit(alice) for _ in range(39)][20]
     assert alice.post("/requests", json=BODY).status_code == 429
     assert pipeline.ask(requests.cancel(ended, "somebody")) == Cancelled("")

@@ -1,4 +1,4 @@
-"""What we send, we take back: every shape of every answer, in every form that clients keep it, as history.
+"""Answers as history: every shape of every answer, in every form in which clients store it, is accepted.
 
 The shapes are made by the gateway's own encoders, read and accumulated by the `openai` package itself.
 """
@@ -45,13 +45,13 @@ FORMS: Final[dict[str, Callable[[BaseModel], Message]]] = {
     "model_dump(exclude_unset)": lambda model: model.model_dump(exclude_unset=True),
     "to_dict": lambda model: model.model_dump(mode="json", by_alias=True, exclude_unset=True),
 }
-"""How clients keep an answer."""
+"""How clients store an answer."""
 JUNK: Final = st.dictionaries(
     st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=3, max_size=12).map(lambda name: f"x_{name}"),
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
     max_size=3,
 )
-"""Fields that other servers, proxies and frameworks put in."""
+"""Fields that other servers, proxies and frameworks add."""
 
 
 def chat_messages(entries: list[Entry]) -> Iterator[BaseModel]:
@@ -81,7 +81,7 @@ def response_items(entries: list[Entry]) -> Iterator[list[Message]]:
 
 
 def sent(view: str, entries: list[Entry]) -> list[Message]:
-    """The stream's events as JSON, in one vocabulary."""
+    """The stream's events as JSON, in one format."""
     raw = b"".join(view_of(view, entries).events).decode()
     return [event.json for event in parse(raw) if event.data != "[DONE]"]
 
@@ -148,7 +148,7 @@ def test_a_responses_items_are_the_next_turns_input(entries: list[Entry], junk: 
 @RELAXED
 @given(STREAMS)
 def test_a_responses_own_fields_are_the_next_requests(entries: list[Entry]) -> None:
-    """Clients that begin a request from the response before: what it says of how it was made changes nothing."""
+    """Clients that build a request from the previous response: its metadata fields have no effect."""
     ended = entries[-1]
     assert isinstance(ended, Ended)
     response = snapshot(RECORD, ended.state, ended, "x")

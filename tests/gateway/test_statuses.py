@@ -1,4 +1,4 @@
-"""The same fault has the same status in every API, streamed or whole, and is told in types that clients have."""
+"""An error has the same status in every API, streamed or whole, and the types that clients know."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FAULTS: Final = {
 
 @contextmanager
 def failing(redis_server: RedisServer, end: End, tokens: int) -> Iterator[None]:
-    """A worker whose requests end so after so many tokens."""
+    """A worker that ends requests in this way after a number of tokens."""
 
     def fail(worker: Writer, request_id: str) -> None:
         worker.answer(request_id, WEATHER[:tokens], end)
@@ -81,7 +81,7 @@ def test_before_the_first_token(
 def test_after_the_first_token(
     http: httpx.Client, redis_server: RedisServer, writer: WakingWriter, fault: str, path: str
 ) -> None:
-    """Whole answers have the same status still; a stream that has begun ends with an event that says the same."""
+    """Whole answers keep the status; a started stream ends with an equivalent error event."""
     end, status, code = FAULTS[fault]
     asked = {"model": "weather", **ASKS[path]}
     with failing(redis_server, end, 2):
@@ -102,7 +102,7 @@ def test_after_the_first_token(
 def test_openai_raises_the_same_in_every_api(
     gateway: LiveGateway, redis_server: RedisServer, writer: WakingWriter, path: str
 ) -> None:
-    """With its usual retries: a request that had its turn isn't sent again."""
+    """With the client's default retries: an ended request isn't retried."""
     with (
         failing(redis_server, FAULTS["too long"][0], 0),
         openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client,
@@ -120,7 +120,7 @@ def test_openai_raises_the_same_in_every_api(
 
 @pytest.mark.parametrize("path", ASKS)
 def test_a_stream_begins_with_its_first_token(make_gateway: MakeGateway, writer: WakingWriter, path: str) -> None:
-    """However long its status might wait."""
+    """Whatever the timeout for its status."""
     began = threading.Event()
     with make_gateway(first_word_s=60).client() as client:
 
@@ -168,7 +168,7 @@ def test_a_stream_that_nobody_answers_begins_all_the_same(
 def test_a_prompt_beyond_the_operators_limit_is_one_beyond_the_context(
     make_gateway: MakeGateway, writer: WakingWriter, path: str, stream: bool
 ) -> None:
-    """In the same code and words: clients shorten the conversation, and know no other sign for that."""
+    """With OpenAI's code and wording, by which clients decide to shorten the conversation."""
     text = "x" * 101
     ask: dict[str, Any] = {
         "/v1/chat/completions": {"messages": [{"role": "user", "content": text}]},
@@ -212,7 +212,7 @@ EVENTS: Final[dict[str, Any]] = {
 @settings(deadline=None)  # pydantic builds each class at its first use
 @given(entries=whole_streams())
 def test_every_event_is_one_of_openai_s(entries: list[Entry]) -> None:
-    """Its package's own types take each event and each response as they are, the values of their fields included."""
+    """The package's own types validate each event and response, including field values."""
     for event in parse(b"".join(view_of("response", entries).events).decode()):
         told = event.json
         if error := (told.get("response") or {}).get("error"):

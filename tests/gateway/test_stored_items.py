@@ -1,4 +1,4 @@
-"""Items of earlier responses are taken by their IDs too: so AI SDK's OpenAI provider sends them in later turns."""
+"""Items of earlier responses can be referenced by ID, as AI SDK's OpenAI provider does in later turns."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TestPreviousResponse:
     """A response may continue the conversation of an earlier one by its ID."""
 
     def test_three_turns(self, http: httpx.Client, redis_server: RedisServer, writer: WakingWriter) -> None:
-        """Each with instructions of its own, which later ones don't take over."""
+        """Each with its own instructions, which later responses don't inherit."""
         with serving(redis_server.url):
             first = asked(http, FIRST, instructions="Be brief.").json()
             second = asked(http, NEXT, previous_response_id=first["id"], instructions="Be kind.").json()

@@ -1,4 +1,4 @@
-"""What fails in one place stays there: a request that can't be read, work that ends, a Redis that refuses."""
+"""Failures are contained: unreadable requests, background tasks that end, a Redis that refuses commands."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STRANGE: Final[list[tuple[str, bytes]]] = [
 def test_a_record_that_can_not_be_read_fails_its_readers_alone(
     http: httpx.Client, redis: Redis, writer: WakingWriter, field: str, value: bytes
 ) -> None:
-    """A newer version's word, or bytes that nobody wrote: the sweep goes on, and sees others' deadlines."""
+    """A newer version's value or malformed data: the sweep continues, and checks other requests' deadlines."""
     strange, other = (http.post("/requests", json={"prompt": "x"}).json()["request_id"] for _ in range(2))
     with (
         following(http, f"/requests/{strange}/events") as first,
@@ -201,7 +201,7 @@ NOTHING_WORKS: Final = (kill, hang, forbid, be_cut_off)
     "fault", [kill, pytest.param(hang, marks=pytest.mark.slow), forbid, be_a_replica, be_cut_off, be_full]
 )
 def test_no_route_answers_a_bare_500(make_redis_server: MakeRedisServer, fault: Callable[[RedisServer], None]) -> None:
-    """Whatever is wrong with Redis: 503 in OpenAI's shape, with when to come back, unless it needed nothing of that."""
+    """Any Redis failure: 503 in OpenAI's shape with Retry-After, unless the request needed none of it."""
     server = make_redis_server()
     gateway = LiveGateway(server.url, first_word_s=0.2)
     try:

@@ -1,4 +1,4 @@
-"""API keys: who may ask, what may run at a time, and that nobody sees another's requests."""
+"""API keys: authentication, limits, and isolation of tenants."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_too_many_in_the_queue(bob: httpx.Client, writer: WakingWriter) -> None:
 def test_of_many_at_once_as_many_are_let_in_as_may(
     make_gateway: MakeGateway, gateway: LiveGateway, redis: Redis
 ) -> None:
-    """Over two gateways, which know of each other by Redis alone."""
+    """Over two gateways, which share state only through Redis."""
     gateways = [gateway, make_gateway(api_keys=SecretStr(KEYS))]
     statuses: list[int] = []
 
@@ -174,7 +174,7 @@ def test_what_a_dead_gateway_left_holds_no_place_for_long(alice: httpx.Client, r
 
 
 def test_a_request_on_its_way_counts(alice: httpx.Client, redis: Redis) -> None:
-    """Another gateway has been let in, and has yet to write it. A gateway of the release before scored alike."""
+    """Another gateway's request was admitted but not written yet. The previous release used the same scores."""
     seconds, microseconds = redis.time()
     redis.zadd(keys.of_owner("alice"), {"g" * 22: seconds * 1_000_000 + microseconds})
     submitted(alice)
@@ -195,7 +195,7 @@ def test_a_running_request_that_rqs_clean_up_failed_counts(
 
 
 def test_a_keyed_retry_of_what_was_never_enqueued_is_let_in_like_another(alice: httpx.Client, redis: Redis) -> None:
-    """Its gateway died between the request and its job, or its queue was full; it has lost its place meanwhile."""
+    """Its gateway died between create and enqueue, or the queue was full; its admission has expired meanwhile."""
     header = {"Idempotency-Key": "k"}
     first = submitted(alice, **header)
     redis.delete(keys.rq_job(first))
@@ -212,7 +212,7 @@ def test_a_keyed_retry_of_what_was_never_enqueued_is_let_in_like_another(alice: 
 def test_started_requests_are_not_counted_as_queued_again(
     make_gateway: MakeGateway, writer: WakingWriter, redis: Redis
 ) -> None:
-    """The first three are known to have been started, and are passed over from then on."""
+    """The first three are known to have been started, and are skipped from then on."""
     limits = {"name": "carol", "sha256": hash_of("tr-carol"), "max_concurrent": 9, "max_queued": 2}
     gateway = make_gateway(api_keys=SecretStr(json.dumps([limits])))
     with gateway.client(Authorization="Bearer tr-carol") as carol:
@@ -272,7 +272,7 @@ def test_readers_come_and_go(gateway: LiveGateway, alice: httpx.Client, writer: 
 def test_limits_hold_whichever_protocol_redis_is_spoken_to_in(
     redis_server: RedisServer, make_gateway: MakeGateway, protocol: int
 ) -> None:
-    """RESP2 gives a sorted set's scores in a flat list, RESP3 in pairs; redis-py 6 and 7 speak RESP2 by themselves."""
+    """RESP2 returns a sorted set's scores in a flat list, RESP3 in pairs; redis-py 6 and 7 default to RESP2."""
     gateway = make_gateway(redis_url=f"{redis_server.url}?protocol={protocol}", api_keys=SecretStr(KEYS))
     with gateway.client(Authorization=f"Bearer {ALICE}") as alice:
         submitted(alice)

@@ -1,4 +1,4 @@
-"""Views over random streams and texts: nothing that a model says breaks an event, and every reader reads the same."""
+"""Views over random streams and texts: no model output breaks an event, and all readers get the same events."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_raw_stream_is_the_stream(entries: list[Entry], texts: list[str]) ->
 @pytest.mark.parametrize("name", ENCODERS)
 @given(data=st.data(), entries=whole_streams())
 def test_a_reader_that_resumes_reads_what_the_others_do(name: str, data: st.DataObject, entries: list[Entry]) -> None:
-    """Whatever entry it had last, and however much was there when it came."""
+    """For any last entry, and any backlog at the time of attaching."""
     view = view_of(name, entries)
     everything = b"".join(view.events)
     cut = data.draw(st.integers(0, len(entries) - 1))
@@ -157,7 +157,7 @@ def test_every_vocabulary_says_the_same_text(entries: list[Entry]) -> None:
 
 @given(entries=whole_streams())
 def test_usage_so_far_counts_the_tokens_up_to_each_chunk(entries: list[Entry]) -> None:
-    """vLLM's `continuous_usage_stats`, which benchmarks ask: 0 beside the role, N beside token N's text."""
+    """vLLM's `continuous_usage_stats`, which benchmarks use: 0 with the role, N with token N's text."""
     texts = [replace(entry, text="x") if isinstance(entry, Token) else entry for entry in entries]
     events = list(parse(b"".join(view_of("counted", texts).events).decode()))
     chunks: list[Any] = [event.json for event in events if event.data != "[DONE]"]
@@ -192,7 +192,7 @@ def test_every_stream_ends_as_its_clients_expect(entries: list[Entry]) -> None:
     metadata=st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
     annotation=st.builds(Annotation, api=st.sampled_from(["", "chat"]), fleeting=st.booleans(), store=st.booleans()),
 )
-def test_a_mark_comes_back_and_stays_out_of_the_caller_s_metadata(
+def test_an_annotation_round_trips_outside_the_callers_metadata(
     metadata: dict[str, int], annotation: Annotation
 ) -> None:
     assert split_annotation(with_annotation(metadata, annotation)) == (annotation, metadata)

@@ -1,4 +1,4 @@
-"""A wrong base URL, method or encoding is answered in words that say what is right."""
+"""A wrong base URL, method or encoding gets an error that names the right one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_endpoint_at_a_wrong_place_is_told_its_own(http: httpx.Client, path: 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1//chat/completions"])
 def test_slashes_too_many_are_taken_for_one(http: httpx.Client, writer: WakingWriter, path: str) -> None:
-    """Not by a redirect: many clients follow none, or forget their key on the way."""
+    """Without a redirect: many clients don't follow one, or drop their API key."""
     answer = http.post(path, json={**ASKED, "max_tokens": 0})
     assert answer.json()["error"]["param"] == "max_tokens"
 
