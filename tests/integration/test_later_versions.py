@@ -11,10 +11,14 @@ import pytest
 from tests.integration.test_repairs import redis_server_url
 from tests.integration.test_worker import QUEUE, refused, result
 from tests.waiting import wait_until
-from tests.workers import running_worker, submit
+from tests.workers import MODEL, running_worker, submit
 from tokenrelay.producer import Consumer, ProtocolError
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Call
+from tokenrelay.shared.store.jobs import Take, take_call
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
+from tokenrelay.worker.maintenance.recovery import release
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from tests.readers import Background
     from tests.writers import Writer
     from tokenrelay.producer import Generation
-    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Batch
 
 NOW: Final = datetime.now(UTC)
 PREEMPTED: Final = {"event": "preempted", "at_us": 5, "worker": "w2", "attempt": 1, "priority": "high"}
@@ -97,3 +101,25 @@ def test_a_worker_leaves_a_request_that_it_can_not_even_read_to_a_later_one(redi
     with Consumer(url=redis_server_url(redis)) as consumer:
         status = consumer.get(request_id).status()
         assert (status.state, status.tokens) == (State.QUEUED, 0)
+
+
+class LaterReplies(Pipeline):
+    """Gives one request's scripts a reply that only a later version would know."""
+
+    def __init__(self, pipeline: Pipeline, request_id: str) -> None:
+        super().__init__(*pipeline.servers)
+        self.odd = request_id
+
+    def run(self, batch: Batch, *, atomic: bool = False) -> list[Any]:
+        replies = super().run(batch, atomic=atomic)
+        odd = [isinstance(item, Call) and keys.request(self.odd) in item.keys for item in batch]
+        return [[b"PARKED", b"later"] if is_odd else reply for is_odd, reply in zip(odd, replies, strict=True)]
+
+
+def test_a_reply_that_nobody_knows_keeps_no_neighbour_from_its_release(redis: Redis, pipeline: Pipeline) -> None:
+    """A dead worker's requests are released together."""
+    ids = [submit(pipeline, NOW) for _ in range(3)]
+    jobs = pipeline.ask(take_call(Take("dead", keys.queues(MODEL), ("x1", "x2", "x3"), 60)))
+    held = [job.execution for job in jobs]
+    assert release(LaterReplies(pipeline, ids[0]), held, crashed=True, retention_s=60) == 2
+    assert [redis.hget(keys.rq_job(one), "status") for one in ids] == [b"started", b"queued", b"queued"]

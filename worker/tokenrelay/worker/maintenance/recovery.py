@@ -9,6 +9,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, assert_never
 
+from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.store import registrar, requests
 from tokenrelay.shared.store.jobs import (
@@ -70,7 +71,11 @@ def release(pipeline: Pipeline, held: Sequence[Execution], *, crashed: bool, ret
         if isinstance(reply, Exception) or isinstance(fields, Exception):
             log.warning("request %s can't be released: %s; its lease runs out", loggable(execution.job_id), reply)
             continue
-        released = release_call.parse(reply)
+        try:
+            released = release_call.parse(reply)
+        except ProtocolError as error:
+            log.warning("request %s: %s; its lease runs out", loggable(execution.job_id), error)
+            continue
         record = RequestRecord(_FIELDS, fields)
         unclaimed = isinstance(released, Fenced) and record.has(Field.FENCE) and not record.owned
         if isinstance(released, Released) or unclaimed:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from redis.exceptions import RedisError
 
+from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.calls import Unusable, is_unusable
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store import requests, unreadable
@@ -88,8 +89,8 @@ class Repairs:
                 continue
             try:
                 found.append((each, call.parse(reply), now_ms - each.taken_ms))
-            except RedisError:
-                continue
+            except (RedisError, ProtocolError):
+                continue  # it is checked again
         return found
 
     def _repair_call(self, each: ClaimedRequest, suspicion: _Suspicion, age_ms: float) -> _Repair | None:
@@ -121,7 +122,11 @@ class Repairs:
     def _settle(self, each: ClaimedRequest, call: _Repair, reply: Reply) -> bool:
         """Take the reply to a repair; whether the request is done."""
         job_id = each.execution.job_id
-        answer = call.parse(reply)
+        try:
+            answer = call.parse(reply)
+        except ProtocolError as error:
+            log.warning("job %s: %s; it is checked again", loggable(job_id), error)
+            return False
         match answer:
             case Requeued():
                 self.figures.recovered.add()
