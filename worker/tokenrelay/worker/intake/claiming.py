@@ -140,7 +140,7 @@ class Claiming:
 
     def _worked_out(self, claimed: Claimed, options: Submission, granted: Granted) -> Claimed:
         """Stand where the earlier attempts stopped. Raises RequestError."""
-        prompt_ids = self.reader.known(granted.prompt_ids)
+        prompt_ids = self.reader.stored_ids(granted.prompt_ids)
         emitted = emitted_tokens(granted.emitted, self.reader)
         budget = self.reader.budget(len(prompt_ids), len(emitted), options)
         text = self.reader.text(tuple(options["stop"]))

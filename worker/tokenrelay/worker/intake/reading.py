@@ -66,9 +66,9 @@ class Reading:
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
             job.options = load(record.body)
             job.prompt_ids = (
-                self.reader.known(record.prompt_ids) if record.prompt_ids else self._encode(job, job.options)
+                self.reader.stored_ids(record.prompt_ids) if record.prompt_ids else self._encode(job, job.options)
             )
-            job.encoded = encoded(job.prompt_ids, self.reader.texts(job.prompt_ids))
+            job.encoded = encoded(job.prompt_ids, self.reader.token_texts(job.prompt_ids))
             self.reader.budget(len(job.prompt_ids), 0, job.options)
         except RequestError as error:
             job.refusal = Ending.failure(error.code, error.message)

@@ -58,13 +58,13 @@ class PromptReader:
         messages = cast("list[dict[str, object]] | None", options["messages"])
         return tuple(encode_prompt(self.encoder, options["prompt"], messages))
 
-    def texts(self, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
+    def token_texts(self, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
         """The text of each token of a short prompt; empty for a longer one."""
         if len(prompt_ids) > MAX_PROMPT_TEXTS:
             return ()
         return tuple(map(self.token_text, prompt_ids))
 
-    def known(self, prompt_ids: bytes | None) -> tuple[int, ...]:
+    def stored_ids(self, prompt_ids: bytes | None) -> tuple[int, ...]:
         """The token IDs that the first claim stored. Raises RequestError for IDs that aren't this model's: one beyond
         the vocabulary would crash the engine, and every request in it."""
         try:
