@@ -1,1 +1,1 @@
-"""The tests. Helpers stand beside conftest.py, so that `from tests.redis_servers import …` works."""
+"""The tests. Helper modules are next to conftest.py, so that `from tests.redis_servers import …` works."""

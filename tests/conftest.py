@@ -1,4 +1,4 @@
-"""What all tests share: real redis-servers, clients on them, and the check that no test leaves a key behind."""
+"""Shared fixtures: real redis-servers, clients, and the check for leaked keys."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.redis.batches import Pipeline
 
-# A shell starts background jobs with SIGINT ignored, and they would hand that on to each program that tests interrupt.
+# A shell starts background jobs with SIGINT ignored, which child processes that tests interrupt would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A busy machine takes its time over an example; a test that hangs is ended by its timeout.
+# Examples may be slow on a busy machine; the test's timeout ends one that hangs.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What is skipped for want of a program fails in CI, which installs them all: nothing stops being tested unseen."""
+    """In CI, which installs all programs, a test that would be skipped for a missing one fails."""
     report = yield
     if (
         report.skipped
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class MakeRedisServer(Protocol):
-    """Starts one more server: redis.conf options as arguments, `binary` and `password` by name."""
+    """Start another server: redis.conf options as arguments, `binary` and `password` by name."""
 
     def __call__(
         self,
@@ -70,7 +70,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """The server that all tests share, one at a time: emptied before each of them."""
+    """The server shared by all tests, emptied before each."""
     server = shared_server(tmp_path_factory)
     yield server
     server.stop()
@@ -93,7 +93,7 @@ def planes_of_the_shared_server(request: pytest.FixtureRequest, monkeypatch: pyt
 
 @pytest.fixture(autouse=True)
 def no_leaked_keys(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test that uses the shared server gets it empty and leaves no key without TTL or owner."""
+    """Empties the shared server before a test, and fails the test if it leaves a key without TTL or owner."""
     if "redis_server" not in request.fixturenames:
         yield
         return
@@ -119,7 +119,7 @@ def pipeline(redis: Redis) -> Pipeline:
 
 @pytest.fixture
 def make_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRedisServer]:
-    """Starts servers of the test's own: `make_redis_server("--maxmemory", "3mb", password="secret")`.
+    """Starts servers for one test: `make_redis_server("--maxmemory", "3mb", password="secret")`.
 
     They are stopped after the test, and those still up are checked for leaked keys too.
     """

@@ -31,7 +31,7 @@ ALL_OPTIONS = DRAW_OPTIONS | {"ignore_eos"}
 
 
 def counted_token(seed: int, position: int, vocabulary: int) -> int:
-    """Token `position` (from 1) of a request with this seed: a pure function, so a resume must give it again."""
+    """Token `position` (from 1) of a request with this seed: a pure function, so a resume must repeat it."""
     return (seed * 1_000_003 + position * 7_919 + (seed ^ position) * 31) % vocabulary
 
 

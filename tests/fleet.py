@@ -51,15 +51,15 @@ _PIPE_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a fleet of `workers` cost Redis, in commands."""
+    """The cost of a fleet of `workers` for Redis, in commands."""
 
     workers: int
     per_token: float
-    """While every slot generates: all commands, by tokens."""
+    """With all slots generating: commands per token."""
     per_idle_worker_s: float
-    """While nothing is to be done: all commands, by workers and seconds."""
+    """Idle: commands per worker and second."""
     per_short_request: float
-    """Requests of one token that come one by one to idle workers: all commands beyond the idle ones, by requests."""
+    """One-token requests, one at a time, to idle workers: commands per request beyond the idle ones."""
 
 
 def run_worker() -> None:
@@ -70,7 +70,7 @@ def run_worker() -> None:
 
 
 def host(workers: int) -> None:
-    """Fork the workers and wait for them; a SIGTERM is passed on."""
+    """Fork the workers and wait for them; forwards SIGTERM."""
     children = []
     for _ in range(workers):
         if (pid := os.fork()) == 0:
@@ -94,14 +94,14 @@ class Fleet:
     host: psutil.Process
 
     def kill(self) -> None:
-        """As a host that is lost: nobody releases anything, and nobody starts them again."""
+        """As for a lost host: nothing is released, and no worker is restarted."""
         for process in (*self.host.children(), self.host):
             process.kill()
 
 
 @contextmanager
 def fleet(redis: Redis, url: str, workers: int, **environment: str) -> Iterator[Fleet]:
-    """So many workers that are registered and idle."""
+    """Start a number of workers, registered and idle."""
     command = [sys.executable, "-m", "tests.fleet", "--host", str(workers)]
     asked = {"TOKENRELAY_REDIS_URL": url, "TOKENRELAY_DRAIN_TIMEOUT_S": "0", **environment}
     with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **asked}) as process:
@@ -115,7 +115,7 @@ def fleet(redis: Redis, url: str, workers: int, **environment: str) -> Iterator[
 
 @dataclass(slots=True)
 class Meter:
-    """Commands that Redis has executed since the last reading, its own look left out."""
+    """Commands executed by Redis since the last reading, without the reading itself."""
 
     redis: Redis
 
@@ -128,7 +128,7 @@ class Meter:
 
 
 def measured(redis: Redis, url: str, workers: int, window_s: float) -> Cost:
-    """The cost of a fleet of so many."""
+    """Measure the cost of a fleet of this size."""
     pipeline, meter = pipeline_on(redis), Meter(redis)
     with fleet(redis, url, workers):
         idle = _idle(meter, workers, window_s)
@@ -143,7 +143,7 @@ def _idle(meter: Meter, workers: int, window_s: float) -> float:
 
 
 def _short(redis: Redis, pipeline: Pipeline, meter: Meter, workers: int, idle: float, requests: int = 40) -> float:
-    """Their commands beyond what as many idle workers would have sent meanwhile."""
+    """The commands beyond those of as many idle workers in the same time."""
     before, began = meter.read(), time.monotonic()
     polls = 0
     for _ in range(requests):

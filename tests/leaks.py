@@ -1,4 +1,4 @@
-"""Finding keys that would stay in Redis for ever: promise 6, memory is bounded."""
+"""Detects keys that would stay in Redis forever: promise 6, memory is bounded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWNED: Final = {
 
 
 def leaked_keys(client: redis.Redis) -> list[str]:
-    """Keys with neither a TTL nor an owner, each with the reason; empty where all is well."""
+    """Keys with neither a TTL nor an owner, each with the reason."""
     leaks = []
     for raw in client.scan_iter(count=1000):
         key = text(raw)

@@ -1,4 +1,4 @@
-"""Readers for tests: blocked in Redis, in threads of their own."""
+"""Readers for tests: blocked in Redis, in their own threads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Read = TypeVar("Read")
 
 
 class Background:
-    """Runs readers in threads of their own; daemons, so that one that hangs fails its test and nothing else."""
+    """Runs readers in daemon threads, so that a hanging reader fails only its test."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def start(self, read: Callable[[], list[Read]]) -> Future[list[Read]]:
-        """Starts a reader, and returns once it's blocked in Redis."""
+        """Start a reader, and return once it's blocked in Redis."""
         before = self._blocked()
         future: Future[list[Read]] = Future()
 
@@ -45,7 +45,7 @@ class Background:
 
 
 class Readers:
-    """Follows streams from their start in threads, and keeps what each token was when it was first seen."""
+    """Follows streams from their start in threads, and records each token as first received."""
 
     def __init__(self, generations: Sequence[ReadOnlyGeneration]) -> None:
         self.seen: list[list[int]] = [[] for _ in generations]

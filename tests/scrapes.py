@@ -1,4 +1,4 @@
-"""What a process exposes at /metrics, for tests: fetched over HTTP, parsed by prometheus_client's own parser."""
+"""Scrapes of /metrics for tests, parsed by prometheus_client's parser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OF_THE_PROCESS = ("process_", "python_")
 
 
 class Scrape:
-    """One answer of /metrics."""
+    """One response of /metrics."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=60) as response:
@@ -26,7 +26,7 @@ class Scrape:
         self._families = list(text_string_to_metric_families(self.text))
 
     def samples(self, name: str, **labels: str) -> list[float]:
-        """The values of all samples of that name that have these labels, and maybe others."""
+        """The values of all samples of this name with at least these labels."""
         return [
             sample.value
             for family in self._families
@@ -53,7 +53,7 @@ def names_of(metrics: Iterable[Metric]) -> set[str]:
 
 
 def scrape_with(port: int, metric: Metric, at_least: float = 1) -> Scrape:
-    """The first scrape in which the metric's sum is so much."""
+    """The first scrape in which the metric has this sum."""
     found = Scrape(port)
 
     def there() -> bool:

@@ -1,4 +1,4 @@
-"""What anybody who may write to Redis could have written into the keys that we read."""
+"""Malformed data that any Redis client could write into our keys."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ TYPES: Final = ("string", "list", "set", "hash", "zset", "stream")
 
 @dataclass(frozen=True, slots=True)
 class Scribble:
-    """One thing that is written: `what` says where, `name` and `payload` are its own."""
+    """One write: `what` selects the key; `name` and `payload` are its data."""
 
     what: str
     name: str
@@ -175,7 +175,7 @@ KNOWN: Final = (
     Scribble("the stream's type", "list", b""),
     Scribble("a message", keys.WAKE, b"\xff"),
 )
-"""What was found to break something, and is tried each time."""
+"""Regressions: data that once broke something, tried in every run."""
 _WRITE: Final[dict[str, Any]] = {
     "a field of the request": lambda redis, rid, name, payload: redis.hset(keys.request(rid), name, payload),
     "a field of the request is gone": lambda redis, rid, name, _: redis.hdel(keys.request(rid), name),

@@ -1,4 +1,4 @@
-"""A child for supervisor tests that does nothing but what it's told: standard library only, so it starts at once.
+"""A child for supervisor tests, controlled by variables: standard library only, so it starts fast.
 
 SCRIPTED_LOG: a file that each start adds a line to: when, process ID, worker name, device.
 SCRIPTED_END: an exit code; `never`, which also ignores SIGTERM; `unready CODE` ends before its first report; `odd`

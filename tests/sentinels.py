@@ -81,7 +81,7 @@ class Sentinels:
             return {"num-slaves": 0, "num-other-sentinels": 0}
 
     def fail_over(self) -> None:
-        """The primary dies; returns once all Sentinels name the replica in its place."""
+        """Kill the primary, and wait until all Sentinels name the replica as its successor."""
         self.primary.kill()
         wait_until(lambda: all(self._state(port).get("port") == self.replica.port for port in self.ports), 30)
 

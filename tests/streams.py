@@ -1,4 +1,4 @@
-"""Valid streams as entries, and the raw replies that they are read from."""
+"""Valid streams as entries and as raw replies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REQUEST_ID: Final = "r" * 22
 
 
 def parsed(raw_id: object, fields: Mapping[Any, Any]) -> Entry:
-    """An entry as Redis gives it, of a kind that this version knows."""
+    """A raw entry of a known kind."""
     found = parse_entry(raw_id, fields)
     assert not isinstance(found, Unknown)
     return found
@@ -70,7 +70,7 @@ def entry(kind: str, entry_id: EntryId) -> Entry:
 
 @st.composite
 def whole_streams(draw: st.DrawFn) -> list[Entry]:
-    """A stream from `queued` to its terminal event: up to 8 tokens, hand-overs anywhere."""
+    """A stream from `queued` to its terminal event: up to 8 tokens, takeovers anywhere."""
     entries: list[Entry] = [queued()]
     tokens, attempt = draw(st.integers(0, 8)), 1
     if tokens or draw(st.booleans()):
@@ -90,5 +90,5 @@ def whole_streams(draw: st.DrawFn) -> list[Entry]:
 
 
 def raw(fields: dict[str, Any]) -> dict[bytes, bytes]:
-    """Fields as redis-py gives them from a client that doesn't decode."""
+    """Fields as a redis-py client without decoding returns them."""
     return {name.encode(): str(value).encode() for name, value in fields.items()}

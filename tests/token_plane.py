@@ -33,7 +33,7 @@ def decoded(reply: Any) -> Any:
 
 
 def reply_word(reply: Any) -> str:
-    """The word that a script's reply begins with. Raises the error that stands in the reply's place."""
+    """The first word of a script's reply. Raises an error reply."""
     if isinstance(reply, Exception):
         raise reply
     word = reply[0]
@@ -112,7 +112,7 @@ def through(pipeline: Pipeline) -> Callable[[Call], Any]:
 
 
 class AlteredScripts:
-    """Calls scripts whose source `alter` may change: how mutants are run, without touching the product."""
+    """Calls scripts with sources changed by `alter`, to run mutants without touching the product."""
 
     def __init__(self, client: redis.Redis, alter: Callable[[str], str]) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""Waiting on conditions: the one place where tests look again and again."""
+"""Waiting on conditions: the only place where tests poll."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 def wait_until(
     condition: Callable[[], Value | None], timeout_s: float = 30.0, sleep: Callable[[float], object] = time.sleep
 ) -> Value:
-    """What `condition` gives, as soon as that is true. Fails the test where it isn't within `timeout_s`."""
+    """Poll until `condition` returns a true value, and return it. Fails the test after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > end:

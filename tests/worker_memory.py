@@ -1,4 +1,4 @@
-"""What one worker's memory does over many short requests: `python -m tests.worker_memory --requests 30000 [--model]`.
+"""A worker's memory over many short requests: `python -m tests.worker_memory --requests 30000 [--model]`.
 
 Prints the resident size as it goes, and what is left once the allocator has given back what it keeps (malloc_trim,
 glibc). The engine is the counting one, or with `--model` the bundled model's.

@@ -66,7 +66,7 @@ def running_worker(
     defaults: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Worker]:
-    """A worker that is registered and claims; stopped at the end, its errors raised. `defaults`: the model's own."""
+    """Run a registered worker that claims; stop it at the end and raise its errors. `defaults`: the model's own."""
     made = served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer)
     chosen = WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, "drain_timeout_s": 0.5, **settings})
     worker = Worker(chosen, replace(made, defaults=defaults or {}))
@@ -93,7 +93,7 @@ def running_worker(
 
 
 def submit(pipeline: Pipeline, now: datetime, prompt: str = "w1 w2 w3", **chosen: Any) -> str:
-    """Submit a request with the scripts alone; its ID."""
+    """Submit a request with the scripts only, and return its ID."""
     request = options.validate({"prompt": prompt, "model": MODEL, "seed": 7, "max_new_tokens": 8, **chosen}, LIMITS)
     request_id, queue = keys.new_request_id(), keys.queue(request["model"], request["priority"])
     deadline_ms = int(request["deadline_s"] * 1000)

@@ -1,4 +1,4 @@
-"""A scripted writer: takes, claims, appends and ends requests as a worker does, by the real scripts and no model."""
+"""A scripted writer: takes, claims, appends and ends requests as a worker does, with the real scripts but no model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEASE_MS: Final = 6000
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A terminal event, as the script decides it."""
+    """A terminal event."""
 
     state: str = "completed"
     finish_reason: str = "stop"
@@ -41,7 +41,7 @@ class End:
 
 
 class Writer:
-    """One worker's writes. Each takes the request's ID; what it was granted is kept here."""
+    """One worker's writes, by request ID. Keeps the granted fences."""
 
     def __init__(self, redis: Redis, name: str = "scripted", model: str = "weather") -> None:
         self.redis = redis
@@ -54,7 +54,7 @@ class Writer:
         self._count = 0
 
     def appear(self) -> None:
-        """Be a live worker of all of the model's queues."""
+        """Register as a live worker for all of the model's queues."""
         worker = keys.rq_worker(self.name)
         queues = keys.queues(self.model)
         self.redis.hset(worker, mapping={"state": "idle", "queues": ",".join(queues)})
@@ -64,7 +64,7 @@ class Writer:
             self.redis.sadd(keys.rq_workers(queue), worker)
 
     def take(self) -> str | None:
-        """The next request's ID, None where none waits."""
+        """Take the next request and return its ID; None if the queues are empty."""
         queues = keys.queues(self.model)
         self._count += 1
         execution_id = f"{self.name}x{self._count}"
@@ -83,7 +83,7 @@ class Writer:
         return load(raw)
 
     def claim(self, request_id: str) -> int:
-        """Become the owner; the index of the next token, 0 where the request has ended."""
+        """Claim the request. Returns the next token's index, or 0 if it has ended."""
         execution = self._executions.get(request_id) or Execution(request_id, "", self.name, f"{self.name}x0")
         seed = self.request(request_id)["seed"] or 0
         arguments = (
@@ -108,7 +108,7 @@ class Writer:
         return int(reply[3])
 
     def append(self, request_id: str, *texts: str) -> str:
-        """Write tokens; the script's word."""
+        """Append tokens. Returns the script's reply word."""
         return reply_word(self._run(self.append_call(request_id, *texts)))
 
     def append_call(self, request_id: str, *texts: str) -> Call:
@@ -125,7 +125,7 @@ class Writer:
         self.redis.hset(keys.request(request_id), "next", left + 1)
 
     def finish(self, request_id: str, end: End | None = None) -> str:
-        """Write the terminal event and close RQ's job; the script's word."""
+        """Write the terminal event and close RQ's job. Returns the script's reply word."""
         end = end or End()
         arguments = (end.state, end.finish_reason, end.text, end.code, end.message)
         reply = self._call("finish", request_id, self._fences[request_id], self._next[request_id], *arguments)
@@ -133,19 +133,19 @@ class Writer:
         return reply_word(reply)
 
     def release(self, request_id: str) -> None:
-        """Hand it back, unfinished."""
+        """Hand the request back."""
         execution_id = self._fences[request_id].partition(":")[2]
         assert reply_word(self._call("release", request_id, execution_id, 0)) == "OK"
 
     def answer(self, request_id: str, texts: tuple[str, ...] = WEATHER, end: End | None = None) -> None:
-        """The whole life of a taken request."""
+        """Claim, append and finish a taken request."""
         if self.claim(request_id):
             for piece in texts:
                 self.append(request_id, piece)
             self.finish(request_id, end)
 
     def _close(self, request_id: str, message: str = "") -> None:
-        """Tell RQ how the request's hash says that it ended."""
+        """Close RQ's job with the outcome in the request's hash."""
         if execution := self._executions.get(request_id):
             state = State(text(self.redis.hget(keys.request(request_id), "state")))
             outcome = Outcome(STATUS_OF[state], 3600, message)
@@ -162,7 +162,7 @@ class Writer:
 
 
 class AnnouncingWriter(Writer):
-    """A writer that announces each write on the wake channel, as real workers do: gateways read at once."""
+    """A writer that publishes each write on the wake channel, as workers do, so that gateways read at once."""
 
     def append(self, request_id: str, *texts: str) -> str:
         word = super().append(request_id, *texts)
@@ -181,7 +181,7 @@ def _call(name: str, request_id: str, *arguments: str | int) -> Call:
 
 @contextmanager
 def serving(url: str, respond: Callable[[Writer, str], None] = Writer.answer, model: str = "weather") -> Iterator[None]:
-    """A live worker in a thread, that treats each request as `respond(writer, request_id)` does."""
+    """Run a live worker in a thread that handles each request with `respond(writer, request_id)`."""
     stopped = threading.Event()
     failures: list[BaseException] = []
 

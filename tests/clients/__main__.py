@@ -1,6 +1,6 @@
-"""`python -m tests.clients`: unmodified clients, each a process of its own, against a real gateway; prints the table.
+"""`python -m tests.clients`: unmodified clients, each in its own process, against a real gateway; prints the table.
 
-Exit code 1 where a row is red, or, with CI set, where one is skipped.
+Exits with 1 if a row fails, or, with CI set, if one is skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FREED_S: Final = 10.0
 
 
 def main() -> int:
-    """Run the clients that are asked for; 1 where one is red."""
+    """Run the selected clients; returns 1 if one fails."""
     chosen = arguments()
     console = Console(width=180 if not sys.stdout.isatty() else None)
     environments = Environments(newest=chosen.newest)
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for. An unknown client is an error."""
+    """Parse the arguments. An unknown client is an error."""
     names = [client.name for client in CLIENTS]
     parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="CLIENT", help=f"all if none is given: {', '.join(names)}")
@@ -96,7 +96,7 @@ def row_of(client: Client, environments: Environments, system: System, expected:
 
 
 def result_of(client: Client, scenario: str, session: Session, system: System, expected: Sequence[str]) -> str:
-    """What's wrong with the scenario; empty if nothing is."""
+    """The scenario's fault; empty if it passed."""
     before = system.states()
     fault = fault_of(client, session.run(scenario), expected)
     if fault or not scenario.startswith("leave"):
@@ -124,7 +124,7 @@ def expected_answers(system: System) -> list[str]:
 
 
 def say(row: Row, console: Console) -> None:
-    """One client's faults, as soon as they are known."""
+    """Print one client's faults."""
     console.print(f"{row.name}: {'RED' if row.red else 'skipped' if row.skipped else 'ok'} {row.skipped}{row.failed}")
     for scenario, fault in row.results.items():
         if fault:

@@ -1,4 +1,4 @@
-"""The clients: what each is installed from, the recipe that uses it, and how its errors are told."""
+"""The clients: packages, recipe, and expected errors of each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A wire tap: forwards every byte between a client and the gateway unchanged, and notes the requests that pass.
+"""A wire tap: forwards every byte between a client and the gateway unchanged, and records the requests.
 
-One tap listens on a port of its own for one client's process, so what it notes is what that process sent.
+Each client process has its own tap and port, so the recorded requests are that process's.
 """
 
 from __future__ import annotations

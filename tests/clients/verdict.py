@@ -1,4 +1,4 @@
-"""Whether a scenario went as it should: judged by what the client gave back and by what passed on the wire."""
+"""Whether a scenario passed: judged by the client's result and by the requests on the wire."""
 
 from __future__ import annotations
 

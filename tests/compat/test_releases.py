@@ -1,4 +1,4 @@
-"""The last release beside today's, streams in flight: their workers, readers and gateways serve each other's requests.
+"""The last release beside today's, streams in flight: workers, readers and gateways serve each other's requests.
 
 An upgrade runs both for a while: readers first, then gateways, then workers, one after the other. No token may be
 lost, repeated or changed by it, and the way back must be open, too.

@@ -1,4 +1,4 @@
-"""docker compose, for real: up, ask, look, kill, restart, down. The tests build on each other, in this order."""
+"""The docker compose system: up, ask, inspect, kill, restart, down. The tests depend on each other, in this order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def long_streams(producer: Producer) -> list[Generation]:
 
 
 def check_whole(generations: list[Generation], readers: Readers) -> int:
-    """Every token that a reader saw is the stream's, and none is missing. How many requests changed their worker."""
+    """Check that readers got exactly the streams' tokens. Returns the number of takeovers."""
     readers.join()
     for generation, seen in zip(generations, readers.seen, strict=True):
         answer = generation.result()
@@ -77,7 +77,7 @@ def test_up_and_the_first_answer(compose: Compose) -> None:
 
 
 def slowdown() -> float:
-    """1 on a machine that is ours alone; more where others compute too: the promise is made for the former."""
+    """1 on a dedicated machine; more on a shared one, for which the promise isn't made."""
     with open("/proc/loadavg", encoding="ascii") as file:
         load = float(file.read().split()[0])
     return max(1.0, load / (len(os.sched_getaffinity(0))))
@@ -255,7 +255,7 @@ def test_the_readmes_commands_run_as_written(compose: Compose) -> None:
 
 
 class Bomb:
-    """Unpickling it leaves a file."""
+    """Unpickling it creates a file."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.open, ("/tmp/owned", os.O_CREAT)
@@ -300,7 +300,7 @@ def page(url: str) -> str:
 
 
 def status_of(url: str, method: str = "GET") -> int:
-    """The answer's status; 0 where nobody answers."""
+    """The response's status; 0 without a response."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as response:
             return int(response.status)

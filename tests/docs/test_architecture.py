@@ -1,4 +1,4 @@
-"""docs/architecture.md names what is there."""
+"""The paths and methods in docs/architecture.md exist."""
 
 from __future__ import annotations
 

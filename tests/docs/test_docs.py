@@ -1,4 +1,4 @@
-"""The documentation is current: generated parts are what their generators give, links lead somewhere."""
+"""The documentation is current: generated parts match their generators, and links resolve."""
 
 from __future__ import annotations
 

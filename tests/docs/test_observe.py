@@ -1,4 +1,4 @@
-"""What is deployed to observe a system asks for metrics that there are: the dashboard, the alerts."""
+"""Dashboard and alerts use only existing metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/wire.md beside the code: version 1's lists hold what the code writes, all of it and nothing else."""
+"""docs/wire.md against the code: version 1's lists hold exactly what the code writes."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_rqs_side_names_each_field_of_ours_that_a_script_writes() -> None:
     [("New request JSON fields", set(options.DEFAULTS)), ("New hash fields", written_fields())],
 )
 def test_what_is_reserved_is_not_written_yet(title: str, version_1: set[str]) -> None:
-    """The page says so of all of version 2. Whoever builds a part of it corrects the page, and this test."""
+    """The page says so of all of version 2. Implementing a part of it requires changing the page and this test."""
     assert "**Reserved: not written yet**" in TWO
     reserved = listed(TWO, title)
     assert len(reserved) == len(set(reserved)) > 4

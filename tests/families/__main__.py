@@ -1,7 +1,7 @@
 """`make families`: serve a tiny random folder of every causal architecture, and write docs/models.md.
 
-Each runs in a process of its own, so that a crash or a hang is a result like any other. The command fails where a
-family is served and its answers aren't right.
+Each runs in its own process, so that a crash or a hang is an ordinary result. The command fails if a served family has
+wrong answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Redis users of deploy/users.acl: each can do what its role does, and nothing that it mustn't."""
+"""The Redis users of deploy/users.acl: each has its role's permissions and no others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ID: Final = "A" * 22
 
 
 def rendered(folder: Path, **passwords: str) -> str:
-    """The ACL file that deploy/credentials.sh makes."""
+    """The ACL file created by deploy/credentials.sh."""
     script = ["sh", str(DEPLOY / "credentials.sh"), str(DEPLOY / "users.acl"), str(folder)]
     subprocess.run(script, check=True, env={"PATH": os.environ["PATH"], **passwords})
     return (folder / "acl" / "users.acl").read_text("utf-8")
@@ -94,7 +94,7 @@ def as_role(url_of: Callable[[str], str]) -> Iterator[Callable[[str], Redis]]:
 
 
 def denied(server: RedisServer) -> list[str]:
-    """What was refused to whom, and why, since the server started."""
+    """Refused commands since the server started: user, command, reason."""
     with server.client() as client:
         log = client.execute_command("ACL", "LOG")
     found = []
@@ -129,7 +129,7 @@ def test_every_role_does_its_work_without_a_refusal(server: RedisServer, url_of:
             looked = list(QueueDepths(Urls(url_of(role), url_of(role)), MODEL).families())
             assert len(looked) == len(queue_depths.METRICS), f"{role}: no queue depths in its metrics"
     with Producer(url_of("producer")) as producer:
-        assert producer.submit("w1", **chosen).cancel()  # queued, and nobody there: closed in RQ by the producer
+        assert producer.submit("w1", **chosen).cancel()  # queued, and no worker: the producer closes it in RQ
         overdue = producer.submit("w1", **chosen | {"deadline_s": 0.05})
         wait_until(lambda: overdue.status().seconds_left < 0)
         assert [entry.entry_id.token for entry in overdue.entries()] == [0, 0]

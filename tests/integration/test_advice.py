@@ -1,4 +1,4 @@
-"""What an unusable Redis is answered with: each from its real cause."""
+"""Error messages for an unusable Redis, each from its real cause."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from tests.redis_servers import RedisServer
 
 _IN_SCRIPT: Final = b"-ERR Error running script (call to f_915a6a): @user_script:87: @user_script: 87: %s \r\n"
-"""How Redis 6.2 says what stopped a script in its middle."""
+"""Redis 6.2's error for a script that was stopped midway."""
 
 
 def told(client: Redis, write: Callable[[Redis], Any] = lambda client: client.set("x", 1, ex=60)) -> str:
-    """What `explain` makes of the client's first write."""
+    """The error that `explain` returns for the client's first write."""
     with client, pytest.raises(RedisError) as caught:
         write(client)
     message = explain(caught.value, address(client)).message

@@ -1,4 +1,4 @@
-"""The command `tokenrelay`, run as a user runs it: output, exit codes, Ctrl-C, pipes."""
+"""The command `tokenrelay`: output, exit codes, Ctrl-C, pipes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def environment(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def running() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that the test started; those that are left are ended."""
+    """Processes started by the test; remaining ones are terminated."""
     processes: list[subprocess.Popen[bytes]] = []
     yield processes
     for process in processes:

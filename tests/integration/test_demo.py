@@ -1,4 +1,4 @@
-"""What `tokenrelay demo` is made of, and the demo itself on the bundled model."""
+"""`tokenrelay demo`: its parts, and the whole demo with the bundled model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_entries_are_read_while_the_stream_is_open(redis: Redis, redis_server: R
 
 
 def cut_off() -> list[str]:
-    """What runs a command without any network but loopback; nothing where this system doesn't let us."""
+    """A command prefix that cuts off all networks but loopback; empty if the system doesn't allow it."""
     command = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]
     try:
         return command if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0 else []
@@ -65,7 +65,7 @@ def cut_off() -> list[str]:
 def test_the_demo_answers_both_questions_with_the_network_cut() -> None:
     done = subprocess.run(
         [*cut_off(), sys.executable, "-m", "tokenrelay.cli", "demo"],
-        # Not told to stay offline: it has to need nothing.
+        # Not set to offline mode: it must not need any network.
         env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         capture_output=True,
         text=True,
@@ -76,7 +76,7 @@ def test_the_demo_answers_both_questions_with_the_network_cut() -> None:
     known, unseen = re.split("^Will it rain", done.stdout, flags=re.MULTILINE)
     assert re.search(r"^  It is sunny and warm\.$", known, re.MULTILINE)
     for part in (known, unseen):
-        # How many depends on the load of the machine: a busy worker publishes several tokens at once.
+        # The number depends on the machine's load: a busy worker publishes several tokens at once.
         assert re.search(r"redis-cli read \d+ of them while the request was in progress", part)
     assert max(map(len, done.stdout.splitlines())) <= 100
     rows = [line.rpartition(" ")[0].rstrip() for line in known.splitlines() if re.search(r"  \d+-\d ", line)]
@@ -95,7 +95,7 @@ def test_the_python_of_the_readme(
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme(redis_server: RedisServer) -> None:
-    """Those for a Redis of one's own, as written but for the address, with what they print."""
+    """The commands for one's own Redis, as written except for the address, and their output."""
     (block,) = re.findall(r"```console\n(\$ export TOKENRELAY_REDIS_URL=.*?)```", README, re.DOTALL)
     commands = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
     printed = [line for line in block.splitlines() if not line.startswith("$ ")]

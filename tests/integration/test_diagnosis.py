@@ -1,4 +1,4 @@
-"""What `tokenrelay status` finds, each state brought about for real."""
+"""The findings of `tokenrelay status`, each produced by the real condition."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_worker_that_is_silent_or_gone(redis: Redis, writer: Writer) -> None:
 
 def test_nobody_is_left_to_go_on(redis: Redis, writer: Writer, running: Generation) -> None:
     redis.delete(keys.rq_worker(writer.name))
-    assert "abandoned" not in found(redis)  # its lease holds: the worker may come back
+    assert "abandoned" not in found(redis)  # its lease is valid: the worker may recover
     assert why(redis, running)["waits_for_lease"].message.startswith("its worker scripted has no heartbeat; another")
     redis.hset(keys.request(running.request_id), "lease_us", 1)
     assert running.request_id in found(redis)["abandoned"].message
@@ -162,7 +162,7 @@ def test_the_append_only_file_cant_be_written(make_redis_server: MakeRedisServer
         client.set("x", "z", ex=60)
         wait_until(lambda: client.info("persistence")["aof_last_write_status"] == "err")
         assert "append-only file" in found(client)["redis_cannot_persist"].message
-    server.kill()  # it can't even answer the look for leaked keys
+    server.kill()  # it can't answer the check for leaked keys either
 
 
 def test_work_that_waits_beside_free_slots() -> None:

@@ -1,4 +1,4 @@
-"""The documentation's Python examples, run as they stand: docstrings, and README's code blocks."""
+"""The documentation's Python examples, run as written: docstrings, and README's code blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.fixture(autouse=True)
 def answered(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A worker that says that it is sunny and warm, where the environment says that Redis is."""
+    """A scripted worker on the Redis in the environment; it answers "It is sunny and warm."."""
     monkeypatch.setenv("TOKENRELAY_REDIS_URL", redis_server.url)
     with redis_server.client() as client, ScriptedWorker(client):
         yield
@@ -32,7 +32,7 @@ def answered(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def request_id() -> str:
-    """The ID of an answered request, which examples presuppose."""
+    """The ID of an answered request, for the examples."""
     with Producer() as producer:
         generation = producer.submit("What is the weather today?")
         generation.result(timeout_s=10)
@@ -56,7 +56,7 @@ def test_readme(number: int, request_id: str) -> None:
 
 
 def test_the_api_as_promised(capsys: pytest.CaptureFixture[str]) -> None:
-    """Issue 2's example, word for word."""
+    """The Python API in one example."""
     from tokenrelay.producer import Consumer, Producer
 
     with Producer() as producer:

@@ -1,7 +1,7 @@
-"""Bytes that nobody of ours wrote, anywhere that we read: one request fails alone, and everything else goes on.
+"""Malformed data in any key that we read: one request fails alone, and everything else continues.
 
-Hypothesis chooses what is scribbled where. Whoever reads it raises a documented error or gives an answer; workers and
-gateways serve the next request; the commands end with one of their exit codes, and no traceback.
+Hypothesis chooses data and key. Readers raise a documented error or return an answer; workers and
+gateways serve the next request; commands end with one of their exit codes and no traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ COMMANDS: Final = (
 
 @pytest.fixture
 def worker(redis_server: RedisServer, redis: Redis) -> Iterator[Worker]:
-    """One for all examples: what one of them did to it, the next would feel."""
+    """Shared by all examples, so that a lasting effect of one would fail the next."""
     engine = CountingEngine(vocabulary=VOCABULARY)
     with running_worker(redis_server.url, engine, suspicion_ms=100) as worker:
         yield worker

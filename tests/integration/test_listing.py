@@ -1,4 +1,4 @@
-"""`tokenrelay list`: every state, the newest first, and no SCAN."""
+"""`tokenrelay list`: every state, newest first, without SCAN."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def of_state(producer: Producer, writer: Writer) -> dict[str, Generation]:
     found["cancelled"].cancel()
     found["expired"] = producer.submit("x", deadline_s=0.01)
     wait_until(lambda: found["expired"].status().seconds_left < 0)
-    list(found["expired"].events())  # a producer that reads it ends it
+    list(found["expired"].events())  # a producer that reads it expires it
     found["running"] = producer.submit("x")
     assert writer.take() == found["running"].request_id
     writer.claim(found["running"].request_id)
@@ -97,7 +97,7 @@ def test_nothing_to_list() -> None:
 
 @pytest.mark.slow
 def test_a_state_is_found_behind_many_others(producer: Producer, writer: Writer) -> None:
-    """RQ keeps completed and incomplete ones in one registry: pages are read until there are enough."""
+    """RQ has one registry for completed and incomplete requests: pages are read until there are enough."""
     wanted = producer.submit("x")
     writer.answer(writer.take() or "", ("It",), End("incomplete", "length"))
     producer.submit_many(["x"] * 250)

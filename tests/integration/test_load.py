@@ -1,4 +1,4 @@
-"""`tokenrelay load` on a scripted worker: what it counts, how it is stopped, what it refuses."""
+"""`tokenrelay load` on a scripted worker: counts, stopping, and invalid options."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_run_counts_what_its_requests_went_through(redis_server: RedisServer) 
 
 
 def test_arrivals_dont_wait_for_answers(redis_server: RedisServer, redis: Redis) -> None:
-    """An open loop: while the one worker holds the first, all others are submitted in their time."""
+    """An open loop: while the worker holds the first request, the others are submitted on schedule."""
     all_are_there = threading.Event()
 
     def respond(writer: Writer, request_id: str) -> None:

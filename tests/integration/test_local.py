@@ -1,4 +1,4 @@
-"""LocalRedis and LocalWorker: they come up, and they go with whoever started them, however that ends."""
+"""LocalRedis and LocalWorker: they start, and end with the process that started them, however it ends."""
 
 from __future__ import annotations
 

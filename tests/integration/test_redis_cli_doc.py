@@ -1,4 +1,4 @@
-"""docs/redis-cli.md: its script assembles the exact text, and its commands run as they stand."""
+"""docs/redis-cli.md: its script assembles the exact text, and its commands run as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripted worker on a real server, beside a real worker: what both leave behind has the same shape."""
+"""The scripted worker on a real server: it leaves the same data as a real worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def shape(redis: Redis, request_id: str) -> dict[str, Any]:
-    """What there is of a request, without the values that differ between any two."""
+    """All data of a request, without values that differ between requests."""
     entries = cast("list[Any]", redis.xrange(keys.stream(request_id)))
     found = {text(key).replace(request_id, "ID") for key in redis.scan_iter(f"*{request_id}*")}
     return {

@@ -1,4 +1,4 @@
-"""Passwords of Redis: on no command line, in no log, in no error, whatever happens to the connection."""
+"""Redis passwords appear in no command line, log or error, whatever happens to the connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET: Final = "s3cret-of-a-test"
 
 
 def command_lines() -> list[str]:
-    """Those of all processes of this machine that can be seen."""
+    """The command lines of all visible processes."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline") if Path("/proc").is_dir() else ():
         try:
@@ -84,7 +84,7 @@ def test_a_password_is_on_no_command_line_and_in_no_log(make_redis_server: MakeR
 
 
 def test_no_command_takes_a_redis_url() -> None:
-    """So that nobody is led to put a password where others can read it."""
+    """No command suggests passing a password where other users can read it."""
     for module in ("tokenrelay.worker", "tokenrelay.cli"):
         commands = ("run",) if module.endswith("worker") else ("ask", "submit", "follow")
         for command in commands:

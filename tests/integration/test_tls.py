@@ -41,7 +41,7 @@ def make_certificates(folder: Path) -> None:
 
 
 class TlsServer(RedisServer):
-    """Listens with TLS alone, with the certificates in its folder."""
+    """Listens with TLS only, with the certificates in its folder."""
 
     def _launch(self) -> subprocess.Popen[bytes]:
         # A port of 0 is none; the one of RedisServer's choice is given to TLS.

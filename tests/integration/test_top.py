@@ -1,4 +1,4 @@
-"""`tokenrelay top`: its figures against the streams, its frame at 80 columns, its keys on a real terminal."""
+"""`tokenrelay top`: its statistics against the streams, its frame at 80 columns, its keys on a real terminal."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class Terminal:
 
     @property
     def width(self) -> int:
-        """Of what was shown last."""
+        """Of the last output."""
         last = self.shown.decode(errors="replace").rpartition("\x1b[H")[2]  # each frame begins there
         lines = re.sub(r"\x1b\[[0-9;?]*\w", "", last).splitlines()
         return max(map(len, lines), default=80)

@@ -1,4 +1,4 @@
-"""A running system is scraped: the bundled model, real processes, and every kind of end that a request can have."""
+"""Scrapes of a running system: the bundled model, real processes, and every terminal state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output assembly under everything that a reader may be given: repeats, late entries, missing ones."""
+"""Output assembly with repeated, late and missing entries."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_whole_stream_assembles(entries: list[Entry]) -> None:
 @settings(database=None, derandomize=True, max_examples=300)
 @given(whole_streams(), st.data())
 def test_repeats_and_late_entries_change_nothing(entries: list[Entry], data: st.DataObject) -> None:
-    """A reader that reconnects gets again, at any moment, any stretch of what it had."""
+    """A reader that reconnects may get any range of earlier entries again, at any time."""
     assembler = Assembler(REQUEST_ID)
     for position, entry in enumerate(entries):
         assert assembler.receive(entry)
@@ -80,7 +80,7 @@ def test_repeats_and_late_entries_change_nothing(entries: list[Entry], data: st.
 @settings(database=None, derandomize=True, max_examples=300)
 @given(whole_streams(), st.data())
 def test_no_delivery_skips_silently(entries: list[Entry], data: st.DataObject) -> None:
-    """Whatever is dropped, repeated or moved: the tokens are a true prefix, and an end comes with all of them."""
+    """Whatever is dropped, repeated or moved: the tokens are a prefix, and an end is only reported with all of them."""
     delivered = data.draw(st.lists(st.sampled_from(entries), max_size=2 * len(entries)))
     assembler = Assembler(REQUEST_ID)
     taken: list[Entry] = []

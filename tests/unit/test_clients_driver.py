@@ -1,4 +1,4 @@
-"""The driver of `make clients`: its relay forwards every byte and notes every call, and no row is green for nothing."""
+"""The driver of `make clients`: its tap forwards every byte and records every call, and no row passes without calls."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TestTap:
 
 
 def turns(scenario: str = "whole", agent: str = "some/1", status: int = 200, history: bool = True) -> Outcome:
-    """An outcome in which everything is right unless it's told otherwise."""
+    """A passing outcome, with changes by name."""
     said = " ".join([*QUESTIONS, *ANSWERS]) if history else QUESTIONS[-1]
     stream = "true" if scenario.endswith("streamed") else "false"
     body = f'{{"messages": "{said}", "stream": {stream}}}'.encode()

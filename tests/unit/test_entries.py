@@ -1,4 +1,4 @@
-"""Reading a stream's entries: what is right is typed, what isn't is a ProtocolError that names entry and field."""
+"""Parsing of entries: valid ones are typed, invalid ones raise a ProtocolError that names entry and field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a body may say: harmless values are taken, what would change the answer and isn't done is refused by name."""
+"""Request bodies: no-op values are accepted, unsupported fields that would change the answer are refused by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(kind: type[Common], **fields: Any) -> Common:
 
 
 def refused(kind: type[Common], **fields: Any) -> Problem:
-    """How the gateway answers the body."""
+    """The gateway's error for the body."""
     body = {**LEAST[kind], **fields}
     try:
         kind.model_validate(body)
@@ -53,7 +53,7 @@ def refused(kind: type[Common], **fields: Any) -> Problem:
     ],
 )
 def test_every_field_of_the_openai_package_is_known(kind: type[Common], params: type) -> None:
-    """A field that a new release of the package brings must be looked at: does it change the answer?"""
+    """A new field in a release of the package must be classified: does it change the answer?"""
     known = {*kind.model_fields, *kind.unsupported, *HINTS, *NOTES}
     assert set(get_type_hints(params)) - known == set()
 

@@ -1,4 +1,4 @@
-"""Every field of OpenAI's and vLLM's requests with its default: clients write defaults out, and they change nothing."""
+"""Every field of OpenAI's and vLLM's requests with its default value, which clients may send explicitly, is a no-op."""
 
 from __future__ import annotations
 

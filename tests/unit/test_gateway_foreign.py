@@ -1,4 +1,4 @@
-"""Fields of other servers' APIs: what would change the answer is done under our name for it, or refused by its own."""
+"""Fields of other servers' APIs: those that change the answer map to our options, or are refused by name."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_objects_within_objects_are_refused_however_deep() -> None:
 
 @pytest.mark.parametrize("name", other_servers.UNSUPPORTED)
 def test_no_field_of_the_table_takes_everything(name: str) -> None:
-    """Else it would be a hint."""
+    """Otherwise it would be a hint."""
     assert not all(map(other_servers.UNSUPPORTED[name], (7, True, "x", ["x"])))
 
 
@@ -205,7 +205,7 @@ def refused_body(kind: type[Common], body: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("kind", LEAST)
 class TestOurNameForIt:
-    """What there is an option of ours for is done."""
+    """Fields with an equivalent option of ours are supported."""
 
     @pytest.mark.parametrize("name", ["n_predict", "num_predict", "max_tokens_to_sample", "max_new_tokens"])
     def test_the_limit(self, kind: type[Common], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Messages as clients send them: any server's answer is taken back, and what can't be taken is named by its path."""
+"""Messages: any server's answer is accepted as history, and unsupported parts are refused with their path."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_what_was_ignored_is_named_by_its_path() -> None:
 @settings(deadline=None)
 @given(st.lists(st.text(), max_size=60))
 def test_whatever_the_names_are_the_header_is_one_short_line(names: list[str]) -> None:
-    """Names come from the caller: nothing in them ends the header's line, or makes it a long one."""
+    """Names come from the caller: they can't inject header lines or make the header long."""
     for value in header(names).values():
         assert value.isascii()
         assert value == value.strip()

@@ -1,4 +1,4 @@
-"""What other servers take beyond our bounds, and their clients send, is taken as they mean it."""
+"""Values that other servers accept beyond our bounds keep their meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that are told to end do end."""
+"""Cancelled tasks end."""
 
 from __future__ import annotations
 

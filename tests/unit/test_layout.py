@@ -1,4 +1,4 @@
-"""Who may import whom, what the trees hold, and that generated pages are current."""
+"""Import rules, the contents of the source trees, and generated pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokenrelay.shared.wire.transitions import NOTHING, TRANSITIONS
 ROOT = Path(__file__).parents[2]
 TREES = {"shared": ROOT / "shared", "producer": ROOT / "producer", "worker": ROOT / "worker"}
 APPLICATIONS = ("tokenrelay.cli", "tokenrelay.gateway")
-"""They stand on `tokenrelay.producer`."""
+"""Packages built on `tokenrelay.producer`."""
 WORKER = ROOT / "worker" / "tokenrelay" / "worker"
 RQS_COMMAND = "generation_worker.py"
 FORBIDDEN = {

@@ -1,4 +1,4 @@
-"""A load's schedule, its report and its charts: pure functions of a seed and of what was measured."""
+"""A load's schedule, report and charts: pure functions of a seed and of measurements."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_ranges() -> None:
 
 
 def test_latency_counts_from_the_intended_arrival() -> None:
-    """A driver that was late by 2 s is charged for them, and says that it was late."""
+    """A client that is 2 s late includes them in the latencies, and reports that it fell behind."""
     outcome = Outcome(1.0, 3.0, 3.1, 3.2, "completed", 5, [3.1, 3.2], 4.0, [100.0])
     found = report([outcome], {}, seed=1, rate=1, window_s=3.15, stopped=False)
     assert found.ttft_ms.p50 == pytest.approx(2100)

@@ -1,4 +1,4 @@
-"""What processes count by, and how it gets to Prometheus."""
+"""Counters and histograms, and their Prometheus exposition."""
 
 from __future__ import annotations
 

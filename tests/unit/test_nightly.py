@@ -1,4 +1,4 @@
-"""`make nightly`: every step runs whatever the others do, and each one's last result stands on the page."""
+"""`make nightly`: every step runs whatever the others' results, and each one's last result is on the page."""
 
 from __future__ import annotations
 

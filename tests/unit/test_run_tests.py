@@ -1,4 +1,4 @@
-"""`make test`: groups run side by side, what they print and count is put together, and no failure is lost."""
+"""`make test`: groups run in parallel, their output and counts are merged, and no failure is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine without a program skips the tests that need it, and says so; CI, which has all programs, fails."""
+"""Without a program, tests that need it are skipped with a reason; in CI they fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/testing.md: its examples are tests, run by a pytest of their own that finds the fixtures by itself."""
+"""docs/testing.md: its examples are tests, run by a separate pytest that discovers the fixtures."""
 
 from __future__ import annotations
 

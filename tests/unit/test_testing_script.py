@@ -1,4 +1,4 @@
-"""Scripts: what a scripted worker is told to do."""
+"""Scripts of a scripted worker."""
 
 from __future__ import annotations
 

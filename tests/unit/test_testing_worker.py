@@ -1,4 +1,4 @@
-"""The scripted worker, on fakeredis: what its scripts come to in the stream, in the hash and in RQ."""
+"""The scripted worker on fakeredis: the results of its scripts in stream, hash and RQ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace of a request: what it says of a hash and entries, and how it looks at 80 columns."""
+"""The trace of a request, and its output at 80 columns."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def at(ms: float) -> int:
 
 
 def stream(*texts: str) -> list[Entry]:
-    """A whole one: token N comes at 10 + 10·N ms, the end 10 ms behind the last."""
+    """A whole stream: token N at 10 + 10·N ms, the end 10 ms after the last."""
     tokens = [Token(index, text, 100 + index, at(10 + 10 * index)) for index, text in enumerate(texts, 1)]
     count = len(texts)
     end = Ended(EntryId(count, 1), at(20 + 10 * count), State.COMPLETED, "stop", "", Usage(7, count))
