@@ -53,7 +53,9 @@ def test_an_option_that_the_engine_lacks_is_refused_where_it_is_asked_for(option
     assert (caught.value.code, caught.value.field) == ("unsupported_option", option)
 
 
-def test_every_option_of_the_draw_is_checked() -> None:
+def test_every_option_of_the_draw_is_checked_and_read() -> None:
     """The seed isn't: without it an engine couldn't resume."""
     assert set(NEUTRAL) == DRAW_OPTIONS | {"ignore_eos"}
     assert {field.name for field in fields(SamplingParams)} == DRAW_OPTIONS | {"seed"}
+    request = asked(temperature=0.5, top_k=3, top_p=0.25, seed=9)
+    assert SamplingParams.of(request) == SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=9)

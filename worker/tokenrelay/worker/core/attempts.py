@@ -176,16 +176,13 @@ class Attempt:
 
 def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
     """What the engine needs of an attempt. The fence is the engine's ID: never used twice."""
-    options = work.options
-    seed = options["seed"]
-    assert seed is not None, "submit resolves the seed"
     return EngineRequest(
         engine_id=attempt.fence,
         prompt_ids=work.prompt_ids,
         emitted_ids=tuple(token_id for _, token_id in attempt.tokens),
         max_new_tokens=work.budget,
-        sampling=SamplingParams(options["temperature"], options["top_k"], options["top_p"], seed),
-        ignore_eos=options["ignore_eos"],
+        sampling=SamplingParams.of(work.options),
+        ignore_eos=work.options["ignore_eos"],
     )
 
 

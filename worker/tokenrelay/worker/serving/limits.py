@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.worker.engine.admission import Overflow, admit
+from tokenrelay.worker.sampling import params as sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import Capabilities
 
-NEUTRAL: Final[Mapping[str, Any]] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "ignore_eos": False}
+NEUTRAL: Final[Mapping[str, Any]] = {**sampling.NEUTRAL, "ignore_eos": False}
 """The options that an engine must support, and the values at which they have no effect."""
 
 

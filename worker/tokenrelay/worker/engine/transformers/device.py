@@ -36,8 +36,8 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number format of that name; `auto` is bfloat16 on CUDA and float32 elsewhere.
 
-    On a CPU float32 costs half of bfloat16's speed, and is the format in which a resumed request goes on with the
-    very tokens it would have had: prefill and decode round alike (32 of 32 streams, 21 of 32 in bfloat16).
+    On a CPU float32 costs half of bfloat16's speed, and is the format in which a resumed request continues with the
+    same tokens: prefill and decode round alike (32 of 32 streams, 21 of 32 in bfloat16).
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
