@@ -18,16 +18,16 @@ from uuid import uuid4
 
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.servers import Servers, connect
-from tokenrelay.shared.store.registrar import Load, WorkerDescription
+from tokenrelay.shared.store.registrar import WorkerDescription, WorkerStatus
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.messages import JobsQueued, RequestEnded, Stop
 from tokenrelay.worker.core.stopping import Limits
 from tokenrelay.worker.listener import Listener
 from tokenrelay.worker.maintenance.maintainer import Maintenance
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
-from tokenrelay.worker.periodic import Periodic
+from tokenrelay.worker.periodic import periodic
 from tokenrelay.worker.rq_mirror.commands import parse_command
-from tokenrelay.worker.rq_mirror.registration import Status, WorkerRegistration
+from tokenrelay.worker.rq_mirror.registration import WorkerRegistration
 from tokenrelay.worker.serving.model import Served, serve
 from tokenrelay.worker.starting import retry
 from tokenrelay.worker.threads import GenerationThreads
@@ -125,8 +125,8 @@ class Worker:
                 return False
             ending.callback(self.registration.remove)
             ending.callback(self.maintenance.leave)
-            ending.enter_context(Periodic("registration", self.registration.beat, self._beat_s, self.threads))
-            ending.enter_context(Periodic("maintenance", self.maintenance.run, self._maintenance_s, self.threads))
+            ending.enter_context(periodic("registration", self.registration.beat, self._beat_s, self.threads))
+            ending.enter_context(periodic("maintenance", self.maintenance.run, self._maintenance_s, self.threads))
             self.threads.run(Limits(burst, max_jobs, max_idle_s))
         return self.threads.status.finished > 0
 
@@ -136,9 +136,9 @@ class Worker:
     def _maintenance_s(self) -> float:
         return self.maintenance.due_in_s
 
-    def _status(self) -> Status:
+    def _status(self) -> WorkerStatus:
         status = self.threads.status
-        return Status(Load(status.slots, len(status.held)), self._stop_requested or status.draining)
+        return WorkerStatus(status.slots, len(status.held), self._stop_requested or status.draining)
 
     def _held(self) -> frozenset[str]:
         return self.threads.status.held

@@ -26,6 +26,8 @@ _IDENTITY: Final = (WorkerField.HOSTNAME, WorkerField.PID, WorkerField.BIRTH, Wo
 """The fields that tell whose a registration is."""
 _NO_KEY: Final = -2
 """PTTL's reply for a key that doesn't exist."""
+STARTED: Final = "started"
+"""RQ's word for the state of a worker that has just registered."""
 _UNKNOWN: Final = "unknown"
 """RQ's word for the IP address of a worker where Redis doesn't tell it."""
 
@@ -45,11 +47,18 @@ class WorkerDescription:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """How many requests a worker may hold at a time, and how many it holds."""
+class WorkerStatus:
+    """What a worker is doing: how many requests it may hold at a time, how many it holds, whether it's to stop."""
 
     slots: int
     in_flight: int
+    stopping: bool
+
+    def state(self, *, suspended: bool) -> str:
+        """RQ's word for it."""
+        if self.in_flight:
+            return "busy"
+        return "suspended" if suspended else "idle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,7 @@ def is_suspended() -> Command:
     return ("EXISTS", keys.RQ_SUSPENDED)
 
 
-def register(worker: WorkerDescription, load: Load, state: str, ip_address: str) -> list[Command]:
+def register(worker: WorkerDescription, status: WorkerStatus, state: str, ip_address: str) -> list[Command]:
     """The commands that register a worker, as RQ's register_birth does. What was registered under its name is kept:
     delete it first."""
     key = keys.rq_worker(worker.name)
@@ -124,8 +133,8 @@ def register(worker: WorkerDescription, load: Load, state: str, ip_address: str)
         WorkerField.RQ_VERSION: version("rq"),
         WorkerField.PYTHON_VERSION: sys.version,
         WorkerField.STATE: state,
-        WorkerField.SLOTS: load.slots,
-        WorkerField.IN_FLIGHT: load.in_flight,
+        WorkerField.SLOTS: status.slots,
+        WorkerField.IN_FLIGHT: status.in_flight,
         WorkerField.CONTEXT_TOKENS: worker.context_tokens,
         WorkerField.DEFAULTS: worker.defaults,
     }
@@ -139,11 +148,11 @@ def register(worker: WorkerDescription, load: Load, state: str, ip_address: str)
     ]
 
 
-def beat(worker: str, load: Load, state: str, at: datetime) -> Command:
+def beat(worker: str, status: WorkerStatus, state: str, at: datetime) -> Command:
     """The command that notes a worker's heartbeat; its reply is the number of these fields that weren't there."""
     fields: dict[str, Argument] = {
-        WorkerField.SLOTS: load.slots,
-        WorkerField.IN_FLIGHT: load.in_flight,
+        WorkerField.SLOTS: status.slots,
+        WorkerField.IN_FLIGHT: status.in_flight,
         WorkerField.STATE: state,
         WorkerField.LAST_HEARTBEAT: iso(at),
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -22,25 +21,12 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.redis.commands import Command, Reply
-    from tokenrelay.shared.store.registrar import Load, WorkerDescription
+    from tokenrelay.shared.store.registrar import WorkerDescription, WorkerStatus
 
 log = logging.getLogger(__name__)
 
-STARTED: Final = "started"
-BUSY: Final = "busy"
-IDLE: Final = "idle"
-SUSPENDED: Final = "suspended"
-"""RQ's states of a worker."""
 _EXECUTIONS_TTL_S: Final = RQ_LEASE_S + 60
 _EXPIRY_MARGIN_S: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What the worker is doing."""
-
-    load: Load
-    stopping: bool
 
 
 class WorkerRegistration:
@@ -49,11 +35,11 @@ class WorkerRegistration:
     `status` is called with every beat, from its thread.
     """
 
-    def __init__(self, pipeline: Pipeline, worker: WorkerDescription, status: Callable[[], Status]) -> None:
+    def __init__(self, pipeline: Pipeline, worker: WorkerDescription, status: Callable[[], WorkerStatus]) -> None:
         self._pipeline = pipeline
         self._worker = worker
         self._status = status
-        self._state = STARTED
+        self._suspended = False
         self._client_address = ""
         self._shutdown_noted = False
 
@@ -78,7 +64,7 @@ class WorkerRegistration:
         found = registrar.parse_namesake(self._pipeline.run([*registrar.find_namesake(name)]))
         self._client_address = found.client_address
         if found.left_s is None or found.registration.has_ended:
-            self._write(registrar.forget(name))
+            self._write(registrar.STARTED, registrar.forget(name))
         elif found.is_of(self._worker):  # the reply to an earlier try was lost
             self._run([*registrar.extend(name, _EXECUTIONS_TTL_S)])
         else:
@@ -88,25 +74,22 @@ class WorkerRegistration:
     def beat(self) -> None:
         """Extend the registration and update its state and load; register again where Redis lost it.
 
-        Raises redis errors.
+        `rq suspend` shows with the beat after the one that reads it. Raises redis errors.
         """
         status, name, now = self._status(), self._worker.name, datetime.now(UTC)
+        state = status.state(suspended=self._suspended)
         shutdown = status.stopping and not self._shutdown_noted
         added, *_, suspended = self._run(
             [
-                registrar.beat(name, status.load, self._state, now),
+                registrar.beat(name, status, state, now),
                 *registrar.extend(name, _EXECUTIONS_TTL_S),
                 *([registrar.request_shutdown(name, now)] if shutdown else []),
                 registrar.is_suspended(),
             ]
         )
-        self._shutdown_noted = status.stopping
+        self._shutdown_noted, self._suspended = status.stopping, bool(suspended)
         if added:
-            self._write()
-        state = BUSY if status.load.in_flight else SUSPENDED if suspended else IDLE
-        if state != self._state:
-            self._run([registrar.set_state(name, state)])
-            self._state = state
+            self._write(state)
 
     def remove(self) -> None:
         """Deregister. Where Redis can't be reached, the registration expires by itself."""
@@ -116,9 +99,9 @@ class WorkerRegistration:
         except RedisError as error:
             log.warning("the worker couldn't deregister: %s", error)
 
-    def _write(self, *before: Command) -> None:
-        registered = registrar.register(self._worker, self._status().load, self._state, self._client_address)
-        self._run([*before, *registered], atomic=True)
+    def _write(self, state: str, *before: Command) -> None:
+        commands = registrar.register(self._worker, self._status(), state, self._client_address)
+        self._run([*before, *commands], atomic=True)
 
     def _run(self, batch: list[Command], *, atomic: bool = False) -> list[Reply]:
         replies = self._pipeline.run([*batch], atomic=atomic)
