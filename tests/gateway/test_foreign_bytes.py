@@ -9,8 +9,8 @@ from hypothesis import given
 
 from tests.scribbles import FEW, Scribble, erase, examples, scribble, scribbles
 from tests.workers import submit
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer._core.endings import cancel
-from tokenrelay.producer._core.rounds import Driver
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -21,7 +21,7 @@ from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.views.raw import RawEncoder
-from tokenrelay.producer._core.rounds import AsyncDriver
+from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.shared.redis.connections import connect_async
 
 if TYPE_CHECKING:

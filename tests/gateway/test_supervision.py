@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 from tokenrelay.gateway.http.tasks import Background
 from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.hub import Hub
-from tokenrelay.producer._core.rounds import AsyncDriver
+from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.shared.errors import RedisUnusable
 from tokenrelay.shared.redis.connections import connect_async
 from tokenrelay.shared.wire import keys

@@ -11,8 +11,9 @@ import pytest
 
 from tests.redis_servers import bundled_binary
 from tokenrelay.producer import AsyncConsumer, AsyncProducer, RedisUnusable
+from tokenrelay.producer._core.drivers import CONNECTIONS, AsyncDriver
 from tokenrelay.producer._core.fitness import AsyncFitness
-from tokenrelay.producer._core.rounds import CONNECTIONS, AsyncDriver, Steps, ask
+from tokenrelay.producer._core.steps import Steps, ask
 from tokenrelay.shared.redis.batches import AsyncPipeline
 from tokenrelay.shared.redis.connections import connect_async
 from tokenrelay.shared.store import requests

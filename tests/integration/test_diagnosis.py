@@ -21,7 +21,7 @@ from tokenrelay.cli.ops.diagnosis import Finding, diagnose, healthy_line
 from tokenrelay.cli.ops.explanation import explain_request
 from tokenrelay.cli.ops.overview import read_overview
 from tokenrelay.cli.ops.system import Queue, System, Worker, read_system
-from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.cli.commands import app
 from tokenrelay.cli.terminal.output import Exit
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer.trace import traced
 from tokenrelay.shared.errors import TokenRelayError
 from tokenrelay.shared.wire import keys

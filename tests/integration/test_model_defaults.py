@@ -98,13 +98,13 @@ def test_an_operator_can_leave_them_off(tmp_path: Path) -> None:
 def test_the_clock_decides_when_to_look_again() -> None:
     now = [0.0]
     defaults = ModelDefaults(clock=lambda: now[0])
-    first = defaults.of("m")
+    first = defaults.lookup("m")
     next(first)
     first.send([[b"rq:worker:w"]])
     with pytest.raises(StopIteration) as found:
         first.send([[b"q", b'{"top_k": 3}']])
     assert found.value.value == {"top_k": 3}
     with pytest.raises(StopIteration):
-        next(defaults.of("m"))
+        next(defaults.lookup("m"))
     now[0] = 10.1
-    assert next(defaults.of("m")) is not None
+    assert next(defaults.lookup("m")) is not None

@@ -11,7 +11,7 @@ from tests.redis_servers import with_wrong_clock
 from tests.workers import MODEL, running_worker
 from tokenrelay.cli.ops.system import read_system
 from tokenrelay.producer import NoWorkerWarning, Producer
-from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.shared.errors import GenerationExpired
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.store import requests

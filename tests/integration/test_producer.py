@@ -28,8 +28,9 @@ from tokenrelay.producer import (
     State,
     StreamTimeout,
 )
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer._core.planning import plan_many, plan_request
-from tokenrelay.producer._core.rounds import Driver, Round
+from tokenrelay.producer._core.steps import RoundTrip
 from tokenrelay.producer._core.submission import Submitter, write_many
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import connect
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.producer._core.rounds import Answered, Item
+    from tokenrelay.producer._core.steps import Answered, Item
 
 SETTINGS = ProducerSettings(max_queue_depth=5)
 QUEUE = keys.rq_queue(keys.queue("weather", "default"))
@@ -160,7 +161,9 @@ class LosingDriver(Driver):
 
     def _answer(self, item: Item) -> Answered:
         answered = super()._answer(item)
-        scripts = [call.script.name for call in item.batch if isinstance(call, Call)] if isinstance(item, Round) else []
+        scripts = (
+            [call.script.name for call in item.batch if isinstance(call, Call)] if isinstance(item, RoundTrip) else []
+        )
         if scripts and scripts[0] not in self.lost:
             self.lost.append(scripts[0])
             return ConnectionError("reset by peer")
@@ -232,7 +235,7 @@ def test_a_model_that_nobody_serves_is_warned_of_within_two_seconds(producer: Pr
 
 
 def test_a_busy_model_is_not_warned_of(producer: Producer, writer: Writer) -> None:
-    with pytest.raises(StreamTimeout, match="goes on"):
+    with pytest.raises(StreamTimeout, match="keeps running"):
         producer.submit("x").result(timeout_s=1.5)
 
 

@@ -71,7 +71,7 @@ def test_tokens_are_read_while_the_answer_is_written(producer: Producer, tokenre
     tokens = iter(generation)
     assert [next(tokens).text, next(tokens).text] == ["It", " is"]
     assert generation.status().state == State.IN_PROGRESS
-    with pytest.raises(StreamTimeout, match="goes on"):
+    with pytest.raises(StreamTimeout, match="keeps running"):
         generation.result(timeout_s=0.2)
     generation.cancel()
 

@@ -12,7 +12,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryEr
 from tokenrelay.producer import Producer, ProducerSettings, RedisUnusable, RequestError
 from tokenrelay.producer._core.fitness import check_redis
 from tokenrelay.producer._core.planning import plan_many, plan_request
-from tokenrelay.producer._core.rounds import Pause, Round
+from tokenrelay.producer._core.steps import Pause, RoundTrip
 from tokenrelay.producer._core.submission import Submitter, write_many
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.wire import keys
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.producer import Submission
     from tokenrelay.producer._core.planning import Plan
-    from tokenrelay.producer._core.rounds import Item, Steps
+    from tokenrelay.producer._core.steps import Item, Steps
     from tokenrelay.producer._core.submission import Submitted
     from tokenrelay.shared.redis.commands import Reply
 
@@ -135,13 +135,13 @@ def test_a_redis_that_hides_its_info_is_trusted() -> None:
 
 
 def scripts(item: Item) -> list[str]:
-    assert isinstance(item, Round)
+    assert isinstance(item, RoundTrip)
     return [call.script.name for call in item.batch if isinstance(call, Call)]
 
 
 def submit_one(plan: Plan) -> Steps[Submitted]:
     """Without a look at what the model's workers registered."""
-    return Submitter(SETTINGS).submit(replace(plan, unsaid=frozenset()))
+    return Submitter(SETTINGS).submit(replace(plan, not_given=frozenset()))
 
 
 @pytest.mark.parametrize("submit", [submit_one, lambda plan: write_many([plan], 5)], ids=["one", "many"])
@@ -174,7 +174,7 @@ def test_what_was_created_before_redis_was_full_is_cancelled() -> None:
     ending: Item | Exception = steps.send([[b"OK", b"1"], [b"OK", b"1"], full])
     ended = []
     for _ in plans[:2]:
-        assert isinstance(ending, Round)
+        assert isinstance(ending, RoundTrip)
         ended += [item.keys[0] for item in ending.batch if isinstance(item, Call) and item.script.name == "cancel"]
         ending = _sent_or_error(steps, [[b"1:x", b"q", b"1000"], [b"OK", b""]])
     assert ending is full

@@ -16,7 +16,7 @@ from tests.streams import REQUEST_ID, whole_streams
 from tokenrelay.cli.client.trace import print_trace
 from tokenrelay.cli.terminal.output import visible
 from tokenrelay.producer import Producer
-from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer.trace import FIELDS, Kind, as_json, trace_of, traced
 from tokenrelay.shared.errors import RequestError, RequestNotFound, StreamExpired, StreamGap
 from tokenrelay.shared.store.record import RequestRecord

@@ -1,11 +1,11 @@
 """Producers and consumers: submit prompts, follow streams, assemble answers. Nothing here imports torch."""
 
 from tokenrelay.producer._core.endings import Status
-from tokenrelay.producer._core.warning import NoWorkerWarning
 from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
 from tokenrelay.producer.consumer import Consumer
 from tokenrelay.producer.generation import Generation, ReadOnlyGeneration
 from tokenrelay.producer.producer import Producer
+from tokenrelay.producer.warning import NoWorkerWarning
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationError,

@@ -1,16 +1,17 @@
-"""`consumer`, `producer` and `generation` for asyncio: the same steps, awaited. A client belongs to one event loop."""
+"""`consumer`, `producer` and `generation` for asyncio. A client belongs to one event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tokenrelay.producer._core import endings
+from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.fitness import AsyncFitness
 from tokenrelay.producer._core.planning import plan_many, plan_request
-from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import block_s, settings_of, urls_of
@@ -87,7 +88,7 @@ class AsyncReadOnlyGeneration:
                     self._reader.note(entry)
                     assembler.receive(entry)
             self._reader.answer = assembler.answer()
-        return endings.settled(self._reader.answer)
+        return endings.answer_or_raise(self._reader.answer)
 
     async def status(self) -> Status:
         """As ReadOnlyGeneration.status."""
@@ -131,8 +132,6 @@ class AsyncConsumer:
         found = servers(connection) if connection else connect_async(urls_of(url, streams_url, self._settings))
         self._driver = AsyncDriver(*found)
         self._block_s = block_s(found.token)
-        self._fitness = AsyncFitness(self._driver)
-        self._submitter = Submitter(self._settings)
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,7 +150,7 @@ class AsyncConsumer:
 
     async def get(self, request_id: str) -> AsyncReadOnlyGeneration:
         """As Consumer.get."""
-        await self._driver.run(endings.status(endings.checked_id(request_id)))
+        await self._driver.run(endings.status(endings.check_id(request_id)))
         return AsyncReadOnlyGeneration(Reader(request_id, expires=False, block_s=self._block_s), self._driver)
 
 
@@ -171,9 +170,17 @@ class AsyncProducer(AsyncConsumer):
     It is sunny and warm. -> stop
     """
 
+    @cached_property
+    def _fitness(self) -> AsyncFitness:
+        return AsyncFitness(self._driver)
+
+    @cached_property
+    def _submitter(self) -> Submitter:
+        return Submitter(self._settings)
+
     async def get(self, request_id: str) -> AsyncGeneration:
         """As Producer.get."""
-        await self._driver.run(endings.status(endings.checked_id(request_id)))
+        await self._driver.run(endings.status(endings.check_id(request_id)))
         return self._generation(request_id)
 
     async def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGeneration:

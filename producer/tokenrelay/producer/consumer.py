@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.producer._core import endings
-from tokenrelay.producer._core.rounds import Driver
-from tokenrelay.producer._core.submission import Submitter
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.redis.servers import Urls, connect, servers
@@ -19,27 +18,27 @@ if TYPE_CHECKING:
     import redis
     import redis.asyncio
 
-BLOCK_S: Final = 1.0
-"""How long a read blocks at most before it looks at deadline, timeout and workers."""
+BLOCK_S: Final = 2.0
+"""The longest blocking read. After it a reader checks deadline, timeout and workers."""
 
 
 def settings_of(
     url: str | None, streams_url: str | None, connection: object, settings: ProducerSettings | None
 ) -> ProducerSettings:
-    """The settings that a client's arguments ask for. Raises SettingsError."""
+    """The settings for a client's arguments. Raises SettingsError."""
     if connection is not None and (url is not None or streams_url is not None):
         raise SettingsError("url, connection: both given; give one of them, or neither for TOKENRELAY_REDIS_URL")
     return settings or ProducerSettings.of_library(redis_url=url, streams_url=streams_url)
 
 
 def urls_of(url: str | None, streams_url: str | None, settings: ProducerSettings) -> Urls:
-    """Where the planes are, by a client's arguments first and its settings then."""
+    """The URLs of the planes: from a client's arguments, else from its settings."""
     queue = url or settings.urls.queue
     return Urls(queue, streams_url or (queue if settings.streams_url is None else settings.urls.token))
 
 
 def block_s(client: redis.Redis | redis.asyncio.Redis) -> float:
-    """How long a read may block: well below the client's own socket timeout, which would cut it off."""
+    """The longest blocking read in seconds: half of the client's own socket timeout, which would interrupt it."""
     timeout_s = client.connection_pool.connection_kwargs.get("socket_timeout")
     return min(BLOCK_S, timeout_s / 2) if timeout_s else BLOCK_S
 
@@ -77,7 +76,6 @@ class Consumer:
         found = servers(connection) if connection else connect(urls_of(url, streams_url, self._settings))
         self._driver = Driver(*found)
         self._block_s = block_s(found.token)
-        self._submitter = Submitter(self._settings)
 
     def __enter__(self) -> Self:
         return self
@@ -88,12 +86,12 @@ class Consumer:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back, unless they're the caller's. Handles are of no use afterwards."""
+        """Close the connections, unless they're the caller's. Handles can't be used afterwards."""
         if self._owns_connection:
             for client in self._driver.servers.clients:
                 client.close()
 
     def get(self, request_id: str) -> ReadOnlyGeneration:
-        """The request's handle. Raises RequestNotFound, RequestError for what can't be an ID, RedisUnusable."""
-        self._driver.run(endings.status(endings.checked_id(request_id)))
+        """The request's handle. Raises RequestNotFound, RequestError for a malformed ID, RedisUnusable."""
+        self._driver.run(endings.status(endings.check_id(request_id)))
         return ReadOnlyGeneration(Reader(request_id, expires=False, block_s=self._block_s), self._driver)

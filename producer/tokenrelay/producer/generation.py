@@ -1,4 +1,4 @@
-"""A request's handle: its tokens and events as they come, its answer, its state. `aio` has the same for asyncio."""
+"""Handles of a request: tokens and events as they are written, answer, status. `aio` has them for asyncio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.following import Follower, Reading
-from tokenrelay.producer._core.warning import warn_no_worker
+from tokenrelay.producer.warning import warn_no_worker
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
@@ -16,13 +16,13 @@ from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tokenrelay.producer._core.drivers import Driver
     from tokenrelay.producer._core.endings import Status
-    from tokenrelay.producer._core.rounds import Driver
     from tokenrelay.shared.wire.entries import AnyEntry, Entry, Event
 
 
 class Reader:
-    """What the handles of one request share, sync or asyncio: how it's read, what was read, its answer once known."""
+    """The state behind a request's handle, sync or asyncio: how it is read, what was read, its answer once known."""
 
     def __init__(self, request_id: str, *, expires: bool, block_s: float) -> None:
         self.request_id = request_id
@@ -32,7 +32,7 @@ class Reader:
         self._warned = False
 
     def follower(self, after: int = 0) -> Follower:
-        """A new reader's place, behind token `after`. Raises RequestError for a negative one."""
+        """A new follower behind token `after`. Raises RequestError for a negative index."""
         if not isinstance(after, int):
             raise RequestError(f"after: {after!r} is no whole number; give a token's index, such as 3", field="after")
         if after < 0:
@@ -56,8 +56,11 @@ class Reader:
 
 
 class ReadOnlyGeneration:
-    """A request, as a Consumer gives it. Every iteration reads for itself, from the token that it's asked to start
-    behind; any number may run at once, in any threads. Leaving one leaves the request running."""
+    """A Consumer's handle of a request.
+
+    Every iteration reads independently, from the token that it starts behind. Any number may run at once, in any
+    threads. Breaking out of one leaves the request running.
+    """
 
     def __init__(self, reader: Reader, driver: Driver) -> None:
         self._reader = reader
@@ -79,10 +82,10 @@ class ReadOnlyGeneration:
         return self.tokens()
 
     def tokens(self, after: int = 0) -> Iterator[Token]:
-        """Tokens `after` + 1 and on, each as soon as it's written, up to the end.
+        """Iterate over the tokens from index `after` + 1, each as soon as it is written, until the request ends.
 
-        Raises GenerationFailed, GenerationCancelled, GenerationExpired behind the last token if it ended so;
-        StreamExpired, StreamGap, StreamChanged where it can't be read on; RedisUnusable.
+        Raises GenerationFailed, GenerationCancelled, GenerationExpired after the last token if it ended so;
+        StreamExpired, StreamGap, StreamChanged if the stream can't be read further; RedisUnusable.
         """
         for entry in self.entries(after):
             if isinstance(entry, Token):
@@ -91,15 +94,15 @@ class ReadOnlyGeneration:
                 self._driver.run(endings.raise_unless_answered(self.request_id, entry))
 
     def events(self) -> Iterator[Event]:
-        """`Queued`, `Started`, `Migrated` as they come, and `Ended` last. Doesn't raise for how it ended."""
+        """Iterate over `Queued`, `Started`, `Migrated` events, and `Ended` last. Doesn't raise for how it ended."""
         for entry in self.entries():
             if not isinstance(entry, Token):
                 yield entry
 
     def entries(self, after: int = 0) -> Iterator[Entry]:
-        """Tokens and events behind token `after`, in the stream's order. Doesn't raise for how it ended.
+        """Iterate over tokens and events behind token `after`, in stream order. Doesn't raise for how it ended.
 
-        An event of a later version is left out.
+        Events that a later version adds are skipped.
         """
         follower = self._reader.follower(after)
         while not follower.ended:
@@ -109,11 +112,11 @@ class ReadOnlyGeneration:
                     yield entry
 
     def result(self, timeout_s: float | None = None) -> Answer:
-        """The whole answer, once it's there; `completed` and `incomplete` ones are returned.
+        """Wait for the whole answer of a request that completes or ends incomplete.
 
-        Raises GenerationFailed, GenerationCancelled, GenerationExpired; StreamTimeout after `timeout_s`, which cancels
-        nothing; StreamExpired, StreamGap, StreamChanged, RedisUnusable. A Redis that stands still is waited for beyond
-        `timeout_s`: each round trip takes up to 5 s, and is tried four times.
+        Raises GenerationFailed, GenerationCancelled, GenerationExpired; StreamTimeout after `timeout_s` seconds, which
+        doesn't cancel the request; StreamExpired, StreamGap, StreamChanged, RedisUnusable. A Redis that hangs may delay
+        it beyond `timeout_s`: a round trip times out after 5 s and is tried four times.
         """
         if self._reader.answer is None:
             follower, assembler = self._reader.follower(), Assembler(self.request_id)
@@ -123,16 +126,16 @@ class ReadOnlyGeneration:
                     self._reader.note(entry)
                     assembler.receive(entry)
             self._reader.answer = assembler.answer()
-        return endings.settled(self._reader.answer)
+        return endings.answer_or_raise(self._reader.answer)
 
     def status(self) -> Status:
-        """What the request is now. Raises RequestNotFound once its retention is over, RedisUnusable."""
+        """The request's status. Raises RequestNotFound once its retention is over, RedisUnusable."""
         return self._driver.run(endings.status(self.request_id))
 
 
 class Generation(ReadOnlyGeneration):
-    """A request, as a Producer gives it: it can be cancelled, and reading it ends it once its deadline is past."""
+    """A Producer's handle of a request. It can cancel, and reading expires the request past its deadline."""
 
     def cancel(self) -> bool:
-        """End it as cancelled, wherever it is. False where it had ended before, or is gone. Raises RedisUnusable."""
+        """Cancel the request, queued or running. False if it had ended before or is gone. Raises RedisUnusable."""
         return self._driver.run(endings.cancel(self.request_id))

@@ -1,4 +1,4 @@
-"""A Redis and a worker of one's own, for as long as a `with` block lasts: demos, tests, a first try.
+"""A local Redis and a local worker for the duration of a `with` block: for demos, tests and a first try.
 
 The Redis keeps nothing: neither RDB nor AOF is written, since its folder goes with the block. Its server and the worker
 end with the process that started them, however that ends (tether.py). A durable queue is a Redis of the operator's,
@@ -42,7 +42,7 @@ NO_REDIS: Final = (
 
 
 class _Process:
-    """A command tethered to this process, with a folder of its own and its output in a log file there.
+    """A subprocess that ends with this process, with a temporary folder and its output in a log file there.
 
     A child that this process forks holds the tether too: the command then ends when both are gone.
     """

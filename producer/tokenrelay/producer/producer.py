@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.fitness import check_redis
 from tokenrelay.producer._core.planning import plan_many, plan_request
+from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import Consumer
 from tokenrelay.producer.generation import Generation, Reader
 
@@ -35,13 +37,17 @@ class Producer(Consumer):
 
     _fit = False
 
+    @cached_property
+    def _submitter(self) -> Submitter:
+        return Submitter(self._settings)
+
     def get(self, request_id: str) -> Generation:
         """As Consumer.get; this handle can cancel."""
-        self._driver.run(endings.status(endings.checked_id(request_id)))
+        self._driver.run(endings.status(endings.check_id(request_id)))
         return self._generation(request_id)
 
     def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
-        """Queue one request, durably: once this returns, it ends in an answer or an error, whatever dies.
+        """Queue one request. Once this returns, the request ends in an answer or an error, whatever process dies.
 
         Raises RequestError (field, limit; IdempotencyConflict), QueueFull, RedisUnusable. Nothing is queued then.
         """
@@ -50,7 +56,7 @@ class Producer(Consumer):
         return self._generation(self._driver.run(self._submitter.submit(plan)).request_id)
 
     def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[Generation]:
-        """Queue all of them, or none. `options` hold for each item that doesn't say otherwise.
+        """Queue all of the items, or none. `options` are defaults for every item.
 
         Raises RequestError naming the item, field and limit; QueueFull where they don't fit all; RedisUnusable.
         """
@@ -62,7 +68,7 @@ class Producer(Consumer):
 
     @contextmanager
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Iterator[Generation]:
-        """`submit`, for the time of a `with` block: leaving it cancels what hasn't ended."""
+        """`submit` as a context manager: leaving the block cancels the request if it hasn't ended."""
         generation = self.submit(prompt, **options)
         try:
             yield generation

@@ -1,4 +1,4 @@
-"""The trace of one request: its four stages, its prediction layer by layer at Redis's own times, what streaming gained.
+"""The trace of one request: four stages, the prediction layer by layer with Redis timestamps, and latency figures.
 
 Made from the request's hash and the entries of its stream, running, ended or handed over. A producer has no tokenizer:
 the texts of the prompt's tokens are those that the worker stored with its first claim, for short prompts.
@@ -13,8 +13,8 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.producer._core.endings import checked_id
-from tokenrelay.producer._core.rounds import Round, refused
+from tokenrelay.producer._core.endings import check_id
+from tokenrelay.producer._core.steps import RoundTrip, raise_on_error
 from tokenrelay.shared.errors import ProtocolError, RequestNotFound, StreamExpired, unreadable
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -38,14 +38,14 @@ from tokenrelay.shared.wire.keys import Plane
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
 
 FIELDS: Final = (Field.STATE, Field.BODY, Field.PROMPT_IDS, Field.PROMPT_TEXTS)
 """Of the request's hash, what a trace is made from."""
 
 
 class Kind(StrEnum):
-    """What happened at a line of the prediction trace. Numbered ones are layers."""
+    """The kind of a line in the prediction trace. Numbered lines are layers."""
 
     QUEUED = "Queued"
     TOKENIZATION = "Tokenization"
@@ -107,19 +107,19 @@ class Latency:
 
     @property
     def sooner_ms(self) -> float | None:
-        """How long before the whole answer its reader had the first word."""
+        """How much earlier than the whole answer its reader had the first word."""
         return None if self.first_word_ms is None or self.total_ms is None else self.total_ms - self.first_word_ms
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """All of it. `now_us` is when it was read, by Redis's clock."""
+    """The whole trace. `now_us`: Redis time of the read."""
 
     request_id: str
     state: State
     model: str | None
     workers: tuple[str, ...]
-    """Those that worked on it, in order; a name again where it came back to a worker."""
+    """The workers in order of their attempts; a name repeats if the request returned to a worker."""
     stages: tuple[Stage, Stage, Stage, Stage]
     lines: tuple[Line, ...]
     latency: Latency
@@ -136,10 +136,14 @@ class Trace:
 
 def traced(request_id: str) -> Steps[Trace]:
     """The request's trace as it is now. Raises RequestNotFound, StreamExpired, StreamGap, ProtocolError."""
-    stream = keys.stream(checked_id(request_id))
+    stream = keys.stream(check_id(request_id))
     # Atomic: a trace may not show a token that its own state hasn't come to.
-    held, raw, time = refused(
-        (yield Round([look(request_id, FIELDS), ("XRANGE", stream, "-", "+"), server_time(Plane.TOKEN)], atomic=True))
+    held, raw, time = raise_on_error(
+        (
+            yield RoundTrip(
+                [look(request_id, FIELDS), ("XRANGE", stream, "-", "+"), server_time(Plane.TOKEN)], atomic=True
+            )
+        )
     )
     record = RequestRecord(FIELDS, held)
     if not record.exists:

@@ -19,7 +19,7 @@ from tokenrelay.cli.terminal.output import (
     write_text,
 )
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.redis.servers import connected

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from tokenrelay.producer._core.rounds import Driver
+    from tokenrelay.producer._core.drivers import Driver
     from tokenrelay.producer.trace import Line, Trace
 
 _MAX_PIECES: Final = 24

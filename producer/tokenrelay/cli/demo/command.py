@@ -17,7 +17,7 @@ from tokenrelay.cli.client.trace import write_trace
 from tokenrelay.cli.demo.observers import RedisCli, RedisPy, watch
 from tokenrelay.cli.terminal.output import write_line
 from tokenrelay.producer import Producer
-from tokenrelay.producer._core.rounds import Driver
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.redis.connections import connect
 

@@ -12,9 +12,9 @@ from tokenrelay.cli.ops import top as live
 from tokenrelay.cli.ops.listing import MAX_LISTED, ListState, write_list
 from tokenrelay.cli.ops.overview import write_overview, write_status
 from tokenrelay.cli.terminal.output import EXIT_CODES, exit_on_error
-from tokenrelay.producer._core.endings import checked_id
+from tokenrelay.producer._core.drivers import Driver
+from tokenrelay.producer._core.endings import check_id
 from tokenrelay.producer._core.endings import status as read_status
-from tokenrelay.producer._core.rounds import Driver
 from tokenrelay.shared.redis.servers import connected
 from tokenrelay.shared.settings import ProducerSettings
 
@@ -40,7 +40,7 @@ def status(
         if request_id is None:
             write_overview(driver, json=json)
         else:
-            write_status(driver, driver.run(read_status(checked_id(request_id))), json=json)
+            write_status(driver, driver.run(read_status(check_id(request_id))), json=json)
 
 
 def top(

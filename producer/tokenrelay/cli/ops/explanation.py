@@ -10,7 +10,7 @@ from tokenrelay.cli.ops import request_summaries
 from tokenrelay.cli.ops.diagnosis import Finding, diagnose, is_abandoned, is_busy
 from tokenrelay.cli.ops.system import read_system
 from tokenrelay.cli.terminal.tables import counted
-from tokenrelay.producer._core.rounds import Round
+from tokenrelay.producer._core.steps import RoundTrip
 from tokenrelay.shared.store.jobs import status_look
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, text
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenrelay.cli.ops.request_summaries import RequestSummary
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.commands import Reply
 
 _ELSEWHERE = ("all_busy", "not_taken", "no_worker", "abandoned", "worker_silent", "worker_gone")
@@ -57,7 +57,7 @@ def progress_line(status: Status) -> str:
 
 
 def _look_up(status: Status) -> Steps[tuple[Reply, Reply, list[RequestSummary]]]:
-    job, position = yield Round(
+    job, position = yield RoundTrip(
         [
             status_look(status.request_id),
             ("LPOS", keys.rq_queue(status.queue), status.request_id),

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenrelay.cli.ops.request_summaries import Place, RequestRef, RequestSummary
-    from tokenrelay.producer._core.rounds import Driver, Steps
+    from tokenrelay.producer._core.drivers import Driver
+    from tokenrelay.producer._core.steps import Steps
 
 MAX_LISTED: Final = 1000
 _PAGE: Final = 200

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tokenrelay.cli.ops.request_summaries import Place, RequestSummary
     from tokenrelay.cli.ops.system import System
     from tokenrelay.producer import Status
-    from tokenrelay.producer._core.rounds import Driver, Steps
+    from tokenrelay.producer._core.drivers import Driver
+    from tokenrelay.producer._core.steps import Steps
 
 _MAX_CLAIMED: Final = 50
 """Number of claimed requests whose leases are checked, oldest first."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer._core.rounds import Round
+from tokenrelay.producer._core.steps import RoundTrip
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.jobs import holder_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -23,7 +23,7 @@ from tokenrelay.shared.wire.entries import AnyEntry, Ended, Migrated, Queued, St
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.commands import Batch, Reply
 
 TAIL: Final = 64
@@ -115,7 +115,7 @@ class RequestSummary:
 
 def list_queued(queue: str, first: int, last: int) -> Steps[list[RequestRef]]:
     """Requests `first` to `last` of a queue, counted from the newest."""
-    (found,) = yield Round([("LRANGE", keys.rq_queue(queue), -1 - last, -1 - first)])
+    (found,) = yield RoundTrip([("LRANGE", keys.rq_queue(queue), -1 - last, -1 - first)])
     if isinstance(found, Exception):
         raise found
     return [RequestRef(text(item), queue, "queued") for item in reversed(found)]
@@ -127,7 +127,7 @@ def list_registry(
     """Requests `first` to `last` of each queue's claimed set or registry, counted from the newest or oldest, merged."""
     end = ("REV", "WITHSCORES") if newest else ("WITHSCORES",)
     batch: Batch = [("ZRANGE", _key(queue, place), first, last, *end) for queue, place in places]
-    replies = (yield Round(batch)) if batch else []
+    replies = (yield RoundTrip(batch)) if batch else []
     found = []
     for (queue, place), reply in zip(places, replies, strict=True):
         if isinstance(reply, Exception):
@@ -155,8 +155,8 @@ def _some(ids: Sequence[str], tail: int) -> Steps[list[RequestSummary]]:
             ("XRANGE", stream, "1-0", "1-0"),
             ("XREVRANGE", stream, "+", "-", "COUNT", tail),
         ]
-    replies = yield Round(batch)
-    holders = yield Round([holder_look(request_id) for request_id in ids])
+    replies = yield RoundTrip(batch)
+    holders = yield RoundTrip([holder_look(request_id) for request_id in ids])
     for reply in (*replies, *holders):
         if isinstance(reply, NoPermissionError):
             raise reply

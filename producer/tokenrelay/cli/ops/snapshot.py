@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.cli.ops.request_summaries import Migration, Place, RequestRef, RequestSummary
     from tokenrelay.cli.ops.system import System
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
 
 MAX_RUNNING: Final = 120
 MAX_ENDED: Final = 100

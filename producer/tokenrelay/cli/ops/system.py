@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from tokenrelay.producer._core.rounds import Round
+from tokenrelay.producer._core.steps import RoundTrip
 from tokenrelay.shared.redis.commands import info, server_time, server_time_us
 from tokenrelay.shared.store.registrations import (
     WORKER_SILENT_S,
@@ -28,7 +28,7 @@ from tokenrelay.shared.wire.keys import Plane
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.commands import Batch, Reply
 
 MAX_QUEUES: Final = 100
@@ -135,7 +135,7 @@ class System:
 
 def read_system() -> Steps[System]:
     """Read the system. Raises RedisError if Redis doesn't reply."""
-    queues, workers, suspended_ms, server_info = yield Round(
+    queues, workers, suspended_ms, server_info = yield RoundTrip(
         [
             ("SMEMBERS", keys.RQ_QUEUES),
             ("SMEMBERS", keys.RQ_WORKERS),
@@ -202,7 +202,7 @@ def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
             ("LRANGE", keys.rq_queue(name), 0, 0),
             ("SMEMBERS", keys.rq_workers(name)),
         ]
-    replies = (yield Round(batch)) if batch else []
+    replies = (yield RoundTrip(batch)) if batch else []
     found = []
     for name, waiting, running, head, workers in zip(
         names, replies[::4], replies[1::4], replies[2::4], replies[3::4], strict=True
@@ -224,7 +224,7 @@ def _workers(worker_keys: Sequence[str], lists: Sequence[_Lists]) -> Steps[list[
     batch: Batch = []
     for key in worker_keys:
         batch += [look(key, _WORKER_FIELDS), time_left(key)]
-    replies = iter((yield Round(batch)) if batch else [])
+    replies = iter((yield RoundTrip(batch)) if batch else [])
     workers = [_worker(key, models, next(replies), next(replies)) for key, models in list_registry.items()]
     return [worker for worker in workers if worker is not None and worker.models]
 
@@ -233,7 +233,7 @@ def _waits(lists: Sequence[_Lists]) -> Steps[tuple[int, list[float | None]]]:
     """The token plane's clock, and the wait of each queue's first request by it."""
     heads = [found.head if found.head and keys.is_request_id(found.head) else None for found in lists]
     looks: Batch = [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head]
-    time, *found = yield Round([server_time(Plane.TOKEN), *looks])
+    time, *found = yield RoundTrip([server_time(Plane.TOKEN), *looks])
     now_us, begun = server_time_us(time), iter(found)
     return now_us, [_wait_s(next(begun), now_us) if head else None for head in heads]
 

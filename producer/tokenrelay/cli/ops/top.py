@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from tokenrelay.cli.ops.snapshot import Snapshot
-    from tokenrelay.producer._core.rounds import Driver
+    from tokenrelay.producer._core.drivers import Driver
 
 MIN_INTERVAL_S: Final = 0.1
 MAX_INTERVAL_S: Final = 3600.0

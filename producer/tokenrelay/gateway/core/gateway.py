@@ -17,8 +17,8 @@ from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.streams.positions import START
 from tokenrelay.gateway.tenancy.quota import submit_as
 from tokenrelay.gateway.tenancy.tenants import Tenants
+from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.fitness import AsyncFitness
-from tokenrelay.producer._core.rounds import AsyncDriver
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 from tokenrelay.shared.redis.servers import connect_async
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.core.demo import Demo
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.tenancy.tenants import Tenant
-    from tokenrelay.producer._core.rounds import Result, Steps
+    from tokenrelay.producer._core.steps import Result, Steps
     from tokenrelay.producer._core.submission import Submitted
     from tokenrelay.shared.settings import GatewaySettings
     from tokenrelay.shared.wire.entries import EntryId

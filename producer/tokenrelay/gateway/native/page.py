@@ -14,7 +14,7 @@ from tokenrelay.gateway.http.json_responses import json_response
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.views.raw import RawEncoder
-from tokenrelay.producer._core.rounds import ask
+from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.redis.commands import ping
 
 router: Final = APIRouter(tags=["page"])

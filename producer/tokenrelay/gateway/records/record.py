@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.records.annotations import Annotation, split_annotation
-from tokenrelay.producer._core.endings import checked_id
-from tokenrelay.producer._core.rounds import ask
+from tokenrelay.producer._core.endings import check_id
+from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.options import WIRE, glance, load
 from tokenrelay.shared.redis.commands import server_time, server_time_us
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenrelay.producer._core.planning import Plan
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.options import Submission
 
 _FIELDS: Final = (
@@ -90,7 +90,7 @@ def read_record(request_id: str, owner: str | None) -> Steps[Record]:
     or entry.
     """
     try:
-        checked_id(request_id)
+        check_id(request_id)
     except RequestError as error:
         raise RequestNotFound(error.message, field="request_id", request_id=request_id) from None
     stream = keys.stream(request_id)

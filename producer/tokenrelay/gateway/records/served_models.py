@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
-from tokenrelay.producer._core.rounds import Round, ask, refused
+from tokenrelay.producer._core.steps import RoundTrip, ask, raise_on_error
 from tokenrelay.shared.store.registrations import Registration, WorkerField, is_alive, look, time_left
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
-    from tokenrelay.producer._core.rounds import AsyncDriver, Steps
+    from tokenrelay.producer._core.drivers import AsyncDriver
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.commands import Batch
 
 _FIELDS: Final = (
@@ -65,13 +66,13 @@ def read_served_models() -> Steps[dict[str, ServedModel]]:
     batch: Batch = []
     for worker in workers:
         batch += [look(worker, _FIELDS), time_left(worker)]
-    replies = yield Round(batch)
+    replies = yield RoundTrip(batch)
     found: dict[str, ServedModel] = {}
     for registered, left_ms in zip(replies[::2], replies[1::2], strict=True):
         if isinstance(registered, ResponseError) and "WRONGTYPE" in str(registered):
             continue  # not a registration
-        worker = Registration(_FIELDS, refused([registered])[0])
-        if not worker.has_queues or not is_alive(refused([left_ms])[0]):
+        worker = Registration(_FIELDS, raise_on_error([registered])[0])
+        if not worker.has_queues or not is_alive(raise_on_error([left_ms])[0]):
             continue
         for name in worker.models:
             before = found.get(name)

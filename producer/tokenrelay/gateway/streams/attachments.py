@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.streams.hub import Hub
-    from tokenrelay.producer._core.rounds import AsyncDriver, Steps
+    from tokenrelay.producer._core.drivers import AsyncDriver
+    from tokenrelay.producer._core.steps import Steps
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

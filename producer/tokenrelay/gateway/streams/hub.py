@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.http.tasks import Background
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.counters import GatewayCounters
-    from tokenrelay.producer._core.rounds import AsyncDriver
+    from tokenrelay.producer._core.drivers import AsyncDriver
     from tokenrelay.shared.redis.commands import Batch
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.producer._core.rounds import Round, ask, refused
+from tokenrelay.producer._core.steps import RoundTrip, ask, raise_on_error
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.wire.keys import Plane
@@ -13,7 +13,7 @@ from tokenrelay.shared.wire.keys import Plane
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.commands import Batch
 
 RENEW_S: Final = 5.0
@@ -34,14 +34,14 @@ class Presence:
         batch: Batch = []
         for request_id in request_ids:
             batch += requests.announce_readers(request_id, self._name, good_until_us, int(_LIFETIME_S * 1000))
-        replies = yield Round(batch)
+        replies = yield RoundTrip(batch)
         with_annotation = [
             request_id
             for request_id, pair in zip(request_ids, zip(replies[::2], replies[1::2], strict=True), strict=True)
             if not any(isinstance(reply, Exception) for reply in pair)
         ]
         if not with_annotation:
-            refused(replies)
+            raise_on_error(replies)
         return with_annotation
 
     def has_readers_elsewhere(self, request_id: str) -> Steps[bool]:

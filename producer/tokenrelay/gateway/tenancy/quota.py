@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.gateway.tenancy.tenants import Tenant
     from tokenrelay.producer._core.planning import Plan
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.producer._core.submission import Submitted, Submitter
 
 _RETRY_AFTER_S: Final = 2.0

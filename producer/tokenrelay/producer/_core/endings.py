@@ -1,11 +1,11 @@
-"""One request beside its stream: what it is now, ending it by cancel or deadline, and how its end is told."""
+"""A request's status, cancellation and expiry, and the exceptions for how it ended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
-from tokenrelay.producer._core.rounds import ask
+from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationExpired,
@@ -30,7 +30,7 @@ from tokenrelay.shared.wire.keys import Plane
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.calls import ScriptCall
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ _CLOSING_FIELDS: Final = (Field.FENCE, Field.QUEUE, Field.RETENTION_MS)
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A request as Redis holds it at one moment."""
+    """A snapshot of a request."""
 
     request_id: str
     state: State
@@ -66,7 +66,7 @@ class Status:
         return (self.deadline_us - self.now_us) / 1e6
 
 
-def checked_id(request_id: str) -> str:
+def check_id(request_id: str) -> str:
     """The ID, if it can be one. Raises RequestError."""
     if not keys.is_request_id(request_id):
         raise RequestError(
@@ -76,7 +76,7 @@ def checked_id(request_id: str) -> str:
 
 
 def status(request_id: str) -> Steps[Status]:
-    """What the request is now. An unended one past its deadline is told as a reader would. Raises RequestNotFound."""
+    """The request's status. Past its deadline an unended one is reported as ended. Raises RequestNotFound."""
     held, time = yield from ask([look(request_id, _STATUS_FIELDS), server_time(Plane.TOKEN)])
     record = RequestRecord(_STATUS_FIELDS, held)
     if not record.exists:
@@ -104,7 +104,7 @@ def cancel(request_id: str, cancelled_by: str = "producer") -> Steps[bool]:
     record, reply = yield from _read_and_end(request_id, requests.cancel(request_id, cancelled_by))
     match reply:
         case Cancelled():
-            yield from _tell_rq(request_id, record, State.CANCELLED)
+            yield from _close_job(request_id, record, State.CANCELLED)
             return True
         case Done() | Lost():
             return False
@@ -117,7 +117,7 @@ def expire(request_id: str) -> Steps[bool]:
     record, reply = yield from _read_and_end(request_id, requests.expire(request_id))
     match reply:
         case Expired(state):
-            yield from _tell_rq(request_id, record, state)
+            yield from _close_job(request_id, record, state)
             return True
         case Early() | Done() | Unreadable() | Lost():
             return False
@@ -132,17 +132,18 @@ def _read_and_end(request_id: str, ending: ScriptCall[T]) -> Steps[tuple[Request
     return RequestRecord(_CLOSING_FIELDS, held), ending.value(reply)
 
 
-def _tell_rq(request_id: str, record: RequestRecord, state: State) -> Steps[None]:
-    """Close the job of a request that nobody owned, so that nobody else tells RQ. A worker that does own it hears of
-    its end and closes its own job."""
+def _close_job(request_id: str, record: RequestRecord, state: State) -> Steps[None]:
+    """Close the job of a request that no worker owned. A worker that owns it is notified and closes the job itself."""
     if not record.owned:
         outcome = Outcome(STATUS_OF[state], record.retention_s(1), "the deadline passed")
         yield from ask([close_call(Execution(request_id, record.queue), outcome)])
 
 
 def raise_unless_answered(request_id: str, ended: Ended) -> Steps[None]:
-    """Raises how the request ended, with the whole partial text, unless that is an answer. Reads the stream again:
-    a reader may have come in the middle."""
+    """Raises the exception for how the request ended, with all of its partial text, unless it ended in an answer.
+
+    Reads the whole stream: the reader may have started in the middle.
+    """
     if ended.state in (State.COMPLETED, State.INCOMPLETE):
         return
     (entries,) = yield from ask([("XRANGE", keys.stream(request_id), "-", "+")])
@@ -151,11 +152,11 @@ def raise_unless_answered(request_id: str, ended: Ended) -> Steps[None]:
     assembler = Assembler(request_id)
     for entry_id, fields in entries:
         assembler.receive(parse_entry(entry_id, fields))
-    settled(assembler.answer(ended))
+    answer_or_raise(assembler.answer(ended))
 
 
-def settled(answer: Answer) -> Answer:
-    """The answer, if it is one. Raises GenerationFailed, GenerationCancelled, GenerationExpired."""
+def answer_or_raise(answer: Answer) -> Answer:
+    """The answer, if the request ended in one. Raises GenerationFailed, GenerationCancelled, GenerationExpired."""
     request_id, tokens = answer.request_id, len(answer.tokens)
     match answer.state:
         case State.FAILED:

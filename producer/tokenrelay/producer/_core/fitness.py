@@ -1,4 +1,4 @@
-"""Whether Redis keeps what it's given: looked at once per client, before its first write."""
+"""A check that Redis keeps what is written, once per client, before its first write."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from tokenrelay.producer._core.rounds import ask
+from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.redis.commands import info
 from tokenrelay.shared.redis.servers import check_fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tokenrelay.producer._core.rounds import AsyncDriver, Steps
+    from tokenrelay.producer._core.drivers import AsyncDriver
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.wire.keys import Plane
 
 
@@ -29,7 +30,7 @@ def check_redis(planes: Iterable[Plane]) -> Steps[None]:
 
 
 class AsyncFitness:
-    """`check_redis` on asyncio, once for all that begin together."""
+    """`check_redis` on asyncio: a single flight for all concurrent callers."""
 
     def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError
 
 from tokenrelay.producer._core.endings import cancel, expire
-from tokenrelay.producer._core.rounds import LOST, Pause, Round, ask, refused
+from tokenrelay.producer._core.steps import LOST, Pause, RoundTrip, ask, raise_on_error
 from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.errors import (
     RequestError,
@@ -35,7 +35,7 @@ from tokenrelay.shared.wire.transitions import StreamMachine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.commands import Batch, Reply
 
 _FIELDS: Final = (*rules.FIELDS, Field.QUEUE)
@@ -43,7 +43,7 @@ _COUNT: Final = 512
 _PATIENCE_S: Final = 15.0
 _RECONNECT_PAUSE_S: Final = 0.2
 _WORKERS_S: Final = 5.0
-"""Interval for asking RQ about a queued request: hundreds of readers may wait in one process."""
+"""Interval for asking RQ about a queued request. Hundreds of readers may wait in one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Reading:
     expires: bool
     block_s: float = 1.0
     on_no_worker: Callable[[str], None] = lambda queue: None
-    """Told the queue's name while the request is queued and no live worker serves it."""
+    """Called with the queue's name while the request is queued and no live worker serves it."""
     clock: Callable[[], float] = time.monotonic
 
 
@@ -88,10 +88,11 @@ class Follower:
         self._until = float("inf") if until is None else until
         entries: list[AnyEntry] = []
         while not entries:
-            entries = yield from (self._look() if self._stale else self._wait())
+            entries = yield from (self._poll() if self._stale else self._wait())
             if not entries and self._now() >= self._until:
                 raise StreamTimeout(
-                    f"request {self.request_id} hasn't ended in the time given; it goes on", request_id=self.request_id
+                    f"request {self.request_id} hasn't ended in the time given; it keeps running",
+                    request_id=self.request_id,
                 )
         return entries
 
@@ -105,7 +106,7 @@ class Follower:
         self._stale = not entries
         return entries
 
-    def _look(self) -> Steps[list[AnyEntry]]:
+    def _poll(self) -> Steps[list[AnyEntry]]:
         """What is there now. Ends the wait where nothing will come: gone, overwritten, or past the deadline."""
         request, queue, raw = yield from self._inspect()
         yield from self._check_last(raw[:1])
@@ -138,7 +139,7 @@ class Follower:
         stream = keys.stream(self.request_id)
         batch: Batch = [look(self.request_id, _FIELDS), server_time(Plane.TOKEN), ("XLEN", stream)]
         batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
-        held, now, length, raw = yield from self._ask(Round(batch))
+        held, now, length, raw = yield from self._ask(RoundTrip(batch))
         record = RequestRecord(_FIELDS, held)
         rules.check_stream(self.request_id, exists=record.exists and bool(length))
         request = RequestView.of(self.request_id, record, server_time_us(now))
@@ -160,7 +161,7 @@ class Follower:
         return entries
 
     def _check_last(self, raw: Iterable[Any]) -> Steps[None]:
-        """See whether the entry that was read last is another one now. None yet: it may come again."""
+        """Compare the entry that was read last with what Redis has now. A missing one may reappear."""
         for raw_id, fields in raw:
             if (raw_id, fields) == self._last_raw:
                 return
@@ -172,9 +173,9 @@ class Follower:
             self._last_at_us = entry.at_us
 
     def _compare_past(self) -> Steps[None]:
-        """Redis lost writes, and a worker wrote them again. The same tokens are the same answer; others aren't."""
+        """Compare all tokens that were read: Redis lost writes, and a worker wrote them again. Raises StreamChanged."""
         (raw,) = yield from self._ask(
-            Round([("XRANGE", keys.stream(self.request_id), f"{self._first}-0", f"{self._last.token}-0")])
+            RoundTrip([("XRANGE", keys.stream(self.request_id), f"{self._first}-0", f"{self._last.token}-0")])
         )
         entries = (parse_entry(raw_id, fields) for raw_id, fields in raw)
         now = [(entry.token_id, entry.text) for entry in entries if isinstance(entry, Token)]
@@ -186,7 +187,7 @@ class Follower:
             )
 
     def _receive_overdue(self, request: RequestView) -> list[AnyEntry]:
-        """The end that nobody was there to write, under the ID that it would have had."""
+        """The terminal event that no process wrote, under the ID that it would have had."""
         ended = Ended(
             entry_id=EntryId(self._last.token, self._last.event + 1),
             at_us=request.deadline_us,
@@ -212,12 +213,12 @@ class Follower:
         elif not any(map(is_alive, left_ms)):
             self._reading.on_no_worker(queue)
 
-    def _ask(self, item: Round | Wait) -> Steps[list[Reply]]:
-        """The replies, over a restart or failover of Redis too; but a Redis that never answered is said at once."""
+    def _ask(self, item: RoundTrip | Wait) -> Steps[list[Reply]]:
+        """The replies. Retries over a restart or failover of Redis, but fails at once if Redis has never replied."""
         give_up_at = min(self._now() + (_PATIENCE_S if self._connected else 0), self._until)
         while True:
             try:
-                replies = refused((yield item))
+                replies = raise_on_error((yield item))
             except AuthenticationError:
                 raise
             except (*LOST, BusyLoadingError):

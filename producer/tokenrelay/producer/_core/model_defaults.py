@@ -1,4 +1,4 @@
-"""What a model asks for where a request says nothing: its workers register it, and a request is written with it.
+"""A model's own sampling defaults: its workers register them, and requests that leave an option open get them.
 
 So whoever continues the request obeys the same, whatever its worker's own model folder says by then. Where no live
 worker of the model is there to ask, or may be asked, the defaults of `Options` hold.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from tokenrelay.producer._core.rounds import Round, refused
+from tokenrelay.producer._core.steps import RoundTrip, raise_on_error
 from tokenrelay.shared import options
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.registrations import Registration, WorkerField, look
@@ -22,53 +22,53 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tokenrelay.producer._core.planning import Plan
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
 
 FRESH_S: Final = 10.0
-"""How long a worker's word is believed."""
+"""Time to live of a model's defaults."""
 ABSENT_S: Final = 1.0
-"""How long it's believed that none is there."""
+"""Time to live of the knowledge that no worker serves a model."""
 _FIELDS: Final = (WorkerField.QUEUES, WorkerField.DEFAULTS)
 _MOST_ASKED: Final = 8
 
 
 @dataclass(slots=True)
 class ModelDefaults:
-    """Looks them up, and keeps them a while. For one thread or event loop at a time; a race costs a second look."""
+    """A cache of models' defaults. Not locked: a race costs a second lookup."""
 
     clock: Callable[[], float] = time.monotonic
     _known: dict[str, tuple[float, Mapping[str, Any]]] = field(default_factory=dict)
 
-    def applied(self, plan: Plan) -> Steps[Plan]:
-        """The request as it is to be written. Raises redis errors."""
-        if not plan.unsaid:
+    def apply(self, plan: Plan) -> Steps[Plan]:
+        """The plan with the model's defaults for the options that weren't given. Raises redis errors."""
+        if not plan.not_given:
             return plan
-        found = yield from self.of(plan.request["model"])
-        chosen = {name: value for name, value in found.items() if name in plan.unsaid}
+        found = yield from self.lookup(plan.request["model"])
+        chosen = {name: value for name, value in found.items() if name in plan.not_given}
         return replace(plan, request={**plan.request, **chosen}) if chosen else plan  # type: ignore[typeddict-item]
 
-    def of(self, model: str) -> Steps[Mapping[str, Any]]:
+    def lookup(self, model: str) -> Steps[Mapping[str, Any]]:
         """The model's defaults, by the names of our options. Raises redis errors."""
         until, known = self._known.get(model, (0.0, {}))
         if self.clock() < until:
             return known
-        found = yield from _registered(model)
+        found = yield from _read_registered(model)
         self._known[model] = (self.clock() + (ABSENT_S if found is None else FRESH_S), found or {})
         return found or {}
 
 
-def _registered(model: str) -> Steps[Mapping[str, Any] | None]:
+def _read_registered(model: str) -> Steps[Mapping[str, Any] | None]:
     """What live workers of the model registered; None where there is none, or where it may not be read."""
-    (members,) = yield Round([("SMEMBERS", keys.rq_workers(keys.queue(model, "default")))])
+    (members,) = yield RoundTrip([("SMEMBERS", keys.rq_workers(keys.queue(model, "default")))])
     if _unreadable(members):
         return None
-    workers = sorted(refused([members])[0])[:_MOST_ASKED]
-    replies = (yield Round([look(worker, _FIELDS) for worker in workers])) if workers else []
+    workers = sorted(raise_on_error([members])[0])[:_MOST_ASKED]
+    replies = (yield RoundTrip([look(worker, _FIELDS) for worker in workers])) if workers else []
     alive = False
     for reply in replies:
         if _unreadable(reply):
             continue
-        worker = Registration(_FIELDS, refused([reply])[0])
+        worker = Registration(_FIELDS, raise_on_error([reply])[0])
         alive = alive or worker.has_queues
         if (defaults := _valid(worker)) is not None:
             return defaults

@@ -46,7 +46,7 @@ class Plan:
     idempotency_key: str | None
     owner: str = ""
     """Whose it is, for gateways: an API key's name."""
-    unsaid: frozenset[str] = frozenset()
+    not_given: frozenset[str] = frozenset()
     """Options that the caller didn't give, and that a model may have defaults of its own for."""
 
     @property
@@ -78,7 +78,7 @@ def plan_request(submission: Mapping[str, Any], settings: ProducerSettings) -> P
         body_sha256=body_sha256,
         retention_s=settings.retention_s,
         idempotency_key=request["idempotency_key"],
-        unsaid=options.MODELS_OWN - submission.keys(),
+        not_given=options.MODELS_OWN - submission.keys(),
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.commands import Reply
 
 _TOGETHER: Final = 32
-"""Streams in one read. Redis looks at each of them, whichever has something new."""
+"""Streams in one read. Redis examines all of them, whichever has a new entry."""
 
 
 @dataclass(slots=True, eq=False)

@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.producer._core.planning import RETRY_AFTER_S, conflict, create_call, enqueue_call, queue_full
-from tokenrelay.producer._core.rounds import ask, ask_script, repeat_script, resent
+from tokenrelay.producer._core.steps import ask, ask_script, repeat, repeat_script
 from tokenrelay.shared.errors import ProtocolError, QueueFull, TokenRelayError
 from tokenrelay.shared.store.admissions import (
     Admission,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenrelay.producer._core.planning import Plan
-    from tokenrelay.producer._core.rounds import Steps
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.settings import ProducerSettings
     from tokenrelay.shared.store.admissions import AdmitReply
     from tokenrelay.shared.store.job_replies import EnqueueReply
@@ -92,7 +92,7 @@ class Submitter:
 
         Raises IdempotencyConflict, QueueFull, OwnerLimitReached.
         """
-        plan = yield from self.defaults.applied(plan)
+        plan = yield from self.defaults.apply(plan)
         if plan.idempotency_key is not None or limits is not None:
             return (yield from self._submit_admitted(plan, limits))
         if self.clock() < self._full_until.get(plan.queue, 0.0):
@@ -104,7 +104,7 @@ class Submitter:
         limit = self.settings.max_queue_depth
         whole = []
         for plan in plans:
-            whole.append((yield from self.defaults.applied(plan)))
+            whole.append((yield from self.defaults.apply(plan)))
         yield from check_depth(whole, limit)
         yield from write_many(whole, limit)
 
@@ -237,13 +237,13 @@ def write_many(plans: Sequence[Plan], limit: int) -> Steps[None]:
     Raises QueueFull where others filled a queue meanwhile.
     """
     creates = [create_call(plan) for plan in plans]
-    created = yield from resent([*creates])
+    created = yield from repeat([*creates])
     try:
         for plan, create, reply in zip(plans, creates, created, strict=True):
             if isinstance(create.value(reply), Conflict):
                 raise conflict(plan.request_id)
         enqueues = [enqueue_call(plan, limit) for plan in plans]
-        enqueued = yield from resent([*enqueues])
+        enqueued = yield from repeat([*enqueues])
         for plan, enqueue, reply in zip(plans, enqueues, enqueued, strict=True):
             raise_if_full(plan, enqueue.value(reply), limit)
     except (ResponseError, TokenRelayError):

@@ -1,101 +1,32 @@
-"""Logic that talks to Redis without doing I/O: it yields rounds and waits, is sent their replies, and is written once.
-
-A `Steps[T]` is a generator that ends with a T. Two drivers run it, one on threads, one on asyncio. An error that keeps
-a whole round from being answered is thrown into the generator, which may try again; what it lets through comes out of
-the driver as RedisUnusable, with what to do about it.
-"""
+"""The drivers of `steps`: on redis-py clients for threads, on redis.asyncio clients for one event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
+from redis.exceptions import RedisError
 
 from tokenrelay.producer._core.shared_waits import SharedWaits
+from tokenrelay.producer._core.steps import Pause, RoundTrip
 from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline, cancel_requests, raise_if_cancelled
-from tokenrelay.shared.redis.commands import Batch, Reply, batch_plane
+from tokenrelay.shared.redis.commands import batch_plane
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import redis
     import redis.asyncio
 
-    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.producer._core.steps import Answered, Item, Result, Steps
     from tokenrelay.shared.redis.servers import Servers
 
-Result = TypeVar("Result")
-
-LOST: Final = (ConnectionError, TimeoutError)
-"""What redis-py raises when a round wasn't answered: the server may have run it or not."""
-_RESENT_AFTER_S: Final = 0.05
-CONNECTIONS: Final = 8
+CONNECTIONS: Final = 4
 """How many round trips of one asyncio client are under way at a time, on each server. To open a connection takes as
 long as eight round trips on it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One round trip, which must bear to be made twice. `atomic` wraps it in MULTI/EXEC."""
-
-    batch: Batch
-    atomic: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """A rest before a lost connection is tried again."""
-
-    seconds: float
-
-
-Answered = list[Reply] | RedisError | None
-Item = Round | Wait | Pause
-Steps = Generator[Item, list[Reply], Result]
-
-
-def ask(batch: Batch) -> Steps[list[Reply]]:
-    """The batch's replies. Raises the first error among them."""
-    return refused((yield Round(batch)))
-
-
-def refused(replies: Sequence[Reply]) -> list[Reply]:
-    """The replies, if none of them is an error; else that error is raised."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return list(replies)
-
-
-def ask_script(call: ScriptCall[Result]) -> Steps[Result]:
-    """The call's reply. Raises the error that stands in its place, ProtocolError."""
-    (reply,) = yield Round([call])
-    return call.value(reply)
-
-
-def resent(batch: Batch) -> Steps[list[Reply]]:
-    """The replies, errors in place, of a batch that may be repeated: it's sent again where it wasn't answered."""
-    try:
-        return (yield Round(batch))
-    except AuthenticationError:
-        raise
-    except LOST:
-        yield Pause(_RESENT_AFTER_S)
-        return (yield Round(batch))
-
-
-def repeat_script(call: ScriptCall[Result]) -> Steps[Result]:
-    """As `ask_script`, over a lost connection: the call is sent again where it wasn't answered."""
-    (reply,) = yield from resent([call])
-    return call.value(reply)
 
 
 class Driver:
@@ -199,7 +130,7 @@ def _translated(error: RedisError, servers: Servers[Any], item: Item | None) -> 
     was asked last."""
     if "WRONGTYPE" in str(error):
         return ProtocolError("a key of the request, or of its queue, is of another type: somebody else wrote it")
-    plane = batch_plane(item.batch) if isinstance(item, Round) else Plane.TOKEN
+    plane = batch_plane(item.batch) if isinstance(item, RoundTrip) else Plane.TOKEN
     return servers.explain(error, plane)
 
 

@@ -1,4 +1,4 @@
-"""What a waiting reader is told while nobody can answer."""
+"""The warning that a waiting reader gets while no worker serves its queue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-_OURS: Final = str(Path(__file__).parents[1])
+_OURS: Final = str(Path(__file__).parent)
 
 
 class NoWorkerWarning(UserWarning):
