@@ -99,7 +99,9 @@ class Follower:
     def _wait(self) -> Steps[list[AnyEntry]]:
         """What comes within the block time; nothing where the next read should look."""
         left_s = min(self._overdue_at, self._until) - self._now()
-        block_ms = max(1, int(min(self._reading.block_s, left_s) * 1000))
+        # Half of it before RQ was asked for the first time: the warning that no worker is there shouldn't be late.
+        block_s = self._reading.block_s / (2 if self._workers_at < 0 else 1)
+        block_ms = max(1, int(min(block_s, left_s) * 1000))
         raw, last = yield from self._ask(Wait(keys.stream(self.request_id), str(self._last), block_ms))
         yield from self._check_last(last)
         entries = self._receive(raw)
