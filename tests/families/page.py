@@ -1,4 +1,4 @@
-"""docs/models.md: what came of each family, dated, with the versions."""
+"""docs/models.md: the result for each family, with date and versions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _BEGIN: Final = """\
 # Model families
 
 Which causal language models of transformers are served, and which are refused at start. Every worker tests its model
-in the warm-up, before it claims anything: short prompts of different lengths together through the engine, and the
-scores of each token compared with the model's own forward pass. A model that differs isn't served: the worker ends with
-exit code 1 and one line that names the reason. The test decides, not this list, which says what it decided for tiny
-random models: trained ones of the same family run the same code, and are tested as they are.
+during warm-up, before its first claim: it runs short prompts of different lengths together through the engine, and
+compares each token's scores with the model's own forward pass. If they differ, the worker exits with
+code 1 and a line that gives the reason. The test decides, not this list of results for tiny
+random models: trained models of the same family run the same code, and are tested too.
 
-What a **served** family answers was judged in float64 (float32 where its experts' products know nothing else), token
+The answers of **served** families were checked in float64 (float32 if their experts' products lack float64), token
 by token, against the draw from the model's own forward pass: alone, beside four requests of other lengths, and resumed
-at three cuts of each. All of them are right in all three, so the promise of an identical continuation after a takeover
-holds for each, in formats whose arithmetic is exact enough (docs/reliability.md).
+at three positions each. All of them are right in all three cases, so the promise of an identical continuation after a
+takeover holds for each, in formats with sufficiently exact arithmetic (docs/reliability.md).
 
-`longrope` takes other factors for everybody as soon as one request of a step is longer than the length that the model
-was first trained on, `original_max_position_embeddings`; there the context of such models is cut, which the worker says
-at start. `dynamic` grows its factors beyond `max_position_embeddings` only, where every context ends.
+`longrope` switches its factors for the whole batch as soon as one request is longer than the model's original
+length, `original_max_position_embeddings`; so the context of such models is limited to it, which the worker logs
+at start. `dynamic` only changes its factors beyond `max_position_embeddings`, where every context ends.
 
 """
 

@@ -160,7 +160,7 @@ def consume(site: Site, books: Books, rng: random.Random) -> None:
 
 
 def _read(site: Site, request_id: str, copy: list[Entry], rng: random.Random) -> None:
-    """The whole stream, in several visits: each goes on behind the last token of the one before."""
+    """Read the whole stream in several connections, each resuming after the last token of the previous one."""
     while not (copy and isinstance(copy[-1], Ended)):
         visit = rng.randint(1, 80)
         with Consumer(site.server.url) as consumer:
@@ -169,7 +169,7 @@ def _read(site: Site, request_id: str, copy: list[Entry], rng: random.Random) ->
                 if entry.entry_id.token > after or not copy or isinstance(entry, Ended):
                     copy.append(entry)
                 visit -= 1
-                # Only behind a token: a visitor comes back to events that it has seen.
+                # Only after a token: a reader that resumes gets events again that it has seen.
                 if visit <= 0 and entry.entry_id.event == 0:
                     break
 
@@ -257,7 +257,7 @@ class Vandal:
             self._site.redis.rpush(keys.rq_queue(QUEUE), text(job_id))
 
     def clean_up_as_rq(self) -> None:
-        """RQ's leases are 60 s: some have run out in its eyes, and somebody looks."""
+        """Run RQ's clean-up after some of its 60 s leases have expired."""
         wip = keys.rq_registry("wip", QUEUE)
         for member in self._site.redis.zrange(wip, 0, -1):
             if self._rng.random() < 0.5:
@@ -288,7 +288,7 @@ class Vandal:
 def run(
     site: Site, texts: Sequence[Text], seconds: float, seed: int, progress: Callable[[str], object]
 ) -> tuple[Books, Counter[str]]:
-    """Chaos for so long, then peace until all has ended. `progress` is told how far it is, every 60 s."""
+    """Inject faults for a time, then wait until all requests have ended. Reports to `progress` every 60 s."""
     books = Books(texts)
     vandal = Vandal(site, books, random.Random(f"{seed} faults"))
     threads = [threading.Thread(target=produce, args=(site, books, random.Random(f"{seed} producer")), daemon=True)]

@@ -134,7 +134,7 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
     from tokenrelay.worker.worker import Worker
 
     class Marked(CountingEngine):
-        """Steps by the clock, as a GPU that computes on: after a freeze it's ahead of who took over."""
+        """Steps by the clock, like a GPU that keeps computing: after a freeze it's ahead of its successor."""
 
         def step(self) -> list[EngineOutput]:
             begin, given = time.monotonic(), super().step()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _NETWORK: Final = "198.18"
-"""Set apart for tests of network devices (RFC 2544): nobody's real address."""
+"""Reserved for benchmarks of network devices (RFC 2544)."""
 _NUMBERS = count(os.getpid() % 20_000)
 
 
@@ -55,7 +55,7 @@ class Host:
         return ["ip", "netns", "exec", self.name, *arguments]
 
     def cut_off(self) -> None:
-        """From now on its packets go nowhere; nobody is told, no connection is closed."""
+        """Drop its packets from now on, without closing any connection."""
         _ip("-n", self.name, "link", "set", self._inner, "down")
 
     def reconnect(self) -> None:

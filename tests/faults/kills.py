@@ -52,7 +52,7 @@ def _then(current: Round, worker: Worker) -> None:
 
 
 def sigkill_child(bench: Bench, tally: Tally) -> None:
-    """The engine's process dies; its supervisor sees it and another worker goes on."""
+    """The engine's process dies; its supervisor detects it and another worker takes over."""
     _kill_child(bench, tally, Plan(workers=3))
     claimed = tally.claims_s
     tally.require(claimed and claimed[len(claimed) // 2] <= RECLAIM_P50_S, f"re-claim p50 <= {RECLAIM_P50_S} s")
@@ -87,7 +87,7 @@ def _lose_host(bench: Bench, tally: Tally, lease_ms: int) -> None:
 
 
 def lose_host(bench: Bench, tally: Tally) -> None:
-    """Supervisor and child die at once: nobody sees it, the leases run out."""
+    """Supervisor and child die at once: undetected until the leases expire."""
     _lose_host(bench, tally, 1000)
 
 
@@ -179,7 +179,7 @@ def _signalled(
 
 
 def _gone(process: psutil.Process) -> bool:
-    """Whether it has ended, also where nobody has asked for its exit code yet."""
+    """Whether it has ended, also before its exit code was collected."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

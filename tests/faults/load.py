@@ -97,7 +97,7 @@ def await_end(site: Site, request_ids: Sequence[str], timeout_s: float = ENDED_S
 
 
 def undisturbed(site: Site, submissions: Sequence[Submission]) -> list[Text]:
-    """What a site that nobody disturbs answers."""
+    """The answers of an undisturbed site."""
     request_ids = submit(site, submissions)
     await_end(site, request_ids)
     texts = []

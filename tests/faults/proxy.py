@@ -1,4 +1,4 @@
-"""A TCP proxy that loses what it's told to lose: between a client and Redis, or a replica and its primary."""
+"""A TCP proxy that drops selected data between a client and Redis, or a replica and its primary."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ INNOCENT: Final = 32
 
 
 def duplicate(bench: Bench, tally: Tally) -> None:
-    """Every job stands in the queue again, as queued, several times: what a clean-up that isn't atomic leaves."""
+    """Put every job into the queue again several times, as a non-atomic clean-up does."""
     with bench.site(tally, Plan(workers=3)) as site:
 
         def inject(current: Round) -> None:

@@ -35,7 +35,7 @@ PATIENCE_S: Final = 5.0
 
 
 def restart(bench: Bench, tally: Tally) -> None:
-    """kill -9 of Redis; it comes back with its append-only file."""
+    """kill -9 of Redis, and a restart from its append-only file."""
     with bench.site(tally, Plan(workers=2, redis=_AOF)) as site:
 
         def inject(current: Round) -> None:

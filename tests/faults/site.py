@@ -111,7 +111,7 @@ class Worker:
         self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """End it for good, however it stands."""
+        """Terminate it for good, in any state."""
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGCONT)
         self.process.kill()

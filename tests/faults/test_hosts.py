@@ -1,4 +1,4 @@
-"""Workers on hosts of their own against one Redis. One is cut off mid-stream, and comes back."""
+"""Workers on separate hosts with one Redis. One host is disconnected mid-stream, and reconnected."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_nothing_is_lost_repeated_or_changed(bench: Bench, fault: Callable[[Benc
 
 @pytest.mark.slow
 def test_a_killed_workers_name_can_be_used_again(redis_server: RedisServer, redis: Redis) -> None:
-    """A host that comes back at once finds its own registration, which nobody could take back."""
+    """A host that restarts at once finds its own old registration, which couldn't be removed."""
     worker = keys.rq_worker("box.0")
     with supervised(redis_server.url) as supervisor:
         wait_until(lambda: ready(redis), 30)

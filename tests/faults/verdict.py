@@ -28,7 +28,7 @@ class Gap:
     claimed_s: float | None
     """Until its `migrated` event."""
     resumed_s: float
-    """Until its next token. Where nobody took over: the longest pause between two of its entries."""
+    """Time until its next token; without a takeover, the longest pause between two of its entries."""
 
 
 @dataclass(slots=True)
