@@ -11,6 +11,9 @@ NEWEST := .venv-newest
 # With other versions, packages' deprecation warnings about each other aren't ours to fix.
 OTHER_VERSIONS := PYTEST_ADDOPTS="-W ignore::DeprecationWarning --ignore tests/docs"
 MODEL := worker/tokenrelay/worker/models/weather
+# What `make slow` runs with the queues on one Redis and the streams on another: tests/two_planes.py.
+TWO_PLANES := $(addprefix tests/integration/test_,worker.py producer.py consumer.py async_producer.py idempotency.py stopping.py \
+	lost_ends.py repairs.py orphans.py cancel_under_load.py) $(addprefix tests/gateway/test_,requests.py openai.py)
 SOURCES := producer worker shared tests benchmarks
 
 PYTHON ?=
@@ -41,6 +44,7 @@ test: $(INSTALLED)  ## run the tests
 
 slow: $(INSTALLED)  ## run the slow tests: mutants, process deaths
 	@$(BIN)/python -m pytest -m "slow and not compose" $(PYTEST_ARGS)
+	@TEST_PLANES=2 $(BIN)/python -m pytest -m "not slow" $(TWO_PLANES) $(PYTEST_ARGS)
 
 compose: $(INSTALLED)  ## build the images and test the docker compose system, faults included
 	@$(BIN)/python -m pytest -s tests/compose $(PYTEST_ARGS)

@@ -100,3 +100,8 @@ def client_on(queue_url: str, token_url: str, *, retries: int = 3) -> redis.Redi
     if queue_url == token_url:
         return connect(queue_url, retries=retries)
     return SplitClient(queue_url, token_url, retries)
+
+
+def streams_of(client: redis.Redis) -> redis.Redis:
+    """The token plane's client alone."""
+    return client.token if isinstance(client, SplitClient) else client

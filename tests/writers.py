@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.token_plane import reply_word
-from tests.two_planes import pipeline_on
+from tests.two_planes import STREAMS_URL, client_on, pipeline_on
 from tokenrelay.shared.options import load
 from tokenrelay.shared.redis.commands import Call
-from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
@@ -186,7 +186,7 @@ def serving(url: str, respond: Callable[[Writer, str], None] = Writer.answer, mo
     failures: list[BaseException] = []
 
     def serve() -> None:
-        with connect(url) as redis:
+        with client_on(url, os.environ.get(STREAMS_URL, url)) as redis:
             writer = AnnouncingWriter(redis, model=model)
             writer.appear()
             queue = keys.rq_queue(keys.queue(model, "default"))

@@ -162,6 +162,7 @@ def test_a_client_may_have_seen_more_at_another_gateway(
             assert next(events).json["text"] == " warm"
 
 
+@pytest.mark.one_server
 def test_readers_share_what_is_read(
     gateway: LiveGateway, http: httpx.Client, redis: Redis, writer: WakingWriter, running: str
 ) -> None:

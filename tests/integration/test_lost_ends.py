@@ -11,6 +11,7 @@ from rq.suspension import resume, suspend
 
 from tests.engines import CountingEngine
 from tests.integration.test_worker import QUEUE, job, result, state, words
+from tests.two_planes import streams_of
 from tests.waiting import wait_until
 from tests.workers import VOCABULARY, running_worker, submit
 from tokenrelay.shared.wire import keys
@@ -37,6 +38,7 @@ class Replica:
 
 
 def replica(redis: Redis, request_id: str) -> Replica:
+    redis = streams_of(redis)
     with redis.pipeline() as dumps:
         for key in keys.of_request(request_id):
             dumps.dump(key)

@@ -101,6 +101,7 @@ def test_the_settings_come_from_the_environment(redis_server: RedisServer, monke
         assert producer.submit("x").status().queue == "tokenrelay.other.default"
 
 
+@pytest.mark.one_server
 def test_a_connection_of_the_callers_is_used_and_left_open(redis_server: RedisServer) -> None:
     for query in ("", "?decode_responses=1", "?protocol=3", "?protocol=2"):
         with connect(redis_server.url + query) as connection:
@@ -136,6 +137,7 @@ def test_a_full_queue_takes_nothing_of_a_batch(producer: Producer, redis: Redis)
     assert redis.llen(QUEUE) == 5
 
 
+@pytest.mark.one_server
 def test_a_batch_that_others_overtook_is_taken_back(producer: Producer, redis: Redis) -> None:
     plans = plan_many(["a", "b", "c"], {}, SETTINGS)
     with pytest.raises(QueueFull):
@@ -170,6 +172,7 @@ class LosingDriver(Driver):
         return answered
 
 
+@pytest.mark.one_server
 def test_a_lost_reply_enqueues_nothing_twice(redis: Redis) -> None:
     plan = plan_request({"prompt": "x"}, SETTINGS)
     driver = LosingDriver(redis)
