@@ -111,8 +111,8 @@ class GenerationThreads:
                 errors.append(error)
 
     def _hand_back(self, *, crashed: bool) -> None:
-        """Give what is in flight to other workers, mid-stream: each goes on at its next token. What was taken and not
-        yet claimed goes back to its queue."""
+        """Give what is in flight to other workers, mid-stream: each is resumed at its next token. What was taken and
+        not yet claimed goes back to its queue."""
         held = [*self.loop.holdings.give_up(), *self.intake.taken]
         try:
             continued = release(self._pipeline, held, crashed=crashed, retention_s=self.settings.retention_s)

@@ -77,8 +77,8 @@ class Closings:
             self._unconfirmed.append((time.monotonic(), closing))
 
     def due(self) -> list[Closing]:
-        """Take the ends that are to be confirmed now: those whose stream this worker wrote. RQ alone hears of the
-        others once more."""
+        """Take the ends that are to be confirmed now, where this worker wrote the end of the stream. The jobs of the
+        others are closed once more."""
         acknowledged_by = time.monotonic() - self.confirm_s
         due = []
         while self._unconfirmed and self._unconfirmed[0][0] <= acknowledged_by:
@@ -90,5 +90,5 @@ class Closings:
         return due
 
     def put_back(self, due: list[Closing]) -> None:
-        """Redis is away: they are due at once."""
+        """Redis is unavailable: they stay due."""
         self._unconfirmed.extendleft((0.0, closing) for closing in reversed(due))

@@ -113,7 +113,7 @@ class Holdings:
         if self._stepped:
             self.figures.batch_requests.observe(len(self._stepped))
             self._stepped.clear()
-        # While Redis is away nobody can tell whether the engine moves: that isn't the engine's fault.
+        # While the loop waits for Redis, a standing engine isn't hung: nobody takes its outputs.
         self.status.progress = Progress(0, self.engine.progress)
         over = self.publisher.publish(self.attempts)
         for attempt in over:

@@ -1,4 +1,4 @@
-"""When the loop asks intake for requests: at once where there may be some, else now and then."""
+"""When the loop polls for requests: at once after a notification or a freed slot, else at an interval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tokenrelay.worker.core.messages import IntakeMessage, PollDone
 
 EVERY_S: Final = 0.2
-"""How long until the next poll where nothing was heard: a message may have been lost."""
+"""Interval of polls without a notification, which may be lost."""
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Polling:
 
     intake: SimpleQueue[IntakeMessage]
     asked: bool = False
-    """Whether intake is at it."""
+    """Whether a poll is running."""
     exhausted: bool = False
     """Whether the last poll of an idle worker found nothing to take."""
     unclaimed: bool = False
@@ -41,13 +41,13 @@ class Polling:
         self._due, self._again = 0.0, self.asked
 
     def jobs_queued(self) -> None:
-        """A job was enqueued. A poll that waits for the next of a burst hears of it, too."""
+        """A job was enqueued. A running poll may be waiting for the next of a burst: it is notified."""
         self.expedite()
         if self.asked:
             self.intake.put(JobsQueued())
 
     def poll(self, free: int, *, idle: bool) -> None:
-        """Ask intake for up to `free` requests, where it's time."""
+        """Have intake claim up to `free` requests, if a poll is due."""
         if free > 0 and not self.asked and time.monotonic() >= self._due:
             self.asked = True
             self.intake.put(Poll(free, idle))

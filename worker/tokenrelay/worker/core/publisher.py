@@ -1,10 +1,10 @@
 """The publisher: what the attempts hold and Redis hasn't, as one pipeline of fenced calls a turn of the loop.
 
 Appends and ends, renewals of leases that no append renews, cancellations, and once more the ends that a failover may
-have lost. Nothing is lost by an error: what Redis didn't take is sent again, and while Redis is slow or away tokens
-pile up in the attempt, so the engine never waits.
+have lost. Nothing is lost by an error: what Redis didn't accept is sent again, and while Redis is slow or unavailable
+tokens pile up in the attempt, so the engine never waits.
 
-Part of the loop's thread. Knows the token plane only: RQ hears of ends through `Closings`.
+Runs in the loop's thread, on the token plane only: RQ's jobs are closed through `Closings`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Publisher:
     _controls: dict[str, _Control] = field(default_factory=dict)
     """Renewals and cancellations that are to be sent, by fence."""
     _failures: list[tuple[Closing, ScriptCall[FailReply]]] = field(default_factory=list)
-    """Ends of requests that nobody can go on with."""
+    """Ends of requests that no worker can continue."""
     _over: dict[str, Attempt] = field(default_factory=dict)
     """The attempts that the replies to this pipeline ended, by fence."""
     unsent: bool = False
@@ -111,12 +111,12 @@ class Publisher:
 
     @property
     def behind(self) -> bool:
-        """Whether Redis or RQ is still to hear of an ended request."""
+        """Whether the end of a request isn't in its stream or its job yet."""
         return bool(self._failures) or self.closings.unacknowledged
 
     @property
     def backing_off(self) -> bool:
-        """Whether Redis was away, or refused something, a moment ago."""
+        """Whether the publisher waits before its next try, after an error."""
         return time.monotonic() < self._retry_at
 
     @property
@@ -179,7 +179,7 @@ class Publisher:
         )
 
     def _put_back(self, batch: _Batch) -> None:
-        """Redis is away: all of it is sent again."""
+        """Redis is unavailable: all of it is sent again."""
         self.unsent = bool(batch.publications)
         self._failures = batch.failures
         self.closings.put_back([closing for closing, _ in batch.confirmations])
@@ -273,7 +273,7 @@ class Publisher:
         self.closings.close(self._ended(attempt, state, detail, written=written))
 
     def _fail(self, attempt: Attempt, detail: str) -> None:
-        """End a request whose keys nobody can go on with, before RQ's job."""
+        """End a request whose keys no worker can continue; its job is closed after that."""
         log.warning("request %s: %s", attempt.request_id, detail)
         closing = self._ended(attempt, State.FAILED, detail, written=False)
         self._failures.append((closing, unreadable.fail(attempt.request_id, detail)))
@@ -319,9 +319,9 @@ class Publisher:
             self.closings.close_again(closing)
 
     def _back_off(self, what: str, error: Exception) -> None:
-        """Redis is away, full or can't write its disk: wait a moment, then go on where it stopped."""
+        """Redis is unavailable, full, or can't write its disk: retry after a moment."""
         self.figures.redis_errors.add("publish")
-        log.warning("Redis didn't take %s: %s; nothing is lost, it is sent again", what, error)
+        log.warning("Redis didn't accept %s: %s; nothing is lost, it is sent again", what, error)
         self._retry_at = time.monotonic() + RETRY_S
 
 

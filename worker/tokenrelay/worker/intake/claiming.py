@@ -1,6 +1,6 @@
 """Claiming: of each job that was read, a claim that is this worker's; or what its refusal means for the job.
 
-A job that can't be worked on is ended or given back here, alone: its neighbours go on.
+A job that can't be worked on is ended or given back here, alone: it doesn't affect its neighbours.
 """
 
 from __future__ import annotations
@@ -170,14 +170,14 @@ class Claiming:
                 assert_never(reply)
 
     def _fail(self, job: Job, reply: Unreadable | Lost | Unusable) -> Call:
-        """End a request whose keys nobody can go on with. Where they're gone, there's only RQ to tell."""
+        """End a request whose keys no worker can continue. Where they're gone, only its job is closed."""
         detail = unreadable.describe(reply)
         log.warning("request %s: %s", loggable(job.execution.job_id), detail)
         self.settle([unreadable.fail(job.execution.job_id, detail)])
         return self._end(job, State.FAILED, detail)
 
     def _expire(self, job: Job) -> Call:
-        """End the request; the call that tells RQ how: a handed-over one may have tokens. Raises redis errors."""
+        """End the request. Returns the call that closes its job: a handed-over one may have tokens. Raises redis errors."""
         call = requests.expire(job.execution.job_id)
         (raw,) = self.pipeline.run([call])
         match reply := call.parse(raw):

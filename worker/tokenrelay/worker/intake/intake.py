@@ -58,7 +58,7 @@ class Intake:
 
         A request that took its worker down twice runs alone: it is claimed only where the worker is `idle`, with no
         other, and nothing else until it is over. So a poison request takes no neighbours along. A worker that meets it
-        and isn't idle leaves it in the queue, and goes on with the others.
+        and isn't idle leaves it in the queue, and claims the others.
         """
         taking = self._taking
         if self._alone and not idle and not taking.ready:
