@@ -177,7 +177,8 @@ class Claiming:
         return self._end(job, State.FAILED, detail)
 
     def _expire(self, job: Job) -> Call:
-        """End the request. Returns the call that closes its job: a handed-over one may have tokens. Raises redis errors."""
+        """End the request. Returns the call that closes its job; a handed-over one may have tokens. Raises redis
+        errors."""
         call = requests.expire(job.execution.job_id)
         (raw,) = self.pipeline.run([call])
         match reply := call.parse(raw):
