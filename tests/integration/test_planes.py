@@ -12,7 +12,10 @@ import pytest
 from tests.gateway.live import LiveGateway
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker
+from tokenrelay.cli.ops.diagnosis import diagnose
+from tokenrelay.cli.ops.system import read_system
 from tokenrelay.producer import AsyncProducer, Consumer, Producer
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.shared.errors import GenerationCancelled, RedisUnusable
 from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire import keys
@@ -166,3 +169,13 @@ def test_one_client_serves_both_planes_on_one_server(two: Two) -> None:
         servers = producer._driver.servers
         assert servers.queue is servers.token
         assert servers.planes == (Plane.QUEUE,)
+
+
+def test_what_is_wrong_with_the_streams_server_is_found(two: Two) -> None:
+    with two.queue.client() as queue, two.token.client() as token:
+        driver = Driver(queue, token)
+        assert driver.run(read_system()).streams_server is not None
+        assert Driver(queue).run(read_system()).streams_server is None
+        token.config_set("maxmemory-policy", "allkeys-lru")
+        (finding,) = diagnose(driver.run(read_system()))
+        assert (finding.code, "the Redis of the streams: Redis has" in finding.message) == ("eviction_policy", True)

@@ -5,7 +5,7 @@ Findings come in the order in which to fix them: Redis, the workers, then each q
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.cli.terminal.tables import counted
@@ -33,7 +33,7 @@ class Finding:
 
 def diagnose(now: System, claimed: Iterable[RequestSummary] = ()) -> list[Finding]:
     """All findings. `claimed`: the oldest claimed requests, if they could be read."""
-    findings = [*(_of_redis(now.server) if now.server else ()), *_of_workers(now)]
+    findings = [*(_of_redis(now.server) if now.server else ()), *_of_streams_redis(now), *_of_workers(now)]
     for queue in now.queues:
         if queue.waiting:
             findings += _of_queue(queue, now)
@@ -72,6 +72,11 @@ def _of_redis(server: Server) -> Iterator[Finding]:
             "Redis's last RDB snapshot failed; unless stop-writes-on-bgsave-error is no, it refuses writes (MISCONF)"
         )
         yield Finding("redis_cannot_persist", message, "free disk space, see Redis's log, then run BGSAVE")
+
+
+def _of_streams_redis(now: System) -> Iterator[Finding]:
+    for finding in _of_redis(now.streams_server) if now.streams_server else ():
+        yield replace(finding, message=f"the Redis of the streams: {finding.message}")
 
 
 def _of_workers(now: System) -> Iterator[Finding]:

@@ -166,6 +166,7 @@ def as_json(shot: Snapshot) -> dict[str, Any]:
         "at_us": now.now_us,
         "suspended": now.suspended,
         "redis": asdict(now.server) if now.server else None,
+        "streams_redis": asdict(now.streams_server) if now.streams_server else None,
         "queues": [asdict(queue) for queue in now.queues],
         "workers": [{**asdict(worker), "alive": worker.alive} for worker in now.workers],
         "waiting": shot.waiting_in_all,

@@ -112,6 +112,8 @@ class System:
     server: Server | None
     denied: tuple[str, ...]
     """Descriptions of what this Redis user may not read."""
+    streams_server: Server | None = None
+    """The token plane's, where it has a server of its own."""
     gone: tuple[str, ...] = ()
     """Workers of these queues whose registration expired without unregistering."""
     left_out: int = 0
@@ -149,7 +151,7 @@ def read_system() -> Steps[System]:
     serving = {key for found in lists for key in found.workers}
     worker_keys = sorted(serving | ({text(key) for key in _raise_if_error(workers)} if not _denied(workers) else set()))
     seen = yield from _workers(worker_keys[:MAX_WORKERS], lists)
-    now_us, waits = yield from _waits(lists)
+    now_us, streams_info, waits = yield from _streams(lists)
     alive = [worker for worker in seen if worker.alive]
     names_seen = {worker.name for worker in seen}
     denied = [
@@ -175,6 +177,7 @@ def read_system() -> Steps[System]:
         suspended=paused_ms != -2,
         resumes_in_s=paused_ms / 1000 if paused_ms >= 0 else None,
         server=None if isinstance(server_info, ResponseError) else _server(_raise_if_error(server_info)),
+        streams_server=_other_server(server_info, streams_info),
         denied=tuple(denied),
         gone=tuple(name for name in map(_worker_name, sorted(serving)[:MAX_WORKERS]) if name not in names_seen),
         left_out=max(0, len(ours) - MAX_QUEUES) + max(0, len(worker_keys) - MAX_WORKERS),
@@ -229,13 +232,21 @@ def _workers(worker_keys: Sequence[str], lists: Sequence[_Lists]) -> Steps[list[
     return [worker for worker in workers if worker is not None and worker.models]
 
 
-def _waits(lists: Sequence[_Lists]) -> Steps[tuple[int, list[float | None]]]:
-    """The token plane's clock, and the wait of each queue's first request by it."""
+def _streams(lists: Sequence[_Lists]) -> Steps[tuple[int, Reply, list[float | None]]]:
+    """The token plane's clock, its server's INFO, and the wait of each queue's first request by that clock."""
     heads = [found.head if found.head and keys.is_request_id(found.head) else None for found in lists]
     looks: Batch = [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head]
-    time, *found = yield RoundTrip([server_time(Plane.TOKEN), *looks])
+    time, streams_info, *found = yield RoundTrip([server_time(Plane.TOKEN), info(Plane.TOKEN), *looks])
     now_us, begun = server_time_us(time), iter(found)
-    return now_us, [_wait_s(next(begun), now_us) if head else None for head in heads]
+    return now_us, streams_info, [_wait_s(next(begun), now_us) if head else None for head in heads]
+
+
+def _other_server(of_queues: Reply, of_streams: Reply) -> Server | None:
+    """The streams' server, where it's another one than the queues'."""
+    if isinstance(of_queues, ResponseError) or isinstance(of_streams, ResponseError):
+        return None
+    same = of_queues.get("run_id") == _raise_if_error(of_streams).get("run_id")
+    return None if same else _server(of_streams)
 
 
 def _wait_s(reply: Reply, now_us: int) -> float | None:
