@@ -40,6 +40,7 @@ FAULTS: Final = {
     "too long": (End("failed", "error", code="prompt_too_long", message=TOO_LONG), 400, "context_length_exceeded"),
     "refused": (End("failed", "error", code="invalid_request", message="the template refuses"), 400, "invalid_request"),
     "control token": (End("failed", "error", code="control_token", message="no"), 400, "control_token"),
+    "unsupported": (End("failed", "error", code="unsupported_option", message="no"), 400, "unsupported_option"),
     "poison": (End("failed", "error", code="poison_request", message="killed"), 500, "poison_request"),
     "internal": (End("failed", "error", code="internal_error", message="broken"), 500, "internal_error"),
     "unheard of": (End("failed", "error", code="a_later_version_s", message="new"), 500, "a_later_version_s"),

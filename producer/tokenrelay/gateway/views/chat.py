@@ -138,6 +138,7 @@ CALLERS_FAULTS: Final = {
     **OPENAI_CODES,
     "control_token": "control_token",
     "invalid_request": None,
+    "unsupported_option": None,
 }
 """Failure code → OpenAI's code if the prompt is at fault, else None."""
 _PARAMS: Final = {"chat": "messages", "completion": "prompt", "responses": "input"}
