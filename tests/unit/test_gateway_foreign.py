@@ -173,7 +173,7 @@ def test_no_field_of_the_table_takes_everything(name: str) -> None:
 
 def test_the_error_says_where_the_option_belongs() -> None:
     assert "top level" in refused(ChatBody, options={"num_predict": 5}).message
-    assert "message of the role system" in refused(ChatBody, system="Be brief.").message
+    assert "message with role system" in refused(ChatBody, system="Be brief.").message
 
 
 @pytest.mark.parametrize(
