@@ -1,8 +1,8 @@
 """The settings of every process: one frozen class each, read from the environment once and passed on.
 
-They stand together because the processes share an environment: a TOKENRELAY_* variable that none of them knows is a
-spelling mistake. A command refuses it at start; a library, which is a guest in another program, warns of it.
-Kubernetes sets variables of this form too, where a service is named tokenrelay-…: these are nobody's settings.
+They share a module because the processes share an environment: a TOKENRELAY_* variable that none of them defines is a
+spelling mistake. A command refuses it at start; a library, which runs in another program, only warns.
+Kubernetes sets variables of this form for a service named tokenrelay-…; these are ignored.
 """
 
 from __future__ import annotations
@@ -29,40 +29,41 @@ MAX_RETENTION_S: Final = 30 * 86_400
 _SERVICE_LINK: Final = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-"""What Kubernetes calls the variables of a service, behind our prefix; beside these there is …PORT, by its value."""
+"""Names that Kubernetes gives to a service's variables, after our prefix; …PORT is recognized by its value instead."""
 _SERVICE_URL: Final = re.compile(r"(tcp|udp|sctp)://")
 
 
 class UnknownSettingWarning(UserWarning):
-    """A TOKENRELAY_* variable that no process knows: probably misspelt, and without effect."""
+    """A TOKENRELAY_* variable that no process defines: probably misspelt, and without effect."""
 
 
 class CommonSettings(BaseSettings):
-    """What every process needs to find Redis."""
+    """Settings of every process: how to reach Redis."""
 
-    # Empty is not given: compose files pass on variables that their user may have left out.
+    # An empty variable counts as unset: compose files pass on variables that their user may have left out.
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis: redis://, rediss://, unix:// or redis+sentinel://, password included. For TLS with a CA of "
-        "your own: rediss://user:password@host:6380/0?ssl_ca_certs=/path/ca.pem. Behind Sentinels: "
+        description="Redis URL: redis://, rediss://, unix:// or redis+sentinel://, password included. TLS with a "
+        "private CA: rediss://user:password@host:6380/0?ssl_ca_certs=/path/ca.pem. Behind Sentinels: "
         "redis+sentinel://user:password@host1:26379,host2:26379/SERVICE/0",
     )
     redis_url_file: Path | None = Field(
-        default=None, description="File that holds the URL, such as a Docker secret; read where no URL is given."
+        default=None, description="File with the Redis URL, such as a Docker secret; read if no URL is given."
     )
     streams_url: SecretStr | None = Field(
         default=None,
-        description="Redis of the token plane, in the same forms: each request's hash and stream, for installations "
-        "that keep them apart from the queues. Every process needs the same two URLs. Default: the queues' Redis.",
+        description="Redis URL of the token plane (each request's hash and stream), if it's on another server "
+        "than the queues. Same forms; every process needs the same two URLs. Default: the Redis of "
+        "the queues.",
     )
-    streams_url_file: Path | None = Field(default=None, description="File that holds that URL.")
+    streams_url_file: Path | None = Field(default=None, description="File with that URL; read if no URL is given.")
     retention_s: int = Field(
         default=3600,
         ge=1,
         le=MAX_RETENTION_S,
-        description="Seconds that a request and its stream are kept after their end.",
+        description="Seconds for which a request and its stream are kept after its end.",
     )
 
     @model_validator(mode="before")
@@ -85,13 +86,13 @@ class CommonSettings(BaseSettings):
 
     @classmethod
     def from_environment(cls, **given: Any) -> Self:
-        """The settings of a command: `given` first, then the environment. Raises SettingsError naming the variable."""
+        """The settings of a command; `given` takes precedence over the environment. Raises SettingsError."""
         refuse_unknown(os.environ)
         return cls._read(**given)
 
     @classmethod
     def of_library(cls, **given: Any) -> Self:
-        """As `from_environment`; but an unknown variable is only warned of, once."""
+        """As `from_environment`, but an unknown variable only causes a warning, once."""
         for name in _unknown(os.environ):
             if name not in _warned:
                 _warned.add(name)
@@ -109,20 +110,20 @@ class CommonSettings(BaseSettings):
 
 
 class ProducerSettings(CommonSettings):
-    """A producer's or consumer's."""
+    """Settings of a producer or consumer."""
 
-    model: str = Field(default=DEFAULTS["model"], description="The model that requests ask when they name none.")
+    model: str = Field(default=DEFAULTS["model"], description="Default model of requests.")
     max_prompt_chars: int = Field(
-        default=200_000, ge=1, description="Longest prompt, or sum of messages, in characters."
+        default=200_000, ge=1, description="Maximum length of a prompt, or of all messages together, in characters."
     )
     max_new_tokens_limit: int = Field(
         default=131_072,
         ge=1,
-        description="Longest answer in tokens, of requests that give no limit or a larger one. The model's context may "
-        "leave less.",
+        description="Maximum tokens of an answer, for requests with a larger limit or none. The model's context "
+        "may allow less.",
     )
     max_queue_depth: int = Field(
-        default=10_000, ge=1, description="Requests that may wait in one queue before QueueFull."
+        default=10_000, ge=1, description="Maximum requests waiting in one queue; a submit beyond it raises QueueFull."
     )
 
     @property
@@ -131,136 +132,148 @@ class ProducerSettings(CommonSettings):
 
 
 class MeasuredSettings(CommonSettings):
-    """Of a process that can be scraped."""
+    """Settings of a process that serves /metrics."""
 
-    metrics_host: str = Field(default="127.0.0.1", description="Address that /metrics listens on.")
+    metrics_host: str = Field(default="127.0.0.1", description="Address to serve /metrics on.")
     metrics_port: int | None = Field(
         default=None,
         ge=1,
         le=65_535,
-        description="Port of /metrics, for Prometheus (docs/metrics.md); off where none is given. A worker's engines "
-        "take this one and those behind it, one each.",
+        description="Port of /metrics for Prometheus (docs/metrics.md); off by default. Each further engine of a "
+        "worker uses the next port.",
     )
 
 
 class GatewaySettings(ProducerSettings, MeasuredSettings):
-    """The HTTP gateway's; the producer's hold for what it submits."""
+    """Settings of the HTTP gateway; a producer's apply to what it submits."""
 
-    http_host: str = Field(default="127.0.0.1", description="Address that the gateway listens on.")
-    http_port: int = Field(default=8000, ge=0, le=65_535, description="Port that it listens on; 0 takes a free one.")
+    http_host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    http_port: int = Field(default=8000, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
     api_keys: SecretStr | None = Field(
         default=None,
-        description="API keys as JSON (docs/gateway.md); anybody may ask where neither this nor a file is given.",
+        description="API keys as JSON (docs/gateway.md). Without this and the file, no key is required.",
     )
-    api_keys_file: Path | None = Field(default=None, description="File that holds the same JSON.")
+    api_keys_file: Path | None = Field(default=None, description="File with the same JSON.")
     key_max_concurrent: int = Field(
         default=64,
         ge=1,
         le=10_000,
-        description="Unended requests that an API key may have, unless it says so itself.",
+        description="Maximum open requests of an API key that sets no limit of its own.",
     )
-    key_max_queued: int = Field(default=32, ge=1, le=10_000, description="Of those, how many may wait for a worker.")
+    key_max_queued: int = Field(default=32, ge=1, le=10_000, description="Maximum of these that wait for a worker.")
     disconnect_grace_s: float = Field(
         default=1.0,
         ge=0,
         le=3600,
-        description="Seconds after its last reader left in which a request that isn't durable isn't cancelled yet.",
+        description="Seconds between the last reader's disconnect and the cancellation of a non-durable request.",
     )
     first_word_s: float = Field(
         default=5.0,
         ge=0,
         le=60,
-        description="Seconds that a streamed answer's HTTP status waits for its first token, so that a request which "
-        "fails before it gets an error's status; after them the stream begins. 0 begins every stream at once.",
+        description="Seconds to hold back the HTTP status of a streamed answer until its first token, so that an "
+        "early failure gets an error status. 0 starts every stream at once.",
     )
     comment_s: float = Field(
-        default=15.0, gt=0, le=300, description="Seconds between the comments that keep a silent event stream open."
+        default=15.0,
+        gt=0,
+        le=300,
+        description="Interval of the comments that keep an idle event stream open, in seconds.",
     )
     unknown_fields: Literal["ignore", "refuse"] = Field(
         default="ignore",
-        description="What is done with a field that nobody knows: it is named in the answer's header, or a 400.",
+        description="Unknown fields of a request: ignore them, and list them in a response header, or answer 400.",
     )
-    max_body_bytes: int = Field(default=2_000_000, ge=1024, description="Largest body of an HTTP request.")
-    max_header_bytes: int = Field(default=65_536, ge=1024, description="Most bytes before an HTTP request's body.")
+    max_body_bytes: int = Field(default=2_000_000, ge=1024, description="Maximum body of an HTTP request, in bytes.")
+    max_header_bytes: int = Field(
+        default=65_536, ge=1024, description="Maximum size of an HTTP request's line and headers, in bytes."
+    )
     receive_timeout_s: float = Field(
-        default=20.0, gt=0, le=600, description="Seconds in which an HTTP request must have come, body included."
+        default=20.0, gt=0, le=600, description="Seconds to receive a whole HTTP request, body included."
     )
     keep_alive_s: int = Field(
         default=75,
         ge=1,
         le=3600,
-        description="Seconds that an idle HTTP connection is kept open for its client's next request; more than the "
-        "idle timeout of a load balancer in front (AWS: 60).",
+        description="Idle timeout of an HTTP connection, in seconds. Set it above the idle timeout of a load "
+        "balancer in front (AWS: 60).",
     )
-    max_connections: int = Field(default=4000, ge=1, description="HTTP connections at a time; more are told 503.")
+    max_connections: int = Field(default=4000, ge=1, description="Maximum concurrent HTTP connections; others get 503.")
     allowed_hosts: str = Field(
         default="",
-        description="Names, separated by commas, under which a gateway without API keys may be asked, beside addresses "
-        "and local names (no dot, .local, .internal, .svc, …); *.example.com is all below it, * any. Others are told "
-        "403: a web page could make its name point here.",
+        description="Host names, comma-separated, that a gateway without API keys accepts, beside IP addresses "
+        "and local names (no dot, .local, .internal, .svc, …); *.example.com covers its subdomains, * "
+        "all. Others get 403, against DNS rebinding.",
     )
     cors_origins: str = Field(
-        default="", description="Origins, separated by commas, whose pages may call the gateway; * is all of them."
+        default="", description="Origins, comma-separated, whose pages may call the gateway (CORS); * allows all."
     )
 
 
 class WorkerSettings(MeasuredSettings):
-    """A worker's."""
+    """Settings of a worker."""
 
     model_path: str | None = Field(
-        default=None, description="Model folder or Hub name to load; the bundled weather model where none is given."
+        default=None, description="Model folder or Hub name to load. Default: the bundled weather model."
     )
     served_model: str | None = Field(
-        default=None, description="The name that requests ask for; the folder's or Hub name where none is given."
+        default=None, description="Model name in requests. Default: the folder's or Hub name."
     )
-    worker_name: str | None = Field(default=None, description="Unique name of the worker; drawn where none is given.")
-    slots: int = Field(default=32, ge=1, le=1024, description="Requests generated at the same time.")
+    worker_name: str | None = Field(default=None, description="Unique name of the worker. Default: a random one.")
+    slots: int = Field(default=32, ge=1, le=1024, description="Maximum requests in the engine's batch.")
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto takes CUDA, else the CPU."
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="Device; auto is CUDA if available, else the CPU.",
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32", "float64"] = Field(
-        default="auto", description="auto is bfloat16 on CUDA, else float32."
+        default="auto", description="Data type of weights and activations; auto is bfloat16 on CUDA, else float32."
     )
     kv_cache_tokens: int | None = Field(
         default=None,
         ge=16,
-        description="Tokens that the KV cache holds. Where not given: on a CPU what all slots need at full context, in "
-        "a quarter of the free memory at most; on a GPU what is free there.",
+        description="Capacity of the KV cache in tokens. Default: on a CPU all slots at full context, at most a "
+        "quarter of the free memory; on a GPU the free memory.",
     )
     max_batch_tokens: int | None = Field(
-        default=None, ge=1, description="Tokens computed in one step, prefill included."
+        default=None, ge=1, description="Maximum tokens computed in one step, prefill included."
     )
     generation_config: Literal["auto", "none"] = Field(
         default="auto",
-        description="auto: temperature, top_k and top_p of the model's generation_config.json hold where a request "
-        "gives none; none: they don't.",
+        description="auto: temperature, top_k and top_p of the model's generation_config.json are the defaults of "
+        "requests; none: ignore that file.",
     )
-    trust_remote_code: bool = Field(
-        default=False, description="Run Python code that comes with a model. Off, and best left so."
+    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with a model.")
+    lease_ms: int = Field(
+        default=6000,
+        ge=1000,
+        le=60_000,
+        description="Duration of a lease: how long a worker without a sign of life keeps its requests.",
     )
-    lease_ms: int = Field(default=6000, ge=1000, le=60_000, description="How long a silent worker keeps its requests.")
     heartbeat_ms: int = Field(
         default=300,
         ge=50,
         le=5000,
-        description="How often leases that no token renewed are, and cancels that nobody announced looked for.",
+        description="Interval of the heartbeat, which renews idle leases and polls for cancels, in ms.",
     )
-    suspicion_ms: int = Field(default=500, ge=100, description="Between the two looks at a lease that ran out.")
+    suspicion_ms: int = Field(
+        default=500, ge=100, description="Time between the two checks that confirm an expired lease, in ms."
+    )
     max_crashes: int = Field(
-        default=3, ge=1, description="Worker deaths in a row after which a request is failed as poison."
+        default=3, ge=1, description="Consecutive worker deaths after which a request fails as poison."
     )
     stall_timeout_s: float = Field(
         default=60.0,
         ge=1,
-        description="Seconds without progress, with work in flight, after which an engine is killed as hung. Prefill "
-        "counts, layer by layer.",
+        description="Seconds without progress, with requests in flight, after which an engine is killed as hung. "
+        "Each layer of a prefill is progress.",
     )
     drain_timeout_s: float = Field(
-        default=20.0, ge=0, description="Seconds after SIGTERM in which running requests may finish."
+        default=20.0, ge=0, description="Seconds after SIGTERM for running requests to finish."
     )
     ready_file: Path | None = Field(
         default=None,
-        description="File that is touched with every report of a loaded model: health checks look at its age.",
+        description="File to touch with every report of a loaded model; health checks read its age.",
     )
 
 
@@ -284,7 +297,7 @@ def _with_file(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def refuse_unknown(environment: Mapping[str, str]) -> None:
-    """Raises SettingsError for a TOKENRELAY_* variable that is nobody's setting."""
+    """Raises SettingsError for a TOKENRELAY_* variable that no process defines."""
     for name in _unknown(environment):
         raise SettingsError(_told(name))
 
