@@ -138,6 +138,17 @@ def test_a_full_queue_takes_nothing_of_a_batch(producer: Producer, redis: Redis)
 
 
 @pytest.mark.one_server
+def test_a_full_queue_is_not_written_to_again_and_again(producer: Producer, redis: Redis) -> None:
+    """Only the first refusal creates a request, which it cancels. The depth is asked for before the next ones."""
+    producer.submit_many(["a", "b", "c", "d"])
+    producer.submit("e")  # this reply said that the queue is full now
+    before = sorted(redis.keys())
+    for _ in range(3):
+        with pytest.raises(QueueFull):
+            producer.submit("f")
+    assert sorted(redis.keys()) == before
+
+
 def test_a_batch_that_others_overtook_is_taken_back(producer: Producer, redis: Redis) -> None:
     plans = plan_many(["a", "b", "c"], {}, SETTINGS)
     with pytest.raises(QueueFull):
