@@ -13,7 +13,7 @@ TrainingError, which stand beside what raises them.
     │   ├── StreamGap           a token index is missing
     │   ├── StreamExpired       the stream is gone: its retention is over
     │   ├── StreamChanged       Redis lost writes in a failover and they came out differently
-    │   └── StreamTimeout       the caller's own timeout passed; the generation goes on
+    │   └── StreamTimeout       the caller's own timeout expired; the generation continues
     ├── GenerationError         how the request ended, where that isn't an answer; carries the partial text
     │   ├── GenerationFailed
     │   ├── GenerationCancelled
@@ -107,7 +107,7 @@ class StreamChanged(StreamError):
 
 
 class StreamTimeout(StreamError):
-    """The caller's timeout passed before the end; the generation goes on."""
+    """The caller's timeout expired before the end; the generation continues."""
 
 
 class GenerationError(TokenRelayError):

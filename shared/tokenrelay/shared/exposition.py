@@ -34,8 +34,8 @@ class Exposition:
         try:
             self._server, self._thread = start_http_server(port, host, self._registry)
         except (OSError, OverflowError) as error:
-            told = f"TOKENRELAY_METRICS_HOST, TOKENRELAY_METRICS_PORT: can't listen on {host}:{port}: {error}"
-            raise SettingsError(told) from None
+            message = f"TOKENRELAY_METRICS_HOST, TOKENRELAY_METRICS_PORT: can't listen on {host}:{port}: {error}"
+            raise SettingsError(message) from None
 
     def add(self, read: Callable[[], Iterable[Family]]) -> None:
         """Expose what `read` gives, asked anew at each scrape, in the scrape's own thread."""

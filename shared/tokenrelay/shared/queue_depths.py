@@ -1,4 +1,4 @@
-"""What Redis says of queues, asked for scrapes: who waits, who was taken off, who serves. Writes nothing."""
+"""The queues' depths and workers, read from Redis for each scrape. Read-only."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.servers import Urls
 
 _TIMEOUT_S: Final = 1.0
-"""A scrape has ten seconds, and what the process counted itself is to get through while Redis is away."""
+"""A scrape times out after ten seconds, and the process's own metrics must get through while Redis can't be reached."""
 
 FRESH_S: Final = 1.0
-"""Scrapes within so long share one look: whoever scrapes without a pause costs Redis no more than this."""
+"""Scrapes within this time share one read, which bounds what frequent scrapes cost Redis."""
 
 REDIS_UP: Final = Metric(
     "tokenrelay_redis_up",
@@ -45,7 +45,7 @@ METRICS: Final = (REDIS_UP, WAITING, CLAIMED, WORKERS)
 
 
 class QueueDepths:
-    """Looks at the queues of one model, through connections that last as long as the look."""
+    """Reads the queues of one model, over connections of its own for each read."""
 
     def __init__(self, urls: Urls, model: str) -> None:
         self._urls = urls
@@ -55,25 +55,25 @@ class QueueDepths:
         self._stale_at = 0.0
 
     def families(self) -> list[Family]:
-        """What Redis says, or said FRESH_S ago; only that it's away, where it is."""
+        """The metrics, at most FRESH_S old; only REDIS_UP where Redis can't be reached."""
         with self._lock:
             if time.monotonic() >= self._stale_at:
-                self._found = self._asked()
+                self._found = self._read()
                 self._stale_at = time.monotonic() + FRESH_S
             return self._found
 
-    def _asked(self) -> list[Family]:
+    def _read(self) -> list[Family]:
         try:
             with connected(self._urls, retries=0, timeout_s=_TIMEOUT_S) as servers:
                 pipeline = Pipeline(*servers)
-                found = self._look(pipeline)
+                found = self._read_queues(pipeline)
                 for plane in servers.planes:
                     _run(pipeline, [ping(plane)])
                 return [family(REDIS_UP, 1), *found]
         except RedisError:
             return [family(REDIS_UP, 0)]
 
-    def _look(self, pipeline: Pipeline) -> list[Family]:
+    def _read_queues(self, pipeline: Pipeline) -> list[Family]:
         """Raises redis errors, also for one command that was refused."""
         queues = keys.queues(self._model)
         batch: Batch = [("SMEMBERS", keys.rq_workers(queues[0]))]

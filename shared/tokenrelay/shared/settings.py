@@ -96,7 +96,7 @@ class CommonSettings(BaseSettings):
         for name in _unknown(os.environ):
             if name not in _warned:
                 _warned.add(name)
-                warnings.warn(_told(name), UnknownSettingWarning, stacklevel=4)
+                warnings.warn(_unknown_setting(name), UnknownSettingWarning, stacklevel=4)
         return cls._read(**given)
 
     @classmethod
@@ -299,7 +299,7 @@ def _with_file(values: dict[str, Any], name: str) -> dict[str, Any]:
 def refuse_unknown(environment: Mapping[str, str]) -> None:
     """Raises SettingsError for a TOKENRELAY_* variable that no process defines."""
     for name in _unknown(environment):
-        raise SettingsError(_told(name))
+        raise SettingsError(_unknown_setting(name))
 
 
 def _unknown(environment: Mapping[str, str]) -> list[str]:
@@ -310,7 +310,7 @@ def _unknown(environment: Mapping[str, str]) -> list[str]:
     )
 
 
-def _told(name: str) -> str:
+def _unknown_setting(name: str) -> str:
     alike = difflib.get_close_matches(name.upper(), KNOWN, n=1, cutoff=0.8)
     advice = f"did you mean {alike[0]}?" if alike else f"known ones are {', '.join(sorted(KNOWN))}"
     return f"{name}: unknown setting; {advice}"

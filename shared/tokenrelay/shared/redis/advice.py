@@ -1,4 +1,4 @@
-"""What to do about an error of redis-py. It knows the error alone, neither client nor server."""
+"""Advice for redis-py's errors, from the error alone: it knows neither client nor server."""
 
 from __future__ import annotations
 

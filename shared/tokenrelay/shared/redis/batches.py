@@ -186,7 +186,7 @@ class AsyncPipeline(_Batches[AsyncRedis]):
 
 
 def cancel_requests() -> int:
-    """How often the running task was asked to cancel, and not told to go on."""
+    """How many cancellations of the running task are pending."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 

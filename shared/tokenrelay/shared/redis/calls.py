@@ -71,7 +71,7 @@ def by_word(words: Mapping[str, Callable[[Any], T]]) -> Callable[[Any], T]:
 def is_unusable(reply: Reply) -> TypeGuard[ResponseError]:
     """Whether a command or script was refused for what the keys are (another type, say): nothing else ends a request.
 
-    What the server is in, and what a proxy before it says, passes.
+    The server's state, and errors of a proxy in front of it, are transient.
     """
     if not isinstance(reply, ResponseError) or is_for_now(reply):
         return False

@@ -1,6 +1,6 @@
-"""Connecting to Redis: clients with the right retries, checks that it's fit, and its errors in plain words.
+"""Connecting to Redis: clients with retries, checks of a server's fitness, and redis-py's errors as one line of advice.
 
-A durable queue needs a Redis that it may write to, that never evicts live streams, and that knows XADD NOMKSTREAM.
+A durable queue needs a writable Redis that never evicts live streams and has XADD NOMKSTREAM (6.2).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CLUSTER_URL: Final = re.compile(r"rediss?[+-]cluster://")
 _IN_SCRIPT: Final = re.compile(r"^Error running script \(call to \w+\): (@user_script: ?\d+: )*-?")
 _KILLED: Final = "Script killed"
 """By an operator's SCRIPT KILL."""
-_TOLD_CHARS: Final = 200
+_MAX_CHARS: Final = 200
 _SETTING: Final = "TOKENRELAY_REDIS_URL"
 _USERINFO: Final = re.compile(r"^((?:[^/]*//)?[^:/@]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
@@ -136,9 +136,9 @@ def check_fit(info: Mapping[str, Any]) -> None:
 
 
 def is_for_now(error: exceptions.ResponseError) -> bool:
-    """Whether the server refuses a write that it would take in better times (memory, disk, role, rights).
+    """Whether the server refuses a write for now: memory, disk, role, rights.
 
-    An unknown script too: one that is unknown again right after it was loaded met a failover.
+    An unknown script counts: one that is unknown right after it was loaded met a failover.
     """
     states = (
         exceptions.OutOfMemoryError,
@@ -157,7 +157,7 @@ def is_transient(error: Exception) -> bool:
 
 def explain(error: exceptions.RedisError, where: str, setting: str = _SETTING) -> RedisUnusable:
     """A redis-py error in one line that says what to do. `where`: the server's address, `setting`: what gave it."""
-    told = _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error))).split("\n", 1)[0] or type(error).__name__
-    if len(told) > _TOLD_CHARS:
-        told = told[:_TOLD_CHARS].rsplit(" ", 1)[0] + " …"
-    return RedisUnusable(f"Redis at {where}: {told.rstrip('.')}; {advice(error, setting)}")
+    message = _IN_SCRIPT.sub("", _IN_PIPELINE.sub("", str(error))).split("\n", 1)[0] or type(error).__name__
+    if len(message) > _MAX_CHARS:
+        message = message[:_MAX_CHARS].rsplit(" ", 1)[0] + " …"
+    return RedisUnusable(f"Redis at {where}: {message.rstrip('.')}; {advice(error, setting)}")

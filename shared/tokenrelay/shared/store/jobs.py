@@ -69,7 +69,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What RQ is told of a request's end. `detail`: the return value's summary, or why it failed."""
+    """How a request ended, for RQ. `detail`: a summary as the return value, or why it failed."""
 
     status: JobStatus
     retention_s: int

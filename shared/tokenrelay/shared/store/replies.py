@@ -131,7 +131,7 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """The lease ran out; a second look is to confirm it."""
+    """The lease has expired; a second check confirms it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ def release(request_id: str, execution_id: str, *, crashed: bool) -> ScriptCall[
 
 
 def suspect(request_id: str, suspicion_ms: int) -> ScriptCall[SuspectReply]:
-    """Look at a lease that may have run out; the second look, `suspicion_ms` after the first, releases it."""
+    """Check a lease that may have expired; the second check, `suspicion_ms` after the first, releases it."""
     return ScriptCall(script("suspect"), keys.of_request(request_id), (suspicion_ms,), replies.SUSPECT)
 
 
