@@ -189,7 +189,7 @@ def test_a_baton_pass_is_a_line_but_no_layer(tokenrelay_redis: FakeRedis) -> Non
     assert [line.layer for line in shown.lines] == [None, 1, 2, 3, None, 4, 5, 6]
     assert shown.workers == ("scripted-1", "scripted-2")
     assert "   Baton Pass                  to scripted-2, token 3 " in page(shown)
-    assert "model weather, 1 baton pass" in page(shown)
+    assert "model weather, 1 takeover" in page(shown)
 
 
 def test_a_baton_pass_in_the_middle_of_a_long_answer_is_shown() -> None:

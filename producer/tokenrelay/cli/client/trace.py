@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenrelay.cli.terminal.output import print_rich, visible, write_json
+from tokenrelay.cli.terminal.tables import counted
 from tokenrelay.producer.trace import Kind, as_json, traced
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def write_trace(driver: Driver, request_id: str, *, json: bool = False) -> None:
 
 def print_trace(console: Console, trace: Trace) -> None:
     """Print the trace at the console's width."""
-    passes = max(0, len(trace.workers) - 1)
+    takeovers = max(0, len(trace.workers) - 1)
     title = [f"{trace.state} ({trace.finish_reason})" if trace.finish_reason else str(trace.state)]
     title += [f"model {trace.model}"] if trace.model else []
-    title += [f"{passes} baton pass{'es' if passes > 1 else ''}"] if passes else []
+    title += [counted(takeovers, "takeover")] if takeovers else []
     console.print(Text.assemble(("request ", "dim"), (trace.request_id, "bold"), "  ", ", ".join(title)))
     console.print()
     console.print(_stages(trace))
