@@ -149,6 +149,7 @@ class Publisher:
         batch = self._batch(attempts)
         commands = batch.commands()
         if not commands:
+            self.unsent = False
             return []
         sent_at = time.monotonic()
         if batch.publications:
