@@ -16,7 +16,7 @@ from tokenrelay.cli.ops.diagnosis import diagnose
 from tokenrelay.cli.ops.system import read_system
 from tokenrelay.producer import AsyncProducer, Consumer, Producer
 from tokenrelay.producer._core.drivers import Driver
-from tokenrelay.shared.errors import GenerationCancelled, RedisUnusable
+from tokenrelay.shared.errors import GenerationCancelled, GenerationExpired, RedisUnusable
 from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.keys import Plane, plane_of
@@ -179,3 +179,15 @@ def test_what_is_wrong_with_the_streams_server_is_found(two: Two) -> None:
         token.config_set("maxmemory-policy", "allkeys-lru")
         (finding,) = diagnose(driver.run(read_system()))
         assert (finding.code, "the Redis of the streams: Redis has" in finding.message) == ("eviction_policy", True)
+
+
+def test_a_reader_of_a_queued_request_waits_while_the_queues_server_is_away(two: Two) -> None:
+    """Whether anybody serves it can't be said then; that is no reason to stop."""
+    with two.producer() as producer:
+        generation = producer.submit("x", model=MODEL, deadline_s=3.0)
+        two.queue.kill()
+        with pytest.raises(GenerationExpired):
+            generation.result(timeout_s=60)
+        two.queue.start()
+        with running_worker(two.queue.url, streams_url=two.token.url), two.queue.client() as client:
+            wait_until(lambda: client.hget(keys.rq_job(generation.request_id), "status") == b"failed")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, assert_never
 
-from tokenrelay.producer._core.steps import ask
+from redis.exceptions import AuthenticationError, BusyLoadingError
+
+from tokenrelay.producer._core.steps import LOST, ask
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationExpired,
@@ -133,10 +135,19 @@ def _read_and_end(request_id: str, ending: ScriptCall[T]) -> Steps[tuple[Request
 
 
 def _close_job(request_id: str, record: RequestRecord, state: State) -> Steps[None]:
-    """Close the job of a request that no worker owned. A worker that owns it is notified and closes the job itself."""
-    if not record.owned:
-        outcome = Outcome(STATUS_OF[state], record.retention_s(1), "the deadline passed")
+    """Close the job of a request that no worker owned. A worker that owns it is notified and closes the job itself.
+
+    The request has ended whether RQ can be reached or not: the worker that takes its job closes it.
+    """
+    if record.owned:
+        return
+    outcome = Outcome(STATUS_OF[state], record.retention_s(1), "the deadline passed")
+    try:
         yield from ask([close_call(Execution(request_id, record.queue), outcome)])
+    except AuthenticationError:
+        raise
+    except (*LOST, BusyLoadingError):
+        return
 
 
 def raise_unless_answered(request_id: str, ended: Ended) -> Steps[None]:
