@@ -48,6 +48,7 @@ class Consumer:
 
     Connects to `url`, TOKENRELAY_REDIS_URL where none is given, or uses `connection` (which it then doesn't close).
     `streams_url` is the Redis of the streams, TOKENRELAY_STREAMS_URL where none is given; without either, the same one.
+    A `connection` is for queues and streams alike, whatever TOKENRELAY_STREAMS_URL says.
     Threads may share it: every read takes a connection of its own from the pool while it lasts. After `os.fork` the
     child may go on using it, handles included: it gets connections of its own.
 

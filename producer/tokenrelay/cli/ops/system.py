@@ -220,15 +220,15 @@ def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
 
 
 def _workers(worker_keys: Sequence[str], lists: Sequence[_Lists]) -> Steps[list[Worker]]:
-    list_registry: dict[str, set[str]] = {key: set() for key in worker_keys}
+    models_of: dict[str, set[str]] = {key: set() for key in worker_keys}
     for found in lists:
-        for key in found.workers & list_registry.keys():
-            list_registry[key].add(found.model)
+        for key in found.workers & models_of.keys():
+            models_of[key].add(found.model)
     batch: Batch = []
     for key in worker_keys:
         batch += [look(key, _WORKER_FIELDS), time_left(key)]
     replies = iter((yield RoundTrip(batch)) if batch else [])
-    workers = [_worker(key, models, next(replies), next(replies)) for key, models in list_registry.items()]
+    workers = [_worker(key, models, next(replies), next(replies)) for key, models in models_of.items()]
     return [worker for worker in workers if worker is not None and worker.models]
 
 

@@ -90,13 +90,14 @@ class Attachments:
         if feed.record.annotation.fleeting:
             self._announced_at.setdefault(feed.request_id, float("-inf"))
 
-    def remove_reader(self, feed: Feed, *, add_reader: bool, disconnected: bool) -> None:
-        """Uncount a reader. If the last one disconnected, start the grace period; if it had everything, end it."""
+    def remove_reader(self, feed: Feed, *, counted: bool, disconnected: bool) -> None:
+        """Remove a reader, `counted` if it was added. If the last one disconnected, start the grace period; if it had
+        everything, end it."""
         request_id = feed.request_id
         self.hub.detach(feed)
-        if add_reader:
+        if counted:
             self._followers[request_id] -= 1
-        if self._followers.get(request_id) or not (add_reader or disconnected):
+        if self._followers.get(request_id) or not (counted or disconnected):
             return
         self._followers.pop(request_id, None)
         self._announced_at.pop(request_id, None)
@@ -205,5 +206,5 @@ class Attachment:
     def leave(self, *, disconnected: bool = False) -> None:
         """Release the feed; later calls are no-ops. `disconnected`: the client left before it had everything."""
         if self._attachments is not None:
-            self._attachments.remove_reader(self.feed, add_reader=self._is_reader, disconnected=disconnected)
+            self._attachments.remove_reader(self.feed, counted=self._is_reader, disconnected=disconnected)
             self._attachments = None

@@ -35,14 +35,14 @@ class Presence:
         for request_id in request_ids:
             batch += requests.announce_readers(request_id, self._name, good_until_us, int(_LIFETIME_S * 1000))
         replies = yield RoundTrip(batch)
-        with_annotation = [
+        announced = [
             request_id
             for request_id, pair in zip(request_ids, zip(replies[::2], replies[1::2], strict=True), strict=True)
             if not any(isinstance(reply, Exception) for reply in pair)
         ]
-        if not with_annotation:
+        if not announced:
             raise_on_error(replies)
-        return with_annotation
+        return announced
 
     def has_readers_elsewhere(self, request_id: str) -> Steps[bool]:
         """Withdraw this gateway's announcement, and return whether another gateway has readers of the request."""

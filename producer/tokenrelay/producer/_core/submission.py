@@ -19,7 +19,7 @@ from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.producer._core.planning import RETRY_AFTER_S, conflict, create_call, enqueue_call, queue_full
 from tokenrelay.producer._core.steps import ask, ask_script, repeat, repeat_script
-from tokenrelay.shared.errors import ProtocolError, QueueFull, TokenRelayError
+from tokenrelay.shared.errors import IdempotencyConflict, ProtocolError, QueueFull, TokenRelayError
 from tokenrelay.shared.store.admissions import (
     Admission,
     Admitted,
@@ -114,14 +114,14 @@ class Submitter:
             reply = yield from self._admit(plan, limits, replaceable)
             match reply:
                 case Admitted():
-                    return (yield from self._write_or_withdraw(plan, limits))
+                    return (yield from self._write_or_withdraw(plan, limits, ResponseError, TokenRelayError))
                 case Bound(request_id, is_new):
                     holder = replace(plan, request_id=request_id)
                     # One that's no ID of ours could be neither served nor found. One that isn't new was created, so
                     # where it's missing its retention is over, and an ID is never used twice.
                     if keys.is_request_id(request_id):
                         if is_new:
-                            return (yield from self._write(holder))
+                            return (yield from self._write_or_withdraw(holder, limits, QueueFull))
                         if (yield from self._attach(holder)):
                             return Submitted(holder, None)
                     replaceable = request_id
@@ -153,10 +153,15 @@ class Submitter:
                 reply = yield from ask_script(admit_call(admission))
         return reply
 
-    def _write_or_withdraw(self, plan: Plan, limits: OwnerLimits | None) -> Steps[Submitted]:
+    def _write_or_withdraw(
+        self, plan: Plan, limits: OwnerLimits | None, *refusals: type[Exception]
+    ) -> Steps[Submitted]:
+        """Write the request; after one of the refusals it no longer counts among its owner's."""
         try:
             return (yield from self._write(plan))
-        except (ResponseError, TokenRelayError):
+        except IdempotencyConflict:
+            raise  # another producer's request has the ID, and stays counted
+        except refusals:
             if limits is not None:
                 yield from ask([withdraw(limits.owner, plan.request_id)])
             raise

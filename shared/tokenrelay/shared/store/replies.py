@@ -111,8 +111,6 @@ class Expired:
 class Early:
     """The deadline is still to come."""
 
-    left_us: int
-
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
@@ -255,7 +253,7 @@ CANCEL: Final[_Reader[CancelReply]] = by_word(
 EXPIRE: Final[_Reader[ExpireReply]] = by_word(
     {
         "OK": lambda reply: Expired(parse_state(reply[1])),
-        "EARLY": lambda reply: Early(int(reply[1])),
+        "EARLY": lambda _: Early(),
         "DONE": _done,
         "UNREADABLE": _unreadable,
         "LOST": lambda _: Lost(),

@@ -9,7 +9,7 @@ local keyed, mark_ttl_ms, replaceable = ARGV[4] == '1', ARGV[5], ARGV[6]
 local owned, max_concurrent, max_queued = ARGV[7] == '1', tonumber(ARGV[8]), tonumber(ARGV[9])
 local job_prefix, claimed_prefix, first_ended = ARGV[10], ARGV[11], 12
 local queue, key, mark, owner = KEYS[1], KEYS[2], KEYS[3], KEYS[#KEYS]
-local most_returned, arriving_us = 256, 10000000
+local most_returned, page, arriving_us = 256, 256, 10000000
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 
@@ -35,22 +35,33 @@ end
 
 -- The owner's set is an upper bound, and is corrected only where it reaches a limit: members that have ended go, and
 -- those that were started get a negative score, by which they are never counted as queued again.
+-- Returns how many of the members are no longer in the range of scores that they were read from.
 local counted = {}
 local function correct(members)
-  local changed = false
+  local left = 0
   for at = 1, #members, 2 do
     local member, score = members[at], tonumber(members[at + 1])
     local state = state_of(member, score)
     if not state then
       redis.call('ZREM', owner, member)
-      changed = true
+      left = left + 1
     elseif state == 'started' and score > 0 then
       redis.call('ZADD', owner, 'XX', -now_us, member)
-      changed = true
+      left = left + 1
     end
     if state and state ~= 'arriving' and #counted < most_returned then counted[#counted + 1] = member end
   end
-  return changed
+  return left
+end
+
+-- Correct members until fewer than `max_concurrent` are left, the oldest of a range first: an owner that keeps thousands
+-- open, and submits the next one as one ends, mustn't have them all looked at each time.
+local function make_room(first, last, ...)
+  local kept, members = 0, nil
+  repeat
+    members = redis.call('ZRANGE', owner, first, last, 'LIMIT', kept, page, 'WITHSCORES', 'BYSCORE', ...)
+    kept = kept + #members / 2 - correct(members)
+  until #members == 0 or redis.call('ZCARD', owner) < max_concurrent
 end
 
 local function queued_members()
@@ -60,14 +71,15 @@ end
 if owned then
   for at = first_ended, #ARGV do redis.call('ZREM', owner, ARGV[at]) end
   if redis.call('ZCARD', owner) >= max_concurrent then
-    correct(redis.call('ZRANGE', owner, 0, -1, 'WITHSCORES'))
+    make_room('(0', '-inf', 'REV')
+    make_room('0', '+inf')
     local open = redis.call('ZCARD', owner)
     if open >= max_concurrent then return { 'CONCURRENT', open, unpack(counted) } end
   end
   local queued = queued_members()
   while #queued / 2 >= max_queued do
     counted = {}
-    if not correct(queued) then return { 'QUEUED', #queued / 2, unpack(counted) } end
+    if correct(queued) == 0 then return { 'QUEUED', #queued / 2, unpack(counted) } end
     queued = queued_members()
   end
 end
