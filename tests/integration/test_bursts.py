@@ -12,7 +12,7 @@ import pytest
 from tests.redis_servers import bundled_binary
 from tokenrelay.producer import AsyncConsumer, AsyncProducer, RedisUnusable
 from tokenrelay.producer._core.drivers import CONNECTIONS, AsyncDriver
-from tokenrelay.producer._core.fitness import AsyncFitness
+from tokenrelay.producer._core.server_check import AsyncServerCheck
 from tokenrelay.producer._core.steps import Steps, ask
 from tokenrelay.shared.redis.batches import AsyncPipeline
 from tokenrelay.shared.redis.connections import connect_async
@@ -81,8 +81,8 @@ async def test_redis_is_checked_once_for_all_that_begin_together(redis_server: R
 
 
 async def test_who_leaves_takes_nobodys_check_along(driver: AsyncDriver, redis: Redis) -> None:
-    fitness = AsyncFitness(driver)
-    tasks = [asyncio.ensure_future(fitness.check()) for _ in range(3)]
+    server_check = AsyncServerCheck(driver)
+    tasks = [asyncio.ensure_future(server_check.check()) for _ in range(3)]
     asyncio.get_running_loop().call_soon(tasks[0].cancel)
     left, *others = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(left, asyncio.CancelledError)

@@ -13,8 +13,8 @@ from openai.types.responses import response_create_params
 from pydantic import ValidationError
 
 from tokenrelay.gateway.http.problems import Problem, validation_problem
-from tokenrelay.gateway.openai.bodies.fields import HINTS, NOTES
 from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody, read_submission
+from tokenrelay.gateway.openai.bodies.unsupported import HINTS, NOTES
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.openai.bodies.request_bodies import Common

@@ -10,8 +10,8 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from tests.unit.test_gateway_bodies import LEAST, read
-from tokenrelay.gateway.openai.bodies.fields import HINTS, NOTES
 from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody
+from tokenrelay.gateway.openai.bodies.unsupported import HINTS, NOTES
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.openai.bodies.request_bodies import Common

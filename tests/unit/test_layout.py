@@ -30,7 +30,19 @@ FORBIDDEN = {
     "worker": (*APPLICATIONS, "tokenrelay.producer", "tokenrelay.testing"),
 }
 FLOORS = {
-    "gateway": ("http", "records", "views", "streams", "tenancy", "core", "openai/bodies", "openai", "native", ""),
+    "gateway": (
+        "http",
+        "records",
+        "views",
+        "counters",
+        "streams",
+        "tenancy",
+        "core",
+        "openai/bodies",
+        "openai",
+        "native",
+        "",
+    ),
     "cli": ("terminal", "client", "ops", "load", "demo", ""),
     "producer": ("_core", ""),
 }

@@ -16,7 +16,7 @@ from tokenrelay.gateway.core.demo import Demo
 from tokenrelay.gateway.http.uvicorn_protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
 from tokenrelay.producer._core.drivers import Driver
-from tokenrelay.producer._core.fitness import check_redis
+from tokenrelay.producer._core.server_check import check_redis
 from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition

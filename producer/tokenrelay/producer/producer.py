@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tokenrelay.producer._core import endings
-from tokenrelay.producer._core.fitness import check_redis
 from tokenrelay.producer._core.planning import plan_many, plan_request
+from tokenrelay.producer._core.server_check import check_redis
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import Consumer
 from tokenrelay.producer.generation import Generation, Reader

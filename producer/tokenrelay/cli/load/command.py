@@ -22,8 +22,8 @@ from tokenrelay.cli.load.workload import Range, Workload, read_prompts
 from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
 from tokenrelay.producer import AsyncProducer
 from tokenrelay.producer._core.drivers import AsyncDriver
-from tokenrelay.producer._core.fitness import check_redis
 from tokenrelay.producer._core.planning import plan_request
+from tokenrelay.producer._core.server_check import check_redis
 from tokenrelay.shared.redis.servers import connect_async
 from tokenrelay.shared.settings import ProducerSettings
 

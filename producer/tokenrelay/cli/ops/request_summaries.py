@@ -16,7 +16,7 @@ from tokenrelay.producer._core.steps import RoundTrip
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.jobs import holder_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
-from tokenrelay.shared.store.rules import lease_left_s
+from tokenrelay.shared.store.request_view import lease_left_s
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, Migrated, Queued, Started, State, Token, parse_entry, text
 

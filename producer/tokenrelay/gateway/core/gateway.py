@@ -6,19 +6,19 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from tokenrelay.gateway.counters.gateway_counters import GatewayCounters
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.http.tasks import Background, insistent_timeout
 from tokenrelay.gateway.records.annotations import NAME, Annotation, with_annotation
 from tokenrelay.gateway.records.record import Record, new_record, read_record
 from tokenrelay.gateway.records.served_models import ServedModels
 from tokenrelay.gateway.streams.attachments import Attachment, Attachments
-from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.streams.positions import START
 from tokenrelay.gateway.tenancy.quota import submit_as
 from tokenrelay.gateway.tenancy.tenants import Tenants
 from tokenrelay.producer._core.drivers import AsyncDriver
-from tokenrelay.producer._core.fitness import AsyncFitness
+from tokenrelay.producer._core.server_check import AsyncServerCheck
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 from tokenrelay.shared.redis.servers import connect_async
@@ -65,7 +65,7 @@ class Gateway:
         self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
         self.models = ServedModels(self.driver, settings.model)
         self.background = Background()
-        self._fitness = AsyncFitness(self.driver)
+        self._server_check = AsyncServerCheck(self.driver)
         self._submitter = Submitter(settings)
 
     @asynccontextmanager
@@ -89,7 +89,7 @@ class Gateway:
         self, submission: Mapping[str, Any], tenant: Tenant, annotation: Annotation | None = None
     ) -> Record:
         """Queue a request for the tenant. Raises RequestError, QueueFull, Problem 429."""
-        await self._fitness.check()
+        await self._server_check.check()
         metadata = submission.get("metadata", {})
         if isinstance(metadata, dict):
             if NAME in metadata:

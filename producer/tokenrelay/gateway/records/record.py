@@ -11,9 +11,9 @@ from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.options import WIRE, glance, load
 from tokenrelay.shared.redis.commands import server_time, server_time_us
-from tokenrelay.shared.store import rules
+from tokenrelay.shared.store import request_view
 from tokenrelay.shared.store.record import Field, RequestRecord, look
-from tokenrelay.shared.store.rules import RequestView
+from tokenrelay.shared.store.request_view import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, State, parse_entry, text
 from tokenrelay.shared.wire.keys import Plane
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
 
 _FIELDS: Final = (
-    *rules.FIELDS,
+    *request_view.FIELDS,
     Field.WIRE,
     Field.ATTEMPT,
     Field.QUEUE,

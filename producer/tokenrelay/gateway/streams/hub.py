@@ -21,9 +21,9 @@ from tokenrelay.shared.redis.batches import AsyncPipeline
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.redis.connections import is_for_now
 from tokenrelay.shared.redis.servers import subscription
-from tokenrelay.shared.store import rules
+from tokenrelay.shared.store import request_view
 from tokenrelay.shared.store.record import RequestRecord, look
-from tokenrelay.shared.store.rules import RequestView
+from tokenrelay.shared.store.request_view import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
 from tokenrelay.shared.wire.keys import Plane
@@ -31,9 +31,9 @@ from tokenrelay.shared.wire.keys import Plane
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from tokenrelay.gateway.counters.gateway_counters import GatewayCounters
     from tokenrelay.gateway.http.tasks import Background
     from tokenrelay.gateway.records.record import Record
-    from tokenrelay.gateway.streams.counters import GatewayCounters
     from tokenrelay.producer._core.drivers import AsyncDriver
     from tokenrelay.shared.redis.commands import Batch
 
@@ -142,7 +142,7 @@ class Hub:
         known, rechecking = len(feed.entries), feed.rechecking
         try:
             feed.receive(raw)
-            self.counters.count_received(feed, known)
+            self.counters.count_received(feed.record, feed.entries, known)
         except TokenRelayError as error:
             feed.fail(error)
         except Exception as error:  # noqa: BLE001  logged; affects this request only
@@ -166,7 +166,7 @@ class Hub:
         """Sample Redis's clock, and check the hashes of followed requests for deletion and expired deadlines."""
         batch: Batch = []
         for feed in feeds:
-            batch += [look(feed.request_id, rules.FIELDS), ("XLEN", keys.stream(feed.request_id))]
+            batch += [look(feed.request_id, request_view.FIELDS), ("XLEN", keys.stream(feed.request_id))]
         self.counters.clock.start_sample()
         *looks, time = await self._pipeline.run([*batch, server_time(Plane.TOKEN)])
         now_us = server_time_us(time)
@@ -175,7 +175,7 @@ class Hub:
             if isinstance(held, Exception) or isinstance(length, Exception):
                 continue  # wrong key type: reading the stream reports it
             try:
-                overdue = _is_overdue(feed, RequestRecord(rules.FIELDS, held), length, now_us)
+                overdue = _is_overdue(feed, RequestRecord(request_view.FIELDS, held), length, now_us)
             except Exception as error:  # noqa: BLE001  as above
                 _fail_unreadable(feed, error)
                 continue
@@ -199,7 +199,7 @@ class Hub:
 def _is_overdue(feed: Feed, record: RequestRecord, length: int, now_us: int) -> bool:
     """Whether the request is overdue and hasn't been expired. Fails the feed if its stream is gone or lost writes."""
     try:
-        rules.check_stream(feed.request_id, exists=record.exists and bool(length))
+        request_view.check_stream(feed.request_id, exists=record.exists and bool(length))
         view = RequestView.of(feed.request_id, record, now_us)
         if feed.last_id is not None:
             view.check_read(feed.last_id)

@@ -19,11 +19,11 @@ from tokenrelay.shared.errors import (
     unreadable,
 )
 from tokenrelay.shared.redis.commands import server_time, server_time_us
-from tokenrelay.shared.store import requests, rules
+from tokenrelay.shared.store import request_view, requests
 from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Cancelled, Done, Early, Expired, Lost, Unreadable
-from tokenrelay.shared.store.rules import RequestView
+from tokenrelay.shared.store.request_view import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, State, parse_entry
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _STATUS_FIELDS: Final = (
-    *rules.FIELDS,
+    *request_view.FIELDS,
     Field.ATTEMPT,
     Field.QUEUE,
     Field.METADATA,

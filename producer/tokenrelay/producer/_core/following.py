@@ -22,11 +22,11 @@ from tokenrelay.shared.errors import (
     StreamTimeout,
 )
 from tokenrelay.shared.redis.commands import server_time, server_time_us
-from tokenrelay.shared.store import rules
+from tokenrelay.shared.store import request_view
 from tokenrelay.shared.store.jobs import status_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.registrations import is_alive, time_left
-from tokenrelay.shared.store.rules import RequestView
+from tokenrelay.shared.store.request_view import RequestView
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import AnyEntry, Ended, EntryId, Started, State, Token, Usage, parse_entry
 from tokenrelay.shared.wire.keys import Plane
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.redis.commands import Batch, Reply
 
-_FIELDS: Final = (*rules.FIELDS, Field.QUEUE)
+_FIELDS: Final = (*request_view.FIELDS, Field.QUEUE)
 _COUNT: Final = 512
 _PATIENCE_S: Final = 15.0
 _RECONNECT_PAUSE_S: Final = 0.2
@@ -143,7 +143,7 @@ class Follower:
         batch.append(("XRANGE", stream, str(self._last), "+", "COUNT", _COUNT))
         held, now, length, raw = yield from self._ask(RoundTrip(batch))
         record = RequestRecord(_FIELDS, held)
-        rules.check_stream(self.request_id, exists=record.exists and bool(length))
+        request_view.check_stream(self.request_id, exists=record.exists and bool(length))
         request = RequestView.of(self.request_id, record, server_time_us(now))
         self._overdue_at = self._now() + request.overdue_in_s(may_expire=self._reading.expires)
         return request, record.queue, raw

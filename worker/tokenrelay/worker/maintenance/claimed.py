@@ -11,7 +11,7 @@ from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.shared.store.record import Field, RequestRecord, look
-from tokenrelay.shared.store.rules import lease_left_s
+from tokenrelay.shared.store.request_view import lease_left_s
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import text
 from tokenrelay.shared.wire.keys import Plane

@@ -1,7 +1,7 @@
 """Fields of other servers' native APIs that their clients may send here: llama.cpp, Ollama, TGI, Hugging Face,
 text-generation-webui, SGLang, Anthropic.
 
-Aliases of our options are fields of the bodies (request_bodies.py). Here are the rest, as in fields.py.
+Aliases of our options are fields of the bodies (request_bodies.py). Here are the rest, as in unsupported.py.
 """
 
 from __future__ import annotations

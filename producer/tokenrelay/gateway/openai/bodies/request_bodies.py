@@ -1,7 +1,7 @@
 """Schemas of OpenAI's request bodies, and their translation to our request options.
 
-Unsupported fields are ignored and reported if they don't change the answer, and refused otherwise (fields.py). A few
-extension fields are ours; OpenAI's clients send them with `extra_body`.
+Unsupported fields are ignored and reported if they don't change the answer, and refused otherwise (unsupported.py).
+A few extension fields are ours; OpenAI's clients send them with `extra_body`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pydantic_core import PydanticCustomError
 
 from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, flag, number, whole
 from tokenrelay.gateway.openai.bodies.contents import Conversation, read_input, read_messages, refuse
-from tokenrelay.gateway.openai.bodies.fields import (
+from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
+from tokenrelay.gateway.openai.bodies.unsupported import (
     ALTERNATIVES,
     HINTS,
     NOTES,
@@ -30,7 +31,6 @@ from tokenrelay.gateway.openai.bodies.fields import (
     UNSUPPORTED,
     is_default,
 )
-from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.shared.options import Text
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The rules by which a request is judged: gone, unreadable, overdue, ended before what was read, leased.
+"""A request's state at one moment, for its readers: unreadable, overdue, ended before what was read, leased.
 
 Pure: what was read from the token plane and its server's time in, a value or an error out. Readers, gateways, the
 command line and maintenance all judge by these.

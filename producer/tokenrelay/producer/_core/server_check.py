@@ -29,7 +29,7 @@ def check_redis(planes: Iterable[Plane]) -> Steps[None]:
         check_fit(plane, found)
 
 
-class AsyncFitness:
+class AsyncServerCheck:
     """`check_redis` on asyncio: a single flight for all concurrent callers."""
 
     def __init__(self, driver: AsyncDriver) -> None:

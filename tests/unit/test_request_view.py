@@ -6,9 +6,9 @@ import pytest
 
 from tests.streams import REQUEST_ID
 from tokenrelay.shared.errors import ProtocolError, StreamChanged, StreamExpired
-from tokenrelay.shared.store import requests, rules
+from tokenrelay.shared.store import request_view, requests
 from tokenrelay.shared.store.record import RequestRecord
-from tokenrelay.shared.store.rules import RequestView
+from tokenrelay.shared.store.request_view import RequestView
 from tokenrelay.shared.wire.entries import EntryId, State
 
 NOW_US = 1_000_000_000
@@ -17,12 +17,17 @@ S = 1_000_000
 
 def view(state: str = "in_progress", *, left_s: float = 0.0, tokens: int = 3, fence: str = "1:x") -> RequestView:
     reply = (state.encode(), str(NOW_US + int(left_s * S)).encode(), str(tokens + 1).encode(), fence.encode())
-    return RequestView.of(REQUEST_ID, RequestRecord(rules.FIELDS, reply), NOW_US)
+    return RequestView.of(REQUEST_ID, RequestRecord(request_view.FIELDS, reply), NOW_US)
 
 
 @pytest.mark.parametrize(
     ("fence", "may_expire", "grace_s"),
-    [("1:x", True, rules.OWNER_GRACE_S), ("", True, 0.0), ("1:x", False, rules.READER_GRACE_S), ("", False, 2.0)],
+    [
+        ("1:x", True, request_view.OWNER_GRACE_S),
+        ("", True, 0.0),
+        ("1:x", False, request_view.READER_GRACE_S),
+        ("", False, 2.0),
+    ],
 )
 def test_a_request_is_overdue_a_grace_past_its_deadline(fence: str, may_expire: bool, grace_s: float) -> None:
     """The owner gets time to end it with the text it held back; who can't write waits for who can."""
@@ -57,14 +62,14 @@ def test_a_request_that_ended_before_what_was_read_has_lost_writes() -> None:
 )
 def test_a_value_that_cant_be_read_is_one_typed_error(reply: tuple[bytes, ...]) -> None:
     with pytest.raises(ProtocolError, match="can't be read") as caught:
-        RequestView.of(REQUEST_ID, RequestRecord(rules.FIELDS, reply), NOW_US)
+        RequestView.of(REQUEST_ID, RequestRecord(request_view.FIELDS, reply), NOW_US)
     assert caught.value.request_id == REQUEST_ID
 
 
 def test_a_stream_that_is_gone_is_said_so() -> None:
-    rules.check_stream(REQUEST_ID, exists=True)
+    request_view.check_stream(REQUEST_ID, exists=True)
     with pytest.raises(StreamExpired, match="retention is over, or it was deleted"):
-        rules.check_stream(REQUEST_ID, exists=False)
+        request_view.check_stream(REQUEST_ID, exists=False)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_a_stream_that_is_gone_is_said_so() -> None:
     ],
 )
 def test_a_lease_holds_for_an_owner_until_its_end(state: State, owned: bool, lease_s: int, left_s: float) -> None:
-    assert rules.lease_left_s(state, NOW_US + lease_s * S, NOW_US, owned=owned) == left_s
+    assert request_view.lease_left_s(state, NOW_US + lease_s * S, NOW_US, owned=owned) == left_s
 
 
 def test_an_announcement_of_readers_holds_until_its_time() -> None:
