@@ -8,6 +8,7 @@ import pytest
 
 from tests.polled_engine import PolledEngine
 from tests.unit.test_engine_batching import loaded, request
+from tests.waiting import wait_until
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 
@@ -72,5 +73,26 @@ def test_engine_whose_thread_ends_without_an_error_is_delivered_as_dead() -> Non
         engine.add(request("doomed"))
         with pytest.raises(EngineError, match="its thread ended"):
             collect_for_ever(engine, [])
+    finally:
+        engine.stop()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_died_before_its_start_is_delivered_as_dead() -> None:
+    """A worker may wait for Redis between the two: it must claim nothing for a dead engine."""
+    model = loaded()
+
+    def end(*_: object) -> None:
+        raise SystemExit
+
+    model.model.register_forward_pre_hook(end)
+    engine = PolledEngine(model, EngineSettings(slots=2))
+    engine.allocate()
+    try:
+        engine.add(request("doomed"))
+        wait_until(lambda: engine._death is not None)
+        engine.begin()
+        with pytest.raises(EngineError, match="its thread ended"):
+            engine.outputs(0.0)
     finally:
         engine.stop()

@@ -36,7 +36,7 @@ FAILURES: Final = (
 )  # fmt: skip
 """Every code with which a worker fails a request: alerts are to see the first one too."""
 _REFUSALS: Final = ("busy", "not_mine", "past", "done", "poison", "lost")
-_REDIS_USES: Final = ("publish", "intake", "heartbeat", "listen", "release")
+_REDIS_USES: Final = ("publish", "intake", "heartbeat", "registration", "maintenance", "listen", "release")
 
 
 class Figures:

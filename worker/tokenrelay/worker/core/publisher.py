@@ -105,7 +105,7 @@ class Publisher:
     _over: dict[str, Attempt] = field(default_factory=dict)
     """The attempts that the replies to this pipeline ended, by fence."""
     unsent: bool = False
-    """Whether the last pipeline left tokens or ends to send."""
+    """Whether the last pipeline left tokens, ends or confirmations to send."""
     _unsent_since: float | None = None
     _retry_at: float = 0.0
 
@@ -181,7 +181,7 @@ class Publisher:
 
     def _put_back(self, batch: _Batch) -> None:
         """Redis is unavailable: all of it is sent again."""
-        self.unsent = bool(batch.publications)
+        self.unsent = bool(batch.publications or batch.confirmations)
         self._failures = batch.failures
         self.closings.put_back([closing for closing, _ in batch.confirmations])
 

@@ -81,10 +81,10 @@ def settle(loop: GenerationLoop) -> None:
     closings = loop.publisher.closings
     closings.confirm_s = 0.0
     ends_at = time.monotonic() + SETTLE_S
-    while loop.holdings.attempts or loop.publisher.behind or closings.unconfirmed:
+    while time.monotonic() < ends_at:
         loop.holdings.publish()
+        if not (loop.holdings.attempts or loop.publisher.behind or closings.unconfirmed):
+            return
         for message in loop.receive(ends_at - time.monotonic()):
             if isinstance(message, JobClosed):
                 loop.apply(message)
-        if time.monotonic() >= ends_at:
-            return

@@ -137,7 +137,8 @@ class Engine(Protocol):
         """Allocate the memory, warm up and check the model. Raises ModelError where the model can't be served."""
 
     def start(self, deliver: Deliver) -> None:
-        """Deliver from now on: the outputs of a request in order, and the engine's death once, after all outputs."""
+        """Deliver from now on: the outputs of a request in order, and the engine's death once, after all outputs; at
+        once where it died since `prepare`."""
 
     def stop(self) -> None:
         """End the engine's thread; requests that are still in it get no more outputs, and no death is delivered."""

@@ -200,7 +200,10 @@ class TransformersEngine:
         """Deliver from now on. Allocates first, without a warm-up or a check, where `prepare` wasn't called."""
         if not self._allocated:
             self.allocate()
-        self._deliver = deliver
+        with self._dying:
+            self._deliver = deliver
+            if self._death is not None:
+                deliver(EngineDied(self._death))
 
     def stop(self) -> None:
         """End the engine's thread. Requests in it get no more outputs."""
