@@ -15,9 +15,10 @@ from rq.suspension import suspend
 
 from tests.engines import CountingEngine
 from tests.integration.test_worker import result, words
+from tests.integration.test_worker_faults import BAD, fussy
 from tests.two_planes import pipeline_on
 from tests.waiting import wait_until
-from tests.workers import MODEL, VOCABULARY, served, submit
+from tests.workers import MODEL, VOCABULARY, running_worker, served, submit
 from tokenrelay.shared.measures import Tally
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
@@ -147,6 +148,33 @@ class in_background:
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+
+def test_what_is_held_is_handed_back_while_intake_still_encodes(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """Its lease would expire meanwhile, which counts as a crash."""
+    encoding, go_on = threading.Event(), threading.Event()
+
+    def encode() -> Any:
+        encoding.set()
+        go_on.wait(60)
+        raise ValueError
+
+    engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=0.02)
+    with running_worker(redis_server.url, engine, tokenizer=fussy(at_encode=encode), drain_timeout_s=0.0) as worker:
+        try:
+            held = submit(pipeline, NOW, seed=5, max_new_tokens=4000)
+            wait_until(lambda: redis.xlen(keys.stream(held)) > 4)
+            sick = submit(pipeline, NOW, f"w{BAD}")
+            wait_until(encoding.is_set)
+            worker.stop()
+            wait_until(lambda: redis.hget(keys.request(held), "fence") == b"")
+        finally:
+            go_on.set()
+    assert redis.lrange(keys.rq_queue(keys.queue(MODEL, "default")), 0, -1) == [held.encode()]
+    assert not int(redis.hget(keys.request(held), "crashes") or 0)
+    assert result(redis, sick).code == "internal_error"  # it was claimed once it was read, and ended
 
 
 def test_a_burst_ends_where_only_others_can_go_on(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:

@@ -40,10 +40,10 @@ class Scripted(Pipeline):
 
     def __init__(self, *replies: Reply) -> None:
         super().__init__(connect("redis://127.0.0.1:1/0"))
-        self._replies = list(replies)
+        self._script = list(replies)
 
     def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
-        reply = self._replies.pop(0)
+        reply = self._script.pop(0)
         if isinstance(reply, Exception):
             raise reply
         return [reply for _ in batch]

@@ -26,10 +26,11 @@ from tokenrelay.worker.maintenance.recovery import release
 from tokenrelay.worker.rq_mirror.job_keeper import JobKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.settings import WorkerSettings
+    from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.worker.core.messages import IntakeMessage, JobMessage, Message
     from tokenrelay.worker.core.stopping import Limits
     from tokenrelay.worker.serving.model import Served
@@ -95,9 +96,11 @@ class GenerationThreads:
         """Hand everything back and end all threads: each step is taken, whatever the ones before it raised."""
         steps: tuple[Callable[[], object], ...] = (
             self.loop.polling.leave,
+            lambda: finish(self.loop),
+            lambda: self._hand_back((), crashed=bool(errors)),  # nobody renews leases while intake is waited for
             intake.join,
             lambda: finish(self.loop),
-            lambda: self._hand_back(crashed=bool(errors)),
+            lambda: self._hand_back(self.intake.taken, crashed=bool(errors)),
             lambda: settle(self.loop),
             lambda: self.jobs.inbox.put(Leave()),
             jobs.join,
@@ -110,10 +113,10 @@ class GenerationThreads:
                 log.exception("stopping: a step failed")
                 errors.append(error)
 
-    def _hand_back(self, *, crashed: bool) -> None:
-        """Give what is in flight to other workers, mid-stream: each is resumed at its next token. What was taken and
+    def _hand_back(self, taken: Sequence[Execution], *, crashed: bool) -> None:
+        """Give what is in flight to other workers, mid-stream: each is resumed at its next token. What was `taken` and
         not yet claimed goes back to its queue."""
-        held = [*self.loop.holdings.give_up(), *self.intake.taken]
+        held = [*self.loop.holdings.give_up(), *taken]
         try:
             continued = release(self._pipeline, held, crashed=crashed, retention_s=self.settings.retention_s)
         except RedisError as error:

@@ -41,9 +41,10 @@ class Polling:
         self._due, self._again = 0.0, self.asked
 
     def jobs_queued(self) -> None:
-        """A job was enqueued. A running poll may be waiting for the next of a burst: it is notified."""
+        """A job was enqueued. A running poll may be waiting for the next of a burst: it is notified, once where intake
+        hasn't read that yet."""
         self.expedite()
-        if self.asked:
+        if self.asked and self.intake.empty():
             self.intake.put(JobsQueued())
 
     def poll(self, free: int, *, idle: bool) -> None:
