@@ -76,6 +76,22 @@ async def steps_until_blocked(redis: Redis, at_most: int, writer: Writer, genera
     raise AssertionError(redis.info("clients"))
 
 
+async def test_hundreds_that_begin_one_after_the_other_wait_on_few_connections(waits: SharedWaits) -> None:
+    """As idle readers do, whose round trips take turns."""
+    waiting = []
+    for number in range(300):
+        waiting.append(asyncio.create_task(waits.run(Wait(f"test:{number}", "1-0", 60_000))))
+        for _ in range(4):
+            await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE_S):
+        while sum(map(len, waits._reads.values())) < len(waiting):  # noqa: ASYNC110  as above
+            await asyncio.sleep(0.01)
+    assert len(waits._reads) <= 60
+    for wait in waiting:
+        wait.cancel()
+    await asyncio.wait(waiting)
+
+
 async def test_readers_of_a_worker_wait_on_few_connections(
     producer: AsyncProducer, writer: Writer, redis: Redis
 ) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _TOGETHER: Final = 32
 """Streams in one read. Redis examines all of them, whichever has a new entry."""
+_MANY_READS: Final = 8
+_GATHER_S: Final = 0.01
+"""How long a few that begin to wait are gathered while there are many reads. Idle readers begin one after the other, as
+their round trips take turns: hundreds of them would have a connection for every two."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +90,12 @@ class SharedWaits:
             await finish(read)
 
     def _read_new(self) -> None:
+        if len(self._reads) >= _MANY_READS and len(self._new) < _TOGETHER:
+            asyncio.get_running_loop().call_later(_GATHER_S, self._read_gathered)
+        else:
+            self._read_gathered()
+
+    def _read_gathered(self) -> None:
         waiters, self._new = self._new, []
         self._start(waiters)
 
@@ -147,7 +157,7 @@ class SharedWaits:
         for waiter in waiters:
             entries = found.get(waiter.wait.stream, [])
             seen = 1 if entries and text(entries[0][0]) == waiter.wait.after else 0
-            if len(entries) > seen or now() >= waiter.until:
+            if len(entries) > seen or now() >= waiter.until - _GATHER_S:
                 waiter.give([entries[seen:], entries[:seen]])
         return [waiter for waiter in waiters if not waiter.replies.done()]
 
