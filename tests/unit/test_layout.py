@@ -160,6 +160,20 @@ def test_an_engine_stays_in_its_folder() -> None:
             assert "tokenrelay.worker.engine.factory" not in imported_names(file), file
 
 
+def test_only_an_engine_names_what_it_runs_on() -> None:
+    engines = [WORKER / "engine" / engine for engine in ENGINES]
+    outside = [file for file in WORKER.rglob("*.py") if not any(folder in file.parents for folder in engines)]
+    assert outside
+    assert [file for file in outside if "ContinuousBatching" in file.read_text("utf-8")] == []
+
+
+def test_the_loop_is_short() -> None:
+    """It reads as the pipeline: what its messages do stands elsewhere."""
+    tree = ast.parse((WORKER / "core" / "loop.py").read_text("utf-8"))
+    (loop,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    assert (loop.name, (loop.end_lineno or 0) - loop.lineno < 80) == ("GenerationLoop", True)
+
+
 def test_what_all_engines_share_needs_no_torch() -> None:
     shared = [file for file in (WORKER / "engine").rglob("*.py") if not {*ENGINES} & {*file.parts[-3:-1]}]
     assert {"contract.py", "admission.py", "output_queue.py", "fingerprint.py"} <= {file.name for file in shared}

@@ -124,3 +124,10 @@ def test_no_facade_is_left() -> None:
     """Modules that were moved aren't kept under their old names."""
     assert not list((ROOT / "shared" / "tokenrelay" / "shared").glob("rq_jobs.py"))
     assert not (ROOT / "shared" / "tokenrelay" / "shared" / "lua").exists()
+    modules = [file for file in OUTSIDE if file.name != "__init__.py"]
+    assert [file for file in modules if not any(map(defines, ast.parse(file.read_text("utf-8")).body))] == []
+
+
+def defines(node: ast.stmt) -> bool:
+    """Whether a statement is more than an import or a docstring."""
+    return not isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)

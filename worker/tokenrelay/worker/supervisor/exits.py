@@ -23,7 +23,6 @@ INTERRUPTED: Final = 130
 
 def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
 
 
 @contextmanager

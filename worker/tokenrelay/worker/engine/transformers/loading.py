@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from tokenrelay.worker.engine.contract import LoadedEngine
 from tokenrelay.worker.engine.model_files.generation_defaults import request_defaults
 from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.model_errors import MANAGER_LOG
 from tokenrelay.worker.engine.transformers.models import load_model
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 def load(model: str, settings: WorkerSettings) -> LoadedEngine:
     """See `load_engine`."""
+    MANAGER_LOG.setLevel(logging.WARNING)
     loaded = load_model(
         model, device=settings.device, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code
     )

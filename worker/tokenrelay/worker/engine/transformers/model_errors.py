@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tokenrelay.worker.engine.contract import ModelError
 from tokenrelay.worker.engine.model_files.one_line import one_line
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+
+MANAGER_LOG: Final = logging.getLogger("ContinuousBatchingLogger")
+"""The manager's own log."""
 
 
 @contextmanager
@@ -30,10 +33,9 @@ def translate_errors(model: torch.nn.Module, but: tuple[type[Exception], ...] = 
 @contextmanager
 def mute_manager() -> Iterator[None]:
     """Suppress the manager's log of a fatal traceback: the error that is raised says it in one line."""
-    logger = logging.getLogger("ContinuousBatchingLogger")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    level = MANAGER_LOG.level
+    MANAGER_LOG.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        MANAGER_LOG.setLevel(level)
