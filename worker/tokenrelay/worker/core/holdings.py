@@ -143,3 +143,4 @@ class Holdings:
 
     def _show(self) -> None:
         self.status.held = frozenset(attempt.request_id for attempt in self.attempts.values())
+        self.status.progress = Progress(len(self.attempts), self.status.progress.progress)
