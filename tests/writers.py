@@ -13,7 +13,7 @@ from tests.token_plane import reply_word
 from tests.two_planes import STREAMS_URL, client_on, pipeline_on
 from tokenrelay.shared.options import load
 from tokenrelay.shared.redis.commands import Call
-from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, Take, close_call, take_call
+from tokenrelay.shared.store.jobs import Execution, Outcome, Take, close_call, job_status, take_call
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, text
@@ -148,7 +148,7 @@ class Writer:
         """Close RQ's job with the outcome in the request's hash."""
         if execution := self._executions.get(request_id):
             state = State(text(self.redis.hget(keys.request(request_id), "state")))
-            outcome = Outcome(STATUS_OF[state], 3600, message)
+            outcome = Outcome(job_status(state), 3600, message)
             self._pipeline.run([close_call(execution, outcome)])
 
     def _call(self, script: str, request_id: str, *arguments: str | int) -> list[bytes]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import pairwise
 from statistics import mean, median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from tokenrelay.producer._core.endings import check_id
 from tokenrelay.producer._core.steps import RoundTrip, raise_on_error
@@ -174,7 +174,7 @@ def trace_of(request_id: str, record: RequestRecord, entries: Iterable[AnyEntry]
         now_us=now_us,
         text=assembler.text,
         finish_reason=ended.finish_reason if ended else None,
-        problem=_problem(ended) if ended else None,
+        problem=_described_end(ended, 0)[1] if ended and not ended.state.is_answer else None,
     )
 
 
@@ -223,21 +223,24 @@ def _described(entry: Entry, assembler: Assembler) -> tuple[Kind, str]:
             return (Kind.INITIAL if entry.index == 1 else Kind.STREAMING), entry.text
         case Migrated():
             return Kind.BATON_PASS, f"to {entry.worker}, token {entry.resumed_at}"
-        case Ended(state=State.COMPLETED | State.INCOMPLETE):
-            return Kind.ASSEMBLY, f"{_count(len(assembler.tokens), 'token')} → 1 text"
         case Ended():
-            return Kind(entry.state.capitalize()), _problem(entry) or ""
+            return _described_end(entry, len(assembler.tokens))
 
 
-def _problem(ended: Ended) -> str | None:
+def _described_end(ended: Ended, tokens: int) -> tuple[Kind, str]:
     match ended.state:
+        case State.COMPLETED | State.INCOMPLETE:
+            return Kind.ASSEMBLY, f"{_count(tokens, 'token')} → 1 text"
         case State.FAILED:
-            return f"{ended.code}: {ended.message}"
+            return Kind.FAILED, f"{ended.code}: {ended.message}"
         case State.CANCELLED:
-            return f"by {ended.cancelled_by or 'somebody'}"
+            return Kind.CANCELLED, f"by {ended.cancelled_by or 'somebody'}"
         case State.EXPIRED:
-            return "the deadline passed before the first token"
-    return None
+            return Kind.EXPIRED, "the deadline passed before the first token"
+        case State.QUEUED | State.IN_PROGRESS:
+            raise ValueError(f"{ended.state} ends no request")
+        case _:
+            assert_never(ended.state)
 
 
 def _latency(entries: Sequence[Entry], tokens: Sequence[Token]) -> Latency:

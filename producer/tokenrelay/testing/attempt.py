@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tokenrelay.shared.options import load
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.store import requests
-from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call, drop_call, requeue_call
+from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, drop_call, job_status, requeue_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Appended, Busy, Done, Early, Fenced, Granted, Past
 from tokenrelay.shared.store.requests import Claimant, Prompt, TerminalEvent
@@ -102,7 +102,7 @@ class Attempt:
     def close(self, detail: str = "") -> None:
         """Close RQ's job with the request's outcome."""
         record = RequestRecord((Field.STATE,), self._send(look(self.execution.job_id, (Field.STATE,))))
-        status = STATUS_OF[record.state] if record.exists else "failed"
+        status = job_status(record.state) if record.exists else "failed"
         self._send(close_call(self.execution, Outcome(status, self._retention_s, detail)))
 
     def _send(self, item: Call | tuple[Argument, ...]) -> Reply:

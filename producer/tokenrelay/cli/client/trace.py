@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from rich.table import Table
 from rich.text import Text
@@ -28,14 +28,22 @@ if TYPE_CHECKING:
 _MAX_PIECES: Final = 24
 _MAX_CHARS: Final = 240
 _MAX_LINES: Final = 40
-_STYLES: Final = {
-    Kind.QUEUED: "dim",
-    Kind.BATON_PASS: "bold yellow",
-    Kind.FAILED: "bold red",
-    Kind.CANCELLED: "bold red",
-    Kind.EXPIRED: "bold red",
-    Kind.ASSEMBLY: "green",
-}
+
+
+def _style(kind: Kind) -> str | None:
+    match kind:
+        case Kind.QUEUED:
+            return "dim"
+        case Kind.TOKENIZATION | Kind.INITIAL | Kind.STREAMING:
+            return None
+        case Kind.BATON_PASS:
+            return "bold yellow"
+        case Kind.ASSEMBLY:
+            return "green"
+        case Kind.FAILED | Kind.CANCELLED | Kind.EXPIRED:
+            return "bold red"
+        case _:
+            assert_never(kind)
 
 
 def write_trace(driver: Driver, request_id: str, *, json: bool = False) -> None:
@@ -94,7 +102,7 @@ def _prediction(trace: Trace, console: Console) -> Table:
             table.add_row("", f"… {len(lines):,} more, in --json", style="dim")
             continue
         for line in lines:
-            table.add_row(*_row(line), style=_STYLES.get(line.kind))
+            table.add_row(*_row(line), style=_style(line.kind))
     table.width = min(console.width, 100)
     return table
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tokenrelay.cli.ops import request_summaries
 from tokenrelay.cli.ops.snapshot import request_json
 from tokenrelay.cli.ops.system import read_system
 from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
 from tokenrelay.cli.terminal.tables import Columns, duration, table
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,15 +39,6 @@ class ListState(StrEnum):
     EXPIRED = "expired"
 
 
-_PLACES: Final[dict[ListState, tuple[Place, ...]]] = {
-    ListState.QUEUED: ("queued", "running"),  # just handed back, or just taken
-    ListState.RUNNING: ("running",),
-    ListState.COMPLETED: ("finished",),
-    ListState.INCOMPLETE: ("finished",),
-    ListState.FAILED: ("failed",),
-    ListState.CANCELLED: ("canceled", "running"),  # until its worker has updated RQ
-    ListState.EXPIRED: ("failed",),
-}
 _EVERYWHERE: Final[tuple[Place, ...]] = ("queued", "running", "finished", "failed", "canceled")
 
 
@@ -68,11 +60,30 @@ def _listed(state: ListState | None, model: str | None, limit: int) -> Steps[tup
     now = yield from read_system()
     queues = [queue.name for queue in now.queues if model in (None, queue.model)]
     seen: dict[str, RequestSummary] = {}
-    for place in _PLACES[state] if state else _EVERYWHERE:
+    for place in _places(state):
         for one in (yield from _of_place(queues, place, state, limit + 1)):
             seen.setdefault(one.request_id, one)
     newest = sorted(seen.values(), key=lambda one: one.queued_us, reverse=True)
     return newest[:limit], now.now_us, len(newest) > limit
+
+
+def _places(state: ListState | None) -> tuple[Place, ...]:
+    """Where RQ may hold the jobs of requests in that state."""
+    match state:
+        case ListState.QUEUED:
+            return "queued", "running"  # just handed back, or just taken
+        case ListState.RUNNING:
+            return ("running",)
+        case ListState.COMPLETED | ListState.INCOMPLETE:
+            return ("finished",)
+        case ListState.FAILED | ListState.EXPIRED:
+            return ("failed",)
+        case ListState.CANCELLED:
+            return "canceled", "running"  # until its worker has updated RQ
+        case None:
+            return _EVERYWHERE
+        case _:
+            assert_never(state)
 
 
 def _of_place(queues: Sequence[str], place: Place, state: ListState | None, most: int) -> Steps[list[RequestSummary]]:
@@ -97,9 +108,21 @@ def _of_place(queues: Sequence[str], place: Place, state: ListState | None, most
 
 def list_state(one: RequestSummary) -> ListState:
     """The request's state as `list` shows it: `queued` if it lost its worker."""
-    if one.state.terminal:
-        return ListState(one.state)
-    return ListState.RUNNING if one.running else ListState.QUEUED
+    match one.state:
+        case State.QUEUED | State.IN_PROGRESS:
+            return ListState.RUNNING if one.running else ListState.QUEUED
+        case State.COMPLETED:
+            return ListState.COMPLETED
+        case State.INCOMPLETE:
+            return ListState.INCOMPLETE
+        case State.FAILED:
+            return ListState.FAILED
+        case State.CANCELLED:
+            return ListState.CANCELLED
+        case State.EXPIRED:
+            return ListState.EXPIRED
+        case _:
+            assert_never(one.state)
 
 
 def _table(found: Sequence[RequestSummary], now_us: int) -> Table:

@@ -5,18 +5,33 @@ Cells are escaped with `visible` and never parsed as rich markup. Colour repeats
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 from rich.table import Table
 from rich.text import Text
 
 from tokenrelay.cli.terminal.output import visible
+from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Columns = tuple[tuple[str, Literal["<", ">"]], ...]
-_STYLES: Final = {"failed": "red", "expired": "red", "cancelled": "yellow", "running": "green", "silent": "bold red"}
+
+
+def _style(state: State) -> str:
+    match state:
+        case State.FAILED | State.EXPIRED:
+            return "red"
+        case State.CANCELLED:
+            return "yellow"
+        case State.COMPLETED | State.INCOMPLETE | State.QUEUED | State.IN_PROGRESS:
+            return ""
+        case _:
+            assert_never(state)
+
+
+_STYLES: Final = {**{str(state): _style(state) for state in State}, "running": "green", "silent": "bold red"}
 
 
 def table(columns: Columns, rows: Iterable[Sequence[str]], *, gap: int = 2) -> Table:

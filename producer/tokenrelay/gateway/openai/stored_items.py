@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.openai.bodies.contents import refuse
@@ -46,8 +46,13 @@ async def _conversation(gateway: Gateway, tenant: Tenant, response_id: str) -> l
     try:
         record = await _record(gateway, tenant, response_id, PREFIX)
         answer = await _answer(gateway, record, _PREVIOUS)
-        if record.state in (State.FAILED, State.EXPIRED):
-            refuse(_PREVIOUS, f"names a response that {record.state}; give one with an answer")
+        match record.state:
+            case State.FAILED | State.EXPIRED:
+                refuse(_PREVIOUS, f"names a response that {record.state}; give one with an answer")
+            case State.COMPLETED | State.INCOMPLETE | State.CANCELLED | State.QUEUED | State.IN_PROGRESS:
+                pass  # a cancelled response has what it had said
+            case _:
+                assert_never(record.state)
         asked = record.options["messages"]
         if asked is None:
             raise RequestNotFound("not a conversation")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, assert_never
 
 from tokenrelay.gateway.http.problems import NO_RETRY, Problem, problem_of
 from tokenrelay.gateway.views.chat import failure_error, is_callers_fault
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.shared.wire.answer import Answer
     from tokenrelay.shared.wire.entries import Ended
-
-_STATUSES: Final = {State.CANCELLED: 410, State.EXPIRED: 503}
-_ANSWERS: Final = (State.COMPLETED, State.INCOMPLETE)
 
 
 async def wait_or_disconnect(event: asyncio.Event, receive: Receive, timeout_s: float | None = None) -> bool:
@@ -51,7 +48,7 @@ def raise_if_failed(feed: Feed) -> None:
     """Raises Problem if a finished stream has no answer, and StreamError."""
     if feed.error is not None:
         raise feed.error
-    if feed.ended is not None and feed.ended.state not in _ANSWERS:
+    if feed.ended is not None and not feed.ended.state.is_answer:
         raise failure_problem(feed.record, feed.ended)
 
 
@@ -61,7 +58,7 @@ def early_failure(feed: Feed) -> Problem | None:
         return None
     if feed.error is not None:
         return problem_of(feed.error)
-    if feed.ended is not None and feed.ended.state not in _ANSWERS:
+    if feed.ended is not None and not feed.ended.state.is_answer:
         return failure_problem(feed.record, feed.ended)
     return None
 
@@ -69,6 +66,19 @@ def early_failure(feed: Feed) -> Problem | None:
 def failure_problem(record: Record, ended: Ended) -> Problem:
     """The HTTP error of a request that ended without an answer, with a header against retries."""
     why = failure_error(record, ended)
-    status = 400 if is_callers_fault(ended) else _STATUSES.get(ended.state, 500)
     headers = {**NO_RETRY, "X-Request-Id": record.request_id}
-    return Problem(status, why["message"], why["code"], why["param"], why["type"], headers)
+    return Problem(_status(ended), why["message"], why["code"], why["param"], why["type"], headers)
+
+
+def _status(ended: Ended) -> int:
+    match ended.state:
+        case State.CANCELLED:
+            return 410
+        case State.EXPIRED:
+            return 503
+        case State.FAILED:
+            return 400 if is_callers_fault(ended) else 500
+        case State.COMPLETED | State.INCOMPLETE | State.QUEUED | State.IN_PROGRESS:
+            raise ValueError(f"a request that is {ended.state} has no error")
+        case _:
+            assert_never(ended.state)

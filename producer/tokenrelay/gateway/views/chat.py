@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, assert_never
 
 from tokenrelay.gateway.http.problems import OPENAI_CODES
 from tokenrelay.gateway.views.sse import encode
@@ -53,7 +53,7 @@ class ChatEncoder:
 
     def _end(self, ended: Ended) -> list[bytes]:
         events = [encode(self._chunk(self._piece(ended.text)))] if ended.text else []
-        if ended.state in (State.COMPLETED, State.INCOMPLETE):
+        if ended.state.is_answer:
             events.append(encode(self._chunk(self._piece(""), finish_reason(ended.finish_reason))))
             if self._told_usage != "none":
                 events.append(encode({**self._base, "choices": [], "usage": usage(ended.usage)}))
@@ -121,8 +121,12 @@ def failure_error(record: Record, ended: Ended) -> dict[str, Any]:
             code, message = "cancelled", f"the request was cancelled by {ended.cancelled_by or 'an unknown caller'}"
         case State.EXPIRED:
             code, message = "expired", "no token came before the request's deadline"
-        case _:
+        case State.FAILED:
             code, message = ended.code or "failed", ended.message or "the request failed"
+        case State.COMPLETED | State.INCOMPLETE | State.QUEUED | State.IN_PROGRESS:
+            raise ValueError(f"a request that is {ended.state} has no error")
+        case _:
+            assert_never(ended.state)
     if not is_callers_fault(ended):
         return {"message": message, "type": "server_error", "param": None, "code": code}
     param = _PARAMS.get(record.annotation.api, "messages") if CALLERS_FAULTS[code] else None

@@ -5,7 +5,7 @@ sequence_numbers are dense, equal on every gateway, and unaffected by takeovers,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never
 
 from tokenrelay.gateway.views.chat import failure_error
 from tokenrelay.gateway.views.sse import encode
@@ -17,14 +17,34 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "resp_"
 ITEM_PREFIX: Final = "msg_"
-_FINAL_EVENTS: Final = {
-    State.COMPLETED: "response.completed",
-    State.INCOMPLETE: "response.incomplete",
-    State.CANCELLED: "response.incomplete",  # OpenAI has no event for it; the response's status is `cancelled`
-}
 _CUT: Final = {"reason": "max_output_tokens"}
 """Also for a deadline: OpenAI has no reason of its own for it."""
-_ITEM_STATUSES: Final = {State.COMPLETED: "completed", State.IN_PROGRESS: "in_progress", State.QUEUED: "in_progress"}
+
+
+class _Words(NamedTuple):
+    """OpenAI's words for a state: the event that announces it, the response's status, its item's status."""
+
+    event: str
+    status: str
+    item: str
+
+
+def _words(state: State) -> _Words:
+    match state:
+        case State.QUEUED:
+            return _Words("response.created", "queued", "in_progress")
+        case State.IN_PROGRESS:
+            return _Words("response.in_progress", "in_progress", "in_progress")
+        case State.COMPLETED:
+            return _Words("response.completed", "completed", "completed")
+        case State.INCOMPLETE:
+            return _Words("response.incomplete", "incomplete", "incomplete")
+        case State.CANCELLED:  # which has no event of its own
+            return _Words("response.incomplete", "cancelled", "incomplete")
+        case State.FAILED | State.EXPIRED:
+            return _Words("response.failed", "failed", "incomplete")
+        case _:
+            assert_never(state)
 
 
 class ResponseEncoder:
@@ -78,14 +98,13 @@ class ResponseEncoder:
         events += [self._delta(ended.text)] if ended.text else []
         text = "".join(self._texts)
         if self._opened:
-            status = _ITEM_STATUSES.get(ended.state, "incomplete")
+            status = _words(ended.state).item
             events += [
                 ("response.output_text.done", {**self._position(), "text": text, "logprobs": []}),
                 ("response.content_part.done", {**self._position(), "part": part(text)}),
                 ("response.output_item.done", {"output_index": 0, "item": message(self._record, text, status)}),
             ]
-        kind = _FINAL_EVENTS.get(ended.state, "response.failed")
-        return [*events, (kind, {"response": snapshot(self._record, ended.state, ended, text)})]
+        return [*events, (_words(ended.state).event, {"response": snapshot(self._record, ended.state, ended, text)})]
 
     def _position(self) -> dict[str, Any]:
         return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
@@ -114,12 +133,12 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
     """The response object in `state`; `text` is the answer so far."""
     options, annotation = record.options, record.annotation
     messages = options["messages"] or []
-    output = [message(record, text, _ITEM_STATUSES.get(state, "incomplete"))] if text else []
+    output = [message(record, text, _words(state).item)] if text else []
     return {
         "id": PREFIX + record.request_id,
         "object": "response",
         "created_at": (record.created_us or 0) // 1_000_000,
-        "status": str(State.FAILED if state is State.EXPIRED else state),
+        "status": _words(state).status,
         "background": annotation.background,
         "error": _error(record, ended) if ended else None,
         "incomplete_details": _CUT if state is State.INCOMPLETE else None,
@@ -143,7 +162,7 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
 
 
 def _error(record: Record, ended: Ended) -> dict[str, Any] | None:
-    if ended.state in (State.COMPLETED, State.INCOMPLETE, State.CANCELLED):
+    if _words(ended.state).status != "failed":
         return None
     why = failure_error(record, ended)
     return {"code": why["code"], "message": why["message"]}

@@ -20,7 +20,7 @@ from tokenrelay.shared.errors import (
 )
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store import request_view, requests
-from tokenrelay.shared.store.jobs import STATUS_OF, Execution, Outcome, close_call
+from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, job_status
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Cancelled, Done, Early, Expired, Lost, Unreadable
 from tokenrelay.shared.store.request_view import RequestView
@@ -141,7 +141,7 @@ def _close_job(request_id: str, record: RequestRecord, state: State) -> Steps[No
     """
     if record.owned:
         return
-    outcome = Outcome(STATUS_OF[state], record.retention_s(1), "the deadline passed")
+    outcome = Outcome(job_status(state), record.retention_s(1), "the deadline passed")
     try:
         yield from ask([close_call(Execution(request_id, record.queue), outcome)])
     except AuthenticationError:
@@ -155,7 +155,7 @@ def raise_unless_answered(request_id: str, ended: Ended) -> Steps[None]:
 
     Reads the whole stream: the reader may have started in the middle.
     """
-    if ended.state in (State.COMPLETED, State.INCOMPLETE):
+    if ended.state.is_answer:
         return
     (entries,) = yield from ask([("XRANGE", keys.stream(request_id), "-", "+")])
     if not entries:
@@ -170,6 +170,8 @@ def answer_or_raise(answer: Answer) -> Answer:
     """The answer, if the request ended in one. Raises GenerationFailed, GenerationCancelled, GenerationExpired."""
     request_id, tokens = answer.request_id, len(answer.tokens)
     match answer.state:
+        case State.COMPLETED | State.INCOMPLETE:
+            return answer
         case State.FAILED:
             raise GenerationFailed(f"request {request_id} failed ({answer.code}): {answer.message}", answer=answer)
         case State.CANCELLED:
@@ -179,4 +181,7 @@ def answer_or_raise(answer: Answer) -> Answer:
             )
         case State.EXPIRED:
             raise GenerationExpired(f"request {request_id} expired: no token came before its deadline", answer=answer)
-    return answer
+        case State.QUEUED | State.IN_PROGRESS:
+            raise ValueError(f"request {request_id} is {answer.state}: it hasn't ended")
+        case _:
+            assert_never(answer.state)

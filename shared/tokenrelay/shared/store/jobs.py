@@ -12,7 +12,7 @@ import zlib
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, assert_never
 
 from tokenrelay.shared.redis.calls import ScriptCall
 from tokenrelay.shared.store import job_replies
@@ -38,15 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 JobStatus = Literal["finished", "failed", "stopped", "canceled"]
-
-STATUS_OF: Final[dict[State, JobStatus]] = {
-    State.COMPLETED: "finished",
-    State.INCOMPLETE: "finished",
-    State.FAILED: "failed",
-    State.CANCELLED: "canceled",
-    State.EXPIRED: "failed",
-}
-"""What RQ calls the ends of a request."""
 
 
 RQ_LEASE_S: Final = 60
@@ -74,6 +65,21 @@ class Outcome:
     status: JobStatus
     retention_s: int
     detail: str = ""
+
+
+def job_status(state: State) -> JobStatus:
+    """RQ's status of the job of a request that has ended."""
+    match state:
+        case State.COMPLETED | State.INCOMPLETE:
+            return "finished"
+        case State.FAILED | State.EXPIRED:
+            return "failed"
+        case State.CANCELLED:
+            return "canceled"
+        case State.QUEUED | State.IN_PROGRESS:
+            raise ValueError(f"a request that is {state} hasn't ended")
+        case _:
+            assert_never(state)
 
 
 def iso(at: datetime) -> str:

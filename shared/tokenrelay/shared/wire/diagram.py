@@ -1,4 +1,4 @@
-"""The state diagram of docs/request-lifecycle.md, generated from protocol.TRANSITIONS.
+"""The state diagram of docs/request-lifecycle.md, generated from transitions.TRANSITIONS.
 
 `python -m tokenrelay.shared.wire.diagram docs/request-lifecycle.md` writes it between the page's markers.
 """

@@ -1,7 +1,7 @@
 """The entries of a request's stream: what they hold and how they are read.
 
 Token N is entry `N-0`, N from 1; event k after token N is `N-k`, so `0-1` is `queued`. Writing is the Lua scripts'
-work. This module doesn't know which entry may follow which: that is protocol.py.
+work. This module doesn't know which entry may follow which: that is transitions.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never
 
 from tokenrelay.shared.errors import ProtocolError
 
@@ -31,6 +31,17 @@ class State(StrEnum):
     @property
     def terminal(self) -> bool:
         return self not in (State.QUEUED, State.IN_PROGRESS)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether a request in this state has ended in an answer, whole or cut by a limit."""
+        match self:
+            case State.COMPLETED | State.INCOMPLETE:
+                return True
+            case State.FAILED | State.CANCELLED | State.EXPIRED | State.QUEUED | State.IN_PROGRESS:
+                return False
+            case _:
+                assert_never(self)
 
 
 _MOST_DIGITS: Final = 16

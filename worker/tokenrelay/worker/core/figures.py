@@ -5,7 +5,7 @@ What happens per token or step is counted without a lock by the generation loop'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tokenrelay.shared.measures import (
     BATCH_REQUESTS,
@@ -104,4 +104,14 @@ class Figures:
 
 def reason_of(state: State) -> str:
     """Why a request is in this state, where somebody else ended it."""
-    return {State.CANCELLED: "cancelled", State.EXPIRED: "deadline", State.FAILED: "lost"}.get(state, "elsewhere")
+    match state:
+        case State.CANCELLED:
+            return "cancelled"
+        case State.EXPIRED:
+            return "deadline"
+        case State.FAILED:
+            return "lost"
+        case State.COMPLETED | State.INCOMPLETE | State.QUEUED | State.IN_PROGRESS:
+            return "elsewhere"
+        case _:
+            assert_never(state)

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.calls import Unusable, is_unusable
 from tokenrelay.shared.store import requests, unreadable
-from tokenrelay.shared.store.jobs import STATUS_OF, Outcome
+from tokenrelay.shared.store.jobs import Outcome, job_status
 from tokenrelay.shared.store.replies import (
     Appended,
     Cancelled,
@@ -285,7 +285,7 @@ class Publisher:
             self.figures.ended(attempt, state, time.monotonic())
         context = {"request_id": attempt.request_id, "attempt": attempt.number}
         log.info("request %s %s: %s", attempt.request_id, state, detail, extra=context)
-        status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else STATUS_OF[state]
+        status = "stopped" if state is State.CANCELLED and attempt.stopped_by_rq else job_status(state)
         return Closing(attempt, Outcome(status, attempt.retention_s, detail), written)
 
     def _abandon(self, attempt: Attempt, why: str) -> None:

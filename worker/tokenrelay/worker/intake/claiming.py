@@ -15,7 +15,7 @@ from tokenrelay.shared.errors import ProtocolError, RequestError
 from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store import requests, unreadable
-from tokenrelay.shared.store.jobs import STATUS_OF, Note, Outcome, close_call, drop_call, requeue_call
+from tokenrelay.shared.store.jobs import Note, Outcome, close_call, drop_call, job_status, requeue_call
 from tokenrelay.shared.store.replies import (
     Busy,
     Done,
@@ -197,8 +197,14 @@ class Claiming:
 
     def _ended(self, job: Job, state: State) -> Call:
         """Close the job of a request that somebody else ended. A worker has counted it itself."""
-        close = self._end if state in (State.CANCELLED, State.EXPIRED) else self._close
-        return close(job, state, f"{state} before it was taken")
+        detail = f"{state} before it was taken"
+        match state:
+            case State.CANCELLED | State.EXPIRED:
+                return self._end(job, state, detail)
+            case State.COMPLETED | State.INCOMPLETE | State.FAILED | State.QUEUED | State.IN_PROGRESS:
+                return self._close(job, state, detail)
+            case _:
+                assert_never(state)
 
     def _end(self, job: Job, state: State, detail: str, reason: str = "") -> Call:
         """Close the job of a request that ended before an attempt of this worker."""
@@ -207,7 +213,7 @@ class Claiming:
 
     @staticmethod
     def _close(job: Job, state: State, detail: str) -> Call:
-        return close_call(job.execution, Outcome(STATUS_OF[state], job.retention_s, detail))
+        return close_call(job.execution, Outcome(job_status(state), job.retention_s, detail))
 
     def close_lost(self, jobs: Sequence[Job]) -> None:
         """Close jobs whose request never came. Raises redis errors."""

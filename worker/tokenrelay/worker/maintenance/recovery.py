@@ -14,12 +14,12 @@ from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.store import registrar, requests
 from tokenrelay.shared.store.jobs import (
     ALONE_FROM_CRASHES,
-    STATUS_OF,
     Execution,
     Note,
     Outcome,
     close_call,
     drop_call,
+    job_status,
     requeue_call,
 )
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -95,8 +95,8 @@ def _given_up(execution: Execution, reply: Fenced | Done | Lost | Unusable, rete
         case Fenced():
             return drop_call(execution)
         case Done(state):
-            return close_call(execution, Outcome(STATUS_OF[state], retention_s, str(state)))
+            return close_call(execution, Outcome(job_status(state), retention_s, str(state)))
         case Lost() | Unusable():
-            return close_call(execution, Outcome(STATUS_OF[State.FAILED], retention_s, str(State.FAILED)))
+            return close_call(execution, Outcome(job_status(State.FAILED), retention_s, str(State.FAILED)))
         case _:
             assert_never(reply)

@@ -18,7 +18,7 @@ from tokenrelay.shared.redis.calls import Unusable, is_unusable
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store import requests, unreadable
 from tokenrelay.shared.store.job_replies import Closed, Deleted, HasDependents, NoJob, NotStarted, Requeued
-from tokenrelay.shared.store.jobs import STATUS_OF, Outcome, close_call, requeue_call
+from tokenrelay.shared.store.jobs import Outcome, close_call, job_status, requeue_call
 from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, loggable
@@ -161,4 +161,4 @@ class Repairs:
 
 
 def _close(each: ClaimedRequest, state: State) -> ScriptCall[CloseReply]:
-    return close_call(each.execution, Outcome(STATUS_OF[state], each.retention_s, str(state)))
+    return close_call(each.execution, Outcome(job_status(state), each.retention_s, str(state)))

@@ -106,7 +106,7 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "return_tokens": off,
     "top_n_tokens": equal(0),
 }
-"""As fields.UNSUPPORTED."""
+"""As unsupported.UNSUPPORTED."""
 
 CONTAINERS: Final = ("extra_body", "generation_config", "options", "parameters", "sampling_params")
 """Objects that hold options; here options are top-level fields."""
@@ -171,4 +171,4 @@ HINTS: Final = frozenset(
         "thinking",
     }
 )
-"""As fields.HINTS."""
+"""As unsupported.HINTS."""

@@ -1,7 +1,7 @@
 -- What every script of the token plane begins with. KEYS: [1] request hash, [2] stream.
 -- Replies are arrays whose first element is a word: OK, FENCED, DONE, LOST, … (design: one word per refusal).
 -- UNREADABLE field: the hash holds no number there, so nobody can go on with the request.
--- Each function is made anew in each call, so a script is given only what it needs: see commands.py.
+-- Each function is made anew in each call, so a script is given only what it needs: see scripts/__init__.py.
 
 local request, stream = KEYS[1], KEYS[2]
 
