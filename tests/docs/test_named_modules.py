@@ -26,7 +26,7 @@ STEMS = {module.rpartition(".")[2] for module in MODULES}
 FILE: Final = re.compile(r"(?<![\w*{}<-])[\w./-]*\w\.(?:py|lua)\b")
 DOTTED: Final = re.compile(r"\btokenrelay\.((?:shared|producer|worker|gateway|cli|testing)(?:\.[a-z_]\w*)+)")
 CONSTANT: Final = re.compile(r"(?<![\w.])([a-z]\w+)\.[A-Z][A-Z_]+\b")
-"""`module.CONSTANT`."""
+"""A constant behind the name of its module."""
 ELSEWHERE = {
     "rq/results.py",
     "tokenrelay/__init__.py",  # which doesn't exist, as the pages say
