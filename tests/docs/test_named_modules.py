@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,9 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-_LISTED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-FILES = [Path(name) for name in _LISTED.splitlines() if (ROOT / name).exists()]
-TEXTS = [file for file in FILES if file.suffix in (".py", ".lua", ".md") and file.name != "CHANGELOG.md"]
+FOLDERS = [each for each in ROOT.iterdir() if each.is_dir() and not each.name.startswith(".") and each.name != "dist"]
+FILES = [
+    file.relative_to(ROOT)
+    for file in (*ROOT.glob("*.md"), *(file for folder in FOLDERS for file in sorted(folder.rglob("*"))))
+    if file.suffix in (".py", ".lua", ".md") and not {"node_modules", "build"} & {*file.parts}
+]
+TEXTS = [file for file in FILES if file.name != "CHANGELOG.md"]
 MODULES = {
     re.sub(r".*\btokenrelay/", "", str(file.with_suffix(""))).replace("/", ".").removesuffix(".__init__")
     for file in FILES

@@ -1,6 +1,6 @@
 """What a worker's threads count while they work: plain numbers, read by whoever scrapes. Knows no HTTP and no Redis.
 
-What happens per token or step is counted without a lock by the generation loop's thread; all else through tallies.
+A plain number has one writer: the generation loop for tokens and steps, intake for claims. Any thread adds to a tally.
 """
 
 from __future__ import annotations
