@@ -209,11 +209,8 @@ def is_of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
         "producer/tokenrelay/gateway",
         "producer/tokenrelay/cli",
         "producer/tokenrelay/producer",
-        *(
-            f"worker/tokenrelay/worker/{room}"
-            for room in ("intake", "rq_mirror", "maintenance", "supervisor", *WITHOUT_REDIS)
-        ),
         "shared/tokenrelay/shared",
+        "worker/tokenrelay/worker",
     ],
 )
 def test_rooms_are_small(package: str) -> None:
