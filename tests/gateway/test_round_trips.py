@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -78,6 +79,23 @@ def test_a_streamed_one_takes_two_before_its_stream_is_read(
         writer.answer(request_id)
         assert "[DONE]" in answer.read().decode()
     assert next(number for number, trip in enumerate(trips) if "XRANGE" in trip) == 2
+
+
+def test_concurrent_posts_share_one_lookup_of_their_models_defaults(
+    anybody: httpx.Client, relay: CountingRelay, redis: Redis
+) -> None:
+    queue, worker = keys.queue("weather", "default"), keys.rq_worker("w")
+    redis.hset(worker, mapping={"queues": queue, "defaults": json.dumps({"top_k": 3})})
+    redis.sadd(keys.rq_workers(queue), worker)
+    for key in (worker, keys.rq_workers(queue)):
+        redis.expire(key, 600)
+    with ThreadPoolExecutor(50) as threads:
+        answers = list(threads.map(lambda _: anybody.post("/requests", json={"prompt": "x"}), range(50)))
+    assert {answer.status_code for answer in answers} == {202}
+    for answer in answers:
+        body: Any = redis.hget(keys.request(answer.json()["request_id"]), "request")
+        assert json.loads(body)["top_k"] == 3
+    assert [trip for trip in relay.round_trips if not set(trip) <= {"EVALSHA"}] == [["SMEMBERS"], ["HMGET"]]
 
 
 @pytest.mark.parametrize("open_requests", [0, 35])

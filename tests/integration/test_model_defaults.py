@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from shutil import copytree
@@ -11,9 +12,11 @@ import pytest
 from pydantic import SecretStr
 
 from tests.gateway.live import LiveGateway
+from tests.relay import CountingRelay
 from tests.workers import MODEL, running_worker
-from tokenrelay.producer import AsyncProducer, Producer
+from tokenrelay.producer import AsyncProducer, Producer, RedisUnusable
 from tokenrelay.producer._core.model_defaults import ModelDefaults
+from tokenrelay.producer._core.steps import SingleFlight
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.models import weather_model_path
@@ -22,6 +25,7 @@ from tokenrelay.worker.serving.model import serve
 if TYPE_CHECKING:
     from redis import Redis
 
+    from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
 
 OWN: Final = {"temperature": 0.25, "top_k": 7}
@@ -55,6 +59,33 @@ async def test_they_hold_on_asyncio(redis_server: RedisServer, redis: Redis) -> 
             (one,) = await producer.submit_many(["w1"], **ASK)
             assert sampling(redis, one.request_id) == (0.25, 7, 1.0)
             assert sampling(redis, (await producer.submit("w1", temperature=0, **ASK)).request_id) == (0, 7, 1.0)
+
+
+@pytest.mark.anyio
+async def test_concurrent_submits_on_asyncio_share_one_lookup(redis_server: RedisServer) -> None:
+    """Also where no worker is registered, and where the caller that began it is cancelled."""
+    with CountingRelay(redis_server.port) as relay:
+        async with AsyncProducer(url=relay.url) as producer:
+            await producer.submit("w1", model="another")  # INFO, scripts
+            relay.forget()
+            first, *others = [asyncio.ensure_future(producer.submit("w1", **ASK)) for _ in range(50)]
+            await asyncio.sleep(0)  # each has begun
+            first.cancel()
+            assert len(await asyncio.gather(*others)) == 49
+            assert first.cancelled()
+        assert [trip for trip in relay.round_trips if "SMEMBERS" in trip] == [["SMEMBERS"]]
+
+
+@pytest.mark.anyio
+async def test_a_lookup_that_fails_is_done_again(make_redis_server: MakeRedisServer) -> None:
+    server = make_redis_server()
+    async with AsyncProducer(url=server.url) as producer:
+        await producer.submit("w1", model="another")
+        server.kill()
+        failed = await asyncio.gather(*(producer.submit("w1", **ASK) for _ in range(3)), return_exceptions=True)
+        assert [type(error) for error in failed] == [RedisUnusable] * 3
+        server.start()
+        await producer.submit("w1", **ASK)
 
 
 def test_they_hold_over_http(redis_server: RedisServer, redis: Redis) -> None:
@@ -98,13 +129,14 @@ def test_an_operator_can_leave_them_off(tmp_path: Path) -> None:
 def test_the_clock_decides_when_to_look_again() -> None:
     now = [0.0]
     defaults = ModelDefaults(clock=lambda: now[0])
-    first = defaults.lookup("m")
-    next(first)
-    first.send([[b"rq:worker:w"]])
+    flight = next(defaults.lookup("m"))
+    assert isinstance(flight, SingleFlight)
+    next(flight.steps)
+    flight.steps.send([[b"rq:worker:w"]])
     with pytest.raises(StopIteration) as found:
-        first.send([[b"q", b'{"top_k": 3}']])
+        flight.steps.send([[b"q", b'{"top_k": 3}']])
     assert found.value.value == {"top_k": 3}
     with pytest.raises(StopIteration):
         next(defaults.lookup("m"))
     now[0] = 10.1
-    assert next(defaults.lookup("m")) is not None
+    assert isinstance(next(defaults.lookup("m")), SingleFlight)

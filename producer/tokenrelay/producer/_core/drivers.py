@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.exceptions import RedisError
 
 from tokenrelay.producer._core.shared_waits import SharedWaits
-from tokenrelay.producer._core.steps import Pause, RoundTrip
+from tokenrelay.producer._core.steps import Pause, RoundTrip, SingleFlight
 from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline, cancel_requests, raise_if_cancelled
@@ -18,10 +19,13 @@ from tokenrelay.shared.redis.commands import batch_plane
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     import redis
     import redis.asyncio
 
     from tokenrelay.producer._core.steps import Answered, Item, Result, Steps
+    from tokenrelay.shared.redis.commands import Reply
     from tokenrelay.shared.redis.servers import Servers
 
 CONNECTIONS: Final = 4
@@ -59,6 +63,8 @@ class Driver:
         if isinstance(item, Pause):
             time.sleep(item.seconds)
             return None
+        if isinstance(item, SingleFlight):
+            return [self.run(item.steps)]
         try:
             if isinstance(item, Wait):
                 return item.answer(self._pipeline.run(item.batch()))
@@ -82,6 +88,7 @@ class AsyncDriver:
         turns = {client: asyncio.Semaphore(CONNECTIONS) for client in self.servers.clients}
         self._turns = {plane: turns[self.servers.client(plane)] for plane in Plane}
         self._waits = SharedWaits(pipeline)
+        self._flights: dict[Hashable, asyncio.Task[Any]] = {}
         self._loop: list[asyncio.AbstractEventLoop] = []
         self._first_use = threading.Lock()
 
@@ -116,6 +123,8 @@ class AsyncDriver:
         if isinstance(item, Pause):
             await asyncio.sleep(item.seconds)
             return None
+        if isinstance(item, SingleFlight):
+            return [await self._join(item)]
         try:
             if isinstance(item, Wait):
                 return await self._waits.run(item)
@@ -123,6 +132,20 @@ class AsyncDriver:
                 return await self._pipeline.run(item.batch, atomic=item.atomic)
         except RedisError as error:
             return error
+
+    async def _join(self, item: SingleFlight) -> Reply:
+        """The result of the flight under way with the item's key; of the item's own steps where there is none."""
+        flight = self._flights.get(item.key)
+        if flight is None or flight.done():
+            flight = self._flights[item.key] = asyncio.create_task(self.run(item.steps))
+            flight.add_done_callback(partial(self._forget, item.key))
+        return await asyncio.shield(flight)  # a caller that is cancelled cancels nobody else's
+
+    def _forget(self, key: Hashable, flight: asyncio.Task[Any]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if not flight.cancelled():
+            flight.exception()  # raised where it is awaited; nobody may be there any more
 
 
 def _translated(error: RedisError, servers: Servers[Any], item: Item | None) -> TokenRelayError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from tokenrelay.producer._core.steps import RoundTrip, raise_on_error
+from tokenrelay.producer._core.steps import RoundTrip, SingleFlight, raise_on_error
 from tokenrelay.shared import options
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.registrations import Registration, WorkerField, look
@@ -34,13 +34,14 @@ _MOST_ASKED: Final = 8
 
 @dataclass(slots=True)
 class ModelDefaults:
-    """A cache of models' defaults. Not locked: a race costs a second lookup."""
+    """A cache of models' defaults. Concurrent submits of an asyncio client share one lookup of a model; between threads
+    a race costs a second one."""
 
     clock: Callable[[], float] = time.monotonic
     _known: dict[str, tuple[float, Mapping[str, Any]]] = field(default_factory=dict)
 
     def apply(self, plan: Plan) -> Steps[Plan]:
-        """The plan with the model's defaults for the options that weren't given. Raises redis errors."""
+        """The plan with the model's defaults for the options that weren't given. Raises RedisUnusable."""
         if not plan.not_given:
             return plan
         found = yield from self.lookup(plan.request["model"])
@@ -48,10 +49,14 @@ class ModelDefaults:
         return replace(plan, request={**plan.request, **chosen}) if chosen else plan  # type: ignore[typeddict-item]
 
     def lookup(self, model: str) -> Steps[Mapping[str, Any]]:
-        """The model's defaults, by the names of our options. Raises redis errors."""
+        """The model's defaults, by the names of our options. Raises RedisUnusable."""
         until, known = self._known.get(model, (0.0, {}))
         if self.clock() < until:
             return known
+        (found,) = yield SingleFlight(("model defaults", model), self._refresh(model))
+        return found  # type: ignore[no-any-return]
+
+    def _refresh(self, model: str) -> Steps[Mapping[str, Any]]:
         found = yield from _read_registered(model)
         self._known[model] = (self.clock() + (ABSENT_S if found is None else FRESH_S), found or {})
         return found or {}

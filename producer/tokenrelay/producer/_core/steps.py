@@ -7,9 +7,9 @@ the driver as RedisUnusable, with advice.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
 
@@ -43,8 +43,17 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class SingleFlight:
+    """Steps that concurrent callers on asyncio share: those that come while steps with the same key run wait for their
+    result. On threads each runs its own. The reply is a list with the result alone."""
+
+    key: Hashable
+    steps: Steps[Any]
+
+
 Answered = list[Reply] | RedisError | None
-Item = RoundTrip | Wait | Pause
+Item = RoundTrip | Wait | Pause | SingleFlight
 Steps = Generator[Item, list[Reply], Result]
 
 
