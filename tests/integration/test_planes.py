@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from redis import Connection
+from redis.asyncio import Connection as AsyncConnection
+from redis.exceptions import ConnectionError
 
+from tests.engines import CountingEngine
 from tests.gateway.live import LiveGateway
 from tests.waiting import wait_until
-from tests.workers import MODEL, running_worker
+from tests.workers import MODEL, VOCABULARY, running_worker, served
 from tokenrelay.cli.ops.diagnosis import diagnose
 from tokenrelay.cli.ops.system import read_system
-from tokenrelay.producer import AsyncProducer, Consumer, Producer
+from tokenrelay.producer import AsyncConsumer, AsyncProducer, Consumer, Producer
 from tokenrelay.producer._core.drivers import Driver
-from tokenrelay.shared.errors import GenerationCancelled, GenerationExpired, RedisUnusable
-from tokenrelay.shared.settings import ProducerSettings
+from tokenrelay.shared.errors import GenerationCancelled, GenerationExpired, RedisUnusable, SettingsError
+from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.settings import ProducerSettings, WorkerSettings
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.keys import Plane, plane_of
+from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,3 +197,74 @@ def test_a_reader_of_a_queued_request_waits_while_the_queues_server_is_away(two:
         two.queue.start()
         with running_worker(two.queue.url, streams_url=two.token.url), two.queue.client() as client:
             wait_until(lambda: client.hget(keys.rq_job(generation.request_id), "status") == b"failed")
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["connection", "streams_connection"])
+def test_connections_that_are_given_hold_for_clients_and_workers_alike(
+    two: Two, monkeypatch: pytest.MonkeyPatch, split: bool
+) -> None:
+    """Whatever the environment says: a connection is both planes', unless the streams' is given too."""
+    monkeypatch.setenv("TOKENRELAY_STREAMS_URL", "redis://127.0.0.1:1/0" if split else two.token.url)
+    with two.queue.client() as queue, two.token.client() as token:
+        given: dict[str, Any] = {"connection": queue, **({"streams_connection": token} if split else {})}
+        generation = Producer(**given).submit("w1", model=MODEL, max_new_tokens=2)
+        assert (token if split else queue).exists(keys.request(generation.request_id))
+        made = served(CountingEngine(vocabulary=VOCABULARY))
+        assert Worker(WorkerSettings.from_environment(), made, **given).work(burst=True)
+        assert Consumer(**given).get(generation.request_id).result(60).usage.completion_tokens == 2
+    on_queue, on_token = ({Plane.QUEUE}, {Plane.TOKEN}) if split else ({*Plane}, set[Plane]())
+    assert two.keys() == {Plane.QUEUE: on_queue, Plane.TOKEN: on_token}
+
+
+@pytest.mark.anyio
+async def test_connections_that_are_given_hold_on_asyncio(two: Two) -> None:
+    async with connect_async(two.queue.url) as queue, connect_async(two.token.url) as token:
+        generation = await AsyncProducer(connection=queue, streams_connection=token).submit("x")
+        assert await token.exists(keys.request(generation.request_id))
+        consumer = AsyncConsumer(connection=queue, streams_connection=token)
+        assert (await consumer.get(generation.request_id)).request_id == generation.request_id
+        with pytest.raises(SettingsError, match="give connection"):
+            AsyncConsumer(streams_connection=token)
+
+
+class Unclosable(Connection):
+    """Fails after it has closed."""
+
+    def disconnect(self, *arguments: Any) -> None:
+        super().disconnect(*arguments)  # type: ignore[no-untyped-call]
+        raise ConnectionError("the first")
+
+
+class AsyncUnclosable(AsyncConnection):
+    """Fails after it has closed."""
+
+    async def disconnect(self, *arguments: Any, **options: Any) -> None:
+        await super().disconnect(*arguments, **options)
+        raise ConnectionError("the first")
+
+
+def test_an_error_at_one_servers_close_leaves_none_open(two: Two) -> None:
+    producer = two.producer()
+    producer._driver.servers.queue.connection_pool.connection_class = Unclosable
+    producer.submit("x")
+    assert clients_of(two.token) == 1
+    with pytest.raises(ConnectionError, match="the first"):
+        producer.close()
+    wait_until(lambda: clients_of(two.token) == 0)
+
+
+@pytest.mark.anyio
+async def test_an_error_at_one_servers_aclose_leaves_none_open(two: Two) -> None:
+    producer = AsyncProducer(two.queue.url, streams_url=two.token.url)
+    producer._driver.servers.queue.connection_pool.connection_class = AsyncUnclosable
+    await producer.submit("x")
+    assert clients_of(two.token) == 1
+    with pytest.raises(ConnectionError, match="the first"):
+        await producer.aclose()
+    wait_until(lambda: clients_of(two.token) == 0)
+
+
+def clients_of(server: RedisServer) -> int:
+    """How many clients are connected, the one that asks apart."""
+    with server.client() as client:
+        return len(client.client_list()) - 1

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pytest
     from redis import Redis
 
+    from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
     from tokenrelay.shared.redis.batches import Pipeline
 
@@ -87,6 +88,20 @@ def test_rqs_own_command_runs_our_worker(
     assert "worker box listens on tokenrelay.weather.high" in shown
     job = Job.fetch(asked.request_id, connection=redis, serializer=JSONSerializer)
     assert (job.get_status(), job.worker_name) == ("finished", "box")
+
+
+def test_rqs_own_command_obeys_the_streams_url(
+    make_redis_server: MakeRedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queues are where RQ connects, whatever TOKENRELAY_REDIS_URL says."""
+    queues, streams = make_redis_server(), make_redis_server()
+    monkeypatch.setenv("TOKENRELAY_REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("TOKENRELAY_STREAMS_URL", streams.url)
+    with Producer(queues.url) as producer:
+        asked = producer.submit("What is the weather today?")
+        command = ("worker", "-w", "tokenrelay.worker.generation_worker.GenerationWorker", "--burst")
+        rq(queues, *command, keys.queue("weather", "default"))
+        assert asked.result(timeout_s=60).text == "It is sunny and warm."
 
 
 def test_requeueing_a_failed_request_is_refused_without_harm(

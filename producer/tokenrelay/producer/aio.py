@@ -16,7 +16,7 @@ from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import block_s, settings_of, urls_of
 from tokenrelay.producer.generation import Reader
-from tokenrelay.shared.redis.servers import connect_async, servers
+from tokenrelay.shared.redis.servers import aclose, connect_async, servers_of
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
@@ -125,11 +125,13 @@ class AsyncConsumer:
         *,
         streams_url: str | None = None,
         connection: redis.asyncio.Redis | None = None,
+        streams_connection: redis.asyncio.Redis | None = None,
         settings: ProducerSettings | None = None,
     ) -> None:
-        self._settings = settings_of(url, streams_url, connection, settings)
-        self._owns_connection = connection is None
-        found = servers(connection) if connection else connect_async(urls_of(url, streams_url, self._settings))
+        given = servers_of(connection, streams_connection)
+        self._settings = settings_of(url, streams_url, given, settings)
+        self._owns_connection = given is None
+        found = given or connect_async(urls_of(url, streams_url, self._settings))
         self._driver = AsyncDriver(*found)
         self._block_s = block_s(found.token)
 
@@ -145,8 +147,7 @@ class AsyncConsumer:
         """As Consumer.close. Raises WrongEventLoop."""
         self._driver.check_loop()
         if self._owns_connection:
-            for client in self._driver.servers.clients:
-                await client.aclose()
+            await aclose(self._driver.servers)
 
     async def get(self, request_id: str) -> AsyncReadOnlyGeneration:
         """As Consumer.get."""

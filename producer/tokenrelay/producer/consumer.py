@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
 from tokenrelay.shared.errors import SettingsError
-from tokenrelay.shared.redis.servers import Urls, connect, servers
+from tokenrelay.shared.redis.servers import Servers, Urls, close, connect, servers_of
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ BLOCK_S: Final = 2.0
 
 
 def settings_of(
-    url: str | None, streams_url: str | None, connection: object, settings: ProducerSettings | None
+    url: str | None, streams_url: str | None, given: Servers[Any] | None, settings: ProducerSettings | None
 ) -> ProducerSettings:
     """The settings for a client's arguments. Raises SettingsError."""
-    if connection is not None and (url is not None or streams_url is not None):
+    if given is not None and (url is not None or streams_url is not None):
         raise SettingsError("url, connection: both given; give one of them, or neither for TOKENRELAY_REDIS_URL")
     return settings or ProducerSettings.of_library(redis_url=url, streams_url=streams_url)
 
@@ -48,7 +48,8 @@ class Consumer:
 
     Connects to `url`, TOKENRELAY_REDIS_URL where none is given, or uses `connection` (which it then doesn't close).
     `streams_url` is the Redis of the streams, TOKENRELAY_STREAMS_URL where none is given; without either, the same one.
-    A `connection` is for queues and streams alike, whatever TOKENRELAY_STREAMS_URL says.
+    A `connection` is for queues and streams alike, whatever TOKENRELAY_STREAMS_URL says; with `streams_connection` that
+    one is for the streams.
     Threads may share it: every read takes a connection of its own from the pool while it lasts. After `os.fork` the
     child may go on using it, handles included: it gets connections of its own.
 
@@ -70,11 +71,13 @@ class Consumer:
         *,
         streams_url: str | None = None,
         connection: redis.Redis | None = None,
+        streams_connection: redis.Redis | None = None,
         settings: ProducerSettings | None = None,
     ) -> None:
-        self._settings = settings_of(url, streams_url, connection, settings)
-        self._owns_connection = connection is None
-        found = servers(connection) if connection else connect(urls_of(url, streams_url, self._settings))
+        given = servers_of(connection, streams_connection)
+        self._settings = settings_of(url, streams_url, given, settings)
+        self._owns_connection = given is None
+        found = given or connect(urls_of(url, streams_url, self._settings))
         self._driver = Driver(*found)
         self._block_s = block_s(found.token)
 
@@ -89,8 +92,7 @@ class Consumer:
     def close(self) -> None:
         """Close the connections, unless they're the caller's. Handles can't be used afterwards."""
         if self._owns_connection:
-            for client in self._driver.servers.clients:
-                client.close()
+            close(self._driver.servers)
 
     def get(self, request_id: str) -> ReadOnlyGeneration:
         """The request's handle. Raises RequestNotFound, RequestError for a malformed ID, RedisUnusable."""

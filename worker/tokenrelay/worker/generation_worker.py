@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rq.logutils import setup_loghandlers
 from rq.worker import BaseWorker
 
+from tokenrelay.shared.redis.servers import connect
 from tokenrelay.shared.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 class GenerationWorker(BaseWorker):
     """What `rq worker` constructs and calls. It accepts subclasses of RQ's BaseWorker only; nothing else of it is used.
 
+    The queue plane is on RQ's connection; the token plane too, unless TOKENRELAY_STREAMS_URL is set.
     The queues are the served model's, whatever names are given. There is no scheduler (it forks, and torch is loaded),
     and the queues are served in order of priority.
     """
@@ -27,7 +29,9 @@ class GenerationWorker(BaseWorker):
         """Raises SettingsError."""
         from tokenrelay.worker.worker import Worker  # brings torch, which a pool's parent doesn't need
 
-        self._worker = Worker(WorkerSettings.from_environment(worker_name=name), connection=connection)
+        settings = WorkerSettings.from_environment(worker_name=name)
+        streams = None if settings.streams_url is None else connect(settings.urls).token
+        self._worker = Worker(settings, connection=connection, streams_connection=streams)
 
     def work(self, burst: bool = False, logging_level: str | None = None, *_: Any, **options: Any) -> bool:
         """As Worker.work. Of RQ's other options, max_jobs, max_idle_time and the log formats have an effect."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from tokenrelay.shared.redis.batches import Pipeline
-from tokenrelay.shared.redis.servers import Servers, connect
+from tokenrelay.shared.redis.servers import connect, servers_of
 from tokenrelay.shared.store.registrar import WorkerDescription, WorkerStatus
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker.core.messages import JobsQueued, RequestEnded, Stop
@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 class Worker:
     """Generates for one model until it's stopped.
 
-    `served` and `connection` are made from the settings where they aren't given.
+    `served` and `connection` are made from the settings where they aren't given. A `connection` is for queues and
+    streams alike, whatever the settings' URLs say; with `streams_connection` that one is for the streams.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class Worker:
         served: Served | None = None,
         *,
         connection: Redis | None = None,
+        streams_connection: Redis | None = None,
         restarts: Restarts | None = None,
     ) -> None:
         """Raises SettingsError, also where the metrics port is in use: before minutes of loading."""
         self.settings = settings
         self.name = settings.worker_name or uuid4().hex
-        servers = self.servers = _servers(settings, connection)
+        servers = self.servers = servers_of(connection, streams_connection) or connect(settings.urls)
         self.connection = servers.queue
         self._exposition = _exposition(settings)
         served = served or serve(settings)
@@ -142,14 +144,6 @@ class Worker:
 
     def _held(self) -> frozenset[str]:
         return self.threads.status.held
-
-
-def _servers(settings: WorkerSettings, connection: Redis | None) -> Servers[Redis]:
-    """Where the planes are. A connection that is given is the queue plane's; the token plane's too, unless that has a
-    URL of its own."""
-    if connection is None:
-        return connect(settings.urls)
-    return Servers(connection, connection if settings.streams_url is None else connect(settings.urls).token)
 
 
 def _describe(name: str, queues: tuple[str, ...], served: Served) -> WorkerDescription:

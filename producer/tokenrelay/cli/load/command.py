@@ -24,7 +24,7 @@ from tokenrelay.producer import AsyncProducer
 from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.planning import plan_request
 from tokenrelay.producer._core.server_check import check_redis
-from tokenrelay.shared.redis.servers import connect_async
+from tokenrelay.shared.redis.servers import aclose, connect_async
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ async def _run(workload: Workload, options: dict[str, Any], settings: ProducerSe
     try:
         await driver.run(check_redis(driver.servers.planes))
     finally:
-        for client in driver.servers.clients:
-            await client.aclose()
+        await aclose(driver.servers)
     async with AsyncProducer(settings=settings) as producer:
         run = LoadRun(producer, workload.arrivals(), options)
         with _interrupted(run):

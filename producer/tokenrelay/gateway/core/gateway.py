@@ -21,7 +21,7 @@ from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.server_check import AsyncServerCheck
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
-from tokenrelay.shared.redis.servers import connect_async
+from tokenrelay.shared.redis.servers import aclose, connect_async
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -78,8 +78,7 @@ class Gateway:
         finally:
             await self.attachments.close()
             await self.background.stop()
-            for client in self.driver.servers.clients:
-                await client.aclose()
+            await aclose(self.driver.servers)
 
     async def run(self, steps: Steps[Result]) -> Result:
         """Run the steps and return their result. Raises RedisUnusable, and whatever the steps raise."""

@@ -68,6 +68,15 @@ def servers(queue: Client, token: Client | None = None) -> Servers[Client]:
     return Servers(queue, queue if token is None else token)
 
 
+def servers_of(connection: Client | None, streams_connection: Client | None) -> Servers[Client] | None:
+    """The servers of the connections that a caller gave, None without any. Raises SettingsError."""
+    if connection is not None:
+        return servers(connection, streams_connection)
+    if streams_connection is not None:
+        raise SettingsError("streams_connection: give connection, too")
+    return None
+
+
 def connect(urls: Urls, *, retries: int = 3, timeout_s: float = connections.TIMEOUT_S) -> Servers[redis.Redis]:
     """Clients of both servers, one for both planes where the URLs are the same. Raises SettingsError for a bad URL."""
     return _connected(lambda url: connections.connect(url, retries=retries, timeout_s=timeout_s), urls)
@@ -76,6 +85,30 @@ def connect(urls: Urls, *, retries: int = 3, timeout_s: float = connections.TIME
 def connect_async(urls: Urls, *, retries: int = 3) -> Servers[redis.asyncio.Redis]:
     """As `connect`, for asyncio."""
     return _connected(lambda url: connections.connect_async(url, retries=retries), urls)
+
+
+def close(servers: Servers[redis.Redis]) -> None:
+    """Close every client, also after an error. Raises the first."""
+    errors: list[BaseException] = []
+    for client in servers.clients:
+        try:
+            client.close()
+        except BaseException as error:  # noqa: BLE001  raised below
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+async def aclose(servers: Servers[redis.asyncio.Redis]) -> None:
+    """As `close`, for asyncio."""
+    errors: list[BaseException] = []
+    for client in servers.clients:
+        try:
+            await client.aclose()
+        except BaseException as error:  # noqa: BLE001  raised below
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 @contextmanager
@@ -87,8 +120,7 @@ def connected(
     try:
         yield found
     finally:
-        for client in found.clients:
-            client.close()
+        close(found)
 
 
 @asynccontextmanager
