@@ -15,6 +15,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from tests.redis_servers import is_before_redis_7
+from tests.two_planes import pipeline_on
 from tests.writers import WEATHER, End, Writer, serving
 from tokenrelay.producer import (
     GenerationCancelled,
@@ -152,7 +153,7 @@ def test_a_full_queue_is_not_written_to_again_and_again(producer: Producer, redi
 def test_a_batch_that_others_overtook_is_taken_back(producer: Producer, redis: Redis) -> None:
     plans = plan_many(["a", "b", "c"], {}, SETTINGS)
     with pytest.raises(QueueFull):
-        Driver(redis).run(write_many(plans, 1))
+        Driver(*pipeline_on(redis).servers).run(write_many(plans, 1))
     assert redis.llen(QUEUE) == 0
     for plan in plans:
         assert producer.get(plan.request_id).status().state == State.CANCELLED
