@@ -130,10 +130,14 @@ class CountingEngine:
     def step(self) -> list[EngineOutput]:
         """Wait for requests, then for the step's time; its outputs. Runs in the engine's thread, which dies of whatever
         it raises."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._requests or self._death)
+        self.await_requests()
         time.sleep(self._step_delay_s)
         return self.advance()
+
+    def await_requests(self) -> None:
+        """Wait until there are requests, or the engine ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._requests or self._death)
 
     def advance(self) -> list[EngineOutput]:
         """A token for each of the first requests, at once."""

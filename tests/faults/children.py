@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -137,11 +138,12 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
         """Steps by the clock, like a GPU that keeps computing: after a freeze it's ahead of its successor."""
 
         def step(self) -> list[EngineOutput]:
-            begin, given = time.monotonic(), super().step()
-            if given:
-                time.sleep(STEP_S)
-                for _ in range(int((time.monotonic() - begin) / STEP_S) - 1):
-                    given += self.advance()
+            self.await_requests()
+            begin = time.monotonic()
+            time.sleep(STEP_S)
+            given: list[EngineOutput] = []
+            for _ in range(int((time.monotonic() - begin) / STEP_S)):
+                given += self.advance()
             return [marked(engine_id, [o for o in given if o.engine_id == engine_id]) for engine_id in _ids(given)]
 
     def marked(engine_id: str, outputs: list[EngineOutput]) -> EngineOutput:
@@ -157,7 +159,9 @@ def _counting(kind: str, report_fd: int, tether_fd: int) -> None:
             CountingEngine(vocabulary=VOCABULARY, slots=settings.slots, step_delay_s=STEP_S), "fussy", tokenizer
         )
     else:
-        made = served(Marked(vocabulary=MARK, slots=32))
+        engine = Marked(vocabulary=MARK, slots=32)
+        engine.capabilities = replace(engine.capabilities, vocabulary=VOCABULARY + 1)  # the tokenizer's
+        made = served(engine)
     worker = Worker(settings, made)
     report_regularly(report_fd, worker.threads.progress, settings.heartbeat_ms / 1000)
     Tether(tether_fd).hand_over(worker.hand_back)

@@ -15,6 +15,7 @@ from tokenrelay.shared.wire.entries import State
 from tokenrelay.worker.intake.taking import MOST_MISSING
 
 if TYPE_CHECKING:
+    import pytest
     from redis import Redis
 
     from tests.redis_servers import RedisServer
@@ -57,7 +58,7 @@ def statuses(redis: Redis, ids: list[str]) -> set[bytes | None]:
 
 
 def test_jobs_without_a_request_keep_no_request_waiting(
-    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each waits a second for its request, beside the slots: in the two slots it would be a minute, for all of them."""
     gone = [submit(pipeline, NOW) for _ in range(100)]
@@ -66,6 +67,8 @@ def test_jobs_without_a_request_keep_no_request_waiting(
     with running_worker(redis_server.url, slots=2), Producer(url=redis_server.url) as producer:
         assert producer.get(good).result(timeout_s=25).state is State.INCOMPLETE
         wait_until(lambda: statuses(redis, gone) <= {b"failed", None})
+    assert "have no request in Redis, such as r" in caplog.text
+    assert "need the same TOKENRELAY_STREAMS_URL" in caplog.text
 
 
 def test_jobs_that_wait_for_their_requests_are_so_many_at_a_time(

@@ -218,6 +218,12 @@ class Claiming:
     def close_lost(self, jobs: Sequence[Job]) -> None:
         """Close jobs whose request never came. Raises redis errors."""
         if jobs:
+            log.warning(
+                "%s jobs have no request in Redis, such as %s: they are closed; where streams have their own Redis,"
+                " producers and workers need the same TOKENRELAY_STREAMS_URL",
+                len(jobs),
+                loggable(jobs[0].execution.job_id),
+            )
             self.settle([self._close(job, State.FAILED, _GONE) for job in jobs])
             self.figures.ends.add(str(State.FAILED), reason_of(State.FAILED), amount=len(jobs))
 
