@@ -66,7 +66,8 @@ class PrimaryAndReplica:
         self._link.switch("drop")
         with connect(self._replica.url) as replica:
             replica.replicaof("NO", "ONE")
-        site.server, self._replica = self._replica, old
+        site.server = site.streams = self._replica
+        self._replica = old
         site.redis.close()
         site.redis = site.server.client()
         site.pipeline = Pipeline(site.redis)
