@@ -133,7 +133,7 @@ class Submitter:
                     assert_never(reply)
 
     def _admit(self, plan: Plan, limits: OwnerLimits | None, replaceable: str) -> Steps[AdmitReply]:
-        """Ask again where requests that the limits counted have ended: RQ hears of an end a moment later."""
+        """Ask again where requests that the limits counted have ended: their jobs are closed a moment later."""
         key = plan.idempotency_key
         # Half of the retention: whatever was created is there for longer than the mark.
         new_ms = min(plan.retention_s * 500, _NEW_MS)

@@ -156,7 +156,7 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The hash holds no number in `field`: nobody can go on with the request."""
+    """The hash holds no number in `field`: no worker can continue the request."""
 
     field: str
 

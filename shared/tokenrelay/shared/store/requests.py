@@ -136,7 +136,7 @@ def expire(request_id: str) -> ScriptCall[ExpireReply]:
 
 
 def fail(request_id: str, code: str, message: str) -> ScriptCall[FailReply]:
-    """End a request that nobody can go on with, as far as its keys allow."""
+    """End a request that no worker can continue, as far as its keys allow."""
     return ScriptCall(script("fail"), keys.of_request(request_id), (code, message), replies.FAIL)
 
 

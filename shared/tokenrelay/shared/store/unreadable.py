@@ -1,4 +1,4 @@
-"""Requests that nobody can go on with, because of what somebody wrote into their keys: how their end is written."""
+"""How the end of a request is written whose keys hold what no worker can continue from."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 drop_all_executions()
 if job_is_gone() then return { 'LOST' } end
 local status = redis.call('HGET', job, 'status')
--- `failed` is what RQ's own clean-up makes of an execution whose lease ran out; the hash says it goes on.
+-- `failed` is what RQ's own clean-up makes of an execution whose lease ran out; the hash says that it runs.
 if status ~= 'started' and status ~= 'failed' then
   -- Cancelled or deleted in RQ: it stays claimed until the request has ended too, so that maintenance sees it.
   if status == 'queued' then redis.call('ZREM', KEYS[5], job_id) end

@@ -1,4 +1,4 @@
--- End a request that nobody can go on with, because of what its keys hold. Not fenced: no worker owns it any more, or
+-- End a request that no worker can continue, because of what its keys hold. Not fenced: no worker owns it any more, or
 -- the one that does has found it out.
 -- ARGV: code, message. Replies: OK | DONE state | LOST
 local m = redis.call('HMGET', request, 'state', 'deadline_us', 'next', 'attempt')

@@ -1,6 +1,6 @@
 -- What every script of the token plane begins with. KEYS: [1] request hash, [2] stream.
 -- Replies are arrays whose first element is a word: OK, FENCED, DONE, LOST, … (design: one word per refusal).
--- UNREADABLE field: the hash holds no number there, so nobody can go on with the request.
+-- UNREADABLE field: the hash holds no number there, so no worker can continue the request.
 -- Each function is made anew in each call, so a script is given only what it needs: see scripts/__init__.py.
 
 local request, stream = KEYS[1], KEYS[2]

@@ -1,4 +1,4 @@
--- Keep the lease while engine and publisher make progress; DONE is how a cancelled request's worker hears of it.
+-- Keep the lease while engine and publisher make progress; DONE tells the worker of a cancellation.
 -- ARGV: fence, lease_ms. Replies: OK | FENCED | DONE state | PAST | UNREADABLE field | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'deadline_us')
 if not m[1] then return { 'LOST' } end
