@@ -49,3 +49,14 @@ def test_a_reply_that_cant_be_read_fails_its_request_alone(reply: Reply) -> None
     assert (healthy.acknowledged, healthy.ending) == (1, None)
     assert publisher.publish(attempts) == [sick]
     assert list(attempts.values()) == [healthy]
+
+
+def test_the_end_of_an_overdue_request_is_due_at_once() -> None:
+    """A renewal's reply says that the deadline has passed. Its end doesn't wait for the loop's next turn."""
+    overdue = attempt(1)
+    overdue.acknowledged = 1
+    publisher = Publisher(Answering([b"PAST"]), 6000, Closings(SimpleQueue()), Figures())
+    publisher.renew(overdue)
+    assert publisher.publish({overdue.fence: overdue}) == []
+    assert overdue.ending is not None
+    assert publisher.due_in_s == 0

@@ -164,7 +164,8 @@ class Publisher:
         over, self._over = self._over, {}
         for fence in over:
             del attempts[fence]
-        sent = [attempt for attempt, _ in batch.publications] + [closing.attempt for closing, _ in batch.confirmations]
+        sent = [attempt for attempt, _ in (*batch.publications, *batch.controls)]
+        sent += [closing.attempt for closing, _ in batch.confirmations]
         self.unsent = any(attempt.unpublished and attempt.fence in attempts for attempt in sent)
         return list(over.values())
 
