@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from tests.integration.test_fleet import maintenance
 from tests.integration.test_metrics import intake_over
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker, submit
@@ -50,6 +51,28 @@ def test_a_job_is_kept_until_its_request_comes(redis_server: RedisServer, redis:
             assert producer.get(late).result(timeout_s=30).state is State.INCOMPLETE
         wait_until(lambda: redis.hget(keys.rq_job(never), "status") == b"failed")
         wait_until(lambda: not worker.threads.intake.unclaimed)
+
+
+def test_maintenance_leaves_a_job_that_waits_for_its_request(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline
+) -> None:
+    """Its first round closed it, a few milliseconds after it was taken."""
+    late = submit(pipeline, NOW)
+    body = redis.dump(keys.request(late))
+    redis.delete(keys.request(late))
+    intake, maintainer = intake_over(pipeline, redis_server), maintenance(pipeline)
+    assert intake.claim(8, idle=True) == []
+    maintainer.run()
+    assert redis.hget(keys.rq_job(late), "status") == b"started"
+    redis.restore(keys.request(late), 60_000, body)  # type: ignore[arg-type]
+    claimed: list[str] = []
+
+    def is_claimed() -> bool:
+        claimed.extend(each.execution.job_id for each in intake.claim(8, idle=True))
+        return bool(claimed)
+
+    wait_until(is_claimed)
+    assert claimed == [late]
 
 
 def statuses(redis: Redis, ids: list[str]) -> set[bytes | None]:

@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 SUSPECTED_EVERY_S: Final = 0.1
 """Interval for checking a suspected request again: a lost host's requests wait for that."""
 UNCLAIMED_MS: Final = 5_000
-"""A job taken this long ago and still without a fence was lost between take and claim, or was released."""
+"""A job taken this long ago and still without a fence, or without its request, was lost between take and claim. Until
+then it is in the hands of the intake that took it, which waits for a request that comes after its job."""
 LONGEST_BACKOFF_S: Final = 60.0
 """Between two tries at a repair that Redis refuses permanently, such as of a key of another type."""
 
@@ -105,7 +106,7 @@ class Repairs:
             case Done(state):
                 return _close(each, state)
             case Lost():
-                return _close(each, State.FAILED)
+                return _close(each, State.FAILED) if age_ms > UNCLAIMED_MS else None
             case Released():
                 log.warning("request %s lost its worker: it goes to the front of its queue", loggable(job_id))
                 return requeue_call(each.execution, "front")
