@@ -131,3 +131,26 @@ def test_no_facade_is_left() -> None:
 def defines(node: ast.stmt) -> bool:
     """Whether a statement is more than an import or a docstring."""
     return not isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
+
+
+UNTYPED = re.compile(r"\b(dict|Mapping|Any)\b")
+AS_STORED = {"metadata", "defaults", "body", "prompt_ids", "prompt_texts"}
+"""JSON whose content isn't the store's: it is given as it stands, or as the object that it is."""
+
+
+def untyped_results(tree: ast.AST) -> Iterator[str]:
+    """Functions and properties that give what the store holds as a dict, or as anything."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None:
+            result = ast.unparse(node.returns)
+            if UNTYPED.search(result) and node.name not in AS_STORED:
+                yield f"{node.name}: {result}"
+
+
+def test_what_the_store_gives_is_typed() -> None:
+    """A record, a reply or a plain value, of which mypy knows each field."""
+    found = [
+        each for file in sorted(STORE.rglob("*.py")) for each in untyped_results(ast.parse(file.read_text("utf-8")))
+    ]
+    assert found == []
+    assert list(untyped_results(ast.parse("def read(one: str) -> dict[bytes, bytes]: ...")))
