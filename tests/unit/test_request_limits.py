@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -59,3 +59,27 @@ def test_every_option_of_the_draw_is_checked_and_read() -> None:
     assert {field.name for field in fields(SamplingParams)} == DRAW_OPTIONS | {"seed"}
     request = asked(temperature=0.5, top_k=3, top_p=0.25, seed=9)
     assert SamplingParams.of(request) == SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=9)
+    assert SamplingParams.of(cast("options.Submission", {**request, **NEUTRAL})).adjusts is False
+    chosen = {
+        **request,
+        "min_p": 0.1,
+        "logit_bias": {"7": -1.5, "3": 2},
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.4,
+        "bad_words": ["no"],
+        "min_tokens": 5,
+        "stop_token_ids": [8, 9],
+    }
+    expected = SamplingParams(
+        0.5, 3, 0.25, 9, 0.1, ((3, 2), (7, -1.5)), 1.2, 0.3, 0.4, ((1, 2),), min_tokens=5, stop_token_ids=(8, 9)
+    )
+    assert SamplingParams.of(cast("options.Submission", chosen), bad_words=((1, 2),)) == expected
+
+
+@pytest.mark.parametrize(("option", "value"), [("logit_bias", {"1000": 1.0}), ("stop_token_ids", [5, 1000])])
+def test_a_token_id_beyond_the_vocabulary_is_refused(option: str, value: Any) -> None:
+    request = cast("options.Submission", {**asked(max_new_tokens=5), option: value})
+    with pytest.raises(RequestError, match=f"{option}: 1000 is no token of this model.*0 to 999") as caught:
+        token_budget(10, 0, request, ABLE)
+    assert (caught.value.field, caught.value.limit) == (option, 999)

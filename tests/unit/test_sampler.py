@@ -202,7 +202,7 @@ def test_float64_and_half_logits_draw_alike() -> None:
 def test_more_score_rows_than_parameters_used() -> None:
     # A split prefill: the manager's argument rows are wider than the scores, or hold defaults behind the new tokens.
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(6))
-    params = torch.zeros(5, 8, dtype=torch.int32)
+    params = torch.zeros(sampler.PARAMETER_ROWS, 8, dtype=torch.int32)
     params[:, :2] = encode_params([(PLAIN, 1), (PLAIN, 2)])
     scores = sample_scores(logits, params)
     assert scores.argmax(-1).tolist()[:2] == draw(logits[:2], [(PLAIN, 1), (PLAIN, 2)])

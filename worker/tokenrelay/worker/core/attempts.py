@@ -54,11 +54,12 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the engine is to do for a claimed request. `budget`: tokens, over all attempts."""
+    """What the engine is to do for a claimed request. `budget`: tokens, over all attempts; `bad_words` as tokens."""
 
     options: Submission
     prompt_ids: tuple[int, ...]
     budget: int
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
         prompt_ids=work.prompt_ids,
         emitted_ids=tuple(token_id for _, token_id in attempt.tokens),
         max_new_tokens=work.budget,
-        sampling=SamplingParams.of(work.options),
+        sampling=SamplingParams.of(work.options, work.bad_words),
         ignore_eos=work.options["ignore_eos"],
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokenrelay.worker.sampling.params import SamplingParams
+    from tokenrelay.worker.sampling.row import TokenMask
 
 FinishReason = Literal["stop", "length"]
 
@@ -38,6 +39,7 @@ class EngineRequest:
     max_new_tokens: int  # over all attempts; at most what `admit` gives
     sampling: SamplingParams
     ignore_eos: bool = False  # an end-of-sequence token is then a token like any other, and is emitted
+    token_mask: TokenMask | None = None  # the tokens that may follow, as of a grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,20 @@ class RequestFailure:
 INVALID_LOGITS = RequestFailure(
     "invalid_logits", "the model's scores for the next token hold NaN or infinity, so there is none to draw"
 )
+NO_TOKEN_LEFT = RequestFailure(
+    "no_token_left", "bad_words and min_tokens exclude every token of the model, so there is none to draw"
+)
+GRAMMAR_DEAD_END = RequestFailure(
+    "grammar_dead_end", "no token of the model may follow in the grammar, bad_words and min_tokens considered"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
     """The tokens of one request since its last output, and how it ended if it did.
 
-    The end-of-sequence token that ends a request isn't among them: it is the finish reason `stop`. A request with an
+    The token that ends a request, an end-of-sequence token or one of its `stop_token_ids`, isn't among them: it is the
+    finish reason `stop`. A request with an
     `error` has left the engine; the tokens before the error are valid.
     """
 

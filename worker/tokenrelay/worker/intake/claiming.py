@@ -145,7 +145,7 @@ class Claiming:
         budget = self.reader.budget(len(prompt_ids), len(emitted), options)
         text = self.reader.text(tuple(options["stop"]))
         ending = resume(text, emitted, budget)
-        work = None if ending else Work(options, prompt_ids, budget)
+        work = None if ending else Work(options, prompt_ids, budget, self.reader.bad_words(options))
         return replace(claimed, text=text, emitted=emitted, work=work, ending=ending)
 
     def _refused(self, job: Job, reply: _Refusal) -> Call:

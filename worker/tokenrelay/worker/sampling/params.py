@@ -63,6 +63,18 @@ class SamplingParams:
         )
 
 
-NEUTRAL: Final[Mapping[str, Any]] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+NEUTRAL: Final[Mapping[str, Any]] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "logit_bias": {},
+    "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "bad_words": [],
+    "min_tokens": 0,
+    "stop_token_ids": [],
+}
 """The options that this package's draw supports, in any engine, and the values at which they have no effect."""
 DRAW_OPTIONS: Final = frozenset(NEUTRAL)

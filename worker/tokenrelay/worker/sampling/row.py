@@ -36,3 +36,8 @@ class Row:
     def position(self) -> int:
         """N, from 1: the index of the token to draw."""
         return len(self.emitted_ids) + 1
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether anything changes its raw scores, before temperature and filters."""
+        return self.mask is not None or self.params.adjusts

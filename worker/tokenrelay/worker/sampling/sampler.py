@@ -3,11 +3,13 @@
 Pure functions on tensors; knows nothing of requests in flight or of an engine. So a draw can't depend on the
 neighbours in the batch, on the row, or on the number of attempts before token N.
 
-Gumbel-max: Gumbel 1954; top-p: Holtzman et al. 2020, section 3.1; the mix is splitmix64 (Steele et al. 2014).
+Gumbel-max: Gumbel 1954; top-p: Holtzman et al. 2020, section 3.1; min-p: Nguyen et al. 2024; the mix is splitmix64
+(Steele et al. 2014).
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.worker.sampling.params import SamplingParams
 
-PARAMETER_ROWS = 5  # key low, key high, temperature, top-k, top-p tail; all as 32-bit patterns in int32
+PARAMETER_ROWS = 6  # key low, key high, temperature, top-k, top-p tail, log min-p; all as 32-bit patterns in int32
 
 _CANDIDATES = 1024  # top-p 0.95 of a language model's next token is a few hundred at most
 _CACHED = (
@@ -53,15 +55,22 @@ def noise_key(seed: int, position: int) -> int:
 def encode_params(rows: Sequence[tuple[SamplingParams, int]]) -> torch.Tensor:
     """(params, position N) of each row as (PARAMETER_ROWS, rows), int32, on the CPU.
 
-    Top-p travels as 1 - top_p, rounded once from float64: what transformers compares cumulated probabilities with.
+    Top-p travels as 1 - top_p, rounded once from float64: what transformers compares cumulated probabilities with;
+    min-p as its logarithm, which scores whose largest is 0 are compared with.
     """
     keys = torch.tensor([noise_key(params.seed, position) for params, position in rows], dtype=torch.int64)
-    floats = torch.tensor([[params.temperature, 1.0 - params.top_p] for params, _ in rows], dtype=torch.float32)
-    temperature, tail = floats.view(-1, 2).view(torch.int32).unbind(dim=1)
+    floats = torch.tensor(
+        [(params.temperature, 1.0 - params.top_p, _log(params.min_p)) for params, _ in rows], dtype=torch.float32
+    )
+    temperature, tail, floor = floats.view(-1, 3).view(torch.int32).unbind(dim=1)
     top_k = torch.tensor([params.top_k for params, _ in rows], dtype=torch.int32)
     low = (keys & 0xFFFFFFFF).to(torch.int32)
     high = (keys >> 32).to(torch.int32)
-    return torch.stack([low, high, temperature, top_k, tail])
+    return torch.stack([low, high, temperature, top_k, tail, floor])
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability > 0 else -math.inf
 
 
 def gumbel_noise(keys: torch.Tensor, vocab: int) -> torch.Tensor:
@@ -103,7 +112,9 @@ def sample_scores(logits: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     if is_capturing(scores):
         # A graph replays the rows it was captured with, so every row takes every path.
         return torch.where(
-            sampled.unsqueeze(1), _draw_scores(_filter(_tempered(scores, temperature), params), params), scores
+            sampled.unsqueeze(1),
+            _draw_scores(_filter(_above_min_p(_tempered(scores, temperature), params), params), params),
+            scores,
         )
     if not bool(sampled.any()):
         return scores
@@ -139,8 +150,16 @@ def _draw_scores(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return drawn
 
 
+def _above_min_p(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+    """Min-p (Nguyen et al. 2024): drops tokens less likely than this share of the likeliest. The largest score is 0."""
+    return scores.masked_fill(scores < params[5].view(torch.float32).unsqueeze(1), -torch.inf)
+
+
 def _filter_some(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
-    """`_filter`, only for rows with top-k or top-p: on a CPU a sort costs more than all the noise."""
+    """`_above_min_p` and `_filter`, only for rows that ask: on a CPU a sort costs more than all the noise."""
+    limited = (params[5].view(torch.float32) > -torch.inf).nonzero().squeeze(1)
+    if limited.numel():
+        scores = scores.index_copy(0, limited, _above_min_p(scores[limited], params[:, limited]))
     filtering = (params[3] > 0) | (params[4].view(torch.float32) > 0)
     if not bool(filtering.any()):
         return scores

@@ -9,7 +9,7 @@ from tokenrelay.worker.engine.admission import Overflow, admit
 from tokenrelay.worker.sampling import params as sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import Capabilities
@@ -19,20 +19,34 @@ NEUTRAL: Final[Mapping[str, Any]] = {**sampling.NEUTRAL, "ignore_eos": False}
 
 
 def token_budget(prompt_tokens: int, emitted_tokens: int, options: Submission, capabilities: Capabilities) -> int:
-    """The tokens that the answer may have, over all attempts. Raises RequestError `prompt_too_long`, or
-    `unsupported_option` for an option that this engine doesn't support."""
+    """The tokens that the answer may have, over all attempts. Raises RequestError `prompt_too_long`,
+    `unsupported_option` for an option that this engine doesn't support, or for token IDs beyond its vocabulary."""
+    given = cast("Mapping[str, Any]", options)
     for name, neutral in NEUTRAL.items():
-        if name not in capabilities.options and cast("Mapping[str, Any]", options)[name] != neutral:
+        if name not in capabilities.options and given.get(name, neutral) != neutral:
             raise RequestError(
                 f"this model's engine doesn't support {name}: leave it out, or give {neutral!r}",
                 field=name,
                 limit=neutral,
                 code="unsupported_option",
             )
+    _check_ids("logit_bias", map(int, given.get("logit_bias", ())), capabilities.vocabulary)
+    _check_ids("stop_token_ids", given.get("stop_token_ids", ()), capabilities.vocabulary)
     admitted = admit(prompt_tokens, emitted_tokens, options["max_new_tokens"], capabilities.context_tokens)
     if isinstance(admitted, Overflow):
         raise _too_long(admitted)
     return admitted
+
+
+def _check_ids(field: str, token_ids: Iterable[int], vocabulary: int) -> None:
+    """Only a worker knows the vocabulary."""
+    for token_id in token_ids:
+        if not 0 <= token_id < vocabulary:
+            raise RequestError(
+                f"{field}: {token_id} is no token of this model: its token IDs are 0 to {vocabulary - 1}",
+                field=field,
+                limit=vocabulary - 1,
+            )
 
 
 def _too_long(overflow: Overflow) -> RequestError:

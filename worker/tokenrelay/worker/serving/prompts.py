@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.worker.serving.limits import token_budget
-from tokenrelay.worker.text import TokenText, encode_prompt
+from tokenrelay.worker.text import TokenText, bad_word_ids, encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,6 +85,11 @@ class PromptReader:
         Raises RequestError `prompt_too_long` or `unsupported_option`.
         """
         return token_budget(prompt_tokens, emitted_tokens, options, self.capabilities)
+
+    def bad_words(self, options: Submission) -> tuple[tuple[int, ...], ...]:
+        """The token sequences that the answer may not contain. Raises RequestError."""
+        words: list[str] = cast("dict[str, Any]", options).get("bad_words", [])
+        return bad_word_ids(self.encoder, words)
 
     def text(self, stop: tuple[str, ...]) -> TokenText:
         return TokenText(self.tokenizer, stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -19,7 +19,9 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.contract import (
+    GRAMMAR_DEAD_END,
     INVALID_LOGITS,
+    NO_TOKEN_LEFT,
     CacheUse,
     Capabilities,
     EngineDied,
@@ -27,6 +29,7 @@ from tokenrelay.worker.engine.contract import (
     EngineOutputs,
     EngineRequest,
     ModelError,
+    RequestFailure,
 )
 from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.engine.transformers.kv_cache import CacheSize, EngineSettings, plan_cache
@@ -34,7 +37,12 @@ from tokenrelay.worker.engine.transformers.layers.attention import attend_reques
 from tokenrelay.worker.engine.transformers.layers.packed_attention import contain_packed_attention
 from tokenrelay.worker.engine.transformers.model_errors import mute_manager, translate_errors
 from tokenrelay.worker.engine.transformers.probing import EngineProbe, Trial
-from tokenrelay.worker.engine.transformers.sampling_rows import PositionKeyedSampler, draw_without_softmax
+from tokenrelay.worker.engine.transformers.sampling_rows import (
+    LiveRequest,
+    PositionKeyedSampler,
+    adjust_without_graph,
+    draw_without_softmax,
+)
 from tokenrelay.worker.engine.transformers.self_test import SelfTest
 from tokenrelay.worker.sampling.params import DRAW_OPTIONS
 
@@ -54,14 +62,6 @@ log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 10.0
 _NO_EOS = -1  # the manager's value for "none"; None means the generation config's
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that is in the manager."""
-
-    ignore_eos: bool
-    delivered: int = 0  # tokens of this attempt
 
 
 class _PushingRouter(OutputRouter):
@@ -94,7 +94,7 @@ class TransformersEngine:
             device=str(loaded.device),
             dtype=str(loaded.dtype).removeprefix("torch."),
         )
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveRequest] = {}
         self._death: EngineError | None = None
         self._dying = threading.Lock()
         self._allocated = False
@@ -181,6 +181,7 @@ class TransformersEngine:
             raise ModelError("the batch processor wasn't made")
         if self._loaded.device.type == "cpu":
             draw_without_softmax(processor.model_runner)
+        adjust_without_graph(processor.model_runner, self._sampler)
         context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
         self.capabilities = replace(self.capabilities, context_tokens=context_tokens)
         self._manager.start()
@@ -265,15 +266,16 @@ class TransformersEngine:
             raise ValueError(
                 f"{len(prefill)} + {remaining} tokens weren't admitted: {self.capabilities.context_tokens} fit"
             )
-        self._live[request.engine_id] = _Live(request.ignore_eos)
+        model_end = frozenset[int]() if request.ignore_eos else self._loaded.eos_token_ids
+        live = LiveRequest(request, model_end | set(request.sampling.stop_token_ids))
+        self._live[request.engine_id] = live
         accepted = self._manager.add_request(
             prefill,
             request_id=request.engine_id,
             max_new_tokens=remaining,
             streaming=True,
-            eos_token_id=_NO_EOS if request.ignore_eos else sorted(self._loaded.eos_token_ids),
-            sampling=request.sampling,
-            prompt_tokens=len(request.prompt_ids),
+            eos_token_id=sorted(live.end_ids) or _NO_EOS,
+            live=live,
         )
         if accepted is None:
             self._live.pop(request.engine_id, None)
@@ -314,14 +316,14 @@ class TransformersEngine:
             valid = _valid(result.logprobs[live.delivered :])
             if valid < len(token_ids):
                 self.cancel(result.request_id)
-                yield EngineOutput(result.request_id, token_ids[:valid], None, INVALID_LOGITS)
+                yield EngineOutput(result.request_id, token_ids[:valid], None, _failure(live))
                 continue
             live.delivered += len(token_ids)
             if not result.is_finished():
                 yield EngineOutput(result.request_id, token_ids, None)
                 continue
             self._live.pop(result.request_id, None)
-            if token_ids and not live.ignore_eos and token_ids[-1] in self._loaded.eos_token_ids:
+            if token_ids and token_ids[-1] in live.end_ids:
                 yield EngineOutput(result.request_id, token_ids[:-1], "stop")
             else:
                 yield EngineOutput(result.request_id, token_ids, "length")
@@ -349,6 +351,13 @@ def _valid(logprobs: Sequence[float]) -> int:
     vocabulary, since it may be the next step's input already, and its log-probability isn't a finite number.
     """
     return next((index for index, logprob in enumerate(logprobs) if not math.isfinite(logprob)), len(logprobs))
+
+
+def _failure(live: LiveRequest) -> RequestFailure:
+    """Why there was no token to draw."""
+    if not live.dead_end:
+        return INVALID_LOGITS
+    return NO_TOKEN_LEFT if live.request.token_mask is None else GRAMMAR_DEAD_END
 
 
 def _layers(model: PreTrainedModel) -> Iterable[torch.nn.Module]:

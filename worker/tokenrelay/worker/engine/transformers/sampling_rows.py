@@ -1,46 +1,82 @@
 """Position-keyed sampling as the logits processor of transformers' continuous batching.
 
-Owns the logits processor list that replaces the manager's own. Each request's parameters travel to the
-device in the int32 argument rows that the manager copies with every step; nothing is kept on the Python side, which
-a CUDA graph would freeze and asynchronous batching would read a step too early.
+Owns the logits processor list that replaces the manager's own. Each request's seed, position, temperature and filters
+travel to the device in the int32 argument rows that the manager copies with every step: Python's side would be frozen
+by a CUDA graph. Options that need the request's tokens (see `Row`) can't travel so: a step with such a request runs
+without a graph, and its rows are made while it runs, when the token of the step before is there.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
+from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.sampling.adjustments import adjust_some
 from tokenrelay.worker.sampling.params import SamplingParams
+from tokenrelay.worker.sampling.row import Row
 from tokenrelay.worker.sampling.sampler import PARAMETER_ROWS, encode_params, is_capturing, sample_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     from transformers.generation.continuous_batching.model_runner import ModelRunner
     from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
+
+    from tokenrelay.worker.engine.contract import EngineRequest
 
     Observer = Callable[[str, int, torch.Tensor], None]
     """Called with the request's ID, the index of its token, from 1, and the scores, (vocab,)."""
 
 
+@dataclass(slots=True)
+class LiveRequest:
+    """A request that is in the manager, which hands it to the sampler with each of its rows."""
+
+    request: EngineRequest
+    end_ids: frozenset[int]
+    """Tokens that end it."""
+    delivered: int = 0
+    """Tokens of this attempt that the worker has."""
+    dead_end: bool = False
+    """Whether its options left no token to draw, so that its row isn't the model's fault."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Itself: the manager copies a request's arguments when it puts the request back into its queue."""
+        return self
+
+    @property
+    def adjusts(self) -> bool:
+        return self.request.token_mask is not None or self.request.sampling.adjusts
+
+
 class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
     """A processor list of one entry that uses several argument rows.
 
-    Each request brings `sampling` (SamplingParams) and `prompt_tokens` (the original prompt's length, without what
-    earlier attempts emitted) as its processor arguments.
+    Each request brings itself as its processor argument `live`.
     """
 
     def __init__(self) -> None:
         super().__init__(LogitsProcessorList())
         self.tensors_required = PARAMETER_ROWS
-        self.supported_keys = {"sampling": SamplingParams, "prompt_tokens": int}
+        self.supported_keys = {"live": LiveRequest}
         self.do_processing = True
         self.observer: Observer | None = None
         """Receives the scores that each new token is drawn from, at the cost of a copy per row: for the self-test."""
         self._observed: list[tuple[str, int]] = []
+        self._adjusting: dict[int, tuple[RequestState, int]] = {}
+        """By row, the requests whose raw scores this step changes, and the index of their token. The manager computes a
+        batch right after it has prepared it."""
+
+    @property
+    def is_adjusting(self) -> bool:
+        """Whether the batch that was prepared last needs more than the argument rows."""
+        return bool(self._adjusting)
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Padding rows are greedy: all bits 0 is temperature 0."""
@@ -54,9 +90,14 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         A split prefill has a score row and no new token: those rows come last and their draw is dropped.
         """
         drawing = [request.state for request in requests_in_batch if request.has_new_token]
-        rows = [_row(state) for state in drawing]
+        rows = [_parameters(state) for state in drawing]
         if self.observer is not None:
             self._observed = [(state.request_id, row[1]) for state, row in zip(drawing, rows, strict=True)]
+        self._adjusting = {
+            index: (state, rows[index][1])
+            for index, state in enumerate(drawing)
+            if (live := _live(state)) is not None and live.adjusts
+        }
         if rows:
             arg_storage[:PARAMETER_ROWS, : len(rows)] = encode_params(rows).to(arg_storage.device)
         return arg_storage
@@ -64,26 +105,78 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
     ) -> torch.Tensor:
-        """(rows, vocab) scores whose argmax is the draw; the manager runs with do_sample off and takes the argmax."""
+        """(rows, vocab) scores whose argmax is the draw; the manager runs with do_sample off and takes the argmax.
+
+        input_ids: (rows,), the last token before each draw.
+        """
         if self.observer is not None and not is_capturing(scores):
             for (request_id, position), row in zip(self._observed, scores, strict=False):
                 self.observer(request_id, position, row)
+        if self._adjusting and not is_capturing(scores):
+            scores = self._adjusted(input_ids, scores)
         return sample_scores(scores, logits_processor_args)
 
+    def _adjusted(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        rows = {index: _row(state, position, input_ids[index]) for index, (state, position) in self._adjusting.items()}
+        adjusted = adjust_some(scores, rows)
+        for index, (state, _) in self._adjusting.items():
+            # Raw scores without a finite one are the model's fault.
+            if not bool((adjusted[index] > -torch.inf).any()) and bool((scores[index] > -torch.inf).any()):
+                live = _live(state)
+                assert live is not None
+                live.dead_end = True
+        return adjusted
 
-def _row(state: RequestState) -> tuple[SamplingParams, int]:
+
+def _live(state: RequestState) -> LiveRequest | None:
+    """None for the manager's own warm-up requests, whose draws are discarded."""
+    live: LiveRequest | None = state.logit_processor_kwargs.get("live")
+    return live
+
+
+def _parameters(state: RequestState) -> tuple[SamplingParams, int]:
     """The request's parameters and the index N of the token that this step draws.
 
     From the position, which already counts this step's tokens: `generated_tokens` starts again when the scheduler soft
-    resets a request, and lags a step behind under asynchronous batching. The manager's own warm-up requests have no
-    arguments; their draws are discarded.
+    resets a request, and lags a step behind under asynchronous batching.
     """
-    arguments: dict[str, Any] = state.logit_processor_kwargs
-    sampling = arguments.get("sampling", _GREEDY)
-    return sampling, state.position_offset - arguments.get("prompt_tokens", 0) + 1
+    live = _live(state)
+    if live is None:
+        return _GREEDY, state.position_offset + 1
+    return live.request.sampling, state.position_offset - len(live.request.prompt_ids) + 1
+
+
+def _row(state: RequestState, position: int, last_id: torch.Tensor) -> Row:
+    """What the draw of token `position` depends on. `last_id`: the token before it.
+
+    A soft reset moves generated tokens to the initial ones, which hold prompt and earlier attempts' tokens from the
+    start. Under asynchronous batching the state lacks the token of the step before; only the device has it, as this
+    step's input, and reading it waits for that step.
+    """
+    live = _live(state)
+    assert live is not None
+    prompt_ids = live.request.prompt_ids
+    emitted_ids = [*state.initial_tokens[len(prompt_ids) :], *state.generated_tokens]
+    if len(emitted_ids) == position - 2:
+        emitted_ids.append(int(last_id))
+    if len(emitted_ids) != position - 1:
+        raise EngineError(f"token {position} was to be drawn after {len(emitted_ids)} tokens")
+    mask = None if live.request.token_mask is None else live.request.token_mask(emitted_ids)
+    return Row(live.request.sampling, prompt_ids, emitted_ids, live.end_ids, mask)
 
 
 _GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
+
+
+def adjust_without_graph(runner: ModelRunner, sampler: PositionKeyedSampler) -> None:
+    """Make the runner compute a batch eagerly where the sampler adjusts scores: a CUDA graph, or a compiled step, would
+    leave that out. Other batches are computed as before."""
+    choose = runner._get_forward_fn
+
+    def get_forward_fn(use_block_table: bool) -> tuple[Callable[..., None], bool]:
+        return (runner._forward_process_and_sample, False) if sampler.is_adjusting else choose(use_block_table)
+
+    runner._get_forward_fn = get_forward_fn  # type: ignore[method-assign]
 
 
 def draw_without_softmax(runner: ModelRunner) -> None:
