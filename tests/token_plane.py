@@ -36,12 +36,15 @@ def reply_word(reply: Any) -> str:
     """The first word of a script's reply. Raises an error reply."""
     if isinstance(reply, Exception):
         raise reply
+    if isinstance(reply, int):
+        return "OK"  # an append's: the next index alone
     word = reply[0]
     return word.decode() if isinstance(word, bytes) else str(word)
 
 
 class TokenPlane:
-    """One request's scripts. Replies are lists that begin with the script's word; errors are raised."""
+    """One request's scripts. Replies are lists that begin with the script's word, append's number with OK; errors are
+    raised."""
 
     def __init__(self, send: Callable[[Call], Any], request_id: str = REQUEST_ID) -> None:
         self._send = send
@@ -52,7 +55,7 @@ class TokenPlane:
         reply = self._send(Call(script(name), script_keys, arguments))
         if isinstance(reply, Exception):
             raise reply
-        answer: Reply = decoded(reply)
+        answer: Reply = ["OK", reply] if isinstance(reply, int) else decoded(reply)
         return answer
 
     def create(

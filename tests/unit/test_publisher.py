@@ -27,7 +27,7 @@ class Answering(Pipeline):
         self._first = first
 
     def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
-        return [self._first, *([b"OK", 2] for _ in batch[1:])]
+        return [self._first, *(2 for _ in batch[1:])]
 
 
 def attempt(number: int) -> Attempt:
@@ -36,7 +36,7 @@ def attempt(number: int) -> Attempt:
 
 @pytest.mark.parametrize(
     "reply",
-    [None, 5, [], b"", [b"OK", None], [b"OK", b"no state"], [b"DONE"], [b"GAP", b"x"], {"OK": 1}],
+    [None, 2.5, [], b"", b"2", [b"OK", 2], [b"GAP", None], [b"DONE"], [b"GAP", b"x"], {"OK": 1}],
     ids=repr,
 )
 def test_a_reply_that_cant_be_read_fails_its_request_alone(reply: Reply) -> None:

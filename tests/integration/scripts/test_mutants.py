@@ -19,7 +19,7 @@ DONE_CHECK = "if terminal(m[1]) then return { 'DONE', m[1] } end"
 TOKEN_XADD = "'NOMKSTREAM', index .. '-0'"
 EVENT_XADD = "'NOMKSTREAM', id"
 SUSPECT_MARK = """if not suspect then
-  redis.call('HSET', request, 'suspect_us', us(now))
+  redis.call('HSET', request, 'suspect_us', now)
   return { 'SUSPECT' }
 end"""
 
@@ -28,7 +28,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "append is not fenced": (
         "-- Append one or several",
         "if m[1] == '' or m[1] ~= ARGV[1] then",
-        "if not m[5] or terminal(m[5]) then",
+        "local state = redis.call('HGET', request, 'state') if not state or terminal(state) then",
     ),
     "finish is not fenced": ("-- Append the last tokens", FENCE_CHECK, ""),
     "renew is not fenced": ("-- Keep the lease", FENCE_CHECK, ""),
@@ -49,7 +49,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "a lost stream is made again by an event": ("", EVENT_XADD, "id"),
     "append does not tell of the end": (
         "-- Append one or several",
-        "if terminal(m[5]) then return { 'DONE', m[5] } end",
+        "if terminal(state) then return { 'DONE', state } end",
         "",
     ),
     "cancel goes on behind the end": ("-- End the request as cancelled", DONE_CHECK, ""),
@@ -59,7 +59,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "next is off by one": ("", "next_index = next_index + 1", "next_index = next_index + 2"),
     "an event's number forgets those before it": ("", "local number = events + 1", "local number = 1"),
     "an end counts no tokens": ("", "'completion_tokens', (position())", "'completion_tokens', 0"),
-    "tokens do not clear the crashes": ("", ", 'crashes', 0)", ")"),
+    "tokens do not clear the crashes": ("", ", 'crashes', '0')", ")"),
     "a finish is not remembered": ("", "fields.finished_by or ''", "''"),
     "poison is remembered as the dead one's finish": (
         "",

@@ -32,7 +32,7 @@ class Unusable:
     error: ResponseError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScriptCall(Call, Generic[T]):
     """A call whose replies are T, where the keys are usable. `read`: what makes a T of one."""
 

@@ -54,9 +54,12 @@ class Script:
         return loaded
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """A script call: `keys` and `args` as the script's header lists them."""
+    """A script call: `keys` and `args` as the script's header lists them.
+
+    Not frozen: one is made for each token, and freezing it takes longer than to make it.
+    """
 
     script: Script
     keys: tuple[str, ...]

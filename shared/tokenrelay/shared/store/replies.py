@@ -195,6 +195,10 @@ def _done(reply: _Reply) -> Done:
     return Done(parse_state(reply[1]))
 
 
+def _append(reply: _Reply | int) -> AppendReply:
+    return _appended(reply) if isinstance(reply, int) else _NOT_APPENDED(reply)
+
+
 def _gap(reply: _Reply) -> Gap:
     return Gap(whole_at(reply, 1))
 
@@ -222,9 +226,8 @@ CLAIM: Final[_Reader[ClaimReply]] = by_word(
         "LOST": lambda _: Lost(),
     }
 )
-APPEND: Final[_Reader[AppendReply]] = by_word(
+_NOT_APPENDED: Final[_Reader[AppendReply]] = by_word(
     {
-        "OK": lambda reply: _appended(whole_at(reply, 1)),
         "FENCED": lambda _: Fenced(),
         "DONE": _done,
         "PAST": lambda _: Past(),
@@ -233,6 +236,7 @@ APPEND: Final[_Reader[AppendReply]] = by_word(
         "LOST": lambda _: Lost(),
     }
 )
+APPEND: Final[_Reader[AppendReply]] = _append
 FINISH: Final[_Reader[FinishReply]] = by_word(
     {
         "OK": lambda _: Finished(),

@@ -187,4 +187,7 @@ def _until_us(value: object) -> int:
 
 
 def _flat(tokens: Sequence[tuple[str, int]]) -> list[Argument]:
-    return [item for text, token_id in tokens for item in (text.encode(), token_id)]
+    flat: list[Argument] = []
+    for piece, token_id in tokens:
+        flat += (piece.encode(), token_id)
+    return flat

@@ -164,9 +164,7 @@ class Publisher:
         over, self._over = self._over, {}
         for fence in over:
             del attempts[fence]
-        sent = [attempt for attempt, _ in (*batch.publications, *batch.controls)]
-        sent += [closing.attempt for closing, _ in batch.confirmations]
-        self.unsent = any(attempt.unpublished and attempt.fence in attempts for attempt in sent)
+        self.unsent = any(attempt.unpublished for attempt in attempts.values())
         return list(over.values())
 
     def _batch(self, attempts: dict[str, Attempt]) -> _Batch:
@@ -219,14 +217,14 @@ class Publisher:
     ) -> None:
         """Take the reply to one attempt's call, which came `now`. One that can't be read fails its request; where that
         can't be written either, the lease runs out."""
-        failed = attempt.ending == Ending.internal_error()
         try:
             self._apply(attempt, call.parse(reply), sent_at, now)
         except RedisError as error:
             self._back_off(f"a call of request {attempt.request_id}", error)
         except BaseException:  # noqa: BLE001  the per-request boundary
+            failed_before = attempt.ending == Ending.internal_error()
             attempt.fail()
-            if failed:
+            if failed_before:
                 self._abandon(attempt, "a reply of Redis can't be read")
 
     def _apply(self, attempt: Attempt, reply: _Reply, sent_at: float, now: float) -> None:
@@ -329,10 +327,9 @@ class Publisher:
 
 def publication(attempt: Attempt, lease_ms: int) -> _Publication:
     """The call that sends an attempt's tokens that Redis lacks, and its end with the last of them."""
-    request_id, fence, first = attempt.request_id, attempt.fence, attempt.acknowledged + 1
-    pending = attempt.tokens[attempt.acknowledged : attempt.acknowledged + MAX_TOKENS_A_CALL]
-    ending = attempt.ending
-    if ending is None or attempt.acknowledged + len(pending) < len(attempt.tokens):
+    request_id, fence, before, ending = attempt.request_id, attempt.fence, attempt.acknowledged, attempt.ending
+    first, pending = before + 1, attempt.tokens[before : before + MAX_TOKENS_A_CALL]
+    if ending is None or before + len(pending) < len(attempt.tokens):
         return requests.append(request_id, fence, first, pending, lease_ms)
     if ending.finish_reason == "deadline" and not attempt.tokens:
         return requests.expire(request_id)

@@ -5,15 +5,14 @@
 -- Returns nil and the next index, or the refusal.
 local function append_tokens(index, first_argument, next_index, now, lease_us)
   if index > next_index then return { 'GAP', next_index } end
-  local at_us = us(now)
   for argument = first_argument, #ARGV, 2 do
     if index == next_index then
       local id = redis.call('XADD', stream, 'NOMKSTREAM', index .. '-0',
-        'text', ARGV[argument], 'token', ARGV[argument + 1], 'at_us', at_us)
+        'text', ARGV[argument], 'token', ARGV[argument + 1], 'at_us', now)
       if not id then return { 'LOST' } end
       next_index = next_index + 1
       -- With each token, not once at the end: a script that dies half-way isn't rolled back.
-      redis.call('HSET', request, 'lease_us', lease_us, 'next', next_index, 'events', 0, 'crashes', 0)
+      redis.call('HSET', request, 'lease_us', lease_us, 'next', next_index, 'events', '0', 'crashes', '0')
     end
     index = index + 1
   end

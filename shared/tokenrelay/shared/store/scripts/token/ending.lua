@@ -1,5 +1,9 @@
 -- Events and ends, for the scripts that write them.
 
+local function us(number)
+  return string.format('%.0f', number)
+end
+
 -- How many tokens the stream holds, and how many events come behind the last of them. The last entry tells, not the
 -- hash: an end can then be written whatever bytes the hash holds.
 local function position()

@@ -16,12 +16,9 @@ local function whole(value)
   return value and #value <= 16 and string.find(value, '^%d+$') and tonumber(value) or nil
 end
 
--- One clock for every host. 1.7e15 fits a double exactly; tostring() would print it as 1.7e+15.
+-- One clock for every host. 1.7e15 fits a double exactly, and redis.call writes all of a number's digits; tostring()
+-- would print 1.7e+15.
 local function now_us()
   local t = redis.call('TIME')
   return tonumber(t[1]) * 1000000 + tonumber(t[2])
-end
-
-local function us(number)
-  return string.format('%.0f', number)
 end

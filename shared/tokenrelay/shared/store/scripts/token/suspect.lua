@@ -9,7 +9,7 @@ if m[2] == '' then return { 'FREE' } end
 local now, lease, suspect = now_us(), whole(m[3]) or 0, whole(m[4])
 if now <= lease then return { 'LIVE' } end
 if not suspect then
-  redis.call('HSET', request, 'suspect_us', us(now))
+  redis.call('HSET', request, 'suspect_us', now)
   return { 'SUSPECT' }
 end
 if now - suspect < tonumber(ARGV[1]) * 1000 then return { 'SUSPECT' } end
