@@ -322,7 +322,7 @@ class TestLifecyclePage:
         lua = "\n".join(script(name).source(modern=False) for name in SCRIPTS[keys.Plane.TOKEN])
         written: set[str] = set()
         for arguments in re.findall(r"redis\.call\('HSET', request, (.*?)\)\n", lua, re.DOTALL):
-            written |= set(re.findall(r"'([a-z0-9_]+)'", arguments))
+            written |= set(re.findall(r"'([a-z][a-z0-9_]*)'", arguments))
         written -= {str(state) for state in State}
         assert {"prompt_ids", "lease_us", "next", "cancelled_by"} <= written
         assert {name for name in written if f"`{name}`" not in page} == set()
