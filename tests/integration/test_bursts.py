@@ -12,10 +12,12 @@ import pytest
 from tests.redis_servers import bundled_binary
 from tokenrelay.producer import AsyncConsumer, AsyncProducer, RedisUnusable
 from tokenrelay.producer._core.drivers import CONNECTIONS, AsyncDriver
-from tokenrelay.producer._core.server_check import AsyncServerCheck
+from tokenrelay.producer._core.planning import plan_request
 from tokenrelay.producer._core.steps import Steps, ask
+from tokenrelay.producer._core.submission import Submitted, Submitter
 from tokenrelay.shared.redis.batches import AsyncPipeline
 from tokenrelay.shared.redis.connections import connect_async
+from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.replies import Lost
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PATIENCE_S = 10
+SETTINGS = ProducerSettings()
 GONE = requests.cancel("req_00000000000000000000000000", "caller")
 
 
@@ -81,12 +84,13 @@ async def test_redis_is_checked_once_for_all_that_begin_together(redis_server: R
 
 
 async def test_who_leaves_takes_nobodys_check_along(driver: AsyncDriver, redis: Redis) -> None:
-    server_check = AsyncServerCheck(driver)
-    tasks = [asyncio.ensure_future(server_check.check()) for _ in range(3)]
+    submitter = Submitter(SETTINGS, driver.servers.planes)
+    plans = [plan_request({"prompt": "hello"}, SETTINGS) for _ in range(3)]
+    tasks = [asyncio.ensure_future(driver.run(submitter.submit(plan))) for plan in plans]
     asyncio.get_running_loop().call_soon(tasks[0].cancel)
     left, *others = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(left, asyncio.CancelledError)
-    assert others == [None, None]
+    assert [type(each) for each in others] == [Submitted, Submitted]
 
 
 async def test_a_check_that_failed_is_made_again(make_redis_server: MakeRedisServer) -> None:

@@ -15,13 +15,9 @@ from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.core.demo import Demo
 from tokenrelay.gateway.http.uvicorn_protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
-from tokenrelay.producer._core.drivers import Driver
-from tokenrelay.producer._core.server_check import check_redis
-from tokenrelay.producer._core.steps import ask
+from tokenrelay.producer._core.server_check import check_servers
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
-from tokenrelay.shared.redis.commands import ping
-from tokenrelay.shared.redis.servers import connected
 from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -53,7 +49,7 @@ def serve(*, demo: bool, write_message: Callable[[str], None], **given: str | in
             own = stack.enter_context(Demo())
             given["redis_url"] = given["streams_url"] = own.redis_url
         settings = GatewaySettings.from_environment(**given)
-        _check_redis(settings)
+        check_servers(settings.urls)
         _allow_files(settings.max_connections)
         app = create_app(settings, own)
         if settings.metrics_port is not None:
@@ -115,12 +111,3 @@ def _allow_files(connections: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-
-
-def _check_redis(settings: GatewaySettings) -> None:
-    """Fail at start, not at the first request, if Redis is unusable."""
-    with connected(settings.urls) as servers:
-        driver = Driver(*servers)
-        for plane in servers.planes:
-            driver.run(ask([ping(plane)]))
-        driver.run(check_redis(servers.planes))

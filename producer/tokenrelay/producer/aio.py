@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.planning import plan_many, plan_request
-from tokenrelay.producer._core.server_check import AsyncServerCheck
 from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import block_s, settings_of, urls_of
@@ -172,12 +171,8 @@ class AsyncProducer(AsyncConsumer):
     """
 
     @cached_property
-    def _server_check(self) -> AsyncServerCheck:
-        return AsyncServerCheck(self._driver)
-
-    @cached_property
     def _submitter(self) -> Submitter:
-        return Submitter(self._settings)
+        return Submitter(self._settings, self._driver.servers.planes)
 
     async def get(self, request_id: str) -> AsyncGeneration:
         """As Producer.get."""
@@ -187,14 +182,12 @@ class AsyncProducer(AsyncConsumer):
     async def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGeneration:
         """As Producer.submit."""
         plan = plan_request({"prompt": prompt, **options}, self._settings)
-        await self._server_check.check()
         return self._generation((await self._driver.run(self._submitter.submit(plan))).request_id)
 
     async def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[AsyncGeneration]:
         """As Producer.submit_many."""
         plans = plan_many(items, options, self._settings)
         if plans:
-            await self._server_check.check()
             await self._driver.run(self._submitter.submit_many(plans))
         return [self._generation(plan.request_id) for plan in plans]
 

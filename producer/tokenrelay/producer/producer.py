@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.planning import plan_many, plan_request
-from tokenrelay.producer._core.server_check import check_redis
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import Consumer
 from tokenrelay.producer.generation import Generation, Reader
@@ -35,11 +34,9 @@ class Producer(Consumer):
         'It is sunny and warm.'
     """
 
-    _fit = False
-
     @cached_property
     def _submitter(self) -> Submitter:
-        return Submitter(self._settings)
+        return Submitter(self._settings, self._driver.servers.planes)
 
     def get(self, request_id: str) -> Generation:
         """As Consumer.get; this handle can cancel."""
@@ -52,7 +49,6 @@ class Producer(Consumer):
         Raises RequestError (field, limit; IdempotencyConflict), QueueFull, RedisUnusable. Nothing is queued then.
         """
         plan = plan_request({"prompt": prompt, **options}, self._settings)
-        self._check_fit()
         return self._generation(self._driver.run(self._submitter.submit(plan)).request_id)
 
     def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[Generation]:
@@ -62,7 +58,6 @@ class Producer(Consumer):
         """
         plans = plan_many(items, options, self._settings)
         if plans:
-            self._check_fit()
             self._driver.run(self._submitter.submit_many(plans))
         return [self._generation(plan.request_id) for plan in plans]
 
@@ -77,8 +72,3 @@ class Producer(Consumer):
 
     def _generation(self, request_id: str) -> Generation:
         return Generation(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
-
-    def _check_fit(self) -> None:
-        if not self._fit:
-            self._driver.run(check_redis(self._driver.servers.planes))
-            self._fit = True

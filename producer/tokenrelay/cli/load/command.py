@@ -21,10 +21,8 @@ from tokenrelay.cli.load.run import LoadRun
 from tokenrelay.cli.load.workload import Range, Workload, read_prompts
 from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
 from tokenrelay.producer import AsyncProducer
-from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.planning import plan_request
-from tokenrelay.producer._core.server_check import check_redis
-from tokenrelay.shared.redis.servers import aclose, connect_async
+from tokenrelay.producer._core.server_check import check_servers
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:
@@ -72,6 +70,7 @@ def load(
     plan_request({"prompt": "x", "max_new_tokens": workload.max_new_tokens.high, **options}, settings)
     if plot:
         check_plot(plot)
+    check_servers(settings.urls)
     with _warn_once():
         found = asyncio.run(_run(workload, options, settings))
     if plot:
@@ -103,11 +102,6 @@ def _warn_once() -> Iterator[None]:
 
 
 async def _run(workload: Workload, options: dict[str, Any], settings: ProducerSettings) -> Report:
-    driver = AsyncDriver(*connect_async(settings.urls))
-    try:
-        await driver.run(check_redis(driver.servers.planes))
-    finally:
-        await aclose(driver.servers)
     async with AsyncProducer(settings=settings) as producer:
         run = LoadRun(producer, workload.arrivals(), options)
         with _interrupted(run):

@@ -18,7 +18,6 @@ from tokenrelay.gateway.streams.positions import START
 from tokenrelay.gateway.tenancy.quota import submit_as
 from tokenrelay.gateway.tenancy.tenants import Tenants
 from tokenrelay.producer._core.drivers import AsyncDriver
-from tokenrelay.producer._core.server_check import AsyncServerCheck
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 from tokenrelay.shared.redis.servers import aclose, connect_async
@@ -65,8 +64,7 @@ class Gateway:
         self.attachments = Attachments(self.hub, self.driver, settings.disconnect_grace_s)
         self.models = ServedModels(self.driver, settings.model)
         self.background = Background()
-        self._server_check = AsyncServerCheck(self.driver)
-        self._submitter = Submitter(settings)
+        self._submitter = Submitter(settings, self.driver.servers.planes)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -88,7 +86,6 @@ class Gateway:
         self, submission: Mapping[str, Any], tenant: Tenant, annotation: Annotation | None = None
     ) -> Record:
         """Queue a request for the tenant. Raises RequestError, QueueFull, Problem 429."""
-        await self._server_check.check()
         metadata = submission.get("metadata", {})
         if isinstance(metadata, dict):
             if NAME in metadata:

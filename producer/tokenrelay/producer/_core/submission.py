@@ -18,7 +18,8 @@ from redis.exceptions import ResponseError
 from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.producer._core.planning import RETRY_AFTER_S, conflict, create_call, enqueue_call, queue_full
-from tokenrelay.producer._core.steps import ask, ask_script, repeat, repeat_script
+from tokenrelay.producer._core.server_check import check_redis
+from tokenrelay.producer._core.steps import SingleFlight, ask, ask_script, repeat, repeat_script
 from tokenrelay.shared.errors import IdempotencyConflict, ProtocolError, QueueFull, TokenRelayError
 from tokenrelay.shared.store.admissions import (
     Admission,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.settings import ProducerSettings
     from tokenrelay.shared.store.admissions import AdmitReply
     from tokenrelay.shared.store.job_replies import EnqueueReply
+    from tokenrelay.shared.wire.keys import Plane
 
 _FIELDS: Final = (Field.STATE, Field.BODY_SHA256)
 _NEW_MS: Final = 60_000
@@ -83,15 +85,19 @@ class Submitter:
     """
 
     settings: ProducerSettings
+    planes: Sequence[Plane] = ()
+    """Planes whose servers are checked before the first write."""
     clock: Callable[[], float] = time.monotonic
     defaults: ModelDefaults = field(default_factory=ModelDefaults)
     _full_until: dict[str, float] = field(default_factory=dict)
+    _is_checked: bool = False
 
     def submit(self, plan: Plan, limits: OwnerLimits | None = None) -> Steps[Submitted]:
         """Write the request, or attach to the one under its idempotency key.
 
-        Raises IdempotencyConflict, QueueFull, OwnerLimitReached.
+        Raises IdempotencyConflict, QueueFull, OwnerLimitReached, RedisUnusable.
         """
+        yield from self._check_servers()
         plan = yield from self.defaults.apply(plan)
         if plan.idempotency_key is not None or limits is not None:
             return (yield from self._submit_admitted(plan, limits))
@@ -100,13 +106,20 @@ class Submitter:
         return (yield from self._write(plan))
 
     def submit_many(self, plans: Sequence[Plan]) -> Steps[None]:
-        """Write all of them, or none. Raises QueueFull."""
+        """Write all of them, or none. Raises QueueFull, RedisUnusable."""
+        yield from self._check_servers()
         limit = self.settings.max_queue_depth
         whole = []
         for plan in plans:
             whole.append((yield from self.defaults.apply(plan)))
         yield from check_depth(whole, limit)
         yield from write_many(whole, limit)
+
+    def _check_servers(self) -> Steps[None]:
+        """Once; an asyncio client's concurrent submits share the check."""
+        if self.planes and not self._is_checked:
+            yield SingleFlight("server check", check_redis(self.planes))
+            self._is_checked = True
 
     def _submit_admitted(self, plan: Plan, limits: OwnerLimits | None) -> Steps[Submitted]:
         replaceable = ""
