@@ -156,6 +156,15 @@ def test_a_stream_to_a_client_that_closes_says_so_once(
     connection.close()
 
 
+@pytest.mark.parametrize(
+    "path", ["/config.json", "http://localhost/config.json", "https://a.example:443//config.json/"]
+)
+def test_a_whole_url_as_sent_to_a_proxy(gateway: LiveGateway, path: str) -> None:
+    with connected(gateway) as connection:
+        connection.sendall(get(path))
+        assert answered(connection).startswith(b"HTTP/1.1 200 ")
+
+
 def test_an_idle_connection_is_kept(make_gateway: MakeGateway) -> None:
     """The default is longer than load balancers' timeouts; the server uses the setting."""
     assert make_gateway().keep_alive_s == 75

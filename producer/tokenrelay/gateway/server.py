@@ -79,9 +79,8 @@ def configuration(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
     """uvicorn's configuration: one process, one event loop, our limits."""
     return uvicorn.Config(
         app,
-        http=LimitedProtocol.with_limits(
-            settings.max_header_bytes, settings.receive_timeout_s, settings.max_connections
-        ),
+        http=LimitedProtocol.with_limits(settings.receive_timeout_s, settings.max_connections),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -18,7 +18,8 @@ _CLOSE: Final = {"Connection": "close"}
 
 
 class PathNormalizer:
-    """Collapses repeated slashes in the path and drops a trailing one, since base URLs are written by hand.
+    """Collapses repeated slashes in the path and drops a trailing one, since base URLs are written by hand. Also drops
+    scheme and host of a whole URL, which a client sends to a proxy (RFC 9112, section 3.2.2).
 
     No redirect: few clients follow one for POST, and behind a TLS proxy it would lead to http://.
     """
@@ -28,8 +29,11 @@ class PathNormalizer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["path"].endswith("/") or "//" in scope["path"]):
+            parts = list(filter(None, scope["path"].split("/")))
+            if scope["path"].startswith(("http://", "https://")):
+                parts = parts[2:]
             # In place: outer middleware reads the route from the same scope.
-            scope["path"] = "/" + "/".join(filter(None, scope["path"].split("/")))
+            scope["path"] = "/" + "/".join(parts)
         await self._app(scope, receive, send)
 
 
