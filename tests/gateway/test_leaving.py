@@ -19,7 +19,7 @@ from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.waiting import wait_until
 from tokenrelay.gateway.core.gateway import Gateway
-from tokenrelay.gateway.records.annotations import Annotation
+from tokenrelay.gateway.records.record import Annotation
 from tokenrelay.gateway.streams.attachments import Attachments
 from tokenrelay.shared.settings import GatewaySettings
 from tokenrelay.shared.wire import keys

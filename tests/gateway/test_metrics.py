@@ -13,8 +13,8 @@ from tests.redis_servers import free_port
 from tests.scrapes import Scrape, names_of, scrape_with
 from tests.waiting import wait_until
 from tokenrelay.gateway import metrics
-from tokenrelay.gateway.counters.redis_clock import RedisClock
 from tokenrelay.gateway.metrics import GatewayMetrics
+from tokenrelay.gateway.streams.counters import RedisClock
 from tokenrelay.shared import queue_depths
 from tokenrelay.shared.exposition import Exposition
 

@@ -15,9 +15,9 @@ from tests.gateway.test_guards import answered, connected
 from tests.gateway.test_views import RECORD
 from tests.streams import raw
 from tests.waiting import wait_until
-from tokenrelay.gateway.counters.gateway_counters import GatewayCounters
 from tokenrelay.gateway.http.chunks import EXTENSION, frame_chunk
 from tokenrelay.gateway.streams.attachments import Attachments
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.views.raw import RawEncoder

@@ -17,8 +17,8 @@ from tests.gateway.live import LiveGateway, WakingWriter
 from tests.gateway.test_openai import ASKED
 from tests.gateway.test_views import RECORD
 from tests.waiting import wait_until
-from tokenrelay.gateway.counters.gateway_counters import GatewayCounters
 from tokenrelay.gateway.http.tasks import Background
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.shared.errors import RedisUnusable

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from tests.gateway.events import parse
 from tests.streams import REQUEST_ID, whole_streams
-from tokenrelay.gateway.records.annotations import Annotation, split_annotation, with_annotation
-from tokenrelay.gateway.records.record import Record
+from tokenrelay.gateway.records.record import Annotation, Record, split_annotation, with_annotation
 from tokenrelay.gateway.views.chat import ChatEncoder
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.gateway.views.response import ResponseEncoder

@@ -34,7 +34,6 @@ FLOORS = {
         "http",
         "records",
         "views",
-        "counters",
         "streams",
         "tenancy",
         "core",

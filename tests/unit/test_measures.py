@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.redis_servers import free_port
 from tests.scrapes import Scrape
 from tokenrelay.gateway import metrics as gateway_metrics
-from tokenrelay.gateway.counters.gateway_counters import GatewayCounters
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.shared import measures
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition

@@ -14,11 +14,16 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from tokenrelay.gateway.core.gateway import Gateway
-from tokenrelay.gateway.http.guards import PathNormalizer, ShutdownGuard, SizeGuard
-from tokenrelay.gateway.http.json_responses import problem_response
+from tokenrelay.gateway.http.guards import PathNormalizer, RequestCounter, ShutdownGuard, SizeGuard
 from tokenrelay.gateway.http.origins import HostGuard, OriginGuard, origins_of
-from tokenrelay.gateway.http.problems import Problem, RefusedRequest, framework_problem, problem_of, validation_problem
-from tokenrelay.gateway.http.request_counter import RequestCounter
+from tokenrelay.gateway.http.problems import (
+    Problem,
+    RefusedRequest,
+    framework_problem,
+    problem_of,
+    problem_response,
+    validation_problem,
+)
 from tokenrelay.gateway.native import page as routes_page
 from tokenrelay.gateway.native import requests as routes_requests
 from tokenrelay.gateway.openai import completions as routes_completions
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from tokenrelay.gateway.core.demo import Demo
     from tokenrelay.shared.settings import GatewaySettings
 
 _ROUTERS: Final = (
@@ -46,9 +50,12 @@ _ROUTERS: Final = (
 )
 
 
-def create_app(settings: GatewaySettings, demo: Demo | None = None) -> FastAPI:
-    """The gateway as an application, for any ASGI server with one event loop. Raises SettingsError."""
-    gateway = Gateway(settings, demo)
+def create_app(settings: GatewaySettings, *, demo: bool = False) -> FastAPI:
+    """The gateway as an application, for any ASGI server with one event loop. Raises SettingsError.
+
+    `demo`: its Redis and worker are its own, so a visitor of the page may kill the worker's engine.
+    """
+    gateway = Gateway(settings, demo=demo)
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, cast
 import uvicorn
 
 from tokenrelay.gateway.app import create_app
-from tokenrelay.gateway.core.demo import Demo
 from tokenrelay.gateway.http.uvicorn_protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
 from tokenrelay.producer._core.server_check import check_servers
+from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition
 from tokenrelay.shared.settings import GatewaySettings
@@ -43,15 +43,15 @@ def serve(*, demo: bool, write_message: Callable[[str], None], **given: str | in
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with ExitStack() as stack:
-        own: Demo | None = None
         if demo:
             write_message("starting a Redis and a worker with the bundled model …")
-            own = stack.enter_context(Demo())
-            given["redis_url"] = given["streams_url"] = own.redis_url
+            url = stack.enter_context(LocalRedis()).url
+            stack.enter_context(LocalWorker(url))
+            given["redis_url"] = given["streams_url"] = url
         settings = GatewaySettings.from_environment(**given)
         check_servers(settings.urls)
         _allow_files(settings.max_connections)
-        app = create_app(settings, own)
+        app = create_app(settings, demo=demo)
         if settings.metrics_port is not None:
             exposition = Exposition(settings.metrics_host, settings.metrics_port)
             exposition.add(GatewayMetrics(app.state.gateway).families)

@@ -6,13 +6,12 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.gateway.counters.gateway_counters import GatewayCounters
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.http.tasks import Background, insistent_timeout
-from tokenrelay.gateway.records.annotations import NAME, Annotation, with_annotation
-from tokenrelay.gateway.records.record import Record, new_record, read_record
+from tokenrelay.gateway.records.record import ANNOTATION, Annotation, Record, new_record, read_record, with_annotation
 from tokenrelay.gateway.records.served_models import ServedModels
 from tokenrelay.gateway.streams.attachments import Attachment, Attachments
+from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.streams.positions import START
 from tokenrelay.gateway.tenancy.quota import submit_as
@@ -25,7 +24,6 @@ from tokenrelay.shared.redis.servers import aclose, connect_async
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from tokenrelay.gateway.core.demo import Demo
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.tenancy.tenants import Tenant
     from tokenrelay.producer._core.steps import Result, Steps
@@ -53,7 +51,7 @@ class TimeoutDriver(AsyncDriver):
 class Gateway:
     """One gateway process. Enter `running` in the event loop that serves requests."""
 
-    def __init__(self, settings: GatewaySettings, demo: Demo | None = None) -> None:
+    def __init__(self, settings: GatewaySettings, *, demo: bool = False) -> None:
         """Raises SettingsError."""
         self.settings = settings
         self.demo = demo
@@ -88,8 +86,10 @@ class Gateway:
         """Queue a request for the tenant. Raises RequestError, QueueFull, Problem 429."""
         metadata = submission.get("metadata", {})
         if isinstance(metadata, dict):
-            if NAME in metadata:
-                raise RequestError(f"metadata.{NAME}: is reserved for the gateway; use another name", field="metadata")
+            if ANNOTATION in metadata:
+                raise RequestError(
+                    f"metadata.{ANNOTATION}: is reserved for the gateway; use another name", field="metadata"
+                )
             submission = {**submission, "metadata": with_annotation(metadata, annotation or Annotation())}
         submitted = await self.run(submit_as(tenant, submission, self._submitter))
         record = await self._record_of(submitted, tenant, annotation)

@@ -1,20 +1,63 @@
-"""Middleware around every route: size and time limits for requests, path normalization, and the response during
-shutdown.
+"""Middleware around every route: counts, size and time limits for requests, path normalization, and the response
+during shutdown.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.gateway.http.json_responses import problem_response
-from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.http.unread_body import discard_body
+from tokenrelay.gateway.http.problems import Problem, problem_response
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from tokenrelay.shared.measures import Tally
+
 _CLOSE: Final = {"Connection": "close"}
+_MOST_DISCARDED_BYTES: Final = 64 * 2**20
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_LEFT: Final = 499
+
+
+class RequestCounter:
+    """Counts each HTTP request by route, method and status when its response starts.
+
+    By the route's pattern: paths are chosen by clients, and would be unbounded labels.
+    """
+
+    def __init__(self, app: ASGIApp, tally: Tally) -> None:
+        self._app = app
+        self._tally = tally
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = _CLIENT_LEFT
+
+        async def counting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._count(scope, status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counting_send)
+        except Exception:
+            if status == _CLIENT_LEFT:
+                status = 500
+                self._count(scope, status)
+            raise
+        if status == _CLIENT_LEFT:
+            self._count(scope, status)
+
+    def _count(self, scope: Scope, status: int) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._tally.add(route, method, str(status))
 
 
 class PathNormalizer:
@@ -122,6 +165,21 @@ class SizeGuard:
                 return None, bool(message.get("more_body"))
             if not message.get("more_body"):
                 return b"".join(parts), False
+
+
+async def discard_body(receive: Receive, timeout_s: float) -> None:
+    """Read and discard the rest of the body, up to a size and a time limit.
+
+    A client that is still writing when the connection closes gets a reset instead of the response.
+    """
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while size < _MOST_DISCARDED_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):  # end of the body, or a disconnect
+                    return
 
 
 def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from tokenrelay.gateway.http.json_responses import problem_response
-from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.http.problems import Problem, problem_response
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -1,10 +1,13 @@
-"""HTTP errors: the status and JSON body of each, in OpenAI's shape."""
+"""JSON responses, and HTTP errors: the status and JSON body of each, in OpenAI's shape."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from starlette.responses import Response
 
 from tokenrelay.shared.errors import (
     IdempotencyConflict,
@@ -18,7 +21,7 @@ from tokenrelay.shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _SHOWN_CHARS: Final = 80
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/responses", "/models")
@@ -55,6 +58,17 @@ class Problem(Exception):
     def body(self) -> dict[str, Any]:
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code, **self.extra}
         return {"error": error}
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response with `value` as JSON. In ASCII: lone surrogates, which UTF-8 can't encode, are escaped."""
+    content = json.dumps(value, separators=(",", ":")).encode()
+    return Response(content, status, dict(headers or {}), "application/json")
+
+
+def problem_response(problem: Problem) -> Response:
+    """The error in OpenAI's shape."""
+    return json_response(problem.body(), problem.status, problem.headers)
 
 
 def problem_of(error: TokenRelayError) -> Problem:

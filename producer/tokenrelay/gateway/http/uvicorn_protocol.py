@@ -14,9 +14,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tokenrelay.gateway.http.chunks import EXTENSION
-from tokenrelay.gateway.http.json_responses import problem_response
-from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.http.unread_body import discard_body
+from tokenrelay.gateway.http.guards import discard_body
+from tokenrelay.gateway.http.problems import Problem, problem_response
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle

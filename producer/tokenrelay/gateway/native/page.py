@@ -1,5 +1,7 @@
 """The page at `/` with its static files and configuration; the health check; demo mode's kill button."""
 
+import os
+import signal
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final
@@ -10,8 +12,7 @@ from starlette.responses import FileResponse, Response
 from tokenrelay.gateway.core.dependencies import GatewayDep, TenantDep
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.core.schemas import ERRORS
-from tokenrelay.gateway.http.json_responses import json_response
-from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.http.problems import Problem, json_response
 from tokenrelay.gateway.records.record import Record
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.steps import ask
@@ -61,7 +62,7 @@ def _file(name: str) -> Response:
 async def config(gateway: GatewayDep) -> Response:
     """What the page needs before its first request. Needs no API key, so it lists no models if keys are required."""
     models = [] if gateway.tenants.required else list(await gateway.models.served())
-    return json_response({"demo": gateway.demo is not None, "models": models, "auth": gateway.tenants.required})
+    return json_response({"demo": gateway.demo, "models": models, "auth": gateway.tenants.required})
 
 
 @router.head("/health", include_in_schema=False)
@@ -82,12 +83,24 @@ async def health(gateway: GatewayDep) -> Response:
 async def kill_worker(
     gateway: GatewayDep, tenant: TenantDep, request_id: str = "", after: Annotated[int, Query(ge=0)] = 0
 ) -> Response:
-    """Kill the demo's engine, at once or when a request has `after` tokens. Its requests resume on the next engine."""
-    if gateway.demo is None:
+    """Kill the demo's engine, at once or when a request has `after` tokens. Its requests resume on the next engine.
+
+    Process IDs come from worker registrations, in a Redis that only this user can reach.
+    """
+    if not gateway.demo:
         raise Problem(404, "this gateway has no worker of its own; `tokenrelay serve --demo` starts one", "not_found")
     if request_id:
         await _wait_for_token(gateway, await gateway.record(request_id, tenant), after)
-    return json_response({"killed": await gateway.demo.kill_engine(gateway)})
+    pids = {pid for model in (await gateway.models.served()).values() for pid in model.pids}
+    return json_response({"killed": sum(map(_kill, pids))})
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def _wait_for_token(gateway: Gateway, record: Record, token: int) -> None:

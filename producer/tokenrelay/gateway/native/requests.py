@@ -15,7 +15,7 @@ from tokenrelay.gateway.core.dependencies import (
 )
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS, Accepted, Status, inlined
-from tokenrelay.gateway.http.json_responses import json_response
+from tokenrelay.gateway.http.problems import json_response
 from tokenrelay.gateway.openai.bodies import ignored
 from tokenrelay.gateway.openai.bodies.request_bodies import read_submission, with_callers_field
 from tokenrelay.gateway.records.record import Record

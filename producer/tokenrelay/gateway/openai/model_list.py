@@ -7,8 +7,7 @@ from starlette.responses import Response
 
 from tokenrelay.gateway.core.dependencies import GatewayDep, TenantDep
 from tokenrelay.gateway.core.schemas import ERRORS, Model, ModelList
-from tokenrelay.gateway.http.json_responses import json_response
-from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.http.problems import Problem, json_response
 from tokenrelay.gateway.records.served_models import ServedModel, training
 
 CONTEXT_FIELDS: Final = ("max_model_len", "context_length", "context_window", "max_context_length")

@@ -17,14 +17,12 @@ from tokenrelay.gateway.core.dependencies import (
 )
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS
-from tokenrelay.gateway.http.json_responses import json_response
-from tokenrelay.gateway.http.problems import Problem, RangeGone
+from tokenrelay.gateway.http.problems import Problem, RangeGone, json_response
 from tokenrelay.gateway.openai.bodies.request_bodies import ResponseBody
 from tokenrelay.gateway.openai.stored_items import with_stored
 from tokenrelay.gateway.openai.submission import headers as answer_headers
 from tokenrelay.gateway.openai.submission import submit_body
-from tokenrelay.gateway.records.annotations import Annotation
-from tokenrelay.gateway.records.record import Record
+from tokenrelay.gateway.records.record import Annotation, Record
 from tokenrelay.gateway.streams.attachments import Attachment
 from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT, Delivery, EventStream
 from tokenrelay.gateway.streams.feed import Feed

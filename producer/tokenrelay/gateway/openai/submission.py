@@ -11,8 +11,7 @@ from tokenrelay.shared.errors import RequestError
 if TYPE_CHECKING:
     from tokenrelay.gateway.core.gateway import Gateway
     from tokenrelay.gateway.openai.bodies.request_bodies import Common
-    from tokenrelay.gateway.records.annotations import Annotation
-    from tokenrelay.gateway.records.record import Record
+    from tokenrelay.gateway.records.record import Annotation, Record
     from tokenrelay.gateway.tenancy.tenants import Tenant
 
 

@@ -1,15 +1,16 @@
-"""One request as read from Redis in one round trip: its hash, its first entry and its last."""
+"""One request as read from Redis in one round trip: its hash, its first entry and its last. What any gateway needs to
+know of it later, the annotation, is stored in its metadata."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.gateway.records.annotations import Annotation, split_annotation
 from tokenrelay.producer._core.endings import check_id
+from tokenrelay.producer._core.planning import dump_metadata
 from tokenrelay.producer._core.steps import ask
+from tokenrelay.shared import options
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
-from tokenrelay.shared.options import WIRE, glance, load
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.store import request_view
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.options import Submission
 
+ANNOTATION: Final = "tokenrelay.gateway"
+"""The metadata field reserved for the gateway."""
 _FIELDS: Final = (
     *request_view.FIELDS,
     Field.WIRE,
@@ -34,6 +37,50 @@ _FIELDS: Final = (
     Field.CANCELLED_BY,
     Field.BODY,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """How a request was submitted. `fleeting`: not durable, so cancelled when all readers disconnect."""
+
+    api: str = ""
+    fleeting: bool = False
+    background: bool = False
+    store: bool = False
+    instructions: bool = False
+    """Whether the first message is the Responses API's `instructions`."""
+    previous_response_id: str = ""
+    unlimited: bool = False
+    """Whether the caller gave no token limit; the stored limit is then the operator's."""
+
+
+def with_annotation(metadata: Mapping[str, Any], annotation: Annotation) -> dict[str, Any]:
+    """The metadata to store: the caller's, and our annotation."""
+    default = Annotation()
+    given = {name: value for name, value in asdict(annotation).items() if value != getattr(default, name)}
+    return {**metadata, ANNOTATION: given} if given else dict(metadata)
+
+
+def mark_unlimited(plan: Plan) -> Plan:
+    """Set the annotation's `unlimited`. After planning: the idempotency hash covers the metadata without it."""
+    metadata = plan.request["metadata"]
+    annotation = metadata.get(ANNOTATION)
+    if not isinstance(annotation, dict):
+        return plan
+    updated = {**metadata, ANNOTATION: {**annotation, "unlimited": True}}
+    if len(dump_metadata(updated).encode()) > options.MAX_METADATA_BYTES:
+        return plan  # no room beside the caller's metadata
+    return replace(plan, request={**plan.request, "metadata": updated})
+
+
+def split_annotation(metadata: Mapping[str, Any]) -> tuple[Annotation, dict[str, Any]]:
+    """The annotation and the caller's metadata. A malformed annotation reads as the default one."""
+    own = {name: value for name, value in metadata.items() if name != ANNOTATION}
+    stored = metadata.get(ANNOTATION)
+    if not isinstance(stored, dict):
+        return Annotation(), own
+    known = {name: value for name, value in stored.items() if name in Annotation.__slots__}
+    return Annotation(**known), own
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +188,8 @@ def _record(
 ) -> Record:
     view = RequestView.of(request_id, found, now_us)
     body = text(found.body or "")
-    options = load(body) if found.wire == WIRE else glance(body)
-    annotation, metadata = split_annotation(options["metadata"])
+    submission = options.load(body) if found.wire == options.WIRE else options.glance(body)
+    annotation, metadata = split_annotation(submission["metadata"])
     return Record(
         request_id=request_id,
         state=view.shown_state,
@@ -154,7 +201,7 @@ def _record(
         created_us=first.at_us if first is not None and first.kind == "queued" else None,
         ended=last if isinstance(last, Ended) else None,
         cancelled_by=found.cancelled_by,
-        options=options,
+        options=submission,
         annotation=annotation,
         metadata=metadata,
         has_stream=first is not None,

@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakSet
 
 from tokenrelay.gateway.http.tasks import cancel_all
-from tokenrelay.gateway.streams.presence import RENEW_S, Presence
 from tokenrelay.producer._core.endings import cancel
+from tokenrelay.producer._core.steps import RoundTrip, ask, raise_on_error
 from tokenrelay.shared.errors import RedisUnusable, TokenRelayError
+from tokenrelay.shared.redis.commands import server_time, server_time_us
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.feed import Feed
     from tokenrelay.gateway.streams.hub import Hub
     from tokenrelay.producer._core.drivers import AsyncDriver
     from tokenrelay.producer._core.steps import Steps
+    from tokenrelay.shared.redis.commands import Batch
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 CANCELLED_BY: Final = "disconnect"
+RENEW_S: Final = 5.0
+_LIFETIME_S: Final = 15.0
+"""Lifetime of an announcement. A crashed gateway delays the cancellation of its requests by this long."""
 _ANNOUNCEMENTS_PER_GRACE: Final = 4
 _SHORTEST_S: Final = 0.05
 _LONGEST_S: Final = 5.0
@@ -49,7 +57,7 @@ class Attachments:
         self._settled_s = settled_s
         self._driver = driver
         self._grace_s = grace_s
-        self._presence = Presence()
+        self._name = secrets.token_urlsafe(9)
         self._followers: dict[str, int] = {}
         self._announced_at: dict[str, float] = {}
         """Non-durable requests with readers here → when they were last announced in Redis."""
@@ -127,7 +135,7 @@ class Attachments:
             await asyncio.sleep(min(max(self._grace_s / _ANNOUNCEMENTS_PER_GRACE, _SHORTEST_S), _LONGEST_S))
             now = time.monotonic()
             due = [request_id for request_id, at in self._announced_at.items() if now - at >= RENEW_S]
-            for request_id in (await self._run_or_log(self._presence.announce(due)) or ()) if due else ():
+            for request_id in (await self._run_or_log(self._announce(due)) or ()) if due else ():
                 if request_id in self._announced_at:
                     self._announced_at[request_id] = now
 
@@ -159,13 +167,36 @@ class Attachments:
         outage, since other gateways couldn't announce readers either."""
         back_off_s, after_outage = _BACK_OFF_S, False
         while not self._followers.get(request_id):
-            elsewhere = await self._run_or_log(self._presence.has_readers_elsewhere(request_id))
+            elsewhere = await self._run_or_log(self._look_elsewhere(request_id))
             if elsewhere is not None and (elsewhere or not after_outage):
                 return elsewhere
             after_outage = elsewhere is None
             await asyncio.sleep(back_off_s if after_outage else self._settled_s)
             back_off_s = min(back_off_s * 2, _MOST_BACK_OFF_S)
         return True
+
+    def _announce(self, request_ids: Sequence[str]) -> Steps[list[str]]:
+        """Announce readers of these requests. Returns the requests that were announced; raises if none was."""
+        (time,) = yield from ask([server_time(Plane.TOKEN)])
+        good_until_us = server_time_us(time) + int(_LIFETIME_S * 1e6)
+        batch: Batch = []
+        for request_id in request_ids:
+            batch += requests.announce_readers(request_id, self._name, good_until_us, int(_LIFETIME_S * 1000))
+        replies = yield RoundTrip(batch)
+        announced = [
+            request_id
+            for request_id, pair in zip(request_ids, zip(replies[::2], replies[1::2], strict=True), strict=True)
+            if not any(isinstance(reply, Exception) for reply in pair)
+        ]
+        if not announced:
+            raise_on_error(replies)
+        return announced
+
+    def _look_elsewhere(self, request_id: str) -> Steps[bool]:
+        """Withdraw this gateway's announcement, and return whether another gateway has readers of the request."""
+        withdrawn, held = requests.withdraw_readers(request_id, self._name), requests.readers_look(request_id)
+        _, announced, time = yield from ask([withdrawn, held, server_time(Plane.TOKEN)])
+        return requests.has_readers(announced, server_time_us(time))
 
     async def _run_or_log(self, steps: Steps[Result]) -> Result | None:
         try:

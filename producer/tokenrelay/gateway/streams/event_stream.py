@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import Response
 
 from tokenrelay.gateway.http.chunks import chunk_writer, connection_aborter
-from tokenrelay.gateway.http.json_responses import problem_response
-from tokenrelay.gateway.http.problems import problem_of
+from tokenrelay.gateway.http.problems import problem_of, problem_response
 from tokenrelay.gateway.http.tasks import cancel_all
 from tokenrelay.gateway.streams.outcome import early_failure, wait_for_disconnect, wait_or_disconnect
 from tokenrelay.gateway.views.sse import COMMENT, encode

@@ -31,9 +31,9 @@ from tokenrelay.shared.wire.keys import Plane
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from tokenrelay.gateway.counters.gateway_counters import GatewayCounters
     from tokenrelay.gateway.http.tasks import Background
     from tokenrelay.gateway.records.record import Record
+    from tokenrelay.gateway.streams.counters import GatewayCounters
     from tokenrelay.producer._core.drivers import AsyncDriver
     from tokenrelay.shared.redis.commands import Batch
 

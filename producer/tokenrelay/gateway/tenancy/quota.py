@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from tokenrelay.gateway.http.problems import Problem, too_many_requests
-from tokenrelay.gateway.records.annotations import mark_unlimited
+from tokenrelay.gateway.records.record import mark_unlimited
 from tokenrelay.producer._core.planning import plan_request
 from tokenrelay.producer._core.submission import OwnerLimitReached
 from tokenrelay.shared.store.admissions import OwnerLimits, TooManyOpen, TooManyQueued

@@ -6,9 +6,9 @@ the offset between both clocks.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.gateway.counters.redis_clock import RedisClock
 from tokenrelay.shared.measures import FIRST_TOKEN_S, LAG_S, REQUEST_S, Durations, Histogram, Tally
 from tokenrelay.shared.wire.entries import TERMINAL, Ended, Token
 
@@ -23,6 +23,31 @@ _REDIS_USES: Final = ("answer", "follow", "readers")
 _FRESH_US: Final = 1_000_000
 """A reader that attaches later than this after submit isn't counted: its wait wasn't the request's latency."""
 _MOST_FRESH: Final = 4096
+
+
+class RedisClock:
+    """Estimate of Redis's clock, accurate to half a round trip."""
+
+    def __init__(self) -> None:
+        self._ahead_s = 0.0
+        self._shortest_s = float("inf")
+        self._asked_at = 0.0
+
+    def start_sample(self) -> None:
+        """Call just before TIME is sent."""
+        self._asked_at = time.time()
+
+    def finish_sample(self, server_us: int) -> None:
+        """Call with TIME's reply. Samples with a long round trip are ignored while a recent better one exists."""
+        now = time.time()
+        took_s = max(now - self._asked_at, 0.0)
+        self._shortest_s = max(self._shortest_s * 1.1, 0.0001)
+        if took_s <= self._shortest_s:
+            self._shortest_s = took_s
+            self._ahead_s = server_us / 1e6 - (now + self._asked_at) / 2
+
+    def now_us(self) -> float:
+        return (time.time() + self._ahead_s) * 1e6
 
 
 class GatewayCounters:
