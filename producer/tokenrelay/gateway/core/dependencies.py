@@ -7,8 +7,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.streams.positions import entry_after
 from tokenrelay.gateway.tenancy.tenants import Tenant
+from tokenrelay.shared.wire.entries import EntryId
 
+_MAX_KEY_CHARS = 256
 _BEARER = HTTPBearer(auto_error=False, description="An API key. Required if the gateway has API keys configured.")
 
 
@@ -46,15 +49,18 @@ Durable = Annotated[
 ]
 
 
-def idempotency(given: str | None, in_body: object = None) -> str | None:
-    """The idempotency key of header or body. Raises Problem 400 if they differ or the length is out of bounds."""
+async def idempotency_key(given: IdempotencyHeader = None) -> str | None:
+    """The header's idempotency key. Raises Problem 400 if its length is out of bounds."""
     if given is not None and not 1 <= len(given) <= _MAX_KEY_CHARS:
         message = f"Idempotency-Key: has {len(given)} characters; 1 to {_MAX_KEY_CHARS} are allowed"
         raise Problem(400, message, "invalid_request", "Idempotency-Key")
-    if given is not None and in_body not in (None, given):
-        message = "idempotency_key: differs from the header Idempotency-Key; give one of them"
-        raise Problem(400, message, "invalid_request", "idempotency_key")
     return given
 
 
-_MAX_KEY_CHARS = 256
+async def resume_position(starting_after: StartingAfter = None, last_event_id: LastEventId = None) -> EntryId:
+    """The last entry that the client has. Raises Problem 400."""
+    return entry_after(starting_after, last_event_id)
+
+
+IdempotencyKey = Annotated[str | None, Depends(idempotency_key)]
+ResumePosition = Annotated[EntryId, Depends(resume_position)]

@@ -5,28 +5,17 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Body
 from starlette.responses import Response
 
-from tokenrelay.gateway.core.dependencies import (
-    GatewayDep,
-    IdempotencyHeader,
-    LastEventId,
-    StartingAfter,
-    TenantDep,
-    idempotency,
-)
-from tokenrelay.gateway.core.gateway import Gateway
+from tokenrelay.gateway.core.dependencies import GatewayDep, IdempotencyKey, ResumePosition, TenantDep
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS, Accepted, Status, inlined
-from tokenrelay.gateway.http.problems import json_response
+from tokenrelay.gateway.http.problems import Problem, json_response
 from tokenrelay.gateway.openai.bodies import ignored
 from tokenrelay.gateway.openai.bodies.request_bodies import read_submission, with_callers_field
-from tokenrelay.gateway.records.record import Record
-from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
-from tokenrelay.gateway.streams.positions import START, entry_after
+from tokenrelay.gateway.streams.event_stream import Delivery, stream_view
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer.trace import as_json, traced
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import json_schema
-from tokenrelay.shared.wire.entries import EntryId
 
 router: Final = APIRouter(prefix="/requests", tags=["requests"])
 _BODY: Final[dict[str, Any]] = {
@@ -39,13 +28,12 @@ _BODY: Final[dict[str, Any]] = {
 
 @router.post("", status_code=202, response_model=Accepted, responses=ERRORS, openapi_extra=_BODY)
 async def submit(
-    gateway: GatewayDep,
-    tenant: TenantDep,
-    body: Annotated[dict[str, Any], Body()],
-    idempotency_key: IdempotencyHeader = None,
+    gateway: GatewayDep, tenant: TenantDep, key: IdempotencyKey, body: Annotated[dict[str, Any], Body()]
 ) -> Response:
     """Queue a request. Once accepted, it ends with an answer or an error even if workers or gateways fail."""
-    key = idempotency(idempotency_key, body.get("idempotency_key"))
+    if key is not None and body.get("idempotency_key") not in (None, key):
+        message = "idempotency_key: differs from the header Idempotency-Key; give one of them"
+        raise Problem(400, message, "invalid_request", "idempotency_key")
     given, ignored_paths = read_submission(body)
     try:
         record = await gateway.submit({**given, **({"idempotency_key": key} if key else {})}, tenant)
@@ -72,32 +60,18 @@ async def cancel_request(gateway: GatewayDep, tenant: TenantDep, request_id: str
 
 
 @router.get("/{request_id}/events", responses={**ERRORS, **EVENTS})
-async def events(
-    gateway: GatewayDep,
-    tenant: TenantDep,
-    request_id: str,
-    starting_after: StartingAfter = None,
-    last_event_id: LastEventId = None,
-) -> Response:
-    """The request's stream as server-sent events, from the beginning or after any entry."""
-    after = entry_after(starting_after, last_event_id)
-    return await raw_stream(gateway, await gateway.record(request_id, tenant), after)
+async def events(gateway: GatewayDep, tenant: TenantDep, request_id: str, after: ResumePosition) -> Response:
+    """The request's stream as server-sent events, from the beginning or after any entry.
 
-
-async def raw_stream(gateway: Gateway, record: Record, after: EntryId = START) -> Response:
-    """The events after `after`; 204 if that is the terminal one, which stops a browser's EventSource."""
-    attachment = await gateway.attach(record, after)
-    try:
-        feed = attachment.feed
-        if feed.ended is not None and after >= feed.ended.entry_id:
-            attachment.leave()
-            return Response(status_code=204)
-        view = feed.view("raw", RawEncoder)
-        headers = {"X-Request-Id": record.request_id}
-        return EventStream(attachment, view, view.position_after(after), Delivery(headers, gateway.settings.comment_s))
-    except BaseException:
+    204 after the terminal one, which stops a browser's EventSource.
+    """
+    attachment = await gateway.attach(await gateway.record(request_id, tenant), after)
+    ended = attachment.feed.ended
+    if ended is not None and after >= ended.entry_id:
         attachment.leave()
-        raise
+        return Response(status_code=204)
+    delivery = Delivery({"X-Request-Id": request_id}, gateway.settings.comment_s)
+    return stream_view(attachment, "raw", RawEncoder, after, delivery)
 
 
 @router.get("/{request_id}/trace", responses=ERRORS)

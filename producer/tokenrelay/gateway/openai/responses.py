@@ -3,30 +3,20 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from tokenrelay.gateway.core.dependencies import (
-    Durable,
-    GatewayDep,
-    IdempotencyHeader,
-    LastEventId,
-    StartingAfter,
-    TenantDep,
-    idempotency,
-)
+from tokenrelay.gateway.core.dependencies import GatewayDep, LastEventId, StartingAfter, TenantDep
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS
 from tokenrelay.gateway.http.problems import Problem, RangeGone, json_response
 from tokenrelay.gateway.openai.bodies.request_bodies import ResponseBody
 from tokenrelay.gateway.openai.stored_items import with_stored
-from tokenrelay.gateway.openai.submission import headers as answer_headers
-from tokenrelay.gateway.openai.submission import submit_body
+from tokenrelay.gateway.openai.submission import CallerDep, answer_headers
 from tokenrelay.gateway.records.record import Annotation, Record
 from tokenrelay.gateway.streams.attachments import Attachment
-from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT, Delivery, EventStream
+from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
 from tokenrelay.gateway.streams.feed import Feed
-from tokenrelay.gateway.streams.outcome import raise_if_failed, wait_or_disconnect
 from tokenrelay.gateway.streams.positions import START, entry_after, sequence_after
 from tokenrelay.gateway.tenancy.tenants import Tenant
 from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
@@ -39,26 +29,19 @@ _ANSWERS: Final = {**ERRORS, 200: {**EVENTS[200], "description": "The response, 
 
 
 @router.post("", responses=_ANSWERS)
-async def create(
-    request: Request,
-    gateway: GatewayDep,
-    tenant: TenantDep,
-    body: ResponseBody,
-    idempotency_key: IdempotencyHeader = None,
-    durable: Durable = False,
-) -> Response:
+async def create(caller: CallerDep, body: ResponseBody) -> Response:
     """Create a response: whole, streamed, or in the background."""
-    key, background = idempotency(idempotency_key), bool(body.background)
+    gateway, background = caller.gateway, bool(body.background)
     annotation = Annotation(
         api="responses",
-        fleeting=not (key or background or durable),
+        fleeting=caller.fleeting and not background,
         background=background,
         store=body.stored,
         instructions=bool(body.instructions),
         previous_response_id=body.previous_response_id or "",
     )
-    body = await with_stored(gateway, tenant, body)
-    record = await submit_body(gateway, tenant, body, annotation, key)
+    body = await with_stored(gateway, caller.tenant, body)
+    record = await caller.submit(body, annotation)
     headers = answer_headers(record, body)
     if background and not body.stream:
         return json_response(snapshot(record, record.state), headers=headers)
@@ -67,15 +50,7 @@ async def create(
         settings = gateway.settings
         delivery = Delivery(headers, settings.comment_s, 0.0 if background else settings.first_word_s)
         return await _streamed(gateway, attachment, -1, START, delivery)
-    disconnected = False
-    try:
-        disconnected = not await wait_or_disconnect(attachment.feed.finished, request.receive)
-        if disconnected:
-            return Response(status_code=CLIENT_LEFT)
-        raise_if_failed(attachment.feed)
-        return json_response(_current(record, attachment.feed), headers=headers)
-    finally:
-        attachment.leave(disconnected=disconnected)
+    return await caller.wait(attachment, lambda feed: _current(record, feed), headers)
 
 
 @router.get("/{response_id}", responses={**_ANSWERS, 204: EVENTS[204]})

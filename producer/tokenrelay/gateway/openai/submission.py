@@ -1,37 +1,71 @@
-"""Submits an OpenAI body, and reports errors and ignored fields by the caller's field names."""
+"""Submits an OpenAI body and waits for its answer; reports errors and ignored fields by the caller's field names."""
 
-from __future__ import annotations
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from typing import TYPE_CHECKING
+from fastapi import Depends, Request
+from starlette.responses import Response
 
-from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.core.dependencies import Durable, GatewayDep, IdempotencyKey, TenantDep
+from tokenrelay.gateway.http.problems import Problem, json_response
 from tokenrelay.gateway.openai.bodies import ignored
+from tokenrelay.gateway.openai.bodies.request_bodies import Common
+from tokenrelay.gateway.records.record import Annotation, Record
+from tokenrelay.gateway.streams.attachments import Attachment
+from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT
+from tokenrelay.gateway.streams.feed import Feed
+from tokenrelay.gateway.streams.outcome import raise_if_failed, wait_or_disconnect
 from tokenrelay.shared.errors import RequestError
 
-if TYPE_CHECKING:
-    from tokenrelay.gateway.core.gateway import Gateway
-    from tokenrelay.gateway.openai.bodies.request_bodies import Common
-    from tokenrelay.gateway.records.record import Annotation, Record
-    from tokenrelay.gateway.tenancy.tenants import Tenant
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends an OpenAI body, and what they send besides: a FastAPI dependency."""
+
+    request: Request
+    gateway: GatewayDep
+    tenant: TenantDep
+    key: IdempotencyKey
+    durable: Durable = False
+
+    @property
+    def fleeting(self) -> bool:
+        """Whether what they submit is cancelled when all readers disconnect."""
+        return not (self.key or self.durable)
+
+    async def submit(self, body: Common, annotation: Annotation) -> Record:
+        """Queue the body's request. Raises as Gateway.submit; Problem 400, and 404 for a model that isn't served."""
+        if body.unknown and self.gateway.settings.unknown_fields == "refuse":
+            name = ignored.listed(body.unknown[:1])
+            raise Problem(400, f"{name}: unknown field", "unknown_parameter", name)
+        await self.gateway.check_model(body.model)
+        options = {**body.options(), **({"idempotency_key": self.key} if self.key else {})}
+        try:
+            record = await self.gateway.submit(options, self.tenant, annotation)
+        except RequestError as error:
+            raise body.with_callers_field(error) from None
+        ignored.report(record.request_id, body.ignored)
+        return record
+
+    async def wait(
+        self, attachment: Attachment, whole: Callable[[Feed], dict[str, Any]], headers: dict[str, str]
+    ) -> Response:
+        """The whole answer, once the request has ended. Raises Problem if it has none, and StreamError."""
+        disconnected = False
+        try:
+            disconnected = not await wait_or_disconnect(attachment.feed.finished, self.request.receive)
+            if disconnected:
+                return Response(status_code=CLIENT_LEFT)
+            raise_if_failed(attachment.feed)
+            return json_response(whole(attachment.feed), headers=headers)
+        finally:
+            attachment.leave(disconnected=disconnected)
 
 
-async def submit_body(
-    gateway: Gateway, tenant: Tenant, body: Common, annotation: Annotation, key: str | None
-) -> Record:
-    """Queue the body's request. Raises as Gateway.submit; Problem 400, and 404 for a model that isn't served."""
-    if body.unknown and gateway.settings.unknown_fields == "refuse":
-        name = ignored.listed(body.unknown[:1])
-        raise Problem(400, f"{name}: unknown field", "unknown_parameter", name)
-    await gateway.check_model(body.model)
-    options = {**body.options(), **({"idempotency_key": key} if key else {})}
-    try:
-        record = await gateway.submit(options, tenant, annotation)
-    except RequestError as error:
-        raise body.with_callers_field(error) from None
-    ignored.report(record.request_id, body.ignored)
-    return record
+CallerDep = Annotated[Caller, Depends()]
 
 
-def headers(record: Record, body: Common) -> dict[str, str]:
+def answer_headers(record: Record, body: Common) -> dict[str, str]:
     """Headers of every response to the body."""
     return {"X-Request-Id": record.request_id, **ignored.header(body.ignored)}

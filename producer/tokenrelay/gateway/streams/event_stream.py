@@ -15,12 +15,13 @@ from tokenrelay.gateway.streams.outcome import early_failure, wait_for_disconnec
 from tokenrelay.gateway.views.sse import COMMENT, encode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
     from tokenrelay.gateway.streams.attachments import Attachment
-    from tokenrelay.gateway.views.view import View
+    from tokenrelay.gateway.views.view import Encoder, View
+    from tokenrelay.shared.wire.entries import EntryId
 
 CLIENT_LEFT: Final = 499
 """nginx's status for a client that disconnected before the response."""
@@ -37,6 +38,18 @@ class Delivery:
     headers: Mapping[str, str]
     comment_s: float
     first_word_s: float = 0.0
+
+
+def stream_view(
+    attachment: Attachment, name: str, encoder: Callable[[], Encoder], after: EntryId, delivery: Delivery
+) -> EventStream:
+    """The events of the feed's view of that name after `after`. On an error, releases the attachment."""
+    try:
+        view = attachment.feed.view(name, encoder)
+        return EventStream(attachment, view, view.position_after(after), delivery)
+    except BaseException:
+        attachment.leave()
+        raise
 
 
 class EventStream(Response):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, assert_never
 
 from tokenrelay.gateway.http.problems import NO_RETRY, Problem, problem_of
 from tokenrelay.gateway.views.chat import failure_error, is_callers_fault
-from tokenrelay.shared.wire.answer import assemble
 from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.gateway.streams.feed import Feed
-    from tokenrelay.shared.wire.answer import Answer
     from tokenrelay.shared.wire.entries import Ended
 
 
@@ -36,12 +34,6 @@ async def wait_for_disconnect(receive: Receive) -> None:
     """Return once the client has disconnected or has its whole response."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def whole_answer(feed: Feed) -> Answer:
-    """The whole answer of a finished stream. Raises as `raise_if_failed`, and ProtocolError."""
-    raise_if_failed(feed)
-    return assemble(feed.request_id, feed.entries)
 
 
 def raise_if_failed(feed: Feed) -> None:
