@@ -3,9 +3,8 @@
 from tokenrelay.producer._core.endings import Status
 from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
 from tokenrelay.producer.consumer import Consumer
-from tokenrelay.producer.generation import Generation, ReadOnlyGeneration
+from tokenrelay.producer.generation import Generation, NoWorkerWarning, ReadOnlyGeneration
 from tokenrelay.producer.producer import Producer
-from tokenrelay.producer.warning import NoWorkerWarning
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationError,

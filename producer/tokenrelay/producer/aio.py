@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,10 +12,9 @@ from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
-from tokenrelay.producer.consumer import block_s, settings_of, urls_of
-from tokenrelay.producer.generation import Reader
+from tokenrelay.producer.consumer import settings_of, urls_of
+from tokenrelay.producer.generation import Handle
 from tokenrelay.shared.redis.servers import aclose, connect_async, servers_of
-from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
 if TYPE_CHECKING:
@@ -29,27 +27,12 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.endings import Status
     from tokenrelay.shared.options import Options, Submission
     from tokenrelay.shared.settings import ProducerSettings
+    from tokenrelay.shared.wire.answer import Answer
     from tokenrelay.shared.wire.entries import Entry, Event
 
 
-class AsyncReadOnlyGeneration:
+class AsyncReadOnlyGeneration(Handle[AsyncDriver]):
     """As ReadOnlyGeneration."""
-
-    def __init__(self, reader: Reader, driver: AsyncDriver) -> None:
-        self._reader = reader
-        self._driver = driver
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.request_id}>"
-
-    @property
-    def request_id(self) -> str:
-        return self._reader.request_id
-
-    @property
-    def text(self) -> str:
-        """The text that was read through this handle so far."""
-        return self._reader.text
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self.tokens()
@@ -70,24 +53,16 @@ class AsyncReadOnlyGeneration:
 
     async def entries(self, after: int = 0) -> AsyncIterator[Entry]:
         """As ReadOnlyGeneration.entries."""
-        follower = self._reader.follower(after)
+        follower = self._follower(after)
         while not follower.ended:
             for entry in await self._driver.run(follower.read()):
-                self._reader.note(entry)
+                self._note(entry)
                 if not isinstance(entry, Unknown):
                     yield entry
 
     async def result(self, timeout_s: float | None = None) -> Answer:
         """As ReadOnlyGeneration.result. Cancelling the task that awaits it cancels no request."""
-        if self._reader.answer is None:
-            follower, assembler = self._reader.follower(), Assembler(self.request_id)
-            until = None if timeout_s is None else time.monotonic() + timeout_s
-            while not follower.ended:
-                for entry in await self._driver.run(follower.read(until)):
-                    self._reader.note(entry)
-                    assembler.receive(entry)
-            self._reader.answer = assembler.answer()
-        return endings.answer_or_raise(self._reader.answer)
+        return await self._driver.run(self._read_answer(timeout_s))
 
     async def status(self) -> Status:
         """As ReadOnlyGeneration.status."""
@@ -96,6 +71,8 @@ class AsyncReadOnlyGeneration:
 
 class AsyncGeneration(AsyncReadOnlyGeneration):
     """As Generation."""
+
+    _expires = True
 
     async def cancel(self) -> bool:
         """As Generation.cancel."""
@@ -132,7 +109,6 @@ class AsyncConsumer:
         self._owns_connection = given is None
         found = given or connect_async(urls_of(url, streams_url, self._settings))
         self._driver = AsyncDriver(*found)
-        self._block_s = block_s(found.token)
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,7 +127,7 @@ class AsyncConsumer:
     async def get(self, request_id: str) -> AsyncReadOnlyGeneration:
         """As Consumer.get."""
         await self._driver.run(endings.status(endings.check_id(request_id)))
-        return AsyncReadOnlyGeneration(Reader(request_id, expires=False, block_s=self._block_s), self._driver)
+        return AsyncReadOnlyGeneration(request_id, self._driver)
 
 
 class AsyncProducer(AsyncConsumer):
@@ -201,4 +177,4 @@ class AsyncProducer(AsyncConsumer):
             await finish(asyncio.ensure_future(generation.cancel()))
 
     def _generation(self, request_id: str) -> AsyncGeneration:
-        return AsyncGeneration(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
+        return AsyncGeneration(request_id, self._driver)

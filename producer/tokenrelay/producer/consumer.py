@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import Driver
-from tokenrelay.producer.generation import Reader, ReadOnlyGeneration
+from tokenrelay.producer.generation import ReadOnlyGeneration
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.redis.servers import Servers, Urls, close, connect, servers_of
 from tokenrelay.shared.settings import ProducerSettings
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     import redis
-    import redis.asyncio
-
-BLOCK_S: Final = 2.0
-"""The longest blocking read. After it a reader checks deadline, timeout and workers."""
 
 
 def settings_of(
@@ -35,12 +31,6 @@ def urls_of(url: str | None, streams_url: str | None, settings: ProducerSettings
     """The URLs of the planes: from a client's arguments, else from its settings."""
     queue = url or settings.urls.queue
     return Urls(queue, streams_url or (queue if settings.streams_url is None else settings.urls.token))
-
-
-def block_s(client: redis.Redis | redis.asyncio.Redis) -> float:
-    """The longest blocking read in seconds: half of the client's own socket timeout, which would interrupt it."""
-    timeout_s = client.connection_pool.connection_kwargs.get("socket_timeout")
-    return min(BLOCK_S, timeout_s / 2) if timeout_s else BLOCK_S
 
 
 class Consumer:
@@ -79,7 +69,6 @@ class Consumer:
         self._owns_connection = given is None
         found = given or connect(urls_of(url, streams_url, self._settings))
         self._driver = Driver(*found)
-        self._block_s = block_s(found.token)
 
     def __enter__(self) -> Self:
         return self
@@ -97,4 +86,4 @@ class Consumer:
     def get(self, request_id: str) -> ReadOnlyGeneration:
         """The request's handle. Raises RequestNotFound, RequestError for a malformed ID, RedisUnusable."""
         self._driver.run(endings.status(endings.check_id(request_id)))
-        return ReadOnlyGeneration(Reader(request_id, expires=False, block_s=self._block_s), self._driver)
+        return ReadOnlyGeneration(request_id, self._driver)

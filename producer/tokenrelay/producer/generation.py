@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
-from typing import TYPE_CHECKING
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
 
 from tokenrelay.producer._core import endings
+from tokenrelay.producer._core.drivers import AsyncDriver, Driver
 from tokenrelay.producer._core.following import Follower, Reading
-from tokenrelay.producer.warning import warn_no_worker
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
@@ -16,22 +19,67 @@ from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenrelay.producer._core.drivers import Driver
+    import redis
+    import redis.asyncio
+
     from tokenrelay.producer._core.endings import Status
+    from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.wire.entries import AnyEntry, Entry, Event
 
+AnyDriver = TypeVar("AnyDriver", bound=Driver | AsyncDriver)
+BLOCK_S: Final = 2.0
+"""The longest blocking read. After it a reader checks deadline, timeout and workers."""
+_OURS: Final = str(Path(__file__).parent)
 
-class Reader:
-    """The state behind a request's handle, sync or asyncio: how it is read, what was read, its answer once known."""
 
-    def __init__(self, request_id: str, *, expires: bool, block_s: float) -> None:
-        self.request_id = request_id
-        self.answer: Answer | None = None
-        self._reading = Reading(expires, block_s, self._warn)
+class NoWorkerWarning(UserWarning):
+    """A queued request's model is served by no live worker; it waits until one comes or its deadline passes."""
+
+
+def warn_no_worker(request_id: str, queue: str) -> None:
+    """Issue a NoWorkerWarning that points at the line which waits, outside this package."""
+    model = queue.removeprefix("tokenrelay.").rpartition(".")[0].replace("--", "/")
+    warnings.warn(
+        f"request {request_id} waits in {queue}, but no live worker serves it; "
+        f"start one that serves the model {model!r}, or check the name",
+        NoWorkerWarning,
+        stacklevel=_caller_level(),
+    )
+
+
+def _caller_level() -> int:
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame, level = frame.f_back, level + 1
+    return max(level, 1)
+
+
+class Handle(Generic[AnyDriver]):
+    """What sync and asyncio handles share: how a request is read, what was read, its answer once known."""
+
+    _expires: ClassVar[bool] = False
+
+    def __init__(self, request_id: str, driver: AnyDriver) -> None:
+        self._request_id = request_id
+        self._driver = driver
+        self._reading = Reading(self._expires, _block_s(driver.servers.token), self._warn)
+        self._answer: Answer | None = None
         self._texts: dict[int, str] = {}
         self._warned = False
 
-    def follower(self, after: int = 0) -> Follower:
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.request_id}>"
+
+    @property
+    def request_id(self) -> str:
+        return self._request_id
+
+    @property
+    def text(self) -> str:
+        """The text that was read through this handle so far."""
+        return "".join(self._texts[index] for index in sorted(self._texts))
+
+    def _follower(self, after: int = 0) -> Follower:
         """A new follower behind token `after`. Raises RequestError for a negative index."""
         if not isinstance(after, int):
             raise RequestError(f"after: {after!r} is no whole number; give a token's index, such as 3", field="after")
@@ -39,15 +87,23 @@ class Reader:
             raise RequestError(f"after: {after}; tokens count from 1, so 0 is the least", field="after", limit=0)
         return Follower(self.request_id, self._reading, after=after)
 
-    def note(self, entry: AnyEntry) -> None:
+    def _note(self, entry: AnyEntry) -> None:
         if isinstance(entry, Token):
             self._texts[entry.index] = entry.text
         elif isinstance(entry, Ended):
             self._texts[sys.maxsize] = entry.text
 
-    @property
-    def text(self) -> str:
-        return "".join(self._texts[index] for index in sorted(self._texts))
+    def _read_answer(self, timeout_s: float | None) -> Steps[Answer]:
+        """Read up to the request's end, once. Raises as `result`."""
+        if self._answer is None:
+            follower, assembler = self._follower(), Assembler(self.request_id)
+            until = None if timeout_s is None else time.monotonic() + timeout_s
+            while not follower.ended:
+                for entry in (yield from follower.read(until)):
+                    self._note(entry)
+                    assembler.receive(entry)
+            self._answer = assembler.answer()
+        return endings.answer_or_raise(self._answer)
 
     def _warn(self, queue: str) -> None:
         if not self._warned:
@@ -55,28 +111,12 @@ class Reader:
             warn_no_worker(self.request_id, queue)
 
 
-class ReadOnlyGeneration:
+class ReadOnlyGeneration(Handle[Driver]):
     """A Consumer's handle of a request.
 
     Every iteration reads independently, from the token that it starts behind. Any number may run at once, in any
     threads. Breaking out of one leaves the request running.
     """
-
-    def __init__(self, reader: Reader, driver: Driver) -> None:
-        self._reader = reader
-        self._driver = driver
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.request_id}>"
-
-    @property
-    def request_id(self) -> str:
-        return self._reader.request_id
-
-    @property
-    def text(self) -> str:
-        """The text that was read through this handle so far."""
-        return self._reader.text
 
     def __iter__(self) -> Iterator[Token]:
         return self.tokens()
@@ -104,10 +144,10 @@ class ReadOnlyGeneration:
 
         Events that a later version adds are skipped.
         """
-        follower = self._reader.follower(after)
+        follower = self._follower(after)
         while not follower.ended:
             for entry in self._driver.run(follower.read()):
-                self._reader.note(entry)
+                self._note(entry)
                 if not isinstance(entry, Unknown):
                     yield entry
 
@@ -118,15 +158,7 @@ class ReadOnlyGeneration:
         doesn't cancel the request; StreamExpired, StreamGap, StreamChanged, RedisUnusable. A Redis that hangs may delay
         it beyond `timeout_s`: a round trip times out after 5 s and is tried four times.
         """
-        if self._reader.answer is None:
-            follower, assembler = self._reader.follower(), Assembler(self.request_id)
-            until = None if timeout_s is None else time.monotonic() + timeout_s
-            while not follower.ended:
-                for entry in self._driver.run(follower.read(until)):
-                    self._reader.note(entry)
-                    assembler.receive(entry)
-            self._reader.answer = assembler.answer()
-        return endings.answer_or_raise(self._reader.answer)
+        return self._driver.run(self._read_answer(timeout_s))
 
     def status(self) -> Status:
         """The request's status. Raises RequestNotFound once its retention is over, RedisUnusable."""
@@ -136,6 +168,14 @@ class ReadOnlyGeneration:
 class Generation(ReadOnlyGeneration):
     """A Producer's handle of a request. It can cancel, and reading expires the request past its deadline."""
 
+    _expires = True
+
     def cancel(self) -> bool:
         """Cancel the request, queued or running. False if it had ended before or is gone. Raises RedisUnusable."""
         return self._driver.run(endings.cancel(self.request_id))
+
+
+def _block_s(client: redis.Redis | redis.asyncio.Redis) -> float:
+    """The longest blocking read in seconds: half of the client's own socket timeout, which would interrupt it."""
+    timeout_s = client.connection_pool.connection_kwargs.get("socket_timeout")
+    return min(BLOCK_S, timeout_s / 2) if timeout_s else BLOCK_S

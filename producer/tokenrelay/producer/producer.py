@@ -10,7 +10,7 @@ from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.consumer import Consumer
-from tokenrelay.producer.generation import Generation, Reader
+from tokenrelay.producer.generation import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -71,4 +71,4 @@ class Producer(Consumer):
             generation.cancel()
 
     def _generation(self, request_id: str) -> Generation:
-        return Generation(Reader(request_id, expires=True, block_s=self._block_s), self._driver)
+        return Generation(request_id, self._driver)
