@@ -17,9 +17,9 @@ from tests.redis_servers import binaries
 from tests.waiting import wait_until
 from tests.workers import MODEL, running_worker
 from tests.writers import Writer
+from tokenrelay.cli.ops.commands import read_overview
 from tokenrelay.cli.ops.diagnosis import Finding, diagnose, healthy_line
 from tokenrelay.cli.ops.explanation import explain_request
-from tokenrelay.cli.ops.overview import read_overview
 from tokenrelay.cli.ops.system import Queue, System, Worker, read_system
 from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.shared.wire import keys

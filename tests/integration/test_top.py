@@ -27,7 +27,7 @@ from tokenrelay.cli.ops.diagnosis import diagnose
 from tokenrelay.cli.ops.frame import UNLIMITED, frame
 from tokenrelay.cli.ops.snapshot import MAX_ENDED, MAX_REGISTRY_ENTRIES, Snapshot, as_json, read_snapshot
 from tokenrelay.cli.ops.top import refresh
-from tokenrelay.cli.terminal.percentiles import Percentiles
+from tokenrelay.cli.terminal.tables import Percentiles
 from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.shared.wire import keys
 

@@ -11,8 +11,7 @@ from tokenrelay.cli.load.chart import bars
 from tokenrelay.cli.load.report import report
 from tokenrelay.cli.load.run import Outcome
 from tokenrelay.cli.load.workload import Arrival, Range, Workload
-from tokenrelay.cli.terminal.percentiles import Percentiles
-from tokenrelay.cli.terminal.tables import duration
+from tokenrelay.cli.terminal.tables import Percentiles, duration
 from tokenrelay.shared.errors import RequestError
 
 

@@ -10,7 +10,7 @@ from tokenrelay.cli.client import commands as client_commands
 from tokenrelay.cli.demo.command import run_demo
 from tokenrelay.cli.load.command import load
 from tokenrelay.cli.ops import commands as ops_commands
-from tokenrelay.cli.terminal.output import EXIT_CODES, exit_on_error, write_json, write_message
+from tokenrelay.cli.terminal.output import EXIT_CODES, add_command, exit_on_error, write_json, write_message
 from tokenrelay.shared.errors import SettingsError
 
 app: Final = typer.Typer(
@@ -23,7 +23,7 @@ app: Final = typer.Typer(
 
 client_commands.register(app)
 ops_commands.register(app)
-app.command(epilog=EXIT_CODES)(exit_on_error()(load))
+add_command(app, load)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -11,18 +11,17 @@ import typer
 from tokenrelay.cli.client.options import with_options
 from tokenrelay.cli.client.trace import write_trace
 from tokenrelay.cli.terminal.output import (
-    EXIT_CODES,
+    Json,
+    add_command,
     entry_fields,
-    exit_on_error,
     write_json,
     write_message,
     write_text,
 )
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.producer._core.drivers import Driver
+from tokenrelay.producer._core.drivers import connected_driver
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.redis.servers import connected
 from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire.entries import Ended, Token
 
@@ -33,17 +32,15 @@ if TYPE_CHECKING:
 
 Prompt = Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.", metavar="PROMPT")]
 RequestId = Annotated[str, typer.Argument(help="A request ID, as printed by submit.", metavar="ID")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 Local = Annotated[bool, typer.Option("--local", help="Start a temporary Redis and worker for this call.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
     for command in (ask, submit, follow, cancel, trace):
-        app.command(epilog=EXIT_CODES)(command)
+        add_command(app, command)
 
 
-@exit_on_error()
 @with_options
 def ask(prompt: Prompt = None, *, local: Local = False, json: Json = False, **options: Any) -> None:
     """Submit a prompt and print the answer as it's generated. Ctrl-C cancels the request."""
@@ -55,7 +52,6 @@ def ask(prompt: Prompt = None, *, local: Local = False, json: Json = False, **op
             _write_entries(generation, json=json)
 
 
-@exit_on_error()
 @with_options
 def submit(prompt: Prompt = None, *, json: Json = False, **options: Any) -> None:
     """Queue a request and print its ID."""
@@ -67,7 +63,6 @@ def submit(prompt: Prompt = None, *, json: Json = False, **options: Any) -> None
             write_text(f"{generation.request_id}\n")
 
 
-@exit_on_error()
 def follow(
     request_id: RequestId,
     after: Annotated[int, typer.Option(help="Start after this token.", metavar="N")] = 0,
@@ -78,7 +73,6 @@ def follow(
         _write_entries(consumer.get(request_id), after=after, json=json)
 
 
-@exit_on_error()
 def cancel(request_id: RequestId, json: Json = False) -> None:
     """Cancel a request in any state. No-op for one that has ended."""
     with Producer() as producer:
@@ -90,12 +84,10 @@ def cancel(request_id: RequestId, json: Json = False) -> None:
             write_text(f"{'cancelled' if cancelled else f'had already ended: {state}'}\n")
 
 
-@exit_on_error()
 def trace(request_id: RequestId, json: Json = False) -> None:
     """Show each stage of a request with its data and Redis times, and how much earlier streaming showed the answer."""
-    settings = ProducerSettings.from_environment()
-    with connected(settings.urls) as servers:
-        write_trace(Driver(*servers), request_id, json=json)
+    with connected_driver(ProducerSettings.from_environment().urls) as driver:
+        write_trace(driver, request_id, json=json)
 
 
 def _prompt(given: str | None) -> str | None:

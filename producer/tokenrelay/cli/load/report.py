@@ -12,8 +12,7 @@ from rich.text import Text
 
 from tokenrelay.cli.load.chart import bars
 from tokenrelay.cli.terminal.output import visible
-from tokenrelay.cli.terminal.percentiles import Percentiles
-from tokenrelay.cli.terminal.tables import Columns, counted, duration, milliseconds, table
+from tokenrelay.cli.terminal.tables import Percentiles, counted, duration, milliseconds, percentile_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -126,17 +125,12 @@ def _buckets(outcomes: Sequence[Outcome], window_s: float) -> tuple[Bucket, ...]
 
 def render(found: Report) -> Group:
     """The report as text, 80 columns wide."""
-    columns: Columns = (("", "<"), *((name, ">") for name in ("p50", "p90", "p99", "max", "count")))
-    named = (
-        ("queue wait", found.queue_wait_ms),
-        ("first token", found.ttft_ms),
-        ("between tokens", found.inter_token_ms),
-        ("whole answer", found.total_ms),
-    )
-    rows = [
-        (name, *(milliseconds(value) for value in (of.p50, of.p90, of.p99, of.max)), f"{of.count:,}")
-        for name, of in named
-    ]
+    spreads = {
+        "queue wait": found.queue_wait_ms,
+        "first token": found.ttft_ms,
+        "between tokens": found.inter_token_ms,
+        "whole answer": found.total_ms,
+    }
     states = ", ".join(f"{number:,} {state}" for state, number in found.states.items()) or "no request"
     migrations = f", {counted(found.migrations, 'migration')}" if found.migrations else ""
     stopped = "stopped after " if found.stopped else ""
@@ -151,7 +145,7 @@ def render(found: Report) -> Group:
             f" during submission; {found.tokens:,} in total, for {found.prompt_tokens:,} prompt tokens",
         ),
     ]
-    parts: list[RenderableType] = [*lines, Text(), table(columns, rows), *_curves(found), *_warnings(found)]
+    parts: list[RenderableType] = [*lines, Text(), percentile_table("", spreads), *_curves(found), *_warnings(found)]
     return Group(*parts)
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from tokenrelay.cli.ops.listing import list_state
 from tokenrelay.cli.ops.snapshot import RATE_WINDOW_S, WINDOW_S
 from tokenrelay.cli.terminal.output import visible
-from tokenrelay.cli.terminal.tables import Columns, counted, duration, milliseconds, table
+from tokenrelay.cli.terminal.tables import Columns, counted, duration, milliseconds, percentile_table, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,18 +113,12 @@ def _head(shot: Snapshot, where: str) -> list[Text]:
 def _percentiles(shot: Snapshot) -> RenderableType:
     if not shot.readable:
         return Text("This Redis user may not read requests, so there are no latencies or token rates.", style="dim")
-    names = ("p50", "p90", "p99", "max", "count")
-    columns: Columns = ((f"last {WINDOW_S:.0f} s", "<"), *((name, ">") for name in names))
-    measured = (
-        ("queue wait", shot.queue_wait_ms),
-        ("first token", shot.ttft_ms),
-        ("between tokens", shot.inter_token_ms),
-    )
-    rows = [
-        (name, *(milliseconds(value) for value in (of.p50, of.p90, of.p99, of.max)), f"{of.count:,}")
-        for name, of in measured
-    ]
-    render = table(columns, rows)
+    spreads = {
+        "queue wait": shot.queue_wait_ms,
+        "first token": shot.ttft_ms,
+        "between tokens": shot.inter_token_ms,
+    }
+    render = percentile_table(f"last {WINDOW_S:.0f} s", spreads)
     if not shot.is_sample:
         return render
     seen = f"a sample: {len(shot.running):,} of {shot.running_in_all:,} running, the last {len(shot.ended):,} ended"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer._core.steps import RoundTrip
+from tokenrelay.producer._core.steps import RoundTrip, check_reply
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.jobs import holder_look
 from tokenrelay.shared.store.record import Field, RequestRecord, look
@@ -116,9 +116,7 @@ class RequestSummary:
 def list_queued(queue: str, first: int, last: int) -> Steps[list[RequestRef]]:
     """Requests `first` to `last` of a queue, counted from the newest."""
     (found,) = yield RoundTrip([("LRANGE", keys.rq_queue(queue), -1 - last, -1 - first)])
-    if isinstance(found, Exception):
-        raise found
-    return [RequestRef(text(item), queue, "queued") for item in reversed(found)]
+    return [RequestRef(text(item), queue, "queued") for item in reversed(check_reply(found))]
 
 
 def list_registry(
@@ -130,9 +128,7 @@ def list_registry(
     replies = (yield RoundTrip(batch)) if batch else []
     found = []
     for (queue, place), reply in zip(places, replies, strict=True):
-        if isinstance(reply, Exception):
-            raise reply
-        found += [RequestRef(text(member), queue, place, score) for member, score in reply]
+        found += [RequestRef(text(member), queue, place, score) for member, score in check_reply(reply)]
     return sorted(found, key=lambda one: one.score, reverse=newest)
 
 

@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError
 
 from tokenrelay.cli.ops import request_summaries
 from tokenrelay.cli.ops.system import read_system
-from tokenrelay.cli.terminal.percentiles import Percentiles
+from tokenrelay.cli.terminal.tables import Percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,12 +6,12 @@ of single requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from tokenrelay.producer._core.steps import RoundTrip
+from tokenrelay.producer._core.steps import RoundTrip, check_reply, is_wrong_type
 from tokenrelay.shared.redis.commands import info, server_time, server_time_us
 from tokenrelay.shared.store.registrations import (
     WORKER_SILENT_S,
@@ -145,11 +145,11 @@ def read_system() -> Steps[System]:
             info(Plane.QUEUE),
         ]
     )
-    names = sorted(text(key).removeprefix(keys.rq_queue("")) for key in _raise_if_error(queues))
+    names = sorted(text(key).removeprefix(keys.rq_queue("")) for key in check_reply(queues))
     ours = [name for name in names if keys.model_of(name)]
     lists = yield from _lists(ours[:MAX_QUEUES])
     serving = {key for found in lists for key in found.workers}
-    worker_keys = sorted(serving | ({text(key) for key in _raise_if_error(workers)} if not _denied(workers) else set()))
+    worker_keys = sorted(serving | ({text(key) for key in check_reply(workers)} if not _denied(workers) else set()))
     seen = yield from _workers(worker_keys[:MAX_WORKERS], lists)
     now_us, streams_info, waits = yield from _streams(lists)
     alive = [worker for worker in seen if worker.alive]
@@ -159,44 +159,38 @@ def read_system() -> Steps[System]:
         *(["whether RQ is suspended"] if _denied(suspended_ms) else []),
         *(["INFO: Redis's memory, disk, role and eviction policy"] if isinstance(server_info, ResponseError) else []),
     ]
-    paused_ms = -2 if _denied(suspended_ms) else int(_raise_if_error(suspended_ms))
+    paused_ms = -2 if _denied(suspended_ms) else int(check_reply(suspended_ms))
     return System(
         now_us=now_us,
         queues=tuple(
-            Queue(
-                found.name,
-                found.model,
-                found.waiting,
-                found.running,
-                sum(found.model in worker.models for worker in alive),
-                wait_s,
+            replace(
+                found.queue, workers=sum(found.queue.model in worker.models for worker in alive), oldest_wait_s=wait_s
             )
             for found, wait_s in zip(lists, waits, strict=True)
         ),
         workers=tuple(seen),
         suspended=paused_ms != -2,
         resumes_in_s=paused_ms / 1000 if paused_ms >= 0 else None,
-        server=None if isinstance(server_info, ResponseError) else _server(_raise_if_error(server_info)),
+        server=None if isinstance(server_info, ResponseError) else _server(check_reply(server_info)),
         streams_server=_other_server(server_info, streams_info),
         denied=tuple(denied),
         gone=tuple(name for name in map(_worker_name, sorted(serving)[:MAX_WORKERS]) if name not in names_seen),
         left_out=max(0, len(ours) - MAX_QUEUES) + max(0, len(worker_keys) - MAX_WORKERS),
-        broken=tuple(found.name for found in lists if found.broken),
+        broken=tuple(found.queue.name for found in lists if found.broken),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Lists:
-    name: str
-    model: str
-    waiting: int
-    running: int
+class _Found:
+    """A queue, still without its head's age and its number of live workers."""
+
+    queue: Queue
     head: str | None
     workers: frozenset[str]
     broken: bool
 
 
-def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
+def _lists(names: Sequence[str]) -> Steps[list[_Found]]:
     batch: Batch = []
     for name in names:
         batch += [
@@ -214,16 +208,17 @@ def _lists(names: Sequence[str]) -> Steps[list[_Lists]]:
         serving = frozenset() if _denied(workers) else frozenset(map(text, _value(workers, ())))
         model = keys.model_of(name) or ""
         head_id = text(first) if first is not None else None
-        broken = any(map(_wrong_type, (waiting, running, workers)))
-        found.append(_Lists(name, model, _value(waiting, 0), _value(running, 0), head_id, serving, broken))
+        broken = any(map(is_wrong_type, (waiting, running, workers)))
+        queue = Queue(name, model, _value(waiting, 0), _value(running, 0), workers=0, oldest_wait_s=None)
+        found.append(_Found(queue, head_id, serving, broken))
     return found
 
 
-def _workers(worker_keys: Sequence[str], lists: Sequence[_Lists]) -> Steps[list[Worker]]:
+def _workers(worker_keys: Sequence[str], lists: Sequence[_Found]) -> Steps[list[Worker]]:
     models_of: dict[str, set[str]] = {key: set() for key in worker_keys}
     for found in lists:
         for key in found.workers & models_of.keys():
-            models_of[key].add(found.model)
+            models_of[key].add(found.queue.model)
     batch: Batch = []
     for key in worker_keys:
         batch += [look(key, _WORKER_FIELDS), time_left(key)]
@@ -232,7 +227,7 @@ def _workers(worker_keys: Sequence[str], lists: Sequence[_Lists]) -> Steps[list[
     return [worker for worker in workers if worker is not None and worker.models]
 
 
-def _streams(lists: Sequence[_Lists]) -> Steps[tuple[int, Reply, list[float | None]]]:
+def _streams(lists: Sequence[_Found]) -> Steps[tuple[int, Reply, list[float | None]]]:
     """The token plane's clock, its server's INFO, and the wait of each queue's first request by that clock."""
     heads = [found.head if found.head and keys.is_request_id(found.head) else None for found in lists]
     looks: Batch = [("XRANGE", keys.stream(head), "0-1", "0-1") for head in heads if head]
@@ -245,7 +240,7 @@ def _other_server(of_queues: Reply, of_streams: Reply) -> Server | None:
     """The streams' server, where it's another one than the queues'."""
     if isinstance(of_queues, ResponseError) or isinstance(of_streams, ResponseError):
         return None
-    same = of_queues.get("run_id") == _raise_if_error(of_streams).get("run_id")
+    same = of_queues.get("run_id") == check_reply(of_streams).get("run_id")
     return None if same else _server(of_streams)
 
 
@@ -296,17 +291,6 @@ def _denied(reply: Reply) -> bool:
     return isinstance(reply, NoPermissionError)
 
 
-def _wrong_type(reply: Reply) -> bool:
-    return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
-
-
 def _value(reply: Reply, empty: Any) -> Any:
     """The reply, or `empty` for a key of the wrong type. Raises any other error reply."""
-    return empty if _wrong_type(reply) else _raise_if_error(reply)
-
-
-def _raise_if_error(reply: Reply) -> Any:
-    """The reply. Raises an error reply."""
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
+    return empty if is_wrong_type(reply) else check_reply(reply)

@@ -14,7 +14,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -55,6 +55,7 @@ EXIT_CODES: Final = (
     "Exit codes: 0 answered or done; 1 the generation failed, expired or was cancelled; 2 bad input or setting; "
     "3 Redis is unusable; 4 no such request; 5 the queue is full; 130 Ctrl-C; 141 broken pipe."
 )
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 _VISIBLE: Final = (
     {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
     | {0x7F: 0x2421}
@@ -109,6 +110,11 @@ def write_message(text: str) -> None:
     """Write a line to stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def add_command(app: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
+    """Add the command to `app`; its errors become exit codes."""
+    app.command(name, epilog=EXIT_CODES)(exit_on_error()(command))
 
 
 @contextmanager

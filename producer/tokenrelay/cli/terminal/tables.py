@@ -1,10 +1,12 @@
-"""Tables, durations and counts for a terminal of 80 columns.
+"""Tables, percentiles, durations and counts for a terminal of 80 columns.
 
 Cells are escaped with `visible` and never parsed as rich markup. Colour repeats what the text says.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 from rich.table import Table
@@ -14,7 +16,7 @@ from tokenrelay.cli.terminal.output import visible
 from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 Columns = tuple[tuple[str, Literal["<", ">"]], ...]
 
@@ -49,6 +51,42 @@ def table(columns: Columns, rows: Iterable[Sequence[str]], *, gap: int = 2) -> T
     for row in rows:
         render.add_row(*(Text(visible(cell), style=_STYLES.get(cell, "")) for cell in row))
     return render
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Nearest-rank percentiles, so each is a measured value. In the sample's unit; None for an empty sample."""
+
+    count: int
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    max: float | None = None
+
+    @classmethod
+    def of(cls, sample: Iterable[float]) -> Percentiles:
+        values = sorted(sample)
+        if not values:
+            return cls(0)
+        p50, p90, p99 = (values[math.ceil(share * len(values)) - 1] for share in (0.5, 0.9, 0.99))
+        return cls(len(values), p50, p90, p99, values[-1])
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """As a JSON object, rounded to a thousandth."""
+        values = {name: getattr(self, name) for name in ("p50", "p90", "p99", "max")}
+        return {"count": self.count, **{name: v if v is None else round(v, 3) for name, v in values.items()}}
+
+
+def percentile_table(title: str, spreads: Mapping[str, Percentiles]) -> Table:
+    """A row for each spread, in milliseconds."""
+    columns: Columns = ((title, "<"), *((name, ">") for name in ("p50", "p90", "p99", "max", "count")))
+    return table(
+        columns,
+        [
+            (name, *(milliseconds(value) for value in (of.p50, of.p90, of.p99, of.max)), f"{of.count:,}")
+            for name, of in spreads.items()
+        ],
+    )
 
 
 def duration(seconds: float | None) -> str:

@@ -6,9 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import ResponseError
-
-from tokenrelay.producer._core.steps import RoundTrip, ask, raise_on_error
+from tokenrelay.producer._core.steps import RoundTrip, ask, check_reply, is_wrong_type
 from tokenrelay.shared.store.registrations import Registration, WorkerField, is_alive, look, time_left
 from tokenrelay.shared.wire import keys
 
@@ -69,10 +67,10 @@ def read_served_models() -> Steps[dict[str, ServedModel]]:
     replies = yield RoundTrip(batch)
     found: dict[str, ServedModel] = {}
     for registered, left_ms in zip(replies[::2], replies[1::2], strict=True):
-        if isinstance(registered, ResponseError) and "WRONGTYPE" in str(registered):
+        if is_wrong_type(registered):
             continue  # not a registration
-        worker = Registration(_FIELDS, raise_on_error([registered])[0])
-        if not worker.has_queues or not is_alive(raise_on_error([left_ms])[0]):
+        worker = Registration(_FIELDS, check_reply(registered))
+        if not worker.has_queues or not is_alive(check_reply(left_ms)):
             continue
         for name in worker.models:
             before = found.get(name)

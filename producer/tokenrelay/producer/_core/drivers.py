@@ -5,28 +5,30 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.exceptions import RedisError
 
 from tokenrelay.producer._core.shared_waits import SharedWaits
-from tokenrelay.producer._core.steps import Pause, RoundTrip, SingleFlight
+from tokenrelay.producer._core.steps import Pause, RoundTrip, SingleFlight, is_wrong_type
 from tokenrelay.producer._core.waits import Wait
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline, cancel_requests, raise_if_cancelled
 from tokenrelay.shared.redis.commands import batch_plane
+from tokenrelay.shared.redis.servers import connected
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     import redis
     import redis.asyncio
 
     from tokenrelay.producer._core.steps import Answered, Item, Result, Steps
     from tokenrelay.shared.redis.commands import Reply
-    from tokenrelay.shared.redis.servers import Servers
+    from tokenrelay.shared.redis.servers import Servers, Urls
 
 CONNECTIONS: Final = 4
 """How many round trips of one asyncio client are under way at a time, on each server. To open a connection takes as
@@ -148,10 +150,17 @@ class AsyncDriver:
             flight.exception()  # raised where it is awaited; nobody may be there any more
 
 
+@contextmanager
+def connected_driver(urls: Urls) -> Iterator[Driver]:
+    """A driver on connections of its own, for the time of a `with` block."""
+    with connected(urls) as servers:
+        yield Driver(*servers)
+
+
 def _translated(error: RedisError, servers: Servers[Any], item: Item | None) -> TokenRelayError:
     """RedisUnusable for a server that can't be used now, ProtocolError for a key that isn't of our type. `item`: what
     was asked last."""
-    if "WRONGTYPE" in str(error):
+    if is_wrong_type(error):
         return ProtocolError("a key of the request, or of its queue, is of another type: somebody else wrote it")
     plane = batch_plane(item.batch) if isinstance(item, RoundTrip) else Plane.TOKEN
     return servers.explain(error, plane)

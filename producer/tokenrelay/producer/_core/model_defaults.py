@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError
 
-from tokenrelay.producer._core.steps import RoundTrip, SingleFlight, raise_on_error
+from tokenrelay.producer._core.steps import RoundTrip, SingleFlight, check_reply, is_wrong_type
 from tokenrelay.shared import options
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.store.registrations import Registration, WorkerField, look
@@ -67,13 +67,13 @@ def _read_registered(model: str) -> Steps[Mapping[str, Any] | None]:
     (members,) = yield RoundTrip([("SMEMBERS", keys.rq_workers(keys.queue(model, "default")))])
     if _unreadable(members):
         return None
-    workers = sorted(raise_on_error([members])[0])[:_MOST_ASKED]
+    workers = sorted(check_reply(members))[:_MOST_ASKED]
     replies = (yield RoundTrip([look(worker, _FIELDS) for worker in workers])) if workers else []
     alive = False
     for reply in replies:
         if _unreadable(reply):
             continue
-        worker = Registration(_FIELDS, raise_on_error([reply])[0])
+        worker = Registration(_FIELDS, check_reply(reply))
         alive = alive or worker.has_queues
         if (defaults := _valid(worker)) is not None:
             return defaults
@@ -81,7 +81,7 @@ def _read_registered(model: str) -> Steps[Mapping[str, Any] | None]:
 
 
 def _unreadable(reply: object) -> bool:
-    return isinstance(reply, NoPermissionError) or (isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply))
+    return isinstance(reply, NoPermissionError) or is_wrong_type(reply)
 
 
 def _valid(worker: Registration) -> Mapping[str, Any] | None:

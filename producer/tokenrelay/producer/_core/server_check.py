@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from tokenrelay.producer._core.drivers import Driver
+from tokenrelay.producer._core.drivers import connected_driver
 from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.redis.commands import info
-from tokenrelay.shared.redis.servers import check_fit, connected
+from tokenrelay.shared.redis.servers import check_fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,5 +31,5 @@ def check_redis(planes: Iterable[Plane]) -> Steps[None]:
 
 def check_servers(urls: Urls) -> None:
     """`check_redis` on connections of its own, so that a process fails at start and not at its first request."""
-    with connected(urls) as servers:
-        Driver(*servers).run(check_redis(servers.planes))
+    with connected_driver(urls) as driver:
+        driver.run(check_redis(driver.servers.planes))

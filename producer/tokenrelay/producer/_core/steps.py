@@ -64,10 +64,19 @@ def ask(batch: Batch) -> Steps[list[Reply]]:
 
 def raise_on_error(replies: Sequence[Reply]) -> list[Reply]:
     """The replies. Raises the first error among them."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return list(replies)
+    return [check_reply(reply) for reply in replies]
+
+
+def check_reply(reply: Reply) -> Reply:
+    """The reply. Raises it if it is an error."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def is_wrong_type(reply: object) -> bool:
+    """Whether it's the error of a key that holds another type."""
+    return isinstance(reply, RedisError) and "WRONGTYPE" in str(reply)
 
 
 def ask_script(call: ScriptCall[Result]) -> Steps[Result]:
