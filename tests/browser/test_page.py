@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.gateway.live import WakingWriter
-from tokenrelay.producer.consumer import Consumer
+from tokenrelay.producer.client import Consumer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.relay import CountingRelay
-from tokenrelay.gateway.tenancy.tenants import hash_of
+from tokenrelay.gateway.core.tenants import hash_of
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.replies import Cancelled
 from tokenrelay.shared.wire import keys

@@ -8,8 +8,8 @@ import pytest
 
 from tests.waiting import wait_until
 from tests.writers import End, serving
+from tokenrelay.gateway.core.tenants import new_key
 from tokenrelay.gateway.openai.stored_items import MAX_REFERENCES
-from tokenrelay.gateway.tenancy.tenants import new_key
 
 if TYPE_CHECKING:
     import httpx

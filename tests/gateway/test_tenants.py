@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from tests.gateway.events import following
 from tests.waiting import wait_until
-from tokenrelay.gateway.tenancy.tenants import Tenants, hash_of, new_key
+from tokenrelay.gateway.core.tenants import Tenants, hash_of, new_key
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.settings import GatewaySettings
 from tokenrelay.shared.wire import keys

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.redis_servers import RedisServer
 
-MODULES = ("tokenrelay.producer.producer", "tokenrelay.producer.consumer", "tokenrelay.producer.aio")
+MODULES = ("tokenrelay.producer.client", "tokenrelay.producer.aio")
 README = Path(__file__).parents[2] / "README.md"
 
 

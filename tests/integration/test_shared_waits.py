@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from tests.token_plane import reply_word
 from tokenrelay.producer import AsyncProducer, ProtocolError
 from tokenrelay.producer._core.shared_waits import SharedWaits
-from tokenrelay.producer._core.waits import Wait
+from tokenrelay.producer._core.steps import Wait
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline
 from tokenrelay.shared.redis.connections import connect_async
 from tokenrelay.shared.wire import keys

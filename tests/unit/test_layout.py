@@ -35,7 +35,6 @@ FLOORS = {
         "records",
         "views",
         "streams",
-        "tenancy",
         "core",
         "openai/bodies",
         "openai",

@@ -53,7 +53,7 @@ def serve(
 @exit_on_error()
 def api_key(name: Annotated[str, typer.Argument(help="The key's owner.")]) -> None:
     """Create an API key for the gateway. Writes the key to stderr, and its entry for the API keys file to stdout."""
-    from tokenrelay.gateway.tenancy.tenants import new_key
+    from tokenrelay.gateway.core.tenants import new_key
 
     key, line = new_key(name)
     write_message(key)

@@ -2,9 +2,8 @@
 
 from tokenrelay.producer._core.endings import Status
 from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
-from tokenrelay.producer.consumer import Consumer
+from tokenrelay.producer.client import Consumer, Producer
 from tokenrelay.producer.generation import Generation, NoWorkerWarning, ReadOnlyGeneration
-from tokenrelay.producer.producer import Producer
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationError,

@@ -1,4 +1,4 @@
-"""`consumer`, `producer` and `generation` for asyncio. A client belongs to one event loop."""
+"""`client` and `generation` for asyncio. A client belongs to one event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
-from tokenrelay.producer.consumer import settings_of, urls_of
+from tokenrelay.producer.client import settings_of, urls_of
 from tokenrelay.producer.generation import Handle
 from tokenrelay.shared.redis.servers import aclose, connect_async, servers_of
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
@@ -153,19 +153,19 @@ class AsyncProducer(AsyncConsumer):
     async def get(self, request_id: str) -> AsyncGeneration:
         """As Producer.get."""
         await self._driver.run(endings.status(endings.check_id(request_id)))
-        return self._generation(request_id)
+        return AsyncGeneration(request_id, self._driver)
 
     async def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGeneration:
         """As Producer.submit."""
         plan = plan_request({"prompt": prompt, **options}, self._settings)
-        return self._generation((await self._driver.run(self._submitter.submit(plan))).request_id)
+        return AsyncGeneration((await self._driver.run(self._submitter.submit(plan))).request_id, self._driver)
 
     async def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[AsyncGeneration]:
         """As Producer.submit_many."""
         plans = plan_many(items, options, self._settings)
         if plans:
             await self._driver.run(self._submitter.submit_many(plans))
-        return [self._generation(plan.request_id) for plan in plans]
+        return [AsyncGeneration(plan.request_id, self._driver) for plan in plans]
 
     @asynccontextmanager
     async def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncIterator[AsyncGeneration]:
@@ -175,6 +175,3 @@ class AsyncProducer(AsyncConsumer):
             yield generation
         finally:
             await finish(asyncio.ensure_future(generation.cancel()))
-
-    def _generation(self, request_id: str) -> AsyncGeneration:
-        return AsyncGeneration(request_id, self._driver)

@@ -6,9 +6,9 @@ from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from tokenrelay.gateway.core.gateway import Gateway
+from tokenrelay.gateway.core.tenants import Tenant
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.streams.positions import entry_after
-from tokenrelay.gateway.tenancy.tenants import Tenant
 from tokenrelay.shared.wire.entries import EntryId
 
 _MAX_KEY_CHARS = 256

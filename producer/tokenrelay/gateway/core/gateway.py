@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from tokenrelay.gateway.core.tenants import Tenants, submit_as
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.http.tasks import Background, insistent_timeout
 from tokenrelay.gateway.records.record import ANNOTATION, Annotation, Record, new_record, read_record, with_annotation
@@ -14,8 +15,6 @@ from tokenrelay.gateway.streams.attachments import Attachment, Attachments
 from tokenrelay.gateway.streams.counters import GatewayCounters
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.streams.positions import START
-from tokenrelay.gateway.tenancy.quota import submit_as
-from tokenrelay.gateway.tenancy.tenants import Tenants
 from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
@@ -24,8 +23,8 @@ from tokenrelay.shared.redis.servers import aclose, connect_async
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from tokenrelay.gateway.core.tenants import Tenant
     from tokenrelay.gateway.streams.feed import Feed
-    from tokenrelay.gateway.tenancy.tenants import Tenant
     from tokenrelay.producer._core.steps import Result, Steps
     from tokenrelay.producer._core.submission import Submitted
     from tokenrelay.shared.settings import GatewaySettings

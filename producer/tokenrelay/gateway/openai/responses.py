@@ -9,6 +9,7 @@ from starlette.responses import Response
 from tokenrelay.gateway.core.dependencies import GatewayDep, LastEventId, StartingAfter, TenantDep
 from tokenrelay.gateway.core.gateway import Gateway
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS
+from tokenrelay.gateway.core.tenants import Tenant
 from tokenrelay.gateway.http.problems import Problem, RangeGone, json_response
 from tokenrelay.gateway.openai.bodies.request_bodies import ResponseBody
 from tokenrelay.gateway.openai.stored_items import with_stored
@@ -18,7 +19,6 @@ from tokenrelay.gateway.streams.attachments import Attachment
 from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
 from tokenrelay.gateway.streams.feed import Feed
 from tokenrelay.gateway.streams.positions import START, entry_after, sequence_after
-from tokenrelay.gateway.tenancy.tenants import Tenant
 from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
 from tokenrelay.producer._core.endings import cancel
 from tokenrelay.shared.wire.answer import Assembler

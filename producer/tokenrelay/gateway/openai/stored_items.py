@@ -14,10 +14,10 @@ from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.core.gateway import Gateway
+    from tokenrelay.gateway.core.tenants import Tenant
     from tokenrelay.gateway.openai.bodies.contents import Reference
     from tokenrelay.gateway.openai.bodies.request_bodies import ResponseBody
     from tokenrelay.gateway.records.record import Record
-    from tokenrelay.gateway.tenancy.tenants import Tenant
 
 MAX_REFERENCES: Final = 256
 """Limit of one body: each reference is one read from Redis."""

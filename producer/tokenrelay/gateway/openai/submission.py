@@ -13,9 +13,8 @@ from tokenrelay.gateway.openai.bodies import ignored
 from tokenrelay.gateway.openai.bodies.request_bodies import Common
 from tokenrelay.gateway.records.record import Annotation, Record
 from tokenrelay.gateway.streams.attachments import Attachment
-from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT
+from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT, raise_if_failed, wait_or_disconnect
 from tokenrelay.gateway.streams.feed import Feed
-from tokenrelay.gateway.streams.outcome import raise_if_failed, wait_or_disconnect
 from tokenrelay.shared.errors import RequestError
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from redis.exceptions import RedisError
 
 from tokenrelay.producer._core.shared_waits import SharedWaits
-from tokenrelay.producer._core.steps import Pause, RoundTrip, SingleFlight, is_wrong_type
-from tokenrelay.producer._core.waits import Wait
+from tokenrelay.producer._core.steps import Pause, RoundTrip, SingleFlight, Wait, is_wrong_type
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline, cancel_requests, raise_if_cancelled
 from tokenrelay.shared.redis.commands import batch_plane

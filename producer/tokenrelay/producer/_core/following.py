@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError
 
 from tokenrelay.producer._core.endings import cancel, expire
-from tokenrelay.producer._core.steps import LOST, Pause, RoundTrip, ask, raise_on_error
-from tokenrelay.producer._core.waits import Wait
+from tokenrelay.producer._core.steps import LOST, Pause, RoundTrip, Wait, ask, raise_on_error
 from tokenrelay.shared.errors import (
     RequestError,
     StreamChanged,

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
-from tokenrelay.producer._core.waits import COUNT, by_stream, id_before, read_streams
+from tokenrelay.producer._core.steps import COUNT, by_stream, id_before, read_streams
 from tokenrelay.shared.wire.entries import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenrelay.producer._core.waits import Wait
+    from tokenrelay.producer._core.steps import Wait
     from tokenrelay.shared.redis.batches import AsyncPipeline
     from tokenrelay.shared.redis.commands import Reply
 

@@ -1,22 +1,36 @@
-"""Tenants and their API keys and limits. Only hashes of keys are stored."""
+"""Tenants, their API keys and limits, and submitting as one. Only hashes of keys are stored.
+
+A tenant's open requests are in a sorted set in Redis, shared by all gateways. The admission script counts and adds in
+one step, so concurrent submits can't exceed a limit.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Final, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from tokenrelay.gateway.http.problems import unauthorized
+from tokenrelay.gateway.http.problems import Problem, too_many_requests, unauthorized
+from tokenrelay.gateway.records.record import mark_unlimited
+from tokenrelay.producer._core.planning import plan_request
+from tokenrelay.producer._core.submission import OwnerLimitReached
 from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.store.admissions import OwnerLimits, TooManyOpen, TooManyQueued
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenrelay.producer._core.planning import Plan
+    from tokenrelay.producer._core.steps import Steps
+    from tokenrelay.producer._core.submission import Submitted, Submitter
     from tokenrelay.shared.settings import GatewaySettings
 
 _PREFIX: Final = "tr-"
+_RETRY_AFTER_S: Final = 2.0
 
 
 class ApiKey(BaseModel):
@@ -70,6 +84,44 @@ class Tenants:
             found.max_concurrent or self._settings.key_max_concurrent,
             found.max_queued or self._settings.key_max_queued,
         )
+
+
+def submit_as(tenant: Tenant, submission: Mapping[str, Any], submitter: Submitter) -> Steps[Submitted]:
+    """Submit the request, or attach to the existing one with its idempotency key.
+
+    Raises RequestError, IdempotencyConflict, QueueFull, and Problem 429 if the tenant has reached a limit.
+    """
+    plan = plan_request(submission, submitter.settings)
+    if submission.get("max_new_tokens") is None:
+        plan = mark_unlimited(plan)
+    if tenant.owner is None:
+        return (yield from submitter.submit(plan))
+    limits = OwnerLimits(tenant.owner, tenant.max_concurrent, tenant.max_queued)
+    try:
+        return (yield from submitter.submit(_owned(plan, tenant.owner), limits))
+    except OwnerLimitReached as refused:
+        raise _problem(refused.reply, tenant) from None
+
+
+def _owned(plan: Plan, owner: str) -> Plan:
+    """The plan with its owner, and the idempotency key scoped to the owner."""
+    key = plan.idempotency_key
+    if key is not None:
+        key = hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
+    return replace(plan, owner=owner, idempotency_key=key)
+
+
+def _problem(refusal: TooManyOpen | TooManyQueued, tenant: Tenant) -> Problem:
+    match refusal:
+        case TooManyOpen(count):
+            what = f"this API key has {count} open requests; its limit is {tenant.max_concurrent}"
+            code = "concurrency_limit"
+        case TooManyQueued(count):
+            what = f"this API key has {count} queued requests; its limit is {tenant.max_queued}"
+            code = "queue_limit"
+        case _:
+            assert_never(refusal)
+    return too_many_requests(f"{what}; retry in {_RETRY_AFTER_S:g} s", code, _RETRY_AFTER_S)
 
 
 def hash_of(key: str) -> str:
