@@ -32,7 +32,7 @@ from tokenrelay.producer import (
 from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.steps import RoundTrip
-from tokenrelay.producer._core.submission import Submitter, write_many
+from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.wire import keys
@@ -152,8 +152,9 @@ def test_a_full_queue_is_not_written_to_again_and_again(producer: Producer, redi
 
 def test_a_batch_that_others_overtook_is_taken_back(producer: Producer, redis: Redis) -> None:
     plans = plan_many(["a", "b", "c"], {}, SETTINGS)
+    full = SETTINGS.model_copy(update={"max_queue_depth": 1})
     with pytest.raises(QueueFull):
-        Driver(*pipeline_on(redis).servers).run(write_many(plans, 1))
+        Driver(*pipeline_on(redis).servers).run(Submitter(full).write(plans))
     assert redis.llen(QUEUE) == 0
     for plan in plans:
         assert producer.get(plan.request_id).status().state == State.CANCELLED

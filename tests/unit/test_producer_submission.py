@@ -13,7 +13,7 @@ from tokenrelay.producer import Producer, ProducerSettings, RedisUnusable, Reque
 from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.server_check import check_redis
 from tokenrelay.producer._core.steps import Pause, RoundTrip
-from tokenrelay.producer._core.submission import Submitter, write_many
+from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.keys import Plane
@@ -144,7 +144,7 @@ def submit_one(plan: Plan) -> Steps[Submitted]:
     return Submitter(SETTINGS).submit(replace(plan, not_given=frozenset()))
 
 
-@pytest.mark.parametrize("submit", [submit_one, lambda plan: write_many([plan], 5)], ids=["one", "many"])
+@pytest.mark.parametrize("submit", [submit_one, lambda plan: Submitter(SETTINGS).write([plan])], ids=["one", "many"])
 def test_a_batch_that_was_not_answered_is_sent_again_as_it_was(submit: Callable[[Plan], Steps[object]]) -> None:
     steps = submit(plan_request({"prompt": "x"}, SETTINGS))
     first = next(steps)
@@ -168,7 +168,7 @@ def test_a_wrong_password_is_not_tried_again() -> None:
 
 def test_what_was_created_before_redis_was_full_is_cancelled() -> None:
     plans = plan_many(["a", "b", "c"], {}, SETTINGS)
-    steps = write_many(plans, 5)
+    steps = Submitter(SETTINGS).write(plans)
     next(steps)
     full = OutOfMemoryError("OOM")
     ending: Item | Exception = steps.send([[b"OK", b"1"], [b"OK", b"1"], full])
@@ -181,7 +181,7 @@ def test_what_was_created_before_redis_was_full_is_cancelled() -> None:
     assert ended == [keys.request(plan.request_id) for plan in plans[:2]]
 
 
-def _sent_or_error(steps: Steps[None], replies: list[Reply]) -> Item | Exception:
+def _sent_or_error(steps: Steps[object], replies: list[Reply]) -> Item | Exception:
     try:
         return steps.send(replies)
     except OutOfMemoryError as error:

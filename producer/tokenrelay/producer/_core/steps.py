@@ -128,12 +128,6 @@ def repeat(batch: Batch) -> Steps[list[Reply]]:
         return (yield RoundTrip(batch))
 
 
-def repeat_script(call: ScriptCall[Result]) -> Steps[Result]:
-    """As `ask_script`. Retries once after a lost connection."""
-    (reply,) = yield from repeat([call])
-    return call.value(reply)
-
-
 def read_streams(streams: Sequence[tuple[str, str]], count: int, block_ms: int | None = None) -> Command:
     """XREAD up to `count` entries of each stream, behind the ID beside it. `block_ms`: None doesn't wait."""
     block: Command = () if block_ms is None else ("BLOCK", max(block_ms, 1))  # 0 would be for ever

@@ -19,7 +19,7 @@ from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.producer._core.planning import RETRY_AFTER_S, conflict, create_call, enqueue_call, queue_full
 from tokenrelay.producer._core.server_check import check_redis
-from tokenrelay.producer._core.steps import SingleFlight, ask, ask_script, repeat, repeat_script
+from tokenrelay.producer._core.steps import SingleFlight, ask, ask_script, repeat
 from tokenrelay.shared.errors import IdempotencyConflict, ProtocolError, QueueFull, TokenRelayError
 from tokenrelay.shared.store.admissions import (
     Admission,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.settings import ProducerSettings
     from tokenrelay.shared.store.admissions import AdmitReply
-    from tokenrelay.shared.store.job_replies import EnqueueReply
+    from tokenrelay.shared.store.replies import CreateReply
     from tokenrelay.shared.wire.keys import Plane
 
 _FIELDS: Final = (Field.STATE, Field.BODY_SHA256)
@@ -102,18 +102,18 @@ class Submitter:
         if plan.idempotency_key is not None or limits is not None:
             return (yield from self._submit_admitted(plan, limits))
         if self.clock() < self._full_until.get(plan.queue, 0.0):
-            yield from self._check_depth(plan)
-        return (yield from self._write(plan))
+            yield from self._check_depth([plan])
+        (submitted,) = yield from self.write([plan])
+        return submitted
 
     def submit_many(self, plans: Sequence[Plan]) -> Steps[None]:
         """Write all of them, or none. Raises QueueFull, RedisUnusable."""
         yield from self._check_servers()
-        limit = self.settings.max_queue_depth
         whole = []
         for plan in plans:
             whole.append((yield from self.defaults.apply(plan)))
-        yield from check_depth(whole, limit)
-        yield from write_many(whole, limit)
+        yield from self._check_depth(whole)
+        yield from self.write(whole)
 
     def _check_servers(self) -> Steps[None]:
         """Once; an asyncio client's concurrent submits share the check."""
@@ -171,7 +171,8 @@ class Submitter:
     ) -> Steps[Submitted]:
         """Write the request; after one of the refusals it no longer counts among its owner's."""
         try:
-            return (yield from self._write(plan))
+            (submitted,) = yield from self.write([plan])
+            return submitted
         except IdempotencyConflict:
             raise  # another producer's request has the ID, and stays counted
         except refusals:
@@ -188,43 +189,55 @@ class Submitter:
         if record.body_sha256 != plan.body_sha256:
             raise conflict(plan.request_id)
         if _state(record) is State.QUEUED:
-            yield from self._enqueue(plan)
+            yield from self._enqueue([plan])
         return True
 
-    def _write(self, plan: Plan) -> Steps[Submitted]:
-        """Create the request and enqueue its job."""
-        created = yield from repeat_script(create_call(plan))
-        match created:
-            case Conflict():
-                raise conflict(plan.request_id)
-            case Created(deadline_us):
-                found = Submitted(plan, deadline_us)
-            case Attached():
-                found = Submitted(plan, None)
-            case _:
-                assert_never(created)
+    def write(self, plans: Sequence[Plan]) -> Steps[list[Submitted]]:
+        """Create all of the requests, then enqueue their jobs; where one is refused, cancel those that were created."""
+        creates = [create_call(plan) for plan in plans]
+        replies = yield from repeat([*creates])
         try:
-            yield from self._enqueue(plan)
+            submitted = [
+                Submitted(plan, _created_until(plan, create.value(reply)))
+                for plan, create, reply in zip(plans, creates, replies, strict=True)
+            ]
+            yield from self._enqueue(plans)
         except (ResponseError, TokenRelayError):
-            # Under an idempotency key the next try attaches to it and enqueues it, and so may another producer by now.
-            if plan.idempotency_key is None:
-                yield from cancel(plan.request_id)
+            for plan, reply in zip(plans, replies, strict=True):
+                # Under a key the next try attaches to it and enqueues it, and so may another producer by now.
+                if plan.idempotency_key is None and not isinstance(reply, Exception):
+                    yield from cancel(plan.request_id)
             raise
-        return found
+        return submitted
 
-    def _enqueue(self, plan: Plan) -> Steps[None]:
+    def _enqueue(self, plans: Sequence[Plan]) -> Steps[None]:
         limit = self.settings.max_queue_depth
-        reply = yield from repeat_script(enqueue_call(plan, limit))
-        if not isinstance(reply, AlreadyEnqueued) and reply.depth >= limit:
-            self._note_full(plan.queue)
-        raise_if_full(plan, reply, limit)
+        enqueues = [enqueue_call(plan, limit) for plan in plans]
+        replies = yield from repeat([*enqueues])
+        for plan, enqueue, raw in zip(plans, enqueues, replies, strict=True):
+            reply = enqueue.value(raw)
+            match reply:
+                case Full(depth):
+                    self._note_full(plan.queue)
+                    raise queue_full(plan.queue, depth, 1, limit)
+                case Enqueued(depth):
+                    if depth >= limit:
+                        self._note_full(plan.queue)
+                case AlreadyEnqueued():
+                    pass
+                case _:
+                    assert_never(reply)
 
-    def _check_depth(self, plan: Plan) -> Steps[None]:
-        try:
-            yield from check_depth([plan], self.settings.max_queue_depth)
-        except QueueFull:
-            self._note_full(plan.queue)
-            raise
+    def _check_depth(self, plans: Sequence[Plan]) -> Steps[None]:
+        """Raises QueueFull where a queue hasn't room for all of its plans."""
+        queues, limit = sorted({plan.queue for plan in plans}), self.settings.max_queue_depth
+        depths = yield from ask([("LLEN", keys.rq_queue(queue)) for queue in queues])
+        for queue, depth in zip(queues, depths, strict=True):
+            count = sum(plan.queue == queue for plan in plans)
+            if depth + count > limit:
+                if depth >= limit:
+                    self._note_full(queue)
+                raise queue_full(queue, depth, count, limit)
 
     def _note_full(self, queue: str) -> None:
         self._full_until[queue] = self.clock() + RETRY_AFTER_S
@@ -249,44 +262,14 @@ def _state(record: RequestRecord) -> State | None:
         return None
 
 
-def write_many(plans: Sequence[Plan], limit: int) -> Steps[None]:
-    """Create all requests, then enqueue their jobs; cancel what was created where another one is refused.
-
-    Raises QueueFull where others filled a queue meanwhile.
-    """
-    creates = [create_call(plan) for plan in plans]
-    created = yield from repeat([*creates])
-    try:
-        for plan, create, reply in zip(plans, creates, created, strict=True):
-            if isinstance(create.value(reply), Conflict):
-                raise conflict(plan.request_id)
-        enqueues = [enqueue_call(plan, limit) for plan in plans]
-        enqueued = yield from repeat([*enqueues])
-        for plan, enqueue, reply in zip(plans, enqueues, enqueued, strict=True):
-            raise_if_full(plan, enqueue.value(reply), limit)
-    except (ResponseError, TokenRelayError):
-        for plan, reply in zip(plans, created, strict=True):
-            if not isinstance(reply, Exception):
-                yield from cancel(plan.request_id)
-        raise
-
-
-def check_depth(plans: Sequence[Plan], limit: int) -> Steps[None]:
-    """Raises QueueFull where a queue hasn't room for all of its plans."""
-    queues = sorted({plan.queue for plan in plans})
-    depths = yield from ask([("LLEN", keys.rq_queue(queue)) for queue in queues])
-    for queue, depth in zip(queues, depths, strict=True):
-        count = sum(plan.queue == queue for plan in plans)
-        if depth + count > limit:
-            raise queue_full(queue, depth, count, limit)
-
-
-def raise_if_full(plan: Plan, reply: EnqueueReply, limit: int) -> None:
-    """Raises QueueFull if the queue refused the request."""
+def _created_until(plan: Plan, reply: CreateReply) -> int | None:
+    """The deadline of a request that was created; None for one that was there before. Raises IdempotencyConflict."""
     match reply:
-        case Full(depth):
-            raise queue_full(plan.queue, depth, 1, limit)
-        case Enqueued() | AlreadyEnqueued():
-            return
+        case Created(deadline_us):
+            return deadline_us
+        case Attached():
+            return None
+        case Conflict():
+            raise conflict(plan.request_id)
         case _:
             assert_never(reply)
