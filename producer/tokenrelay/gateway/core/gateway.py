@@ -75,10 +75,6 @@ class Gateway:
             await self.background.stop()
             await aclose(self.driver.servers)
 
-    async def run(self, steps: Steps[Result]) -> Result:
-        """Run the steps and return their result. Raises RedisUnusable, and whatever the steps raise."""
-        return await self.driver.run(steps)
-
     async def submit(
         self, submission: Mapping[str, Any], tenant: Tenant, annotation: Annotation | None = None
     ) -> Record:
@@ -90,7 +86,7 @@ class Gateway:
                     f"metadata.{ANNOTATION}: is reserved for the gateway; use another name", field="metadata"
                 )
             submission = {**submission, "metadata": with_annotation(metadata, annotation or Annotation())}
-        submitted = await self.run(submit_as(tenant, submission, self._submitter))
+        submitted = await self.driver.run(submit_as(tenant, submission, self._submitter))
         record = await self._record_of(submitted, tenant, annotation)
         self.counters.count_submitted(record)
         return record
@@ -116,7 +112,7 @@ class Gateway:
 
     async def record(self, request_id: str, tenant: Tenant) -> Record:
         """Read one of the tenant's requests. Raises RequestNotFound."""
-        return await self.run(read_record(request_id, tenant.owner))
+        return await self.driver.run(read_record(request_id, tenant.owner))
 
     async def attach(self, record: Record, after: EntryId = START, *, fresh: bool = False) -> Attachment:
         """Attach a reader to the request's feed, loaded up to now. The caller must call `leave` on it.

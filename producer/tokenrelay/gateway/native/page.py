@@ -70,7 +70,7 @@ async def config(gateway: GatewayDep) -> Response:
 async def health(gateway: GatewayDep) -> Response:
     """200 if Redis replies and no background task is failing."""
     for plane in gateway.driver.servers.planes:
-        await gateway.run(ask([ping(plane)]))
+        await gateway.driver.run(ask([ping(plane)]))
     if failing := gateway.background.failing:
         tasks = "; ".join(f"{name}: {error}" for name, error in failing.items())
         raise Problem(

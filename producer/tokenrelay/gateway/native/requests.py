@@ -55,7 +55,7 @@ async def status(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Res
 async def cancel_request(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Response:
     """Cancel a request in any state. No-op for one that has ended."""
     record = await gateway.record(request_id, tenant)
-    await gateway.run(cancel(record.request_id, "gateway"))
+    await gateway.driver.run(cancel(record.request_id, "gateway"))
     return json_response((await gateway.record(request_id, tenant)).status())
 
 
@@ -78,4 +78,4 @@ async def events(gateway: GatewayDep, tenant: TenantDep, request_id: str, after:
 async def trace(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Response:
     """The request's trace, layer by layer, as `tokenrelay trace --json` prints it."""
     record = await gateway.record(request_id, tenant)
-    return json_response(as_json(await gateway.run(traced(record.request_id))))
+    return json_response(as_json(await gateway.driver.run(traced(record.request_id))))

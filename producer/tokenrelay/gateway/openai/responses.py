@@ -76,7 +76,7 @@ async def retrieve(
 async def cancel_response(gateway: GatewayDep, tenant: TenantDep, response_id: str) -> Response:
     """Cancel a response in any state. No-op for one that has ended."""
     record = await _found(gateway, tenant, response_id)
-    await gateway.run(cancel(record.request_id, "gateway"))
+    await gateway.driver.run(cancel(record.request_id, "gateway"))
     return await _whole(gateway, await gateway.record(record.request_id, tenant), _headers(record))
 
 

@@ -77,16 +77,16 @@ class Attachments:
         for sending in self._sending:
             sending.cancel()
 
-    def register_sender(self, task: asyncio.Task[Any]) -> None:
-        """Cancel the task when the gateway stops."""
+    @contextmanager
+    def cancelled_at_shutdown(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        """Context manager: cancel the sending task if the gateway stops inside the block."""
         if self._stopping:
             task.cancel()
-        else:
-            self._sending.add(task)
-
-    def unregister_sender(self, task: asyncio.Task[Any]) -> None:
-        """Undo `register_sender`."""
-        self._sending.discard(task)
+        self._sending.add(task)
+        try:
+            yield
+        finally:
+            self._sending.discard(task)
 
     def attach(self, record: Record) -> Attachment:
         """Hold the request's feed until `leave`. Counts as a reader once `follow` is called."""
@@ -213,29 +213,17 @@ class Attachment:
 
     def __init__(self, attachments: Attachments, feed: Feed) -> None:
         self.feed = feed
-        self._attachments: Attachments | None = attachments
-        self._is_reader = False
+        self.attachments = attachments
+        self._is_reader = self._has_left = False
 
     def follow(self) -> None:
         """Count as a reader: its disconnect may cancel the request."""
-        if self._attachments is not None and not self._is_reader:
+        if not self._has_left and not self._is_reader:
             self._is_reader = True
-            self._attachments.add_reader(self.feed)
-
-    @contextmanager
-    def cancelled_at_shutdown(self, task: asyncio.Task[Any]) -> Iterator[None]:
-        """Context manager: cancel the sending task if the gateway stops inside the block."""
-        attachments = self._attachments
-        if attachments is not None:
-            attachments.register_sender(task)
-        try:
-            yield
-        finally:
-            if attachments is not None:
-                attachments.unregister_sender(task)
+            self.attachments.add_reader(self.feed)
 
     def leave(self, *, disconnected: bool = False) -> None:
         """Release the feed; later calls are no-ops. `disconnected`: the client left before it had everything."""
-        if self._attachments is not None:
-            self._attachments.remove_reader(self.feed, counted=self._is_reader, disconnected=disconnected)
-            self._attachments = None
+        if not self._has_left:
+            self._has_left = True
+            self.attachments.remove_reader(self.feed, counted=self._is_reader, disconnected=disconnected)

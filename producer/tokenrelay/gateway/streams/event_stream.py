@@ -93,7 +93,7 @@ class EventStream(Response):
             return None
         task = asyncio.current_task()
         assert task is not None
-        with self._attachment.cancelled_at_shutdown(task):
+        with self._attachment.attachments.cancelled_at_shutdown(task):
             connected = await wait_or_disconnect(feed.has_output, receive, self._first_word_s)
         if not connected:
             self._disconnected = True
@@ -109,7 +109,7 @@ class EventStream(Response):
         """
         sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(wait_for_disconnect(receive))
         try:
-            with self._attachment.cancelled_at_shutdown(sending):
+            with self._attachment.attachments.cancelled_at_shutdown(sending):
                 await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 self._disconnected = True
