@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks import pacing, plane, profile
+from benchmarks import draw_step, pacing, plane, profile
 from benchmarks.__main__ import PAGE, SUITES
 from benchmarks.contenders import serve_is_installed
 from benchmarks.options import BenchOptions
@@ -128,3 +128,9 @@ def test_a_step_is_profiled_part_by_part() -> None:
     assert tuple(found) == profile.PARTS
     assert sum(found.values()) == pytest.approx(100, abs=0.5)
     assert all(found[part] > 0 for part in (profile.MATRICES, profile.KERNEL, profile.SAMPLING, profile.CACHE))
+
+
+def test_the_draws_step_is_measured() -> None:
+    figures = draw_step.measure(draw_step.Shape(rows=2, vocabulary=64, prompt_tokens=3, answer_tokens=3), 1, 1.0)
+    assert [figure.name for figure in figures] == ["bare", *draw_step.OPTIONS]
+    assert all(figure.cpu_us > 0 for figure in figures)

@@ -142,6 +142,7 @@ CALLERS_FAULTS: Final = {
     **OPENAI_CODES,
     "control_token": "control_token",
     "invalid_request": None,
+    "no_token_left": None,
     "unsupported_option": None,
 }
 """Failure code → OpenAI's code if the prompt is at fault, else None."""

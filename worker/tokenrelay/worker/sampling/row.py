@@ -41,3 +41,8 @@ class Row:
     def adjusts(self) -> bool:
         """Whether anything changes its raw scores, before temperature and filters."""
         return self.mask is not None or self.params.adjusts
+
+    @property
+    def masks(self) -> bool:
+        """Whether anything excludes tokens, so that none may be left."""
+        return self.mask is not None or bool(self.params.bad_words or self.params.min_tokens)

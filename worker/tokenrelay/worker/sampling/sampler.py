@@ -73,15 +73,19 @@ def _log(probability: float) -> float:
     return math.log(probability) if probability > 0 else -math.inf
 
 
+def noise_bits(keys: torch.Tensor, vocab: int) -> torch.Tensor:
+    """64 random bits for each row and vocabulary ID. keys: (rows,), int64. Returns (rows, vocab), int64."""
+    ids = torch.arange(1, vocab + 1, device=keys.device, dtype=torch.int64) * _signed(_GOLDEN)
+    return _mix_tensor(keys.unsqueeze(1) + ids)
+
+
 def gumbel_noise(keys: torch.Tensor, vocab: int) -> torch.Tensor:
     """Gumbel(0, 1) noise for each row and vocabulary ID.
 
     keys: (rows,), int64. Returns (rows, vocab), float32, always finite: whatever the scores' dtype, so float32
     and float64 logits get the same draws.
     """
-    ids = torch.arange(1, vocab + 1, device=keys.device, dtype=torch.int64) * _signed(_GOLDEN)
-    bits = keys.unsqueeze(1) + ids
-    bits = _mix_tensor(bits)
+    bits = noise_bits(keys, vocab)
     # 63 bits straight to float32 keep their relative precision down to 2**-64, where the winning noise comes from; near
     # 1 they would round to 1, whose noise is -inf.
     uniform = (bits >> 1).bitwise_and_((1 << 63) - 1).to(torch.float32)
@@ -158,7 +162,9 @@ def _above_min_p(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
 def _filter_some(scores: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     """`_above_min_p` and `_filter`, only for rows that ask: on a CPU a sort costs more than all the noise."""
     limited = (params[5].view(torch.float32) > -torch.inf).nonzero().squeeze(1)
-    if limited.numel():
+    if limited.numel() == len(scores):
+        scores = _above_min_p(scores, params)
+    elif limited.numel():
         scores = scores.index_copy(0, limited, _above_min_p(scores[limited], params[:, limited]))
     filtering = (params[3] > 0) | (params[4].view(torch.float32) > 0)
     if not bool(filtering.any()):

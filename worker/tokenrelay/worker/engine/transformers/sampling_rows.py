@@ -119,10 +119,10 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
     def _adjusted(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         rows = {index: _row(state, position, input_ids[index]) for index, (state, position) in self._adjusting.items()}
         adjusted = adjust_some(scores, rows)
-        for index, (state, _) in self._adjusting.items():
+        for index in (index for index, row in rows.items() if row.masks):
             # Raw scores without a finite one are the model's fault.
-            if not bool((adjusted[index] > -torch.inf).any()) and bool((scores[index] > -torch.inf).any()):
-                live = _live(state)
+            if float(adjusted[index].max()) == -torch.inf < float(scores[index].max()):
+                live = _live(self._adjusting[index][0])
                 assert live is not None
                 live.dead_end = True
         return adjusted
