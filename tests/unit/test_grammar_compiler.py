@@ -1,0 +1,125 @@
+"""Compiling grammars: refusals with their reason, and hostile ones within bounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.grammars import allowed, vocabulary
+from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
+from tokenrelay.worker.sampling.grammar.grammar import Grammar, GrammarError
+from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EASY = Grammar("regex", "easy")
+
+
+@pytest.fixture
+def compiler() -> Iterator[GrammarCompiler]:
+    compiler = GrammarCompiler(vocabulary())
+    yield compiler
+    compiler.close()
+
+
+def schema(value: dict[str, Any], *, strict: bool = True) -> Grammar:
+    return Grammar("json_schema", json.dumps(value), strict)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        (Grammar("regex", "(a"), "regex"),
+        (Grammar("lark", "start: nothing"), "nothing"),
+        (Grammar("lark", 'begin: "a"'), "start"),
+        (Grammar("json_schema", '{"type":'), "isn't JSON"),
+        (Grammar("json_schema", "[]"), "JSON object"),
+        (schema({"type": "integer", "minimum": 5, "maximum": 4}), "minimum"),
+        (schema({"$ref": "#"}), "no text matches"),
+        (schema({"$ref": "https://example.com/schema.json"}), "example.com"),
+        (schema({"type": "object", "if": {}}), "if"),
+        (schema({"type": "object", "if": {}, "x-guidance": {"lenient": True}}), "if"),
+    ],
+)
+def test_a_grammar_that_cant_be_compiled_says_why(compiler: GrammarCompiler, grammar: Grammar, reason: str) -> None:
+    """The last one asks the library to let unknown keywords pass: its answers wouldn't validate."""
+    with pytest.raises(GrammarError, match=reason) as refused:
+        compiler.compile(grammar)
+    assert (refused.value.code, refused.value.field) == ("invalid_grammar", "response_format")
+    assert refused.value.reason
+    assert len(refused.value.message) < 600
+    assert "<state>" not in refused.value.message
+
+
+def test_without_strict_unknown_keywords_have_no_effect(compiler: GrammarCompiler) -> None:
+    compiler.compile(schema({"type": "boolean", "if": {"const": True}}, strict=False))
+
+
+HOSTILE = {
+    "it takes hours": schema(
+        {"allOf": [{"type": "integer", "multipleOf": each} for each in (3, 7, 11, 13, 17, 19, 23)]}
+    ),
+    "its stack overflows": Grammar(
+        "lark", "start: r0\n" + "".join(f'r{n}: "a" r{n + 1} | "b" r{n + 1}\n' for n in range(8_000)) + 'r8000: "c"\n'
+    ),
+    "quadratic": schema({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(8_000)}}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_grammar_is_refused_and_the_next_is_compiled(compiler: GrammarCompiler, name: str) -> None:
+    """Without the process of its own the first never returns, and the second ends the worker."""
+    with pytest.raises(GrammarError, match="too complex"):
+        compiler.compile(HOSTILE[name])
+    compiler.compile(EASY)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        schema({"type": "string", "minLength": 10, "maxLength": 1_000_000_000}),
+        schema({"type": "array", "items": {"type": "string"}, "minItems": 100_000}),
+        schema({"enum": [f"{n * 7919:012d}" for n in range(17_000)]}),
+        Grammar("regex", "(a|b)*a(a|b){30}"),
+        Grammar("regex", "((a{1,100}){1,100}){1,100}"),
+        Grammar("regex", "(x+x+)+y"),
+        Grammar("lark", 'start: start start start | "a" | ""'),
+    ],
+)
+def test_a_large_grammar_within_bounds_gives_masks(compiler: GrammarCompiler, grammar: Grammar) -> None:
+    assert allowed(AnswerMask(compiler.compile(grammar))([]))
+
+
+def test_a_refusal_is_kept_too(compiler: GrammarCompiler) -> None:
+    """A hostile grammar costs its second once, however often it is sent."""
+    hostile = HOSTILE["it takes hours"]
+    with pytest.raises(GrammarError):
+        compiler.compile(hostile)
+    for _ in range(100):
+        with pytest.raises(GrammarError, match="processor time"):
+            compiler.compile(hostile)
+    assert compiler.compile(EASY) is compiler.compile(EASY)
+
+
+def test_the_latest_used_grammars_are_kept(compiler: GrammarCompiler) -> None:
+    easy = compiler.compile(EASY)
+    for number in range(255):
+        compiler.compile(Grammar("regex", f"{number}"))
+    assert compiler.compile(EASY) is easy
+    for number in range(300):
+        compiler.compile(Grammar("regex", f"b{number}"))
+    assert compiler.compile(EASY) is not easy
+
+
+def test_a_compiling_process_that_was_killed_is_replaced(compiler: GrammarCompiler) -> None:
+    compiler.compile(EASY)
+    process = compiler._trial._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    compiler.compile(Grammar("regex", "another"))

@@ -1,0 +1,127 @@
+"""llguidance behind our own names: the only module that imports it.
+
+JSON is compiled without blanks between its parts: where any number is allowed, a draw at a high temperature fills the
+answer's budget with them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final, assert_never
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+
+from tokenrelay.worker.sampling.grammar.grammar import GrammarError
+
+if TYPE_CHECKING:
+    from tokenrelay.worker.sampling.grammar.grammar import Grammar
+    from tokenrelay.worker.sampling.grammar.vocabulary import Vocabulary
+
+NAME: Final = "llguidance"
+Matcher = LLMatcher
+_OPTIONS: Final = '%llguidance {"no_forcing": true}'
+"""Where only one text may follow, the draw decides how it is split into tokens, as everywhere else."""
+_ASCII: Final = "dw"
+r"""A pattern's \d and \w, as JSON Schema has them: what matches so also matches where they are Unicode's."""
+_REASON_CHARS: Final = 500
+
+
+@cache
+def library_version() -> str:
+    return version(NAME)
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = list(vocabulary.tokens)
+        self.eos_token_id = vocabulary.eos_ids[0]
+        self.special_token_ids = [each for each, written in enumerate(self.tokens) if not written]
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Asked only for tokens that a grammar forces, which `_OPTIONS` rules out."""
+        raise NotImplementedError
+
+
+def bind(vocabulary: Vocabulary) -> LLTokenizer:
+    """The vocabulary as the library keeps it."""
+    return LLTokenizer(TokenizerWrapper(_Tokens(vocabulary)), eos_token=list(vocabulary.eos_ids))
+
+
+def compile_grammar(tokens: LLTokenizer, grammar: Grammar) -> Matcher:
+    """A matcher at the begin of an answer. Raises GrammarError. May take any time: see `trial`."""
+    try:
+        matcher = LLMatcher(tokens, _source(grammar), log_level=0, limits=_limits())
+    except ValueError as error:
+        raise GrammarError(_reason(str(error))) from None
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        raise GrammarError(_reason(matcher.get_error()))
+    return matcher
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in the library's dialect of Lark. Raises GrammarError."""
+    match grammar.kind:
+        case "json_object" | "json_schema":
+            start = "%json " + _schema(grammar)
+        case "regex":
+            start = f"/{regex_to_lark(grammar.text, _ASCII)}/"
+        case "choice":
+            # One lexeme: as a rule of as many alternatives, a mask takes 200 times as long.
+            start = "CHOICE\nCHOICE: " + "\n | ".join(map(json.dumps, json.loads(grammar.text)))
+        case "lark":
+            if re.search(r"^\s*%llguidance", grammar.text, re.MULTILINE):
+                raise GrammarError("%llguidance isn't supported: the options of the grammar's compiler are fixed")
+            return f"{_OPTIONS}\n{grammar.text}"
+        case _:
+            assert_never(grammar.kind)
+    return f"{_OPTIONS}\nstart: {start}"
+
+
+def _schema(grammar: Grammar) -> str:
+    """The schema with the compiler's options in it. Raises GrammarError."""
+    if grammar.kind == "json_object":
+        schema: object = {"type": "object"}
+    else:
+        try:
+            schema = json.loads(grammar.text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(f"the schema isn't JSON: {error}") from None
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise GrammarError("the schema isn't a JSON object")
+    options = {
+        "whitespace_flexible": False,
+        "item_separator": ",",
+        "key_separator": ":",
+        "lenient": not grammar.strict,
+        "coerce_one_of": not grammar.strict,
+    }
+    return json.dumps({**schema, "x-guidance": options})
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"it holds {name}")
+
+
+def _limits() -> LLParserLimits:
+    """Of a mask: 15 ms of an ambiguous grammar, where the library's own 50,000 items are 700 ms that every neighbour in
+    the batch waits for. Of a matcher's memory: lexer states, a fifth of the library's own limit."""
+    return LLParserLimits(step_max_items=2_000, max_lexer_states=50_000, verbose_errors=False)
+
+
+def _reason(message: str) -> str:
+    """The message without the parser's state, on one line."""
+    line = " ".join(re.split(r"<state>|<non-verbose/>", message)[0].split())
+    if line in ("", "NoExtensionBias"):
+        return "no text matches it"
+    return line if len(line) <= _REASON_CHARS else line[: _REASON_CHARS - 3] + "..."

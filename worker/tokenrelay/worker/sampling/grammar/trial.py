@@ -1,0 +1,85 @@
+"""Compiling a grammar where it can be killed. Owns the process that does so: see `trial_process`."""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Final, cast
+
+from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.sampling.grammar.grammar import GrammarError
+from tokenrelay.worker.sampling.grammar.trial_process import CPU_S
+
+if TYPE_CHECKING:
+    from tokenrelay.worker.sampling.grammar.grammar import Grammar
+
+_WALL_S: Final = 30.0
+"""Of a compilation, and of the process's start: its processor time is limited by itself, and it has a low priority."""
+_TOO_LONG: Final = f"the grammar is too complex: compiling it takes more than {CPU_S:g} s of processor time"
+_TOO_LARGE: Final = "the grammar is too complex: compiling it takes too much memory, or nests too deeply"
+
+
+class Trial:
+    """Compiles grammars one after another in a process, which is started with the first and after each one's death."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compile(self, grammar: Grammar) -> None:
+        """Returns if the grammar can be compiled within the limits. Raises GrammarError; EngineError where there is no
+        process to do it."""
+        process = self._running()
+        pipe = cast("IO[bytes]", process.stdin)
+        try:
+            pipe.write(json.dumps([grammar.kind, grammar.text, grammar.strict]).encode() + b"\n")
+            pipe.flush()
+            reason = _answer(process)
+        except (BrokenPipeError, EOFError):
+            out_of_time = process.wait(_WALL_S) == -signal.SIGVTALRM
+            self.close()
+            raise GrammarError(_TOO_LONG if out_of_time else _TOO_LARGE) from None
+        except TimeoutError:
+            self.close()
+            raise GrammarError(_TOO_LONG) from None
+        if reason:
+            raise GrammarError(reason)
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            with suppress(BrokenPipeError), cast("IO[bytes]", process.stdin):
+                cast("IO[bytes]", process.stdout).close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        command = [sys.executable, "-m", "tokenrelay.worker.sampling.grammar.trial_process"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        try:
+            _answer(self._process)
+        except (EOFError, TimeoutError) as error:
+            self.close()
+            raise EngineError("the process that compiles grammars doesn't start") from error
+        return self._process
+
+
+def _answer(process: subprocess.Popen[bytes]) -> str:
+    """The next line. Raises EOFError where the process is gone, TimeoutError where none comes."""
+    pipe = cast("IO[bytes]", process.stdout)
+    ready, _, _ = select.select([pipe], [], [], _WALL_S)
+    if not ready:
+        raise TimeoutError
+    line = pipe.readline()
+    if not line:
+        raise EOFError
+    return cast("str", json.loads(line))
