@@ -139,12 +139,22 @@ AS_STORED = {"metadata", "defaults", "body", "prompt_ids", "prompt_texts"}
 
 
 def untyped_results(tree: ast.AST) -> Iterator[str]:
-    """Functions and properties that give what the store holds as a dict, or as anything."""
+    """Functions, properties and parsed fields that give what the store holds as a dict, or as anything."""
+    results = {
+        node.name: ast.unparse(node.returns)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None
+    }
+    untyped = {"parse_object", *(name for name, result in results.items() if UNTYPED.search(result))}
+    for name in sorted(untyped & set(results) - AS_STORED):
+        if not name.startswith("_"):
+            yield f"{name}: {results[name]}"
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None:
-            result = ast.unparse(node.returns)
-            if UNTYPED.search(result) and node.name not in AS_STORED:
-                yield f"{node.name}: {result}"
+        if isinstance(node, ast.Assign) and "Parsed(" in ast.unparse(node.value):
+            readers = {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
+            target = ast.unparse(node.targets[0])
+            if readers & untyped and target not in AS_STORED:
+                yield f"{target}: {ast.unparse(node.value)}"
 
 
 def test_what_the_store_gives_is_typed() -> None:
@@ -154,3 +164,6 @@ def test_what_the_store_gives_is_typed() -> None:
     ]
     assert found == []
     assert list(untyped_results(ast.parse("def read(one: str) -> dict[bytes, bytes]: ...")))
+    assert list(
+        untyped_results(ast.parse("class A:\n    held = Parsed(HELD, lambda value: parse_object(HELD, value))"))
+    )

@@ -1,16 +1,59 @@
-"""A request's hash: which fields it has, and the one reader of them."""
+"""A request's hash: which fields it has, and the one reader of them. Also what every reader of a hash is made of."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tokenrelay.shared.wire import keys
-from tokenrelay.shared.wire.entries import State, number, parse_object, parse_state, text, whole
+from tokenrelay.shared.wire.entries import number, parse_object, parse_state, text, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenrelay.shared.redis.commands import Command
+
+T = TypeVar("T")
+
+
+class HashRecord:
+    """What a hash holds, of the fields that were asked for."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self, fields: Sequence[str], reply: Sequence[Any]) -> None:
+        self._found: dict[str, Any] = dict(zip(fields, reply, strict=True))
+
+    def has(self, field: str) -> bool:
+        """Whether the hash has the field."""
+        return self._found[field] is not None
+
+
+class Parsed(Generic[T]):
+    """An attribute of a HashRecord: a field, read when it's asked for. KeyError where the field wasn't fetched."""
+
+    def __init__(self, field: str, read: Callable[[Any], T]) -> None:
+        self._field = field
+        self._read = read
+
+    def __get__(self, record: HashRecord, _: type) -> T:
+        return self._read(record._found[self._field])
+
+
+def text_or_empty(value: Any) -> str:
+    return text(value or "")
+
+
+def text_or_none(value: Any) -> str | None:
+    return text(value) if value else None
+
+
+def whole_or_zero(value: Any) -> int:
+    return whole(value) or 0
+
+
+def _unparsed(value: Any) -> Any:
+    return value
 
 
 class Field:
@@ -41,104 +84,44 @@ def look(request_id: str, fields: Sequence[str]) -> Command:
     return ("HMGET", keys.request(request_id), *fields)
 
 
-class RequestRecord:
-    """What a request's hash holds, of the fields that were asked for. A field is read when it's asked for.
+class RequestRecord(HashRecord):
+    """What a request's hash holds, of the fields that were asked for.
 
-    Properties raise ProtocolError for a value that can't be read, such as a state that a newer version wrote; KeyError
-    for a field that wasn't asked for.
+    Attributes raise ProtocolError for a value that can't be read, such as a state that a newer version wrote.
     """
 
-    __slots__ = ("_found",)
+    __slots__ = ()
 
-    def __init__(self, fields: Sequence[str], reply: Sequence[Any]) -> None:
-        self._found: dict[str, Any] = dict(zip(fields, reply, strict=True))
-
-    def has(self, field: str) -> bool:
-        """Whether the hash has the field."""
-        return self._found[field] is not None
+    state = Parsed(Field.STATE, parse_state)
+    wire = Parsed(Field.WIRE, text_or_empty)
+    """The lowest version of the protocol that a worker must know to serve it."""
+    tokens = Parsed(Field.NEXT, lambda value: number(Field.NEXT, value) - 1)
+    """How many tokens the stream has."""
+    attempts = Parsed(Field.ATTEMPT, partial(number, Field.ATTEMPT))
+    deadline_us = Parsed(Field.DEADLINE_US, partial(number, Field.DEADLINE_US))
+    owned = Parsed(Field.FENCE, bool)
+    """Whether an attempt may write."""
+    lease_us = Parsed(Field.LEASE_US, whole_or_zero)
+    """Until when the owner's lease holds; 0 where there's none, or none that can be read."""
+    suspected = Parsed(Field.SUSPECT_US, bool)
+    """Whether somebody saw the lease run out."""
+    crashes = Parsed(Field.CRASHES, whole_or_zero)
+    queue = Parsed(Field.QUEUE, text_or_empty)
+    owner = Parsed(Field.OWNER, text_or_empty)
+    cancelled_by = Parsed(Field.CANCELLED_BY, text_or_none)
+    metadata = Parsed(Field.METADATA, lambda value: parse_object(Field.METADATA, value) if value else {})
+    body = Parsed(Field.BODY, _unparsed)
+    """The request's JSON; None where the hash has none."""
+    body_sha256 = Parsed(Field.BODY_SHA256, text)
+    prompt_ids = Parsed(Field.PROMPT_IDS, _unparsed)
+    """JSON; None before the first claim."""
+    prompt_texts = Parsed(Field.PROMPT_TEXTS, _unparsed)
+    """JSON; None before the first claim, and for a long prompt."""
 
     @property
     def exists(self) -> bool:
         """Whether the hash is there. Its state was asked for: every request has one."""
         return self.has(Field.STATE)
-
-    @property
-    def state(self) -> State:
-        return parse_state(self._found[Field.STATE])
-
-    @property
-    def wire(self) -> str:
-        """The lowest version of the protocol that a worker must know to serve it."""
-        return text(self._found[Field.WIRE] or "")
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the stream has."""
-        return number(Field.NEXT, self._found[Field.NEXT]) - 1
-
-    @property
-    def attempts(self) -> int:
-        return number(Field.ATTEMPT, self._found[Field.ATTEMPT])
-
-    @property
-    def deadline_us(self) -> int:
-        return number(Field.DEADLINE_US, self._found[Field.DEADLINE_US])
-
-    @property
-    def owned(self) -> bool:
-        """Whether an attempt may write."""
-        return bool(self._found[Field.FENCE])
-
-    @property
-    def lease_us(self) -> int:
-        """Until when the owner's lease holds; 0 where there's none, or none that can be read."""
-        return whole(self._found[Field.LEASE_US]) or 0
-
-    @property
-    def suspected(self) -> bool:
-        """Whether somebody saw the lease run out."""
-        return bool(self._found[Field.SUSPECT_US])
-
-    @property
-    def crashes(self) -> int:
-        return whole(self._found[Field.CRASHES]) or 0
-
-    @property
-    def queue(self) -> str:
-        return text(self._found[Field.QUEUE] or "")
-
-    @property
-    def owner(self) -> str:
-        return text(self._found[Field.OWNER] or "")
-
-    @property
-    def cancelled_by(self) -> str | None:
-        by = self._found[Field.CANCELLED_BY]
-        return text(by) if by else None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        held = self._found[Field.METADATA]
-        return parse_object(Field.METADATA, held) if held else {}
-
-    @property
-    def body(self) -> Any:
-        """The request's JSON, unparsed; None where the hash has none."""
-        return self._found[Field.BODY]
-
-    @property
-    def body_sha256(self) -> str:
-        return text(self._found[Field.BODY_SHA256])
-
-    @property
-    def prompt_ids(self) -> Any:
-        """JSON, unparsed; None before the first claim."""
-        return self._found[Field.PROMPT_IDS]
-
-    @property
-    def prompt_texts(self) -> Any:
-        """JSON, unparsed; None before the first claim, and for a long prompt."""
-        return self._found[Field.PROMPT_TEXTS]
 
     def retention_s(self, otherwise: int) -> int:
         """How long it's kept once it has ended; `otherwise` where that can't be read."""

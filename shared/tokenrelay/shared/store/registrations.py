@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.shared.redis.commands import On
+from tokenrelay.shared.store.record import HashRecord, Parsed, text_or_empty, text_or_none, whole_or_zero
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import parse_object, text, whole
 from tokenrelay.shared.wire.keys import Plane
@@ -73,87 +74,53 @@ def is_alive(left_ms: object) -> bool:
     return silent_s(left_ms) < WORKER_SILENT_S
 
 
-class Registration:
-    """What a worker's registration holds, of the fields that were asked for. A field is read when it's asked for: what
-    can't be read counts as absent. KeyError for a field that wasn't asked for."""
+def _models(queues: Any) -> set[str]:
+    return {model for model in map(keys.model_of, text_or_empty(queues).split(",")) if model}
 
-    __slots__ = ("_found",)
 
-    def __init__(self, fields: Sequence[str], reply: Sequence[Any]) -> None:
-        self._found: dict[str, Any] = dict(zip(fields, reply, strict=True))
+def _since(birth: Any) -> int:
+    try:
+        return int(datetime.fromisoformat(text(birth)).timestamp())
+    except (ValueError, OverflowError, OSError):
+        return 0
+
+
+def _defaults(value: Any) -> dict[str, Any] | None:
+    return None if value is None else parse_object(WorkerField.DEFAULTS, value)
+
+
+class Registration(HashRecord):
+    """What a worker's registration holds, of the fields that were asked for. What can't be read counts as absent."""
+
+    __slots__ = ()
+
+    birth = Parsed(WorkerField.BIRTH, text_or_empty)
+    models = Parsed(WorkerField.QUEUES, _models)
+    """Those of our queues that it serves."""
+    since = Parsed(WorkerField.BIRTH, _since)
+    """When it registered, seconds since 1970; 0 where that can't be read."""
+    state = Parsed(WorkerField.STATE, lambda value: text(value) if value else "?")
+    hostname = Parsed(WorkerField.HOSTNAME, text_or_empty)
+    pid = Parsed(WorkerField.PID, whole)
+    slots = Parsed(WorkerField.SLOTS, whole)
+    in_flight = Parsed(WorkerField.IN_FLIGHT, whole)
+    finished = Parsed(WorkerField.FINISHED, whole_or_zero)
+    failed = Parsed(WorkerField.FAILED, whole_or_zero)
+    context_tokens = Parsed(WorkerField.CONTEXT_TOKENS, lambda value: whole(value) or None)
+    training = Parsed(WorkerField.TRAINING, text_or_none)
+    """The training trace as JSON."""
+    defaults = Parsed(WorkerField.DEFAULTS, _defaults)
+    """What the model asks for where a request says nothing. Raises ProtocolError."""
 
     @property
     def exists(self) -> bool:
         return any(value is not None for value in self._found.values())
 
     @property
-    def birth(self) -> str:
-        return text(self._found[WorkerField.BIRTH] or "")
-
-    @property
     def has_ended(self) -> bool:
         """Whether the worker has deregistered; its registration is kept for a while."""
-        return self._found[WorkerField.DEATH] is not None
+        return self.has(WorkerField.DEATH)
 
     @property
     def has_queues(self) -> bool:
-        return self._found[WorkerField.QUEUES] is not None
-
-    @property
-    def models(self) -> set[str]:
-        """Those of our queues that it serves."""
-        queues = text(self._found[WorkerField.QUEUES] or "").split(",")
-        return {model for model in map(keys.model_of, queues) if model}
-
-    @property
-    def since(self) -> int:
-        """When it registered, seconds since 1970; 0 where that can't be read."""
-        try:
-            return int(datetime.fromisoformat(text(self._found[WorkerField.BIRTH])).timestamp())
-        except (ValueError, OverflowError, OSError):
-            return 0
-
-    @property
-    def state(self) -> str:
-        state = self._found[WorkerField.STATE]
-        return text(state) if state else "?"
-
-    @property
-    def hostname(self) -> str:
-        return text(self._found[WorkerField.HOSTNAME] or "")
-
-    @property
-    def pid(self) -> int | None:
-        return whole(self._found[WorkerField.PID])
-
-    @property
-    def slots(self) -> int | None:
-        return whole(self._found[WorkerField.SLOTS])
-
-    @property
-    def in_flight(self) -> int | None:
-        return whole(self._found[WorkerField.IN_FLIGHT])
-
-    @property
-    def finished(self) -> int:
-        return whole(self._found[WorkerField.FINISHED]) or 0
-
-    @property
-    def failed(self) -> int:
-        return whole(self._found[WorkerField.FAILED]) or 0
-
-    @property
-    def context_tokens(self) -> int | None:
-        return whole(self._found[WorkerField.CONTEXT_TOKENS]) or None
-
-    @property
-    def training(self) -> str | None:
-        """The training trace as JSON."""
-        training = self._found[WorkerField.TRAINING]
-        return text(training) if training else None
-
-    @property
-    def defaults(self) -> dict[str, Any] | None:
-        """What the model asks for where a request says nothing. Raises ProtocolError."""
-        defaults = self._found[WorkerField.DEFAULTS]
-        return None if defaults is None else parse_object(WorkerField.DEFAULTS, defaults)
+        return self.has(WorkerField.QUEUES)
