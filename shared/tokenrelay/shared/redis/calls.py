@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeGuard, TypeVar, get_type_hints
 
 from redis.exceptions import ResponseError
 
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import is_for_now
+from tokenrelay.shared.wire.entries import State, parse_state, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from tokenrelay.shared.redis.commands import Reply
 
@@ -60,12 +61,35 @@ class ScriptCall(Call, Generic[T]):
         return found
 
 
-def by_word(words: Mapping[str, Callable[[Any], T]]) -> Callable[[Any], T]:
-    """A reply's reader, by its first word."""
+def by_word(**makers: Callable[..., T]) -> Callable[[Any], T]:
+    """A reply's reader, by its first word: a type whose fields follow the word in their order, or a function of the
+    whole reply."""
     made: dict[str | bytes, Callable[[Any], T]] = {}
-    for word, make in words.items():
-        made[word] = made[word.encode()] = make  # as bytes from clients that don't decode: the worker's
+    for word, make in makers.items():
+        read = _by_fields(make) if isinstance(make, type) else make
+        made[word] = made[word.encode()] = read  # as bytes from clients that don't decode: the worker's
     return lambda reply: made[reply[0]](reply)
+
+
+def _by_fields(kind: Callable[..., T]) -> Callable[[Any], T]:
+    """A reader of replies whose elements behind the word are the fields of a type. Further elements are ignored."""
+    readers = [_READERS[hint] for hint in get_type_hints(kind).values()]
+    return lambda reply: kind(*(read(value) for read, value in zip(readers, reply[1:], strict=False)))
+
+
+def whole_number(value: Reply) -> int:
+    """The number in a reply. Raises ProtocolError where there is none."""
+    if not isinstance(value, int):
+        raise ProtocolError(f"{value!a:.80} is no number")
+    return value
+
+
+_READERS: Final[dict[object, Callable[[Any], object]]] = {
+    int: whole_number,
+    str: text,
+    bool: bool,
+    State: parse_state,
+}
 
 
 def is_unusable(reply: Reply) -> TypeGuard[ResponseError]:
@@ -76,11 +100,3 @@ def is_unusable(reply: Reply) -> TypeGuard[ResponseError]:
     if not isinstance(reply, ResponseError) or is_for_now(reply):
         return False
     return any(word in str(reply) for word in _OF_THE_KEYS)
-
-
-def whole_at(reply: Reply, place: int) -> int:
-    """The number in a reply. Raises ProtocolError where there is none."""
-    found = reply[place]
-    if not isinstance(found, int):
-        raise ProtocolError(f"{reply!a:.80} holds no number at {place}")
-    return found

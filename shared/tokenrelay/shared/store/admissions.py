@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenrelay.shared.redis.calls import ScriptCall, by_word, whole_at
+from tokenrelay.shared.redis.calls import ScriptCall, by_word, whole_number
 from tokenrelay.shared.store.job_replies import Full
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
@@ -88,13 +88,11 @@ class TooManyQueued:
 AdmitReply = Admitted | Bound | Full | TooManyOpen | TooManyQueued
 
 _ADMIT: Final[Callable[[Any], AdmitReply]] = by_word(
-    {
-        "OK": lambda _: Admitted(),
-        "BOUND": lambda reply: Bound(text(reply[1]), bool(reply[2])),
-        "FULL": lambda reply: Full(whole_at(reply, 1)),
-        "CONCURRENT": lambda reply: TooManyOpen(whole_at(reply, 1), tuple(map(text, reply[2:]))),
-        "QUEUED": lambda reply: TooManyQueued(whole_at(reply, 1), tuple(map(text, reply[2:]))),
-    }
+    OK=Admitted,
+    BOUND=Bound,
+    FULL=Full,
+    CONCURRENT=lambda reply: TooManyOpen(whole_number(reply[1]), tuple(map(text, reply[2:]))),
+    QUEUED=lambda reply: TooManyQueued(whole_number(reply[1]), tuple(map(text, reply[2:]))),
 )
 
 

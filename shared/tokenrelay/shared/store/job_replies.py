@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tokenrelay.shared.redis.calls import by_word, whole_at
-from tokenrelay.shared.wire.entries import text
+from tokenrelay.shared.redis.calls import by_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,34 +107,11 @@ RequeueReply = Requeued | NotStarted | Deleted
 KeepReply = Kept | NotFailed
 MaintainReply = LockHeld | LockTaken
 
-ENQUEUE: Final[_Reader[EnqueueReply]] = by_word(
-    {
-        "OK": lambda reply: Enqueued(whole_at(reply, 1)),
-        "ALREADY": lambda _: AlreadyEnqueued(),
-        "FULL": lambda reply: Full(whole_at(reply, 1)),
-    }
-)
-CLOSE: Final[_Reader[CloseReply]] = by_word(
-    {
-        "OK": lambda _: Closed(),
-        "ALREADY": lambda _: Closed(),
-        "DEPENDENTS": lambda _: HasDependents(),
-        "LOST": lambda _: NoJob(),
-    }
-)
-REQUEUE: Final[_Reader[RequeueReply]] = by_word(
-    {
-        "OK": lambda _: Requeued(),
-        "NOT_STARTED": lambda reply: NotStarted(text(reply[1])),
-        "LOST": lambda _: Deleted(),
-    }
-)
-KEEP: Final[_Reader[KeepReply]] = by_word(
-    {"OK": lambda _: Kept(), "ALREADY": lambda reply: NotFailed(text(reply[1]))},
-)
-NOTE: Final[_Reader[Noted]] = by_word({"OK": lambda _: Noted()})
-MAINTAIN: Final[_Reader[MaintainReply]] = by_word(
-    {"OK": lambda _: LockHeld(), "BUSY": lambda reply: LockTaken(whole_at(reply, 1))},
-)
-FORGET: Final[_Reader[Forgotten]] = by_word({"OK": lambda reply: Forgotten(whole_at(reply, 1))})
+ENQUEUE: Final[_Reader[EnqueueReply]] = by_word(OK=Enqueued, ALREADY=AlreadyEnqueued, FULL=Full)
+CLOSE: Final[_Reader[CloseReply]] = by_word(OK=Closed, ALREADY=Closed, DEPENDENTS=HasDependents, LOST=NoJob)
+REQUEUE: Final[_Reader[RequeueReply]] = by_word(OK=Requeued, NOT_STARTED=NotStarted, LOST=Deleted)
+KEEP: Final[_Reader[KeepReply]] = by_word(OK=Kept, ALREADY=NotFailed)
+NOTE: Final[_Reader[Noted]] = by_word(OK=Noted)
+MAINTAIN: Final[_Reader[MaintainReply]] = by_word(OK=LockHeld, BUSY=LockTaken)
+FORGET: Final[_Reader[Forgotten]] = by_word(OK=Forgotten)
 """The readers of each script's replies."""

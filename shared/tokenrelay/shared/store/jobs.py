@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.redis.commands import Argument, Command, Reply
-    from tokenrelay.shared.store.job_replies import (
-        CloseReply,
-        EnqueueReply,
-        Forgotten,
-        KeepReply,
-        MaintainReply,
-        Noted,
-        RequeueReply,
-    )
 
 
 T = TypeVar("T")
@@ -117,7 +108,7 @@ class Enqueue:
     depth_limit: int
 
 
-def enqueue_call(job: Enqueue, now: datetime) -> ScriptCall[EnqueueReply]:
+def enqueue_call(job: Enqueue, now: datetime) -> ScriptCall[job_replies.EnqueueReply]:
     """Put the request's job on its queue, with the fields of RQ's own enqueue."""
     stamp = iso(now)
     fields: dict[str, Argument] = {
@@ -203,7 +194,7 @@ def take_call(take: Take) -> ScriptCall[list[Taken]]:
     return ScriptCall(script("take"), tuple(script_keys), (*arguments, *take.execution_ids), read)
 
 
-def close_call(execution: Execution, outcome: Outcome) -> ScriptCall[CloseReply]:
+def close_call(execution: Execution, outcome: Outcome) -> ScriptCall[job_replies.CloseReply]:
     """Make RQ agree that the job has ended. Nobody held it: an Execution without worker."""
     result = _result_fields(execution, outcome)
     return _execution_call("close", job_replies.CLOSE, execution, outcome.status, outcome.retention_s, *result)
@@ -231,32 +222,32 @@ class Note:
 
 def requeue_call(
     execution: Execution, position: Literal["front", "back"], note: Note | None = None
-) -> ScriptCall[RequeueReply]:
+) -> ScriptCall[job_replies.RequeueReply]:
     """Give a taken job back to its queue."""
     return _execution_call("requeue", job_replies.REQUEUE, execution, position, *(note.arguments if note else ()))
 
 
-def keep_call(execution: Execution, lease_s: int) -> ScriptCall[KeepReply]:
+def keep_call(execution: Execution, lease_s: int) -> ScriptCall[job_replies.KeepReply]:
     """Make RQ say again that a job runs which its clean-up has failed."""
     return _execution_call("keep", job_replies.KEEP, execution, lease_s)
 
 
-def extend_call(execution: Execution, lease_s: int) -> ScriptCall[Noted]:
+def extend_call(execution: Execution, lease_s: int) -> ScriptCall[job_replies.Noted]:
     """Renew RQ's lease of an execution."""
     return _execution_call("extend", job_replies.NOTE, execution, lease_s)
 
 
-def drop_call(execution: Execution) -> ScriptCall[Noted]:
+def drop_call(execution: Execution) -> ScriptCall[job_replies.Noted]:
     """Forget an execution of a job that somebody else holds."""
     return _execution_call("drop", job_replies.NOTE, execution)
 
 
-def maintain_call(queue: str, owner: str, ttl_ms: int) -> ScriptCall[MaintainReply]:
+def maintain_call(queue: str, owner: str, ttl_ms: int) -> ScriptCall[job_replies.MaintainReply]:
     """Become, or stay, the one worker that maintains a model's queues, named by their first; 0 leaves it to others."""
     return ScriptCall(script("maintain"), (keys.maintainer(queue),), (owner, ttl_ms), job_replies.MAINTAIN)
 
 
-def forget_call(sets: tuple[str, ...], workers: tuple[str, ...]) -> ScriptCall[Forgotten]:
+def forget_call(sets: tuple[str, ...], workers: tuple[str, ...]) -> ScriptCall[job_replies.Forgotten]:
     """Take those of the workers out of RQ's sets whose registration ran out."""
     return ScriptCall(script("forget"), sets, workers, job_replies.FORGET)
 

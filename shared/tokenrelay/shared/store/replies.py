@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.redis.calls import by_word, whole_at
-from tokenrelay.shared.wire.entries import State, parse_state, text, whole
+from tokenrelay.shared.redis.calls import by_word, whole_number
+from tokenrelay.shared.wire.entries import State, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,120 +182,42 @@ _appended = lru_cache(maxsize=4096)(Appended)
 """Equal ones are one: with each token comes one, and to make it takes longer than all else about its reply."""
 
 
+def _created(reply: _Reply) -> Created:
+    return Created(int(reply[1]))
+
+
 def _granted(reply: _Reply) -> Granted:
     _, fence, _, _, _, deadline_us, prompt_ids, emitted = reply
     deadline = whole(deadline_us)
     if deadline is None:
         raise ProtocolError("the claim's reply holds no deadline")
-    numbers = whole_at(reply, 2), whole_at(reply, 3), whole_at(reply, 4)
+    numbers = whole_number(reply[2]), whole_number(reply[3]), whole_number(reply[4])
     return Granted(text(fence), *numbers, deadline, prompt_ids, tuple(emitted))
-
-
-def _done(reply: _Reply) -> Done:
-    return Done(parse_state(reply[1]))
 
 
 def _append(reply: _Reply | int) -> AppendReply:
     return _appended(reply) if isinstance(reply, int) else _NOT_APPENDED(reply)
 
 
-def _gap(reply: _Reply) -> Gap:
-    return Gap(whole_at(reply, 1))
-
-
-def _unreadable(reply: _Reply) -> Unreadable:
-    return Unreadable(text(reply[1]))
-
-
-CREATE: Final[_Reader[CreateReply]] = by_word(
-    {
-        "OK": lambda reply: Created(int(reply[1])),
-        "ATTACHED": lambda _: Attached(),
-        "CONFLICT": lambda _: Conflict(),
-    }
-)
+CREATE: Final[_Reader[CreateReply]] = by_word(OK=_created, ATTACHED=Attached, CONFLICT=Conflict)
 CLAIM: Final[_Reader[ClaimReply]] = by_word(
-    {
-        "OK": _granted,
-        "BUSY": lambda _: Busy(),
-        "DONE": _done,
-        "PAST": lambda _: Past(),
-        "POISON": lambda _: Poison(),
-        "NOT_MINE": lambda reply: NotMine(text(reply[1])),
-        "UNREADABLE": _unreadable,
-        "LOST": lambda _: Lost(),
-    }
+    OK=_granted, BUSY=Busy, DONE=Done, PAST=Past, POISON=Poison, NOT_MINE=NotMine, UNREADABLE=Unreadable, LOST=Lost
 )
 _NOT_APPENDED: Final[_Reader[AppendReply]] = by_word(
-    {
-        "FENCED": lambda _: Fenced(),
-        "DONE": _done,
-        "PAST": lambda _: Past(),
-        "GAP": _gap,
-        "UNREADABLE": _unreadable,
-        "LOST": lambda _: Lost(),
-    }
+    FENCED=Fenced, DONE=Done, PAST=Past, GAP=Gap, UNREADABLE=Unreadable, LOST=Lost
 )
 APPEND: Final[_Reader[AppendReply]] = _append
 FINISH: Final[_Reader[FinishReply]] = by_word(
-    {
-        "OK": lambda _: Finished(),
-        "FENCED": lambda _: Fenced(),
-        "DONE": _done,
-        "GAP": _gap,
-        "UNREADABLE": _unreadable,
-        "LOST": lambda _: Lost(),
-    }
+    OK=Finished, FENCED=Fenced, DONE=Done, GAP=Gap, UNREADABLE=Unreadable, LOST=Lost
 )
-CANCEL: Final[_Reader[CancelReply]] = by_word(
-    {
-        "OK": lambda reply: Cancelled(text(reply[1])),
-        "DONE": _done,
-        "LOST": lambda _: Lost(),
-    }
-)
-EXPIRE: Final[_Reader[ExpireReply]] = by_word(
-    {
-        "OK": lambda reply: Expired(parse_state(reply[1])),
-        "EARLY": lambda _: Early(),
-        "DONE": _done,
-        "UNREADABLE": _unreadable,
-        "LOST": lambda _: Lost(),
-    }
-)
-FAIL: Final[_Reader[FailReply]] = by_word(
-    {
-        "OK": lambda _: Failed(),
-        "DONE": _done,
-        "LOST": lambda _: Lost(),
-    }
-)
+CANCEL: Final[_Reader[CancelReply]] = by_word(OK=Cancelled, DONE=Done, LOST=Lost)
+EXPIRE: Final[_Reader[ExpireReply]] = by_word(OK=Expired, EARLY=Early, DONE=Done, UNREADABLE=Unreadable, LOST=Lost)
+FAIL: Final[_Reader[FailReply]] = by_word(OK=Failed, DONE=Done, LOST=Lost)
 RENEW: Final[_Reader[RenewReply]] = by_word(
-    {
-        "OK": lambda _: Renewed(),
-        "FENCED": lambda _: Fenced(),
-        "DONE": _done,
-        "PAST": lambda _: Past(),
-        "UNREADABLE": _unreadable,
-        "LOST": lambda _: Lost(),
-    }
+    OK=Renewed, FENCED=Fenced, DONE=Done, PAST=Past, UNREADABLE=Unreadable, LOST=Lost
 )
-RELEASE: Final[_Reader[ReleaseReply]] = by_word(
-    {
-        "OK": lambda _: Released(),
-        "FENCED": lambda _: Fenced(),
-        "DONE": _done,
-        "LOST": lambda _: Lost(),
-    }
-)
+RELEASE: Final[_Reader[ReleaseReply]] = by_word(OK=Released, FENCED=Fenced, DONE=Done, LOST=Lost)
 SUSPECT: Final[_Reader[SuspectReply]] = by_word(
-    {
-        "LIVE": lambda _: Live(),
-        "SUSPECT": lambda _: Suspect(),
-        "RELEASED": lambda _: Released(),
-        "FREE": lambda _: Free(),
-        "DONE": _done,
-        "LOST": lambda _: Lost(),
-    }
+    LIVE=Live, SUSPECT=Suspect, RELEASED=Released, FREE=Free, DONE=Done, LOST=Lost
 )
 """The readers of each script's replies."""

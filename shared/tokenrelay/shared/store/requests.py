@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tokenrelay.shared.redis.commands import Argument, Command
-    from tokenrelay.shared.store.replies import (
-        AppendReply,
-        CancelReply,
-        ClaimReply,
-        CreateReply,
-        ExpireReply,
-        FailReply,
-        FinishReply,
-        ReleaseReply,
-        RenewReply,
-        SuspectReply,
-    )
 
 
 _MAX_DIGITS: Final = 19
@@ -81,13 +69,13 @@ class TerminalEvent:
     message: str = ""
 
 
-def create(new: NewRequest) -> ScriptCall[CreateReply]:
+def create(new: NewRequest) -> ScriptCall[replies.CreateReply]:
     """Write the request and its `queued` event; a repeat attaches to what is there."""
     arguments = (new.body_sha256, new.deadline_ms, new.retention_ms, new.owner, new.metadata, new.queue, new.body)
     return ScriptCall(script("create"), keys.of_request(new.request_id), arguments, replies.CREATE)
 
 
-def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt) -> ScriptCall[ClaimReply]:
+def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt) -> ScriptCall[replies.ClaimReply]:
     """Make the execution the request's only writer. A repeat is granted again."""
     arguments: tuple[Argument, ...] = (
         execution_id,
@@ -107,7 +95,7 @@ def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt
 
 def append(
     request_id: str, fence: str, first: int, tokens: Sequence[tuple[str, int]], lease_ms: int
-) -> ScriptCall[AppendReply]:
+) -> ScriptCall[replies.AppendReply]:
     """Write tokens, the first of them at index `first`, and renew the lease. A repeat writes none twice.
 
     Raises UnicodeEncodeError for a text that isn't Unicode.
@@ -118,39 +106,39 @@ def append(
 
 def finish(
     request_id: str, fence: str, first: int, tokens: Sequence[tuple[str, int]], end: TerminalEvent
-) -> ScriptCall[FinishReply]:
+) -> ScriptCall[replies.FinishReply]:
     """Write the last tokens, as `append`, and the terminal event. A repeat by the same fence is answered the same."""
     said = (text.encode() for text in (end.text, end.code, end.message))
     arguments: tuple[Argument, ...] = (fence, first, end.state, end.finish_reason, *said, *_flat(tokens))
     return ScriptCall(script("finish"), keys.of_request(request_id), arguments, replies.FINISH)
 
 
-def cancel(request_id: str, cancelled_by: str) -> ScriptCall[CancelReply]:
+def cancel(request_id: str, cancelled_by: str) -> ScriptCall[replies.CancelReply]:
     """End the request as cancelled, whoever owns it."""
     return ScriptCall(script("cancel"), keys.of_request(request_id), (cancelled_by,), replies.CANCEL)
 
 
-def expire(request_id: str) -> ScriptCall[ExpireReply]:
+def expire(request_id: str) -> ScriptCall[replies.ExpireReply]:
     """End the request if its deadline is past."""
     return ScriptCall(script("expire"), keys.of_request(request_id), (), replies.EXPIRE)
 
 
-def fail(request_id: str, code: str, message: str) -> ScriptCall[FailReply]:
+def fail(request_id: str, code: str, message: str) -> ScriptCall[replies.FailReply]:
     """End a request that no worker can continue, as far as its keys allow."""
     return ScriptCall(script("fail"), keys.of_request(request_id), (code, message), replies.FAIL)
 
 
-def renew(request_id: str, fence: str, lease_ms: int) -> ScriptCall[RenewReply]:
+def renew(request_id: str, fence: str, lease_ms: int) -> ScriptCall[replies.RenewReply]:
     """Keep the lease."""
     return ScriptCall(script("renew"), keys.of_request(request_id), (fence, lease_ms), replies.RENEW)
 
 
-def release(request_id: str, execution_id: str, *, crashed: bool) -> ScriptCall[ReleaseReply]:
+def release(request_id: str, execution_id: str, *, crashed: bool) -> ScriptCall[replies.ReleaseReply]:
     """Give the request up. `crashed`: its worker died, which is counted."""
     return ScriptCall(script("release"), keys.of_request(request_id), (execution_id, int(crashed)), replies.RELEASE)
 
 
-def suspect(request_id: str, suspicion_ms: int) -> ScriptCall[SuspectReply]:
+def suspect(request_id: str, suspicion_ms: int) -> ScriptCall[replies.SuspectReply]:
     """Check a lease that may have expired; the second check, `suspicion_ms` after the first, releases it."""
     return ScriptCall(script("suspect"), keys.of_request(request_id), (suspicion_ms,), replies.SUSPECT)
 
