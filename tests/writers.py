@@ -7,7 +7,7 @@ import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tests.token_plane import reply_word
 from tests.two_planes import STREAMS_URL, client_on, pipeline_on
@@ -151,14 +151,14 @@ class Writer:
             outcome = Outcome(job_status(state), 3600, message)
             self._pipeline.run([close_call(execution, outcome)])
 
-    def _call(self, script: str, request_id: str, *arguments: str | int) -> list[bytes]:
+    def _call(self, script: str, request_id: str, *arguments: str | int) -> Any:
         return self._run(_call(script, request_id, *arguments))
 
-    def _run(self, call: Call) -> list[bytes]:
+    def _run(self, call: Call) -> Any:
         (reply,) = self._pipeline.run([call])
         if isinstance(reply, Exception):
             raise reply
-        return list(reply)
+        return reply
 
 
 class AnnouncingWriter(Writer):
