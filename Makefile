@@ -91,6 +91,7 @@ format: $(INSTALLED)  ## apply ruff's fixes, and regenerate docs
 	@$(BIN)/ruff format .
 	@$(BIN)/python scripts/settings_docs.py
 	@$(BIN)/python scripts/metrics_docs.py
+	@$(BIN)/python scripts/lifecycle_docs.py
 
 clean:  ## remove .venv, .clients and all caches
 	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt $(NEWEST) .clients .node build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,8 +11,9 @@ from typing import TypeGuard
 
 import pytest
 
+from scripts import lifecycle_docs
 from tokenrelay.shared.store.scripts import SCRIPTS, script
-from tokenrelay.shared.wire import diagram, keys
+from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
 from tokenrelay.shared.wire.transitions import NOTHING, TRANSITIONS
 
@@ -275,12 +276,12 @@ class TestLifecyclePage:
 
     def test_its_diagram_is_current(self) -> None:
         page = LIFECYCLE.read_text("utf-8")
-        assert page == diagram.with_diagram(page), (
-            "the protocol has changed: run python -m tokenrelay.shared.wire.diagram docs/request-lifecycle.md"
+        assert page == lifecycle_docs.with_diagram(page), (
+            "the protocol has changed: run python scripts/lifecycle_docs.py"
         )
 
     def test_its_diagram_has_every_transition(self) -> None:
-        arrows = re.findall(r"(\S+) --> (\S+): (.*)", diagram.mermaid())
+        arrows = re.findall(r"(\S+) --> (\S+): (.*)", lifecycle_docs.mermaid())
         drawn = {(begin, kind, end) for begin, end, kinds in arrows for kind in kinds.split(", ")}
         table = {
             ("[*]" if begin == NOTHING else str(begin), str(kind), str(end))
@@ -291,7 +292,7 @@ class TestLifecyclePage:
 
     def test_a_page_without_markers_is_refused(self) -> None:
         with pytest.raises(ValueError, match="has no"):
-            diagram.with_diagram("# a page")
+            lifecycle_docs.with_diagram("# a page")
 
     def test_its_reply_tables_are_the_scripts_own(self) -> None:
         page = LIFECYCLE.read_text("utf-8")

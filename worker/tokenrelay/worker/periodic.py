@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import RedisError
 
-from tokenrelay.worker.core.messages import ThreadDied
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -41,16 +39,12 @@ def periodic(
 
     def repeat() -> None:
         due_in_s = 0.0
-        try:
-            while not stopped.wait(max(due_in_s, MIN_PAUSE_S)):
-                if threads.status.alive:
-                    attempt()
-                    due_in_s = pause_s()
-        except BaseException as error:
-            log.exception("the thread %s failed", name)
-            threads.post(ThreadDied(error))
+        while not stopped.wait(max(due_in_s, MIN_PAUSE_S)):
+            if threads.status.alive:
+                attempt()
+                due_in_s = pause_s()
 
-    thread = threading.Thread(target=repeat, name=name)
+    thread = threads.thread(name, repeat)
     thread.start()
     try:
         yield

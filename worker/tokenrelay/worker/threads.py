@@ -78,7 +78,7 @@ class GenerationThreads:
         Raises EngineError when the engine died, and whatever else ended the loop: every request was handed over, which
         counts as a crash of each, and the process is to exit.
         """
-        intake, jobs = self._thread("intake", self.poller.run), self._thread("jobs", self.jobs.run)
+        intake, jobs = self.thread("intake", self.poller.run), self.thread("jobs", self.jobs.run)
         errors: list[BaseException] = []
         self.status.turned_at = time.monotonic()
         try:
@@ -125,14 +125,14 @@ class GenerationThreads:
         else:
             self.figures.handed_back.add(amount=continued)
 
-    def _thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
+    def thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
         """A thread whose end by an error ends the loop."""
 
         def guarded() -> None:
             try:
                 run()
             except BaseException as error:
-                log.exception("%s died", name)
+                log.exception("the thread %s died", name)
                 self.loop.post(ThreadDied(error))
 
         return threading.Thread(target=guarded, name=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import redis
@@ -88,27 +88,17 @@ def connect_async(urls: Urls, *, retries: int = 3) -> Servers[redis.asyncio.Redi
 
 
 def close(servers: Servers[redis.Redis]) -> None:
-    """Close every client, also after an error. Raises the first."""
-    errors: list[BaseException] = []
-    for client in servers.clients:
-        try:
-            client.close()
-        except BaseException as error:  # noqa: BLE001  raised below
-            errors.append(error)
-    if errors:
-        raise errors[0]
+    """Close every client, also after an error, which is raised then."""
+    with ExitStack() as closing:
+        for client in servers.clients:
+            closing.callback(client.close)
 
 
 async def aclose(servers: Servers[redis.asyncio.Redis]) -> None:
     """As `close`, for asyncio."""
-    errors: list[BaseException] = []
-    for client in servers.clients:
-        try:
-            await client.aclose()
-        except BaseException as error:  # noqa: BLE001  raised below
-            errors.append(error)
-    if errors:
-        raise errors[0]
+    async with AsyncExitStack() as closing:
+        for client in servers.clients:
+            closing.push_async_callback(client.aclose)
 
 
 @contextmanager

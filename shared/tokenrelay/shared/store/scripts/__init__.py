@@ -17,26 +17,8 @@ SCRIPTS: Final = {
     Plane.QUEUE: ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "admit"),
 }
 """By their folders: a script's keys are all of its plane."""
-_SHORT_OF_MEMORY: Final = frozenset(
-    {
-        "claim",
-        "renew",
-        "release",
-        "finish",
-        "cancel",
-        "expire",
-        "fail",
-        "suspect",
-        "close",
-        "requeue",
-        "drop",
-        "keep",
-        "extend",
-        "maintain",
-        "forget",
-    }
-)
-"""Scripts that must work when Redis is full: they end requests, which is what frees memory."""
+_GROWING: Final = frozenset({"create", "append", "enqueue", "take", "admit"})
+"""Scripts that are refused when Redis is full. The others end requests, which is what frees memory."""
 _PARTS: Final = {
     "create": ("prelude", "ending"),
     "claim": ("prelude", "ending"),
@@ -63,7 +45,7 @@ def _read(plane: Plane, name: str, modern: bool) -> str:
     folder = files("tokenrelay.shared.store.scripts") / plane
     parts = (*_PARTS.get(name, ("prelude",)), name)
     body = "".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
-    header = "#!lua flags=allow-oom\n" if modern and name in _SHORT_OF_MEMORY else ""
+    header = "#!lua flags=allow-oom\n" if modern and name not in _GROWING else ""
     return header + body
 
 
