@@ -170,6 +170,9 @@ class CountingEngine:
         if token == self._eos_token_id and not request.ignore_eos:
             del self._requests[engine_id]
             return EngineOutput(engine_id, (), "stop")
+        if token in request.sampling.stop_token_ids:
+            del self._requests[engine_id]
+            return EngineOutput(engine_id, (token,) if request.keep_stop_token else (), "stop")
         counting.next_position += 1
         if position == request.max_new_tokens and self._tokens_left != 0:  # a dying engine ends nothing
             del self._requests[engine_id]

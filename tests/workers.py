@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +49,15 @@ def words() -> Tokenizer:
     return tokenizer
 
 
-def served(engine: Engine, fingerprint: str = "counting-1", tokenizer: PreTrainedTokenizerFast | None = None) -> Served:
+def served(
+    engine: Engine,
+    fingerprint: str = "counting-1",
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Served:
     engine.prepare()
     tokenizer = tokenizer or word_tokenizer()
-    return Served(engine, PromptReader.of(tokenizer, MODEL, fingerprint, engine.capabilities))
+    return Served(engine, PromptReader.of(tokenizer, MODEL, fingerprint, engine.capabilities, defaults))
 
 
 @contextmanager
@@ -67,9 +71,16 @@ def running_worker(
     **settings: Any,
 ) -> Iterator[Worker]:
     """Run a registered worker that claims; stop it at the end and raise its errors. `defaults`: the model's own."""
-    made = served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer)
+    made = served(engine or CountingEngine(vocabulary=VOCABULARY), fingerprint, tokenizer, defaults)
+    with running_model(url, made, **settings) as worker:
+        yield worker
+
+
+@contextmanager
+def running_model(url: str, made: Served | None = None, **settings: Any) -> Iterator[Worker]:
+    """As `running_worker`, for a model: that of the settings where none is given."""
     chosen = WorkerSettings(redis_url=SecretStr(url), **{"heartbeat_ms": 50, "drain_timeout_s": 0.5, **settings})
-    worker = Worker(chosen, replace(made, defaults=defaults or {}))
+    worker = Worker(chosen, made)
     errors: list[BaseException] = []
 
     def work() -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.token_plane import reply_word
 from tests.two_planes import STREAMS_URL, client_on, pipeline_on
-from tokenrelay.shared.options import load
+from tokenrelay.shared import effective
+from tokenrelay.shared.options import WIRE, filled, load
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.store.jobs import Execution, Outcome, Take, close_call, job_status, take_call
 from tokenrelay.shared.store.scripts import script
@@ -78,14 +79,15 @@ class Writer:
         return request_id
 
     def request(self, request_id: str) -> Submission:
-        raw = self.redis.hget(keys.request(request_id), "request")
+        raw, wire = self.redis.hmget(keys.request(request_id), "request", "wire")
         assert isinstance(raw, bytes)
-        return load(raw)
+        return load(raw, int(wire or 1))
 
     def claim(self, request_id: str) -> int:
         """Claim the request. Returns the next token's index, or 0 if it has ended."""
         execution = self._executions.get(request_id) or Execution(request_id, "", self.name, f"{self.name}x0")
-        seed = self.request(request_id)["seed"] or 0
+        request = filled(self.request(request_id))
+        decided = effective.decide(request, request["max_new_tokens"] or 0, draw=1)
         arguments = (
             execution.execution_id,
             LEASE_MS,
@@ -94,9 +96,12 @@ class Writer:
             "scripted",
             3,
             500,
-            seed,
+            request["seed"] or 0,
             3,
             json.dumps([1, 2, 3]),
+            "",
+            WIRE,
+            effective.dump(decided),
         )
         reply = self._call("claim", request_id, *arguments)
         if reply_word(reply) == "DONE":

@@ -23,7 +23,7 @@ from tokenrelay.shared.wire.answer import Answer, assemble
 from tokenrelay.shared.wire.entries import State, Usage
 from tokenrelay.worker.serving.model import Served
 from tokenrelay.worker.serving.prompts import PromptReader
-from tokenrelay.worker.text import TokenText
+from tokenrelay.worker.text import EndRules, TokenText
 from tokenrelay.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def held_after(tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...]) -> lis
     script = script_of(tokenizer)
     cuts = []
     for count in range(1, len(script)):
-        text = TokenText(tokenizer, stop)
+        text = TokenText(tokenizer, EndRules(stop))
         stopped = any(release.stopped for release in text.replay(script[:count]))
         if not stopped and text.flush():
             cuts.append(count)

@@ -224,12 +224,8 @@ UNSUPPORTED: Final = [
     ("n", 2),
     ("logprobs", True),
     ("top_logprobs", 3),
-    ("logit_bias", {"1": 2}),
-    ("presence_penalty", 0.5),
-    ("frequency_penalty", 0.5),
     ("functions", [{"name": "f"}]),
     ("modalities", ["audio"]),
-    ("repetition_penalty", 1.2),
     ("continue_final_message", True),
 ]
 

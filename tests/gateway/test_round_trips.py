@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ALICE: Final = "tr-alice"
 KEYS: Final = json.dumps([{"name": "alice", "sha256": hash_of(ALICE), "max_concurrent": 50, "max_queued": 40}])
-SAID: Final[dict[str, Any]] = {"temperature": 0.5, "top_k": 5, "top_p": 0.5}
+SAID: Final[dict[str, Any]] = {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0, "repetition_penalty": 1}
 """All options with model defaults, which a gateway would otherwise look up every 10 s."""
 BODY: Final = {"prompt": "x", **SAID}
 

@@ -17,7 +17,8 @@ from openai.types.responses import Response
 from tests.gateway.events import parse
 from tests.gateway.test_views import RECORD, view_of
 from tests.streams import whole_streams
-from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody, read_submission
+from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody
+from tokenrelay.gateway.openai.bodies.submissions import read_submission
 from tokenrelay.gateway.views.chat import failure_error, whole_completion
 from tokenrelay.gateway.views.response import snapshot
 from tokenrelay.shared.wire.answer import assemble

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from tests.writers import End, Writer, serving
 from tokenrelay.cli.commands import app
 from tokenrelay.producer import Consumer, Producer
-from tokenrelay.shared.options import DEFAULTS, Options
+from tokenrelay.shared.options import DEFAULTS, VERSION_2, Options
 from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ def test_ask_reads_standard_input_and_all_options(redis_server: RedisServer) -> 
     given = {
         "max_new_tokens": 5, "temperature": 0.0, "top_k": 3, "top_p": 0.5, "seed": 0, "priority": "high",
         "stop": ["a", "b"], "ignore_eos": True, "deadline_s": 60.0, "metadata": {"user": [1, "ü"]},
+        "logit_bias": {"5": 1.5}, "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5,
+        "bad_words": ["rain", "a b"], "min_tokens": 2, "min_p": 0.25, "stop_token_ids": [5, 7],
+        "include_stop_str_in_output": True,
     }  # fmt: skip
     arguments = ["--idempotency-key", "k1", "--model", "weather"]
     for name, value in given.items():
@@ -91,6 +94,7 @@ def test_ask_reads_standard_input_and_all_options(redis_server: RedisServer) -> 
         done = tokenrelay("ask", "-", *arguments, given="Wie wird's?\n日本 ")
     assert done.returncode == 0, done.stderr
     expected = {**DEFAULTS, **given, "prompt": "Wie wird's?\n日本 "}
+    assert VERSION_2.keys() <= given.keys()
     del expected["idempotency_key"]  # isn't part of the stored body
     assert asked == [expected]
 

@@ -76,7 +76,7 @@ def test_an_end_of_a_later_version_is_an_error_that_says_so(running: Generation,
 
 
 def later(redis: Redis, request_id: str) -> dict[bytes, bytes]:
-    """Make the request one of version 2, with what this version doesn't know; its hash."""
+    """Make the request one of version 3, with what this version doesn't know; its hash."""
     key = keys.request(request_id)
     raw = redis.hget(key, "request")
     assert isinstance(raw, bytes)
@@ -85,7 +85,7 @@ def later(redis: Redis, request_id: str) -> dict[bytes, bytes]:
         del body[left_to_the_claim]
     body |= {"min_p": 0.1, "response_format": {"type": "regex", "pattern": "a+"}, "prompt": None}
     body["messages"] = [{"role": "tool", "content": None, "tool_call_id": "call_1"}]
-    redis.hset(key, mapping={"wire": 2, "request": json.dumps(body)})
+    redis.hset(key, mapping={"wire": 3, "request": json.dumps(body)})
     return redis.hgetall(key)  # type: ignore[return-value]
 
 

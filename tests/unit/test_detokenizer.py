@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tokenrelay.worker.text import Detokenizer, TextRelease, TokenText
+from tokenrelay.worker.text import Detokenizer, EndRules, TextRelease, TokenText
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -190,10 +190,10 @@ def test_the_window_stays_small() -> None:
 def test_replay_continues_as_if_nothing_had_happened(kind: str) -> None:
     tokenizer = KINDS[kind]()
     ids = tokenizer.encode(SENTENCES[0] + SENTENCES[2], add_special_tokens=False)
-    whole = TokenText(tokenizer, ("warm. x", "family 🇩🇪 no"))
+    whole = TokenText(tokenizer, EndRules(("warm. x", "family 🇩🇪 no")))
     releases = [whole.push(token_id) for token_id in ids]
     for cut in range(len(ids)):
-        resumed = TokenText(tokenizer, ("warm. x", "family 🇩🇪 no"))
+        resumed = TokenText(tokenizer, EndRules(("warm. x", "family 🇩🇪 no")))
         assert resumed.replay(ids[:cut]) == releases[:cut]
         assert [resumed.push(token_id) for token_id in ids[cut:]] == releases[cut:]
 
@@ -201,7 +201,7 @@ def test_replay_continues_as_if_nothing_had_happened(kind: str) -> None:
 def test_token_text_stops_inside_a_token_and_flushes_what_is_left() -> None:
     tokenizer = word_level()
     ids = ids_of(tokenizer, ["It", "is", "sunny", "and"])
-    text = TokenText(tokenizer, ("unn",))
+    text = TokenText(tokenizer, EndRules(("unn",)))
     assert text.replay(ids) == [
         TextRelease("It", stopped=False),
         TextRelease(" is", stopped=False),
@@ -209,6 +209,6 @@ def test_token_text_stops_inside_a_token_and_flushes_what_is_left() -> None:
         TextRelease("", stopped=True),
     ]
     assert (text.flush(), text.stopped) == ("", True)
-    text = TokenText(tokenizer, (" sunny day",))
+    text = TokenText(tokenizer, EndRules((" sunny day",)))
     assert [release.text for release in text.replay(ids[:3])] == ["It", " is", ""]
     assert (text.flush(), text.stopped) == (" sunny", False)

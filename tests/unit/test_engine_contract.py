@@ -259,6 +259,22 @@ def test_an_end_token_ends_a_request_and_is_not_emitted(start: Callable[..., Run
     assert ignoring[-1].finish_reason == "length"
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_stop_token_ends_a_request_and_is_emitted_where_it_is_kept(start: Callable[..., Running], keep: bool) -> None:
+    running = start()
+    whole = tokens(running.collect(REQUEST), "1:a")
+    end = whole.index(whole[5])
+    sampling = replace(REQUEST.sampling, stop_token_ids=(whole[5],))
+    stopped = replace(REQUEST, engine_id="stopped", sampling=sampling, keep_stop_token=keep)
+    outputs = running.collect(stopped)
+    assert tokens(outputs, "stopped") == whole[: end + keep]
+    assert outputs[-1].finish_reason == "stop"
+    emitted = tuple(whole[:end])
+    resumed = running.collect(replace(stopped, engine_id="resumed", emitted_ids=emitted))
+    assert tokens(resumed, "resumed") == whole[end : end + keep]
+    assert resumed[-1].finish_reason == "stop"
+
+
 def test_a_request_may_fill_the_context(start: Callable[..., Running]) -> None:
     running = start()
     context = running.engine.capabilities.context_tokens

@@ -12,9 +12,8 @@ from tokenrelay.gateway.openai.bodies.request_bodies import (
     ChatBody,
     CompletionBody,
     ResponseBody,
-    read_submission,
-    with_callers_field,
 )
+from tokenrelay.gateway.openai.bodies.submissions import read_submission, with_callers_field
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import Limits, validate
 

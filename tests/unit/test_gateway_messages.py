@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.unit.test_gateway_bodies import ASKED, read, refused
 from tokenrelay.gateway.openai.bodies.ignored import header
-from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, ResponseBody, read_submission
+from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, ResponseBody
+from tokenrelay.gateway.openai.bodies.submissions import read_submission
 
 TEXTS: Final[list[tuple[Any, str]]] = [
     (["Say", "hello"], "Say\nhello"),

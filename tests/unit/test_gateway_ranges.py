@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, read_submission
+from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody
+from tokenrelay.gateway.openai.bodies.submissions import read_submission
 from tokenrelay.shared.options import Limits, validate
 
 LIMITS = Limits(max_prompt_chars=1000, max_new_tokens=100)

@@ -13,7 +13,7 @@ from tokenrelay.shared import options
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.worker.engine.contract import Capabilities
 from tokenrelay.worker.sampling.params import DRAW_OPTIONS, SamplingParams
-from tokenrelay.worker.serving.limits import NEUTRAL, token_budget
+from tokenrelay.worker.serving.limits import NEUTRAL, WORKERS_OWN, token_budget
 
 ABLE = Capabilities(8, 100, 1000, ALL_OPTIONS, device="none", dtype="none")
 LIMITS = options.Limits(max_prompt_chars=10_000, max_new_tokens=10_000)
@@ -55,7 +55,7 @@ def test_an_option_that_the_engine_lacks_is_refused_where_it_is_asked_for(option
 
 def test_every_option_of_the_draw_is_checked_and_read() -> None:
     """The seed isn't: without it an engine couldn't resume."""
-    assert set(NEUTRAL) == DRAW_OPTIONS | {"ignore_eos"}
+    assert set(NEUTRAL) == DRAW_OPTIONS | {"ignore_eos"} | options.VERSION_2.keys() - WORKERS_OWN
     assert {field.name for field in fields(SamplingParams)} == DRAW_OPTIONS | {"seed"}
     request = asked(temperature=0.5, top_k=3, top_p=0.25, seed=9)
     assert SamplingParams.of(request) == SamplingParams(temperature=0.5, top_k=3, top_p=0.25, seed=9)

@@ -24,7 +24,8 @@ from tokenrelay.shared.errors import (
     TokenRelayError,
     WrongEventLoop,
 )
-from tokenrelay.shared.options import Message, Options, Submission
+from tokenrelay.shared.options import Options, Submission
+from tokenrelay.shared.request_fields import Message
 from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire.answer import Answer, Timings
 from tokenrelay.shared.wire.entries import Ended, Entry, EntryId, Event, Migrated, Queued, Started, State, Token, Usage

@@ -6,13 +6,15 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.options import load
+from tokenrelay.shared import effective
+from tokenrelay.shared.options import WIRE, filled, load
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, drop_call, job_status, requeue_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Appended, Busy, Done, Early, Fenced, Granted, Past
 from tokenrelay.shared.store.requests import Claimant, Prompt, TerminalEvent
+from tokenrelay.shared.wire.entries import whole
 from tokenrelay.testing.script import End, pieces
 
 if TYPE_CHECKING:
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
     from tokenrelay.shared.store.replies import AppendReply, ClaimReply, ExpireReply, FinishReply, RenewReply
 
 LEASE_MS: Final = 6000
-_FIELDS: Final = (Field.BODY, Field.RETENTION_MS, Field.ATTEMPT)
+_FIELDS: Final = (Field.BODY, Field.RETENTION_MS, Field.ATTEMPT, Field.WIRE)
 _MAX_CRASHES: Final = 3
 _SUSPICION_MS: Final = 500
 _VOCABULARY: Final = 50_000
+_DRAW: Final = 1
 
 
 class Attempt:
@@ -40,20 +43,26 @@ class Attempt:
         self._fence = ""
         (held,) = self._pipeline.run([look(execution.job_id, _FIELDS)])
         record = RequestRecord(_FIELDS, held)
-        self.request = load(record.body or "{}")
+        wire = whole(record.wire) or 1
+        self.request = filled(load(record.body or "{}", wire))
+        self._effective = self._decided() if wire > 1 else ""
         self._retention_s = record.retention_s(60)
         self.number = record.attempts if record.has(Field.ATTEMPT) else 0
         """The attempt's number, from 1. Before the claim: the previous attempt's, or 0."""
         self._name = f"{worker}-{self.number + 1}"
+
+    def _decided(self) -> str:
+        """What the first claim stores of a request that asks for more than wire version 1 could."""
+        return effective.dump(effective.decide(self.request, self.request["max_new_tokens"] or 0, _DRAW))
 
     def claim(self) -> ClaimReply:
         """Claim the request."""
         messages = self.request["messages"] or []
         texts = pieces(self.request["prompt"] or "\n".join(message["content"] for message in messages))
         ids = [token_id(piece) for piece in texts]
-        claimant = Claimant(self._name, self._model, "scripted", LEASE_MS, _MAX_CRASHES, _SUSPICION_MS)
+        claimant = Claimant(self._name, self._model, "scripted", LEASE_MS, _MAX_CRASHES, _SUSPICION_MS, WIRE)
         shown = json.dumps([piece.strip() for piece in texts])
-        prompt = Prompt(self.request["seed"] or 0, len(ids), json.dumps(ids), shown)
+        prompt = Prompt(self.request["seed"] or 0, len(ids), json.dumps(ids), shown, self._effective)
         reply = self._pipeline.ask(requests.claim(self.execution.job_id, self.execution.execution_id, claimant, prompt))
         if isinstance(reply, Granted):
             self._fence, self.number, self.written = reply.fence, reply.attempt, reply.next_index - 1

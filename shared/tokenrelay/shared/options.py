@@ -12,90 +12,42 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.wire import keys
+from tokenrelay.shared.request_fields import (
+    MAX_BAD_WORDS,
+    MAX_BIAS,
+    MAX_DEADLINE_S,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_STOP,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TEMPERATURE,
+    BadWord,
+    LogitBias,
+    Message,
+    MinP,
+    Penalty,
+    Priority,
+    RepetitionPenalty,
+    Temperature,
+    Text,
+    TokenId,
+    TopK,
+    TopP,
+    model_name,
+    not_blank,
+    shallow,
+    small_metadata,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-MAX_STOP: Final = 16
-MAX_SEED: Final = 2**63 - 1
-MAX_TEMPERATURE: Final = 100.0
-MAX_DEADLINE_S: Final = 7 * 86_400.0
-MAX_TOP_K: Final = 2**31 - 1
-MAX_METADATA_BYTES: Final = 16_384
-MAX_METADATA_DEPTH: Final = 190
-"""Whoever reads the stored request gives up at 200 levels (pydantic's JSON parser)."""
-
-
-def encodable(value: str) -> str:
-    """The text. Raises ValueError where it can't be stored: it holds half of a surrogate pair."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"holds a lone surrogate at character {error.start}; text must be valid Unicode, such as UTF-8 decodes to"
-        ) from None
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise ValueError("is empty or blank; give at least one visible character")
-    return value
-
-
-def _model_name(value: str) -> str:
-    if not keys.is_model_name(value):
-        raise PydanticCustomError(
-            "model_name",
-            "must be a name such as 'weather' or 'owner/name': letters, digits, . _ - (no --), at most {le} characters",
-            {"le": keys.MAX_MODEL_CHARS},
-        )
-    return value
-
-
-def _shallow(value: Any) -> Any:
-    """Looked at level by level: Python's objects may hold themselves."""
-    layer, levels = [value], 0
-    while layer := [each for each in layer if isinstance(each, dict | list)]:
-        levels += 1
-        if levels > MAX_METADATA_DEPTH:
-            raise PydanticCustomError("too_deep", "nests more than {le} levels", {"le": MAX_METADATA_DEPTH})
-        inner = (child for each in layer for child in (each.values() if isinstance(each, dict) else each))
-        layer = list({id(child): child for child in inner}.values())
-    return value
-
-
-def _small_metadata(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    try:
-        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
-    except ValueError as error:
-        raise ValueError(f"isn't valid JSON ({error}); lone surrogates, NaN and infinities can't be stored") from None
-    if size > MAX_METADATA_BYTES:
-        raise PydanticCustomError(
-            "too_large", "is {size} bytes as JSON; at most {le} are allowed", {"size": size, "le": MAX_METADATA_BYTES}
-        )
-    return value
-
-
-Text = Annotated[str, AfterValidator(encodable)]
-Priority = Literal["high", "default", "low"]
-
-
-class Message(TypedDict):
-    """One message of a chat."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
+    from collections.abc import Collection, Mapping
 
 
 class Options(TypedDict, total=False):
@@ -105,17 +57,17 @@ class Options(TypedDict, total=False):
 
     messages: Annotated[list[Message] | None, Field(min_length=1, max_length=1024)]
     """A chat instead of a prompt; the worker applies the model's chat template."""
-    model: Annotated[str, AfterValidator(_model_name)]
+    model: Annotated[str, AfterValidator(model_name)]
     """The model to ask, as its workers serve it."""
     priority: Priority
     """Which of the model's queues: high is served first, low last."""
     max_new_tokens: Annotated[int | None, Field(ge=1)]
     """The answer's limit in tokens, cut to the operator's limit and to what the model's context leaves."""
-    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
+    temperature: Temperature
     """0 is greedy; otherwise logits are divided by it before sampling. 1.0, where the model has no default."""
-    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)]
+    top_k: TopK
     """Sample among the k likeliest tokens; 0 is all, and the default of a model that has none of its own."""
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    top_p: TopP
     """Sample among the likeliest tokens that hold this share of the probability; 1 is all, and the default likewise."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)]
     """Decides every draw together with the token's position; None draws one at submit."""
@@ -123,9 +75,29 @@ class Options(TypedDict, total=False):
     """The answer ends before the first of these strings."""
     ignore_eos: bool
     """Go on past the end-of-sequence token, up to the limit."""
+    logit_bias: LogitBias
+    """Token ID → what is added to its logit before anything else, -100 to 100; at most 1,024 token IDs."""
+    repetition_penalty: RepetitionPenalty
+    """Makes the tokens of the prompt and the answer so far less likely (above 1) or likelier (below 1); 1.0, where the
+    model has no default."""
+    frequency_penalty: Penalty
+    """Subtracted from a token's logit for each time that the answer holds it, -2 to 2."""
+    presence_penalty: Penalty
+    """Subtracted from the logit of each token that the answer holds, -2 to 2."""
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)]
+    """Texts whose tokens are never generated in a row, at the start of a word or within; at most 256."""
+    min_tokens: Annotated[int, Field(ge=0)]
+    """The answer has at least this many tokens: before, no stop string and no end-of-sequence token ends it."""
+    min_p: MinP
+    """Sample among tokens that have at least this share of the likeliest one's probability; 0 is all, and the default
+    of a model that has none of its own."""
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)]
+    """The answer ends before the first of these tokens; at most 256."""
+    include_stop_str_in_output: bool
+    """The stop string, or the token of `stop_token_ids`, that ends the answer is a part of it."""
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
     """Seconds from submit after which the request ends, finished or not."""
-    metadata: Annotated[dict[str, JsonValue], BeforeValidator(_shallow), AfterValidator(_small_metadata)]
+    metadata: Annotated[dict[str, JsonValue], BeforeValidator(shallow), AfterValidator(small_metadata)]
     """Comes back in the stream's first entry and in the answer."""
     idempotency_key: Annotated[Text | None, Field(min_length=1, max_length=256)]
     """The same key and body attach to the generation that is there; another body is refused."""
@@ -134,7 +106,7 @@ class Options(TypedDict, total=False):
 class Submission(Options, total=False):
     """A whole request: options and the prompt (or `messages`)."""
 
-    prompt: Annotated[Text | None, AfterValidator(lambda value: value if value is None else _not_blank(value))]
+    prompt: Annotated[Text | None, AfterValidator(lambda value: value if value is None else not_blank(value))]
     """The text to continue, taken as text: control tokens in it have no power."""
 
 
@@ -143,7 +115,7 @@ class _Glance(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
 
-    model: Annotated[str, AfterValidator(_model_name)]
+    model: Annotated[str, AfterValidator(model_name)]
     messages: list[dict[str, JsonValue]] | None
     max_new_tokens: int | None
     temperature: float
@@ -151,7 +123,7 @@ class _Glance(TypedDict, total=False):
     metadata: dict[str, JsonValue]
 
 
-DEFAULTS: Final[Submission] = {
+VERSION_1: Final[Submission] = {
     "prompt": None,
     "messages": None,
     "model": "weather",
@@ -167,12 +139,31 @@ DEFAULTS: Final[Submission] = {
     "metadata": {},
     "idempotency_key": None,
 }
+"""The fields of wire version 1, with their defaults: all of them, and no others, are in such a request's JSON."""
 
-MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p"})
+VERSION_2: Final[Submission] = {
+    "logit_bias": {},
+    "repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "bad_words": [],
+    "min_tokens": 0,
+    "min_p": 0.0,
+    "stop_token_ids": [],
+    "include_stop_str_in_output": False,
+}
+"""What wire version 2 adds, with the defaults: only what was given is in a request's JSON."""
+
+DEFAULTS: Final = cast("Submission", {**VERSION_1, **VERSION_2})
+
+MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
 """Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
 
-WIRE: Final = "1"
-"""The wire version of the requests that `load` reads, as their hash says it: docs/wire.md."""
+CAPABILITIES: Final[frozenset[str]] = frozenset()
+"""Options that a worker of wire version 2 may lack, and registers where it doesn't."""
+
+WIRE: Final = 2
+"""The highest wire version of requests that this release writes and reads: docs/wire.md."""
 
 _ADAPTER: Final = TypeAdapter(Submission)
 _GLANCE: Final = TypeAdapter(_Glance)
@@ -205,9 +196,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
-    """The whole request with defaults filled in. Raises RequestError naming the field and the limit."""
+    """The whole request: version 1's fields with defaults filled in, and those of version 2 that ask for something or
+    that a model may have a default of its own for. Raises RequestError naming the field and the limit."""
     try:
-        request = _ADAPTER.validate_python({**DEFAULTS, **submission})
+        request = _ADAPTER.validate_python({**VERSION_1, **submission})
     except ValidationError as error:
         raise _request_error(error) from None
     if (request["prompt"] is None) == (request["messages"] is None):
@@ -219,7 +211,47 @@ def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
         raise RequestError("messages: every content is empty or blank; give some text", field="messages")
     size = sum(map(len, contents)) or len(request["prompt"] or "")
     _check_size("messages" if contents else "prompt", size, limits.max_prompt_chars)
-    return request
+    _check_min_tokens(request, limits)
+    return _only(request, VERSION_1.keys() | MODELS_OWN | asked(request))
+
+
+def _check_min_tokens(request: Submission, limits: Limits) -> None:
+    """Raises RequestError where more tokens are asked for at least than at most."""
+    least, most = request.get("min_tokens", 0), budget(request, limits)
+    if least > most:
+        message = f"min_tokens: {least} is more than max_new_tokens, which is {most} here"
+        raise RequestError(message, field="min_tokens", limit=most)
+
+
+def asked(request: Mapping[str, Any]) -> set[str]:
+    """Version 2's fields that the request has with a value other than the default."""
+    return {name for name, default in VERSION_2.items() if name in request and request[name] != default}
+
+
+def _only(request: Submission, names: Collection[str]) -> Submission:
+    return cast("Submission", {name: value for name, value in request.items() if name in names})
+
+
+def resolve(request: Submission, not_given: Collection[str], models_own: Mapping[str, Any]) -> Submission:
+    """The request as it's stored, from what `validate` gave.
+
+    One that asks for nothing new is version 1's: the model's own defaults stand where the caller gave none. In another
+    what wasn't given is left out, for the first claim to decide. `not_given`: those of MODELS_OWN.
+    """
+    own = {name: value for name, value in models_own.items() if name in not_given and value != DEFAULTS[name]}  # type: ignore[literal-required]
+    if asked(request) or own.keys() & VERSION_2.keys():
+        return _only(request, request.keys() - set(not_given))
+    return cast("Submission", {**_only(request, VERSION_1), **own})
+
+
+def wire_of(request: Submission) -> int:
+    """The lowest wire version that a worker must know to serve the request, as it's stored."""
+    return 1 if request.keys() | set(_NOT_IN_BODY) == VERSION_1.keys() else 2
+
+
+def filled(request: Submission) -> Submission:
+    """The request with the defaults of the fields that it lacks."""
+    return cast("Submission", {**DEFAULTS, **request})
 
 
 def _check_size(field: str, chars: int, limit: int) -> None:
@@ -241,15 +273,26 @@ def dump(request: Submission) -> str:
     return json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def load(raw: str | bytes) -> Submission:
-    """The request of a hash, as a worker reads it. Raises RequestError: what's in Redis needn't be ours."""
+def load(raw: str | bytes, wire: int = 1) -> Submission:
+    """The fields of a stored request of that wire version, as a worker reads them.
+
+    Raises RequestError: what's in Redis needn't be ours. Its code is `unsupported_option` where a version 2 request has
+    a field that only a later release knows: the request is for that one's workers.
+    """
     try:
         request = _ADAPTER.validate_json(raw)
     except ValidationError as error:
-        raise _request_error(error) from None
-    missing = [name for name in DEFAULTS if name not in request and name not in _NOT_IN_BODY]
+        refusal = _request_error(error)
+        if wire > 1 and all(each["type"] == "extra_forbidden" and len(each["loc"]) == 1 for each in error.errors()):
+            refusal.code = "unsupported_option"
+        raise refusal from None
+    optional = {*_NOT_IN_BODY, *(MODELS_OWN if wire > 1 else ())}
+    missing = [name for name in VERSION_1 if name not in request and name not in optional]
     if missing:
         raise RequestError(f"{missing[0]}: missing from the stored request", field=missing[0])
+    added = sorted(request.keys() - VERSION_1.keys())
+    if wire == 1 and added:
+        raise RequestError(f"{added[0]}: unknown field in a request of wire version 1", field=added[0])
     return request
 
 
@@ -285,7 +328,8 @@ def body_sha256(request: Submission, limits: Limits) -> str:
     A key outlives an upgrade: what was hashed for a body in one release is hashed for it in the next.
     """
     given = min(request["max_new_tokens"] or min(_HASHED_BUDGET, limits.max_new_tokens), _MOST_TOKENS)
-    return hashlib.sha256(dump({**request, "max_new_tokens": given}).encode()).hexdigest()
+    counted = _only(request, VERSION_1.keys() | asked(request))
+    return hashlib.sha256(dump({**counted, "max_new_tokens": given}).encode()).hexdigest()
 
 
 def _request_error(error: ValidationError) -> RequestError:
@@ -296,7 +340,7 @@ def _request_error(error: ValidationError) -> RequestError:
     limit = next((context[name] for name in bounds if name in context), None)
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "finite_number":
-        limit = _FINITE_LIMITS.get(field)
+        limit = _FINITE_LIMITS.get(field.partition(".")[0])
         reason += f", at most {limit:g}" if limit is not None else ""
     if first["type"] == "extra_forbidden":
         names = Message.__annotations__ if "." in field else DEFAULTS
@@ -308,7 +352,16 @@ def _request_error(error: ValidationError) -> RequestError:
     return RequestError(f"{field}: {reason}{shown}", field=field, limit=cast("object", limit))
 
 
-_FINITE_LIMITS: Final = {"temperature": MAX_TEMPERATURE, "top_p": 1.0, "deadline_s": MAX_DEADLINE_S}
+_FINITE_LIMITS: Final = {
+    "temperature": MAX_TEMPERATURE,
+    "top_p": 1.0,
+    "deadline_s": MAX_DEADLINE_S,
+    "min_p": 1.0,
+    "repetition_penalty": MAX_REPETITION_PENALTY,
+    "frequency_penalty": MAX_PENALTY,
+    "presence_penalty": MAX_PENALTY,
+    "logit_bias": MAX_BIAS,
+}
 """What the fields that may not be infinite or NaN are bounded by."""
 
 

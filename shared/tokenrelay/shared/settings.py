@@ -240,7 +240,7 @@ class WorkerSettings(MeasuredSettings):
     )
     generation_config: Literal["auto", "none"] = Field(
         default="auto",
-        description="auto: temperature, top_k and top_p of the model's generation_config.json are the defaults of "
+        description="auto: the sampling options of the model's generation_config.json are the defaults of "
         "requests; none: ignore that file.",
     )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with a model.")

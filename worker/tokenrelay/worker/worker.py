@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from tokenrelay.shared.options import CAPABILITIES, WIRE
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.servers import connect, servers_of
 from tokenrelay.shared.store.registrar import WorkerDescription, WorkerStatus
@@ -156,6 +157,8 @@ def _describe(name: str, queues: tuple[str, ...], served: Served) -> WorkerDescr
         context_tokens=served.engine.capabilities.context_tokens,
         defaults=json.dumps(dict(served.defaults)),
         training=served.training,
+        wire=WIRE,
+        capabilities=tuple(sorted(CAPABILITIES & served.engine.capabilities.options)),
     )
 
 

@@ -64,8 +64,8 @@ def _parameter(name: str, kind: Any, text: str) -> inspect.Parameter:
         annotation = kind
     elif kind in (int, float):
         annotation = kind
-    elif kind == list[str]:
-        annotation = list[str]
+    elif kind in (list[str], list[int]):
+        annotation = kind
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -75,12 +75,12 @@ def _parameter(name: str, kind: Any, text: str) -> inspect.Parameter:
 
 
 def _metavar(kind: Any) -> str | None:
-    return {int: "N", float: "X", str: "TEXT", list[str]: "TEXT"}.get(kind, "JSON")
+    return {int: "N", float: "X", str: "TEXT", list[str]: "TEXT", list[int]: "N"}.get(kind, "JSON")
 
 
 def _value(name: str, kind: Any, given: Any) -> Any:
     """A command-line value in the schema's type. Raises RequestError for invalid JSON."""
-    if kind in (int, float, bool, str, list[str]) or get_origin(kind) is Literal:
+    if kind in (int, float, bool, str, list[str], list[int]) or get_origin(kind) is Literal:
         return given
     try:
         return json.loads(given)

@@ -17,6 +17,7 @@ from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.streams.positions import START
 from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.submission import Submitter
+from tokenrelay.shared import options
 from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 from tokenrelay.shared.redis.servers import aclose, connect_async
 
@@ -86,6 +87,7 @@ class Gateway:
                     f"metadata.{ANNOTATION}: is reserved for the gateway; use another name", field="metadata"
                 )
             submission = {**submission, "metadata": with_annotation(metadata, annotation or Annotation())}
+        await self._check_workers(submission)
         submitted = await self.driver.run(submit_as(tenant, submission, self._submitter))
         record = await self._record_of(submitted, tenant, annotation)
         self.counters.count_submitted(record)
@@ -102,6 +104,16 @@ class Gateway:
                 # The client gets the error, and no ID to resume with.
                 self.attachments.start_grace(submitted.request_id)
             raise
+
+    async def _check_workers(self, submission: Mapping[str, Any]) -> None:
+        """Raises RequestError for an option that all live workers of the model lack."""
+        asked = options.asked(submission)
+        model = submission.get("model", self.settings.model)
+        lacking = await self.models.lacking(model, asked) if asked and isinstance(model, str) else set()
+        if lacking:
+            name = min(lacking)
+            message = f"{name}: no live worker of the model {ascii(model)[:140]} supports it; leave it out"
+            raise RequestError(message, field=name, code="unsupported_parameter")
 
     async def check_model(self, name: str) -> None:
         """Raises Problem 404 for a model that no worker serves or has served since this gateway started."""

@@ -51,7 +51,9 @@ class Status(BaseModel):
 class Model(BaseModel):
     """A served model. `training`: whether /models/{model}/training returns a training trace.
 
-    `max_model_len` and its three aliases: the context length, in tokens, for prompt and answer together.
+    `max_model_len` and its three aliases: the context length, in tokens, for prompt and answer together. `wire`: the
+    highest version of requests that one of its workers knows; `capabilities`: the larger features of version 2 that
+    one of them has.
     """
 
     id: str
@@ -63,6 +65,8 @@ class Model(BaseModel):
     context_length: int | None
     context_window: int | None
     max_context_length: int | None
+    wire: int
+    capabilities: list[str]
 
 
 class ModelList(BaseModel):

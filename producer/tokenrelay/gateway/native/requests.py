@@ -9,7 +9,7 @@ from tokenrelay.gateway.core.dependencies import GatewayDep, IdempotencyKey, Res
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS, Accepted, Status, inlined
 from tokenrelay.gateway.http.problems import Problem, json_response
 from tokenrelay.gateway.openai.bodies import ignored
-from tokenrelay.gateway.openai.bodies.request_bodies import read_submission, with_callers_field
+from tokenrelay.gateway.openai.bodies.submissions import read_submission, with_callers_field
 from tokenrelay.gateway.streams.event_stream import Delivery, stream_view
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.endings import cancel

@@ -25,6 +25,8 @@ def description(model: ServedModel) -> dict[str, object]:
         "owned_by": "tokenrelay",
         "training": has_trace,
         **dict.fromkeys(CONTEXT_FIELDS, model.context_tokens),
+        "wire": model.wire,
+        "capabilities": sorted(model.capabilities),
     }
 
 

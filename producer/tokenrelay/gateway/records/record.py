@@ -3,15 +3,17 @@ know of it later, the annotation, is stored in its metadata."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.producer._core.endings import check_id
 from tokenrelay.producer._core.planning import dump_metadata
 from tokenrelay.producer._core.steps import ask
-from tokenrelay.shared import options
+from tokenrelay.shared import effective, options
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
 from tokenrelay.shared.redis.commands import server_time, server_time_us
+from tokenrelay.shared.request_fields import MAX_METADATA_BYTES
 from tokenrelay.shared.store import request_view
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.request_view import RequestView
@@ -36,6 +38,7 @@ _FIELDS: Final = (
     Field.OWNER,
     Field.CANCELLED_BY,
     Field.BODY,
+    Field.EFFECTIVE,
 )
 
 
@@ -68,7 +71,7 @@ def mark_unlimited(plan: Plan) -> Plan:
     if not isinstance(annotation, dict):
         return plan
     updated = {**metadata, ANNOTATION: {**annotation, "unlimited": True}}
-    if len(dump_metadata(updated).encode()) > options.MAX_METADATA_BYTES:
+    if len(dump_metadata(updated).encode()) > MAX_METADATA_BYTES:
         return plan  # no room beside the caller's metadata
     return replace(plan, request={**plan.request, "metadata": updated})
 
@@ -172,7 +175,7 @@ def new_record(plan: Plan, deadline_us: int) -> Record:
         created_us=deadline_us - plan.deadline_ms * 1000,
         ended=None,
         cancelled_by=None,
-        options=plan.request,
+        options=options.filled(plan.request),
         annotation=annotation,
         metadata=metadata,
         has_stream=True,
@@ -183,12 +186,25 @@ def _entry(raw: list[Any]) -> AnyEntry | None:
     return parse_entry(*raw[0]) if raw else None
 
 
+def _options(found: RequestRecord) -> Submission:
+    """What was asked, as far as it's shown. Raises RequestError.
+
+    Of a request that asks for more than version 1 could, with what its first claim decided, where that can be read.
+    """
+    body = text(found.body or "")
+    if found.wire == "1":
+        return options.load(body)
+    shown = options.glance(body)
+    with suppress(RequestError):
+        return effective.obeying(shown, effective.parse(found.effective or b""))
+    return shown
+
+
 def _record(
     request_id: str, found: RequestRecord, first: AnyEntry | None, last: AnyEntry | None, now_us: int
 ) -> Record:
     view = RequestView.of(request_id, found, now_us)
-    body = text(found.body or "")
-    submission = options.load(body) if found.wire == options.WIRE else options.glance(body)
+    submission = _options(found)
     annotation, metadata = split_annotation(submission["metadata"])
     return Record(
         request_id=request_id,

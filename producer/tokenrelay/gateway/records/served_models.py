@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.producer._core.steps import RoundTrip, ask, check_reply, is_wrong_type
+from tokenrelay.shared.options import CAPABILITIES, WIRE
 from tokenrelay.shared.store.registrations import Registration, WorkerField, is_alive, look, time_left
 from tokenrelay.shared.wire import keys
 
@@ -21,7 +23,11 @@ _FIELDS: Final = (
     WorkerField.TRAINING,
     WorkerField.PID,
     WorkerField.CONTEXT_TOKENS,
+    WorkerField.WIRE,
+    WorkerField.CAPABILITIES,
 )
+_FRESH_S: Final = 10.0
+"""How long what a model's workers can do is taken as known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,14 @@ class ServedModel:
     pids: tuple[int, ...] = ()
     context_tokens: int | None = None
     """The smallest context length of its workers; None if no worker reports one."""
+    wire: int = 1
+    """The highest wire version that one of its workers knows."""
+    capabilities: frozenset[str] = frozenset()
+    """What at least one of its workers can do."""
+
+    def lacking(self, names: set[str]) -> set[str]:
+        """Those of these options of wire version 2 that none of its workers knows."""
+        return names if self.wire < WIRE else (names & CAPABILITIES) - self.capabilities
 
 
 class ServedModels:
@@ -44,12 +58,21 @@ class ServedModels:
     def __init__(self, driver: AsyncDriver, default: str) -> None:
         self._driver = driver
         self._known = {default}
+        self._seen: dict[str, tuple[float, ServedModel]] = {}
 
     async def served(self) -> dict[str, ServedModel]:
         """Name → model that live workers serve now."""
         found = await self._driver.run(read_served_models())
         self._known |= set(found)
+        self._seen = {name: (time.monotonic(), model) for name, model in found.items()}
         return found
+
+    async def lacking(self, name: str, options: set[str]) -> set[str]:
+        """Those of these options that no live worker of the model knows; none where no worker is there to ask."""
+        seen_at, model = self._seen.get(name, (-_FRESH_S, None))
+        if model is None or time.monotonic() - seen_at > _FRESH_S or model.lacking(options):
+            model = (await self.served()).get(name)
+        return model.lacking(options) if model else set()
 
     async def is_known(self, name: str) -> bool:
         """Whether the model is the default one, is served now, or was served since this process started."""
@@ -80,6 +103,8 @@ def read_served_models() -> Steps[dict[str, ServedModel]]:
                 training=worker.training or (before.training if before else None),
                 pids=(*(before.pids if before else ()), *([worker.pid] if worker.pid is not None else [])),
                 context_tokens=_least(before.context_tokens if before else None, worker.context_tokens),
+                wire=max(worker.wire, before.wire if before else 1),
+                capabilities=worker.capabilities | (before.capabilities if before else frozenset()),
             )
     return dict(sorted(found.items()))
 

@@ -7,7 +7,7 @@ worker of the model is there to ask, or may be asked, the defaults of `Options` 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoPermissionError
@@ -42,11 +42,8 @@ class ModelDefaults:
 
     def apply(self, plan: Plan) -> Steps[Plan]:
         """The plan with the model's defaults for the options that weren't given. Raises RedisUnusable."""
-        if not plan.not_given:
-            return plan
-        found = yield from self.lookup(plan.request["model"])
-        chosen = {name: value for name, value in found.items() if name in plan.not_given}
-        return replace(plan, request={**plan.request, **chosen}) if chosen else plan  # type: ignore[typeddict-item]
+        found = (yield from self.lookup(plan.request["model"])) if plan.not_given else {}
+        return plan.resolved(found)
 
     def lookup(self, model: str) -> Steps[Mapping[str, Any]]:
         """The model's defaults, by the names of our options. Raises RedisUnusable."""

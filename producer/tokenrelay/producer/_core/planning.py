@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +48,10 @@ class Plan:
     """Whose it is, for gateways: an API key's name."""
     not_given: frozenset[str] = frozenset()
     """Options that the caller didn't give, and that a model may have defaults of its own for."""
+
+    def resolved(self, models_own: Mapping[str, Any]) -> Plan:
+        """The plan with what the model's own defaults make of the request."""
+        return replace(self, request=options.resolve(self.request, self.not_given, models_own))
 
     @property
     def queue(self) -> str:
@@ -141,6 +145,7 @@ def create_call(plan: Plan) -> ScriptCall[CreateReply]:
             body_sha256=plan.body_sha256,
             deadline_ms=plan.deadline_ms,
             retention_ms=plan.retention_s * 1000,
+            wire=options.wire_of(plan.request),
             owner=plan.owner,
             metadata=dump_metadata(metadata) if metadata else "",
         )

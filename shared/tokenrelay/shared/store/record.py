@@ -77,6 +77,7 @@ class Field:
     QUEUE: Final = "queue"
     OWNER: Final = "owner"
     METADATA: Final = "metadata"
+    EFFECTIVE: Final = "effective"
 
 
 def look(request_id: str, fields: Sequence[str]) -> Command:
@@ -117,6 +118,8 @@ class RequestRecord(HashRecord):
     """JSON; None before the first claim."""
     prompt_texts = Parsed(Field.PROMPT_TEXTS, _unparsed)
     """JSON; None before the first claim, and for a long prompt."""
+    effective = Parsed(Field.EFFECTIVE, _unparsed)
+    """JSON; None before the first claim, and for a request of wire version 1."""
 
     @property
     def exists(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -34,7 +35,7 @@ _UNKNOWN: Final = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class WorkerDescription:
-    """What a worker registers once. `defaults` and `training` are JSON."""
+    """What a worker registers once. `defaults` and `training` are JSON; `wire` is the highest version that it knows."""
 
     name: str
     queues: tuple[str, ...]
@@ -44,6 +45,8 @@ class WorkerDescription:
     context_tokens: int
     defaults: str
     training: str | None = None
+    wire: int = 1
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ def register(worker: WorkerDescription, status: WorkerStatus, state: str, ip_add
         WorkerField.IN_FLIGHT: status.in_flight,
         WorkerField.CONTEXT_TOKENS: worker.context_tokens,
         WorkerField.DEFAULTS: worker.defaults,
+        WorkerField.WIRE: worker.wire,
+        WorkerField.CAPABILITIES: json.dumps(worker.capabilities),
     }
     if worker.training is not None:
         fields[WorkerField.TRAINING] = worker.training

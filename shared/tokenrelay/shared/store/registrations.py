@@ -7,6 +7,7 @@ worker has been silent, by Redis's own clock.
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +47,8 @@ class WorkerField:
     IN_FLIGHT: Final = "in_flight"
     CONTEXT_TOKENS: Final = "context_tokens"
     DEFAULTS: Final = "defaults"
+    WIRE: Final = "wire"
+    CAPABILITIES: Final = "capabilities"
     TRAINING: Final = "training"
 
 
@@ -85,6 +88,14 @@ def _since(birth: Any) -> int:
         return 0
 
 
+def _capabilities(value: Any) -> frozenset[str]:
+    try:
+        found = json.loads(value or "[]")
+    except (ValueError, RecursionError):
+        return frozenset()
+    return frozenset(name for name in found if isinstance(name, str)) if isinstance(found, list) else frozenset()
+
+
 def _defaults(value: Any) -> dict[str, Any] | None:
     return None if value is None else parse_object(WorkerField.DEFAULTS, value)
 
@@ -109,6 +120,10 @@ class Registration(HashRecord):
     context_tokens = Parsed(WorkerField.CONTEXT_TOKENS, lambda value: whole(value) or None)
     training = Parsed(WorkerField.TRAINING, text_or_none)
     """The training trace as JSON."""
+    wire = Parsed(WorkerField.WIRE, lambda value: whole(value) or 1)
+    """The highest wire version of requests that it knows."""
+    capabilities = Parsed(WorkerField.CAPABILITIES, _capabilities)
+    """What it can do of wire version 2's larger features."""
     defaults = Parsed(WorkerField.DEFAULTS, _defaults)
     """What the model asks for where a request says nothing. Raises ProtocolError."""
 

@@ -50,6 +50,8 @@ class Granted:
     """JSON, as the first claim stored it."""
     emitted: tuple[bytes, ...]
     """What earlier attempts wrote: token ID, text, token ID, text, …"""
+    effective: bytes = b""
+    """JSON, as the first claim stored it; empty for a request of wire version 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +189,12 @@ def _created(reply: _Reply) -> Created:
 
 
 def _granted(reply: _Reply) -> Granted:
-    _, fence, _, _, _, deadline_us, prompt_ids, emitted = reply
+    _, fence, _, _, _, deadline_us, prompt_ids, emitted, effective = reply
     deadline = whole(deadline_us)
     if deadline is None:
         raise ProtocolError("the claim's reply holds no deadline")
     numbers = whole_number(reply[2]), whole_number(reply[3]), whole_number(reply[4])
-    return Granted(text(fence), *numbers, deadline, prompt_ids, tuple(emitted))
+    return Granted(text(fence), *numbers, deadline, prompt_ids, tuple(emitted), effective)
 
 
 def _append(reply: _Reply | int) -> AppendReply:

@@ -33,13 +33,17 @@ class NewRequest:
     body_sha256: str
     deadline_ms: int
     retention_ms: int
+    wire: int = 1
     owner: str = ""
     metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """Who claims requests, and by which rules. Of another fingerprint than the first attempt's, it is refused."""
+    """Who claims requests, and by which rules. Of another fingerprint than the first attempt's, it is refused.
+
+    `wire`: the highest version that it knows.
+    """
 
     worker: str
     model: str
@@ -47,6 +51,7 @@ class Claimant:
     lease_ms: int
     max_crashes: int
     suspicion_ms: int
+    wire: int = 1
 
 
 class Prompt(NamedTuple):
@@ -56,6 +61,8 @@ class Prompt(NamedTuple):
     length: int
     ids: bytes | str
     texts: bytes | str = b""
+    effective: str = ""
+    """JSON, for a request of wire version 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,8 @@ class TerminalEvent:
 
 def create(new: NewRequest) -> ScriptCall[replies.CreateReply]:
     """Write the request and its `queued` event; a repeat attaches to what is there."""
-    arguments = (new.body_sha256, new.deadline_ms, new.retention_ms, new.owner, new.metadata, new.queue, new.body)
+    settings = (new.deadline_ms, new.retention_ms, new.owner, new.metadata, new.queue)
+    arguments = (new.body_sha256, *settings, new.body, new.wire)
     return ScriptCall(script("create"), keys.of_request(new.request_id), arguments, replies.CREATE)
 
 
@@ -88,8 +96,10 @@ def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt
         str(prompt.seed),
         prompt.length,
         prompt.ids,
+        prompt.texts,
+        claimant.wire,
+        prompt.effective,
     )
-    arguments = (*arguments, prompt.texts) if prompt.texts else arguments
     return ScriptCall(script("claim"), keys.of_request(request_id), arguments, replies.CLAIM)
 
 

@@ -130,8 +130,8 @@ class Attempt:
         return self.ending is not None or len(self.tokens) > self.acknowledged
 
     def receive(self, output: EngineOutput) -> None:
-        """Take new tokens; a stop string or the engine's own finish sets the ending. Whatever is wrong with them fails
-        this request alone."""
+        """Take new tokens; a stop string or token, or the engine's own finish, sets the ending. Whatever is wrong with
+        them fails this request alone."""
         if self.ending is not None or self.text is None:
             return
         try:
@@ -184,6 +184,7 @@ def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
         max_new_tokens=work.budget,
         sampling=SamplingParams.of(work.options, work.bad_words),
         ignore_eos=work.options["ignore_eos"],
+        keep_stop_token=work.options["include_stop_str_in_output"],
     )
 
 

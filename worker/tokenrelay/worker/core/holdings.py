@@ -85,7 +85,7 @@ class Holdings:
                 continue  # it is over
             attempt.receive(output)
             if attempt.ending is not None and not output.is_last:
-                self.engine.cancel(attempt.fence)  # a stop string, or it failed: no further step for it
+                self.engine.cancel(attempt.fence)  # a stop string or token, or it failed: no further step for it
 
     def check(self, job_id: str) -> None:
         """Learn whether a request was ended by somebody else."""

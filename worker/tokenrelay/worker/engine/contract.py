@@ -39,6 +39,7 @@ class EngineRequest:
     max_new_tokens: int  # over all attempts; at most what `admit` gives
     sampling: SamplingParams
     ignore_eos: bool = False  # an end-of-sequence token is then a token like any other, and is emitted
+    keep_stop_token: bool = False  # the token of `stop_token_ids` that ends the request is then emitted
     token_mask: TokenMask | None = None  # the tokens that may follow, as of a grammar
 
 
@@ -65,9 +66,8 @@ GRAMMAR_DEAD_END = RequestFailure(
 class EngineOutput:
     """The tokens of one request since its last output, and how it ended if it did.
 
-    The token that ends a request, an end-of-sequence token or one of its `stop_token_ids`, isn't among them: it is the
-    finish reason `stop`. A request with an
-    `error` has left the engine; the tokens before the error are valid.
+    The token that ends a request isn't among them, unless it's one of its `stop_token_ids` that it keeps: it is the
+    finish reason `stop`. A request with an `error` has left the engine; the tokens before the error are valid.
     """
 
     engine_id: str

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, assert_never
 
+from tokenrelay.shared import effective
 from tokenrelay.shared.errors import ProtocolError, RequestError
+from tokenrelay.shared.options import WIRE, filled
 from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store import requests, unreadable
@@ -87,6 +89,7 @@ class Claiming:
         claimed: list[Claimed] = []
         clean_up: Batch = []
         others: list[str] = []
+        jobs = self._servable(jobs, clean_up, others)
         calls = [self._call(job) for job in jobs]
         *replies, time_now = self.pipeline.run([*calls, server_time(Plane.TOKEN)]) if jobs else [None]
         for job, call, reply in zip(jobs, calls, replies, strict=True):
@@ -106,6 +109,14 @@ class Claiming:
             count()
         return claimed
 
+    def _servable(self, jobs: list[Job], clean_up: Batch, others: list[str]) -> list[Job]:
+        """The jobs to claim. Those that ask for what this kind of worker can't do are left to others."""
+        for job in jobs:
+            if job.foreign:
+                clean_up.append(self._refused(job, NotMine(job.foreign)))
+                others.append(f"{loggable(job.execution.job_id)}: {loggable(job.foreign)}")
+        return [job for job in jobs if not job.foreign]
+
     def _call(self, job: Job) -> ScriptCall[ClaimReply]:
         settings, reader = self.settings, self.reader
         claimant = Claimant(
@@ -115,8 +126,11 @@ class Claiming:
             lease_ms=settings.lease_ms,
             max_crashes=settings.max_crashes,
             suspicion_ms=settings.suspicion_ms,
+            wire=WIRE,
         )
-        prompt = Prompt((job.options["seed"] if job.options else 0) or 0, len(job.prompt_ids), *job.encoded)
+        ids, texts = job.encoded
+        decided = effective.dump(job.effective) if job.effective else ""
+        prompt = Prompt((job.options["seed"] if job.options else 0) or 0, len(job.prompt_ids), ids, texts, decided)
         return requests.claim(job.execution.job_id, job.execution.execution_id, claimant, prompt)
 
     def _grant(self, job: Job, granted: Granted, time_now: Reply) -> Claimed:
@@ -142,8 +156,10 @@ class Claiming:
         """Stand where the earlier attempts stopped. Raises RequestError."""
         prompt_ids = self.reader.stored_ids(granted.prompt_ids)
         emitted = emitted_tokens(granted.emitted, self.reader)
+        decided = effective.parse(granted.effective) if granted.effective else None
+        options = effective.obeying(options, decided) if decided else filled(options)
         budget = self.reader.budget(len(prompt_ids), len(emitted), options)
-        text = self.reader.text(tuple(options["stop"]))
+        text = self.reader.text(options)
         ending = resume(text, emitted, budget)
         work = None if ending else Work(options, prompt_ids, budget, self.reader.bad_words(options))
         return replace(claimed, text=text, emitted=emitted, work=work, ending=ending)

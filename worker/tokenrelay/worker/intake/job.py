@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tokenrelay.shared.redis.commands import server_time_us
 
 if TYPE_CHECKING:
+    from tokenrelay.shared.effective import Effective
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.redis.commands import Reply
     from tokenrelay.shared.store.jobs import Execution
@@ -25,20 +26,24 @@ class Job:
     """How many workers died with it before they could claim the request."""
     options: Submission | None = None
     prompt_ids: tuple[int, ...] = ()
-    encoded: tuple[bytes, ...] = (b"[]",)
+    encoded: tuple[bytes, bytes] = (b"[]", b"")
     """The prompt as the claim stores it: token IDs as JSON, and of a short prompt their texts."""
     retention_s: int = 1
     crashes: int = 0
     missing_since: float | None = None
     """Since when its request isn't found in Redis, on this process's monotonic clock."""
     refusal: Ending | None = None
+    effective: Effective | None = None
+    """What a first claim would store; None for a request of wire version 1."""
+    foreign: str = ""
+    """What the request asks for that this kind of worker can't do, and others may; empty where there's nothing."""
 
 
-def encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, ...]:
+def encoded(prompt_ids: tuple[int, ...], texts: tuple[str, ...]) -> tuple[bytes, bytes]:
     """`Job.encoded`."""
     ids = json.dumps(prompt_ids).encode()
     # The texts are for people: what isn't Unicode in them is no reason to fail a request.
-    return (ids, json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace")) if texts else (ids,)
+    return ids, json.dumps(texts, ensure_ascii=False).encode("utf-8", "replace") if texts else b""
 
 
 def waited_s(job: Job, deadline_us: int, time_now: Reply) -> float | None:

@@ -10,15 +10,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.shared import effective
+from tokenrelay.shared.effective import obeying
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.options import load
+from tokenrelay.shared.options import WIRE, load
 from tokenrelay.shared.redis.calls import is_unusable
 from tokenrelay.shared.settings import MAX_RETENTION_S
 from tokenrelay.shared.store.jobs import is_our_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.entries import whole
 from tokenrelay.worker.core.attempts import Ending
 from tokenrelay.worker.intake.job import encoded
+from tokenrelay.worker.sampling.draw import DRAW_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FIELDS: Final = (Field.BODY, Field.PROMPT_IDS, Field.RETENTION_MS, Field.CRASHES)
+_FIELDS: Final = (
+    Field.BODY,
+    Field.PROMPT_IDS,
+    Field.RETENTION_MS,
+    Field.CRASHES,
+    Field.WIRE,
+    Field.EFFECTIVE,
+)
 
 
 @dataclass(slots=True)
@@ -64,17 +75,37 @@ class Reading:
             job.crashes = record.crashes or (0 if record.prompt_ids else job.crashed)
             if not is_our_call(job.data, job.execution.job_id):
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
-            job.options = load(record.body)
+            wire = whole(record.wire) or WIRE
+            job.options = load(record.body, wire)
             job.prompt_ids = (
                 self.reader.stored_ids(record.prompt_ids) if record.prompt_ids else self._encode(job, job.options)
             )
             job.encoded = encoded(job.prompt_ids, self.reader.token_texts(job.prompt_ids))
-            self.reader.budget(len(job.prompt_ids), 0, job.options)
+            self._decide(job, job.options, record.effective, wire)
         except RequestError as error:
-            job.refusal = Ending.failure(error.code, error.message)
+            self._refuse(job, error, record)
         except BaseException:  # the per-request boundary: see Attempt.fail
             log.exception("request %s can't be read: it fails alone", job.execution.job_id)
             job.refusal = Ending.internal_error()
+
+    def _decide(self, job: Job, options: Submission, stored: bytes | None, wire: int) -> None:
+        """Work out what a first claim would decide, or what it has decided. Raises RequestError, ProtocolError."""
+        length = len(job.prompt_ids)
+        if wire == 1:
+            self.reader.budget(length, 0, options)
+            return
+        decided = effective.parse(stored) if stored else None
+        chosen = obeying(options, decided) if decided else self.reader.chosen(options)
+        job.effective = effective.decide(chosen, self.reader.budget(length, 0, chosen), DRAW_VERSION)
+
+    def _refuse(self, job: Job, error: RequestError, record: RequestRecord) -> None:
+        """What only this worker can't do of a wire version 2 request, another one may."""
+        job.refusal = Ending.failure(error.code, error.message)
+        if (whole(record.wire) or 1) > 1:
+            if error.code == "unsupported_option":
+                job.foreign = f"effective {error.field}"
+            elif error.code == "prompt_too_long" and record.effective:
+                job.foreign = "effective budget"
 
     def _encode(self, job: Job, options: Submission) -> tuple[int, ...]:
         """The prompt's token IDs. Raises RequestError, also for a prompt that took too many workers down."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.options import VERSION_2
 from tokenrelay.worker.engine.admission import Overflow, admit
 from tokenrelay.worker.sampling import params as sampling
 
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import Capabilities
 
-NEUTRAL: Final[Mapping[str, Any]] = {**sampling.NEUTRAL, "ignore_eos": False}
+WORKERS_OWN: Final = frozenset({"include_stop_str_in_output"})
+"""The options that the worker obeys itself, whatever its engine."""
+NEUTRAL: Final[Mapping[str, Any]] = {
+    **{name: default for name, default in VERSION_2.items() if name not in WORKERS_OWN},
+    **sampling.NEUTRAL,
+    "ignore_eos": False,
+}
 """The options that an engine must support, and the values at which they have no effect."""
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,11 @@ class Served:
     reader: PromptReader
     training: str | None = None
     """The training trace as JSON, if the model's folder holds one."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The model's own defaults for options that a request omits."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The model's own defaults for options that a request omits."""
+        return self.reader.defaults
 
 
 def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") -> Served:
@@ -56,12 +59,12 @@ def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") ->
     tune_interpreter()
     capabilities = loaded.engine.capabilities
     log.info("model %s is ready on %s after %.1f s", name, capabilities.device, time.monotonic() - began)
-    reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, capabilities)
     defaults = loaded.defaults if settings.generation_config == "auto" else {}
+    reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, capabilities, defaults)
     if defaults:
         shown = ", ".join(f"{option} {value}" for option, value in defaults.items())
         log.info("the model's own defaults apply: %s; TOKENRELAY_GENERATION_CONFIG=none turns them off", shown)
-    return Served(loaded.engine, reader, training_trace(settings.model_path), defaults)
+    return Served(loaded.engine, reader, training_trace(settings.model_path))
 
 
 def training_trace(model_path: str | None) -> str | None:

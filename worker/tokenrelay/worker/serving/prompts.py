@@ -10,11 +10,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.options import DEFAULTS
 from tokenrelay.worker.serving.limits import token_budget
-from tokenrelay.worker.text import TokenText, bad_word_ids, encode_prompt
+from tokenrelay.worker.text import EndRules, TokenText, bad_word_ids, encode_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -39,14 +40,21 @@ class PromptReader:
     capabilities: Capabilities
     token_text: Callable[[int], str]
     """A token's text by itself. Cached: prompts share most of their tokens, and decoding one takes 2.4 µs."""
+    defaults: Mapping[str, Any]
+    """The model's own defaults for options that a request omits."""
 
     @classmethod
     def of(
-        cls, tokenizer: PreTrainedTokenizerBase, served_model: str, fingerprint: str, capabilities: Capabilities
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        served_model: str,
+        fingerprint: str,
+        capabilities: Capabilities,
+        defaults: Mapping[str, Any] | None = None,
     ) -> PromptReader:
         encoder = copy.deepcopy(tokenizer)
         token_text = lru_cache(_TEXTS_KEPT)(lambda token_id: cast("str", encoder.decode([token_id])))
-        return cls(tokenizer, encoder, served_model, fingerprint, capabilities, token_text)
+        return cls(tokenizer, encoder, served_model, fingerprint, capabilities, token_text, defaults or {})
 
     @property
     def kind(self) -> str:
@@ -88,11 +96,22 @@ class PromptReader:
 
     def bad_words(self, options: Submission) -> tuple[tuple[int, ...], ...]:
         """The token sequences that the answer may not contain. Raises RequestError."""
-        words: list[str] = cast("dict[str, Any]", options).get("bad_words", [])
-        return bad_word_ids(self.encoder, words)
+        return bad_word_ids(self.encoder, options["bad_words"])
 
-    def text(self, stop: tuple[str, ...]) -> TokenText:
-        return TokenText(self.tokenizer, stop)
+    def chosen(self, request: Submission) -> Submission:
+        """The request with what the model's own defaults, else the general ones, say of the options that it omits."""
+        return cast("Submission", {**DEFAULTS, **self.defaults, **request})
+
+    def text(self, options: Submission) -> TokenText:
+        """The text side of an answer; every option is filled in."""
+        include = options["include_stop_str_in_output"]
+        rules = EndRules(
+            stop=tuple(options["stop"]),
+            include=include,
+            last_tokens=frozenset(options["stop_token_ids"] if include else ()),
+            min_tokens=options["min_tokens"],
+        )
+        return TokenText(self.tokenizer, rules)
 
 
 @cache

@@ -16,18 +16,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextRelease:
-    """What one token releases, and whether a stop string ended the answer with it."""
+    """What one token releases, and whether a stop string or a stop token ended the answer with it."""
 
     text: str
     stopped: bool
 
 
+@dataclass(frozen=True, slots=True)
+class EndRules:
+    """What ends an answer, besides the model and the budget."""
+
+    stop: tuple[str, ...] = ()
+    include: bool = False
+    """Whether the stop string that ends the answer is a part of it."""
+    last_tokens: frozenset[int] = frozenset()
+    """Each of these tokens ends the answer, and is a part of it."""
+    min_tokens: int = 0
+    """No stop string counts in the text of these first tokens; the draw keeps stop tokens from being drawn."""
+
+
 class TokenText:
     """The text side of one request. It depends on the tokens alone, so a resume rebuilds it by `replay`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: EndRules) -> None:
+        self._rules = rules
         self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopMatcher(stop)
+        self._stops = StopMatcher(rules.stop, include=rules.include)
+        self._tokens = 0
 
     @property
     def stopped(self) -> bool:
@@ -36,7 +51,15 @@ class TokenText:
 
     def push(self, token_id: int) -> TextRelease:
         """The text that this token releases; empty after a stop string."""
-        return TextRelease(*self._stops.push(self._detokenizer.push(token_id)))
+        self._tokens += 1
+        text = self._detokenizer.push(token_id)
+        if self._tokens > self._rules.min_tokens:
+            text, stopped = self._stops.push(text)
+        else:
+            stopped = False
+        if token_id in self._rules.last_tokens and not stopped:
+            return TextRelease(text + self.flush(), stopped=True)
+        return TextRelease(text, stopped)
 
     def flush(self) -> str:
         """The held text, when no more tokens come."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
-from tokenrelay.shared.options import encodable
+from tokenrelay.shared.request_fields import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

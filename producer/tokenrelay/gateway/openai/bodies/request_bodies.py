@@ -20,8 +20,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, flag, number, whole
+from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number, whole
 from tokenrelay.gateway.openai.bodies.contents import Conversation, read_input, read_messages, refuse
+from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, changes
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.gateway.openai.bodies.unsupported import (
     ALTERNATIVES,
@@ -31,10 +32,10 @@ from tokenrelay.gateway.openai.bodies.unsupported import (
     UNSUPPORTED,
     is_default,
 )
-from tokenrelay.shared.options import Text
+from tokenrelay.shared.request_fields import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tokenrelay.gateway.views.chat import UsageChunks
     from tokenrelay.shared.errors import RequestError
@@ -149,7 +150,7 @@ def _listed(value: Any) -> Any:
     return [each for each in texts if each != ""] if isinstance(texts, list) else texts
 
 
-class Common(BaseModel):
+class Common(DrawFields, BaseModel):
     """Fields that all endpoints share. Submit checks their bounds, with the same messages for every client."""
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
@@ -162,6 +163,7 @@ class Common(BaseModel):
         "ignore_eos",
         "priority",
         "deadline_s",
+        *DrawFields.model_fields,
     )
     unsupported: ClassVar = UNSUPPORTED
     alternatives: ClassVar = ALTERNATIVES
@@ -261,7 +263,7 @@ class Common(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """The request options that were given."""
-        given = {name: getattr(self, name) for name in self.asks}
+        given = {name: value for name in self.asks if changes(name, value := getattr(self, name))}
         given["max_new_tokens"] = next(iter(self._given(LIMITS).values()), None)
         given["stop"] = next(iter(self._given(STOPS).values()), None)
         if self.do_sample is False:
@@ -352,39 +354,3 @@ class ResponseBody(Common):
 
     def _names(self) -> dict[str, str]:
         return {"messages": "input"}
-
-
-_SCALARS: Final = {
-    "max_new_tokens": whole,
-    "top_k": whole,
-    "seed": whole,
-    "temperature": number,
-    "top_p": number,
-    "deadline_s": number,
-    "ignore_eos": flag,
-}
-
-
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def read_submission(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Parse a body of `POST /requests` to options for `submit`, and the paths of ignored fields. Raises Problem 400.
-
-    All fields here are our own, so an unknown one is a misspelling: it's kept for `submit` to refuse.
-    """
-    given = {name: value for name, value in body.items() if value is not None}
-    read = to_our_range({name: _SCALARS.get(name, _unchanged)(value) for name, value in given.items()})
-    if "messages" not in read:
-        return read, ()
-    conversation = read_messages(read["messages"])
-    return {**read, "messages": list(conversation.messages)}, conversation.ignored
-
-
-def with_callers_field(error: RequestError, body: Mapping[str, Any]) -> RequestError:
-    """The error with the field's name as the body has it."""
-    ours, _, rest = (error.field or "").partition(".")
-    if ours == "stop" and rest and isinstance(texts := body["stop"], list):
-        return with_field(error, f"stop.{callers_index(texts, int(rest))}")
-    return error

@@ -9,16 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.openai.bodies import other_servers
+from tokenrelay.gateway.openai.bodies.coercion import number
 from tokenrelay.gateway.openai.bodies.no_op_values import equal, is_empty, is_null, is_null_or_false, off, on, one_of
+from tokenrelay.shared.options import VERSION_2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenrelay.gateway.openai.bodies.no_op_values import IsNoOp
-
-
-def _no_bias(value: Any) -> bool:
-    return is_empty(value) or (isinstance(value, dict) and all(map(equal(0), value.values())))
 
 
 def _plain_text(value: Any) -> bool:
@@ -48,16 +46,13 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "context_management": is_empty,
     "conversation": is_empty,
     "echo": off,
-    "frequency_penalty": equal(0),
     "function_call": _no_tool,
     "functions": is_empty,
     "include": _no_output,
-    "logit_bias": _no_bias,
     "logprobs": off,
     "modalities": one_of(["text"], "text"),
     "moderation": is_empty,
     "n": equal(1),
-    "presence_penalty": equal(0),
     "previous_response_id": is_empty,
     "response_format": _plain_format,
     "suffix": is_empty,
@@ -76,7 +71,6 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "add_generation_prompt": on,
     "add_special_tokens": off,
     "allowed_token_ids": is_empty,
-    "bad_words": is_empty,
     "chat_template": is_empty,
     "chat_template_kwargs": is_empty,
     "continue_final_message": off,
@@ -89,22 +83,17 @@ UNSUPPORTED: Final[Mapping[str, IsNoOp]] = {
     "guided_json": is_empty,
     "guided_json_object": off,
     "guided_regex": is_empty,
-    "include_stop_str_in_output": off,
     "json_schema": is_empty,
     "logits_processors": is_empty,
-    "min_p": equal(0),
-    "min_tokens": equal(0),
     "mm_processor_kwargs": is_empty,
     "previous_input_messages": is_empty,
     "prompt_embeds": is_empty,
     "prompt_logprobs": is_null_or_false,
     "regex": is_empty,
     "repetition_detection": is_empty,
-    "repetition_penalty": equal(1),
     "return_prompt_text": off,
     "return_token_ids": off,
     "skip_special_tokens": on,
-    "stop_token_ids": is_empty,
     "structural_tag": is_empty,
     "structured_outputs": is_empty,
     "truncate_prompt_tokens": equal(-1),
@@ -178,6 +167,8 @@ NOTES: Final = frozenset(
 """Fields that identify the caller or a cache."""
 
 
+_WINDOWED: Final = "isn't supported here; give repetition_penalty, which sees the whole prompt and answer and no window"
+
 ALTERNATIVES: Final[Mapping[str, str]] = {
     "previous_response_id": "is a field of /v1/responses; use that endpoint",
     "input": "is a field of /v1/responses; use that endpoint",
@@ -185,6 +176,8 @@ ALTERNATIVES: Final[Mapping[str, str]] = {
     "messages": "is a field of /v1/chat/completions; use that endpoint",
     "prompt": "is a field of /v1/completions; use that endpoint",
     "system": "isn't a field here; give a message with role system",
+    **dict.fromkeys(("repeat_penalty", "rep_pen"), _WINDOWED),
+    "min_new_tokens": "isn't supported here; give min_tokens",
     **dict.fromkeys(other_servers.CONTAINERS, "isn't read here; move its fields to the top level"),
 }
 """Field → advice for its error message, if that isn't simply to leave it out."""
@@ -195,6 +188,7 @@ def _has_only_no_ops(value: Any) -> bool:
     return isinstance(value, dict) and all(
         is_empty(inner)
         or name in HINTS | NOTES
+        or (name in VERSION_2 and number(inner) == VERSION_2.get(name))
         or (name in UNSUPPORTED and name not in other_servers.CONTAINERS and UNSUPPORTED[name](inner))
         for name, inner in value.items()
     )

@@ -21,7 +21,7 @@ _GROWING: Final = frozenset({"create", "append", "enqueue", "take", "admit"})
 """Scripts that are refused when Redis is full. The others end requests, which is what frees memory."""
 _PARTS: Final = {
     "create": ("prelude", "ending"),
-    "claim": ("prelude", "ending"),
+    "claim": ("prelude", "ending", "obeying"),
     "append": ("prelude", "appending"),
     "finish": ("prelude", "ending", "appending"),
     "cancel": ("prelude", "ending"),

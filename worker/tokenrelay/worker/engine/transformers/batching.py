@@ -324,7 +324,8 @@ class TransformersEngine:
                 continue
             self._live.pop(result.request_id, None)
             if token_ids and token_ids[-1] in live.end_ids:
-                yield EngineOutput(result.request_id, token_ids[:-1], "stop")
+                kept = len(token_ids) - (0 if live.keeps(token_ids[-1]) else 1)
+                yield EngineOutput(result.request_id, token_ids[:kept], "stop")
             else:
                 yield EngineOutput(result.request_id, token_ids, "length")
 

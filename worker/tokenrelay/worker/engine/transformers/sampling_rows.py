@@ -50,6 +50,10 @@ class LiveRequest:
         """Itself: the manager copies a request's arguments when it puts the request back into its queue."""
         return self
 
+    def keeps(self, end_id: int) -> bool:
+        """Whether this token, which ended the request, is emitted."""
+        return self.request.keep_stop_token and end_id in self.request.sampling.stop_token_ids
+
     @property
     def adjusts(self) -> bool:
         return self.request.token_mask is not None or self.request.sampling.adjusts

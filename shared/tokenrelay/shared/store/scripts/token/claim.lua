@@ -1,13 +1,15 @@
 -- Make this execution the request's only writer.
 -- ARGV: execution_id, lease_ms, worker, model, fingerprint, max_crashes, suspicion_ms, seed, prompt_tokens, prompt_ids (JSON),
---       and for a short prompt the texts of its tokens (JSON)
--- Replies: OK fence attempt next crashes deadline_us prompt_ids {token, text, token, text, …}
+--       the texts of a short prompt's tokens (JSON, or empty), the highest wire version that the worker knows (absent: 1),
+--       and the `effective` (JSON) that it would write into a request of version 2
+-- Replies: OK fence attempt next crashes deadline_us prompt_ids {token, text, token, text, …} effective
 --        | BUSY | DONE state | PAST | POISON | NOT_MINE why | UNREADABLE field | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'wire', 'deadline_us', 'fingerprint', 'lease_us',
-  'suspect_us', 'crashes', 'attempt', 'next', 'prompt_ids')
+  'suspect_us', 'crashes', 'attempt', 'next', 'prompt_ids', 'effective')
 local state, fence = m[1], m[2]
 if not state or redis.call('EXISTS', stream) == 0 then return { 'LOST' } end
-if m[3] ~= '1' then return { 'NOT_MINE', 'wire ' .. tostring(m[3]) } end
+local wire = whole(m[3])
+if not wire or wire > tonumber(ARGV[12] or '1') then return { 'NOT_MINE', 'wire ' .. tostring(m[3]) } end
 if terminal(state) then return { 'DONE', state } end
 -- A newer version's word, perhaps: its workers may know it.
 if state ~= 'queued' and state ~= 'in_progress' then return { 'NOT_MINE', 'state ' .. state } end
@@ -22,6 +24,12 @@ local repeated = fence == attempt .. ':' .. ARGV[1]
 if not repeated then
   if now > deadline then return { 'PAST' } end
   if m[5] and m[5] ~= ARGV[5] then return { 'NOT_MINE', 'fingerprint' } end
+  if m[12] then
+    local decided = decoded(m[12])
+    if not decided then return { 'UNREADABLE', 'effective' } end
+    local member = disobeyed(decided, decoded(ARGV[13]) or {})
+    if member then return { 'NOT_MINE', 'effective ' .. member } end
+  end
   if fence ~= '' then
     -- Redis may have stalled, not the worker: a lease that ran out is taken only after a second look (suspect.lua).
     -- A time that can't be read is one that has passed.
@@ -59,9 +67,13 @@ if not repeated then
   if m[11] == false then
     redis.call('HSET', request, 'prompt_ids', ARGV[10], 'prompt_tokens', ARGV[9], 'fingerprint', ARGV[5])
     m[11] = ARGV[10]
-    if ARGV[11] then
+    if ARGV[11] and ARGV[11] ~= '' then
       redis.call('HSET', request, 'prompt_texts', ARGV[11])
     end
+  end
+  if wire > 1 and not m[12] then
+    redis.call('HSET', request, 'effective', ARGV[13])
+    m[12] = ARGV[13]
   end
   local written
   if attempt == 1 then
@@ -78,4 +90,4 @@ if not repeated then
     'lease_us', us(now + tonumber(ARGV[2]) * 1000))
   redis.call('HDEL', request, 'suspect_us')
 end
-return { 'OK', fence, attempt, next_index, crashes, m[4], m[11], emitted }
+return { 'OK', fence, attempt, next_index, crashes, m[4], m[11], emitted, m[12] or '' }
