@@ -256,6 +256,9 @@ class TestLeaving:
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(client.post, "/v1/chat/completions", json=body, headers=headers)
             (written,) = wait_until(lambda: set(redis.keys("tokenrelay:{*}:request")) - before)
+            # The request is in Redis before its reply is at the proxy: the reply to the next try was dropped, too.
+            dropped = proxy.dropped_replies
+            wait_until(lambda: proxy.dropped_replies > dropped or answer.done())
             proxy.switch("pass")
             assert answer.result(60).status_code == 503
         return text(written).partition("{")[2].partition("}")[0]
