@@ -194,6 +194,7 @@ def test_a_childs_requests_go_on_in_its_sibling(
         ("GPU-8a5b, GPU-9c1d", ["cuda:0", "cuda:1"]),
         ("", ["auto"]),
         ("-1", ["auto"]),
+        ("0,-1,1", ["cuda:0"]),  # CUDA hides what comes behind an invalid one
     ],
 )
 def test_devices_are_the_visible_ones(visible: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +207,7 @@ def test_devices_are_the_visible_ones(visible: str, expected: list[str], monkeyp
     ("script", "expected"),
     [
         ("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'; echo 'GPU 1: NVIDIA H100 (UUID: GPU-2)'", ["cuda:0", "cuda:1"]),
+        ("echo 'GPU 0: NVIDIA GeForce RTX 4090 Laptop GPU (UUID: GPU-1)'", ["cuda:0"]),
         ("echo 'GPU 0: half a line'; exit 9", ["auto"]),
         ("", ["auto"]),
     ],
@@ -219,6 +221,16 @@ def test_devices_are_those_that_nvidia_smi_lists(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert devices(WorkerSettings(redis_url=UNUSED_URL)) == expected
+
+
+def test_a_driver_that_hangs_is_a_bad_setting_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!{shutil.which('sh')}\nexec {shutil.which('sleep')} 60\n")
+    program.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"nvidia-smi.*name the device"):
+        devices(WorkerSettings(redis_url=UNUSED_URL), timeout_s=0.1)
 
 
 def test_without_nvidia_smi_the_child_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared.errors import SettingsError
@@ -14,24 +15,31 @@ if TYPE_CHECKING:
     from tokenrelay.shared.settings import WorkerSettings
 
 _MAX_PORT: Final = 65_535
-_LIST_TIMEOUT_S: Final = 30
 
 
-def devices(settings: WorkerSettings) -> list[str]:
-    """All NVIDIA GPUs that answer where the setting is `auto`, else the device that it names."""
+def devices(settings: WorkerSettings, timeout_s: float = 30.0) -> list[str]:
+    """All NVIDIA GPUs that answer where the setting is `auto`, else the device that it names.
+
+    Raises SettingsError where the driver doesn't answer within the time.
+    """
     if settings.device != "auto":
         return [settings.device]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    elif shutil.which("nvidia-smi"):
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=_LIST_TIMEOUT_S
-        )
-        count = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    if visible is not None:  # CUDA ignores what stands behind an invalid one
+        count = len(list(takewhile(lambda part: part.strip() not in ("", "-1"), visible.split(","))))
     else:
-        count = 0
+        count = _listed(timeout_s) if shutil.which("nvidia-smi") else 0
     return [f"cuda:{index}" for index in range(count)] or ["auto"]
+
+
+def _listed(timeout_s: float) -> int:
+    """How many GPUs nvidia-smi lists. A laptop's has "GPU" in its name, too."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        message = f"nvidia-smi didn't list the GPUs within {timeout_s:g} s: check the driver, or name the device"
+        raise SettingsError(f"{PREFIX}DEVICE: {message}") from None
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
 def check_ports(settings: WorkerSettings, children: int) -> None:
