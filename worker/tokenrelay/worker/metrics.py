@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -11,9 +12,9 @@ from tokenrelay.shared.measures import Metric, family, labelled
 from tokenrelay.shared.queue_depths import QueueDepths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from tokenrelay.shared.measures import Family
+    from tokenrelay.shared.measures import Family, Histogram, Sample
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.serving.model import Served
     from tokenrelay.worker.threads import GenerationThreads
@@ -135,12 +136,6 @@ REDIS_ERRORS = Metric(
     "registration, maintenance, listen, release.",
     ("model", "use"),
 )
-METRICS: Final = (
-    INFO, RESTARTS, STALLS, SLOTS, IN_FLIGHT, BATCH, KV_CAPACITY, KV_USED, QUEUE_WAIT, FIRST_TOKEN, INTER_TOKEN,
-    REQUEST, ENDS, PROMPT_TOKENS, GENERATED_TOKENS, RECOMPUTED_TOKENS, ATTEMPTS, TAKEOVERS, REFUSED_CLAIMS,
-    FENCED_WRITES, HANDED_BACK, RECOVERED, APPENDS, COALESCED, PUBLISH_LAG, UNPUBLISHED, REDIS_ERRORS,
-    *queue_depths.METRICS,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,57 +152,53 @@ class WorkerMetrics:
     def __init__(
         self, threads: GenerationThreads, served: Served, settings: WorkerSettings, restarts: Restarts
     ) -> None:
-        self._threads = threads
-        self._served = served
-        self._settings = settings
-        self._restarts = restarts
-        self._model = served.reader.served_model
-        self._queues = QueueDepths(settings.urls, self._model)
+        self.status = threads.status
+        self.figures = threads.figures
+        self.restarts = restarts
+        self._cache_use = served.engine.cache_use
+        self._info = (served.reader.served_model, version("tokenrelay"), settings.device)
+        self._queues = QueueDepths(settings.urls, served.reader.served_model)
 
     def families(self) -> Iterator[Family]:
         """All of METRICS, except the queues' where Redis is away, and the KV cache's of an engine that has none."""
-        yield from self._engine()
-        yield from self._latencies()
-        yield from self._requests()
-        yield from self._publishing()
-        yield from self._queues.families()
-
-    def _engine(self) -> Iterator[Family]:
-        model, status = self._model, self._threads.status
-        yield family(INFO, 1, model, version("tokenrelay"), self._settings.device)
-        yield family(RESTARTS, self._restarts.restarts, model)
-        yield family(STALLS, self._restarts.stalls, model)
-        yield family(SLOTS, status.slots, model)
-        yield family(IN_FLIGHT, len(status.held), model)
-        yield family(BATCH, self._threads.figures.batch_requests, model)
-        if (use := self._served.engine.cache_use()) is not None:
+        model = self._info[0]
+        yield family(INFO, 1, *self._info)
+        for metric, read in _READERS.items():
+            value = read(self)
+            if isinstance(value, Sequence):
+                yield labelled(metric, value, model)
+            else:
+                yield family(metric, value, model)
+        if (use := self._cache_use()) is not None:
             yield family(KV_CAPACITY, use.capacity_tokens, model)
             yield family(KV_USED, use.used_ratio, model)
+        yield from self._queues.families()
 
-    def _latencies(self) -> Iterator[Family]:
-        model, figures = self._model, self._threads.figures
-        yield family(QUEUE_WAIT, figures.queue_wait_s, model)
-        yield family(FIRST_TOKEN, figures.first_token_s, model)
-        yield family(INTER_TOKEN, figures.inter_token_s, model)
-        yield labelled(REQUEST, figures.request_s.items(), model)
 
-    def _requests(self) -> Iterator[Family]:
-        model, figures = self._model, self._threads.figures
-        yield labelled(ENDS, figures.ends.items(), model)
-        yield family(PROMPT_TOKENS, figures.prompt_tokens, model)
-        yield family(GENERATED_TOKENS, figures.generated_tokens, model)
-        yield family(RECOMPUTED_TOKENS, figures.recomputed_tokens, model)
-        yield family(ATTEMPTS, figures.attempts, model)
-        yield family(TAKEOVERS, figures.takeovers, model)
-        yield labelled(REFUSED_CLAIMS, figures.refused_claims.items(), model)
-        yield labelled(FENCED_WRITES, figures.fenced_writes.items(), model)
-        yield labelled(HANDED_BACK, figures.handed_back.items(), model)
-        yield labelled(RECOVERED, figures.recovered.items(), model)
-
-    def _publishing(self) -> Iterator[Family]:
-        model, figures = self._model, self._threads.figures
-        yield family(APPENDS, figures.appends, model)
-        yield family(COALESCED, figures.coalesced_tokens, model)
-        yield family(PUBLISH_LAG, figures.publish_lag_s, model)
-        yield family(UNPUBLISHED, self._threads.status.unpublished, model)
-        yield labelled(REDIS_ERRORS, figures.redis_errors.items(), model)
+_READERS: Final[dict[Metric, Callable[[WorkerMetrics], float | Histogram | Sequence[Sample]]]] = {
+    RESTARTS: lambda of: of.restarts.restarts,
+    STALLS: lambda of: of.restarts.stalls,
+    SLOTS: lambda of: of.status.slots,
+    IN_FLIGHT: lambda of: len(of.status.held),
+    BATCH: lambda of: of.figures.batch_requests,
+    QUEUE_WAIT: lambda of: of.figures.queue_wait_s,
+    FIRST_TOKEN: lambda of: of.figures.first_token_s,
+    INTER_TOKEN: lambda of: of.figures.inter_token_s,
+    REQUEST: lambda of: of.figures.request_s.items(),
+    ENDS: lambda of: of.figures.ends.items(),
+    PROMPT_TOKENS: lambda of: of.figures.prompt_tokens,
+    GENERATED_TOKENS: lambda of: of.figures.generated_tokens,
+    RECOMPUTED_TOKENS: lambda of: of.figures.recomputed_tokens,
+    ATTEMPTS: lambda of: of.figures.attempts,
+    TAKEOVERS: lambda of: of.figures.takeovers,
+    REFUSED_CLAIMS: lambda of: of.figures.refused_claims.items(),
+    FENCED_WRITES: lambda of: of.figures.fenced_writes.items(),
+    HANDED_BACK: lambda of: of.figures.handed_back.items(),
+    RECOVERED: lambda of: of.figures.recovered.items(),
+    APPENDS: lambda of: of.figures.appends,
+    COALESCED: lambda of: of.figures.coalesced_tokens,
+    PUBLISH_LAG: lambda of: of.figures.publish_lag_s,
+    UNPUBLISHED: lambda of: of.status.unpublished,
+    REDIS_ERRORS: lambda of: of.figures.redis_errors.items(),
+}
+METRICS: Final = (INFO, *_READERS, KV_CAPACITY, KV_USED, *queue_depths.METRICS)

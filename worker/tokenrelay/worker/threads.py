@@ -1,10 +1,12 @@
-"""The threads that generate: intake, the generation loop over the engine, and the keeper of RQ's jobs."""
+"""The threads that generate: intake, the generation loop over the engine, and the keeper of RQ's jobs; and periodic
+tasks beside them, each in a thread of its own, so that none delays another."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +28,7 @@ from tokenrelay.worker.maintenance.recovery import release
 from tokenrelay.worker.rq_mirror.job_keeper import JobKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.settings import WorkerSettings
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 UNWATCHED_S: Final = 5.0
 """How long beyond the stall timeout the loop itself gives up a hung engine. A supervisor kills it at the timeout; this
 is for a worker that has none, such as RQ's `rq worker`."""
+MIN_PAUSE_S: Final = 0.02
+"""Between two runs of a periodic task."""
 
 
 class GenerationThreads:
@@ -78,7 +82,7 @@ class GenerationThreads:
         Raises EngineError when the engine died, and whatever else ended the loop: every request was handed over, which
         counts as a crash of each, and the process is to exit.
         """
-        intake, jobs = self.thread("intake", self.poller.run), self.thread("jobs", self.jobs.run)
+        intake, jobs = self._thread("intake", self.poller.run), self._thread("jobs", self.jobs.run)
         errors: list[BaseException] = []
         self.status.turned_at = time.monotonic()
         try:
@@ -125,7 +129,38 @@ class GenerationThreads:
         else:
             self.figures.handed_back.add(amount=continued)
 
-    def thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
+    @contextmanager
+    def periodic(self, name: str, task: Callable[[], object], pause_s: Callable[[], float]) -> Iterator[None]:
+        """Run `task` again and again while the block lasts, `pause_s()` apart, while the generation loop is alive.
+
+        A worker whose loop hangs must lose its registration and the maintenance of its queues. A redis error is counted
+        and the task is retried; anything else ends the loop.
+        """
+        stopped = threading.Event()
+
+        def attempt() -> None:
+            try:
+                task()
+            except RedisError as error:
+                self.figures.redis_errors.add(name)
+                log.warning("%s: %s; retrying", name, error)
+
+        def repeat() -> None:
+            due_in_s = 0.0
+            while not stopped.wait(max(due_in_s, MIN_PAUSE_S)):
+                if self.status.alive:
+                    attempt()
+                    due_in_s = pause_s()
+
+        thread = self._thread(name, repeat)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _thread(self, name: str, run: Callable[[], None]) -> threading.Thread:
         """A thread whose end by an error ends the loop."""
 
         def guarded() -> None:

@@ -26,7 +26,6 @@ from tokenrelay.worker.core.stopping import Limits
 from tokenrelay.worker.listener import Listener
 from tokenrelay.worker.maintenance.maintainer import Maintenance
 from tokenrelay.worker.metrics import Restarts, WorkerMetrics
-from tokenrelay.worker.periodic import periodic
 from tokenrelay.worker.rq_mirror.commands import parse_command
 from tokenrelay.worker.rq_mirror.registration import WorkerRegistration
 from tokenrelay.worker.serving.model import Served, serve
@@ -74,7 +73,7 @@ class Worker:
         ends = {keys.ENDED: lambda job_id: RequestEnded(job_id.decode("utf-8", "replace"))}
         self.listeners = [Listener(servers, each, threads.post, threads.figures) for each in (jobs, ends)]
         self.registration = WorkerRegistration(pipeline, _describe(self.name, queues, served), self._status)
-        self.maintenance = Maintenance(pipeline, queues, self._held, settings, threads.figures)
+        self.maintenance = Maintenance(pipeline, queues, lambda: threads.status.held, settings, threads.figures)
         self._started = self._stop_requested = False
         if self._exposition is not None:
             self._exposition.add(WorkerMetrics(threads, served, settings, restarts or Restarts()).families)
@@ -118,33 +117,25 @@ class Worker:
         True where a request ended here. Raises EngineError when the engine died: its requests were handed over, and the
         process is to exit; RedisUnusable and SettingsError as `start`.
         """
+        threads, maintenance, beat_s = self.threads, self.maintenance, self.settings.heartbeat_ms / 1000
         with ExitStack() as ending:  # each step is taken, whatever the others raise
             if self._exposition is not None:
                 ending.callback(self._exposition.close)
             for listener in self.listeners:
                 ending.callback(listener.stop)
             if not self.start():
-                self.threads.engine.stop()
+                threads.engine.stop()
                 return False
             ending.callback(self.registration.remove)
-            ending.callback(self.maintenance.leave)
-            ending.enter_context(periodic("registration", self.registration.beat, self._beat_s, self.threads))
-            ending.enter_context(periodic("maintenance", self.maintenance.run, self._maintenance_s, self.threads))
-            self.threads.run(Limits(burst, max_jobs, max_idle_s))
-        return self.threads.status.finished > 0
-
-    def _beat_s(self) -> float:
-        return self.settings.heartbeat_ms / 1000
-
-    def _maintenance_s(self) -> float:
-        return self.maintenance.due_in_s
+            ending.callback(maintenance.leave)
+            ending.enter_context(threads.periodic("registration", self.registration.beat, lambda: beat_s))
+            ending.enter_context(threads.periodic("maintenance", maintenance.run, lambda: maintenance.due_in_s))
+            threads.run(Limits(burst, max_jobs, max_idle_s))
+        return threads.status.finished > 0
 
     def _status(self) -> WorkerStatus:
         status = self.threads.status
         return WorkerStatus(status.slots, len(status.held), self._stop_requested or status.draining)
-
-    def _held(self) -> frozenset[str]:
-        return self.threads.status.held
 
 
 def _describe(name: str, queues: tuple[str, ...], served: Served) -> WorkerDescription:

@@ -6,6 +6,7 @@ sees the other's death at once, as an end of file: no signal, no polling, no pro
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -40,27 +41,16 @@ class ReportReader:
         os.close(self._descriptor)
 
 
-class ReportWriter:
-    """The child's end. Writes what `progress` says; a supervisor that is gone is the tether's to notice."""
-
-    def __init__(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)
-        self._descriptor = descriptor
-
-    def write(self, progress: Progress) -> None:
-        try:
-            os.write(self._descriptor, f"{progress.in_flight} {progress.progress}\n".encode())
-        except OSError:
-            return  # a full pipe or no reader: the next report says more
-
-
 def report_regularly(descriptor: int, progress: Callable[[], Progress], every_s: float) -> None:
-    """Report from a thread of its own, which waits for nothing else: not for Redis, not for the engine."""
-    writer = ReportWriter(descriptor)
+    """Report from a thread of its own, which waits for nothing else: not for Redis, not for the engine. A supervisor
+    that is gone is the tether's to notice."""
+    os.set_blocking(descriptor, False)
 
     def report() -> None:
         while True:
-            writer.write(progress())
+            now = progress()
+            with contextlib.suppress(OSError):  # a full pipe or no reader: the next report says more
+                os.write(descriptor, f"{now.in_flight} {now.progress}\n".encode())
             time.sleep(every_s)
 
     threading.Thread(target=report, name="report", daemon=True).start()
