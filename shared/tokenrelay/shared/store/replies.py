@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tokenrelay.shared.errors import ProtocolError
-from tokenrelay.shared.redis.calls import by_word, whole_number
+from tokenrelay.shared.redis.calls import Unusable, by_word, whole_number
 from tokenrelay.shared.wire.entries import State, text, whole
 
 if TYPE_CHECKING:
@@ -199,6 +199,17 @@ def _granted(reply: _Reply) -> Granted:
 
 def _append(reply: _Reply | int) -> AppendReply:
     return _appended(reply) if isinstance(reply, int) else _NOT_APPENDED(reply)
+
+
+def describe(reply: Unreadable | Lost | Unusable) -> str:
+    """What is wrong with a request that no worker can continue, for the log and the terminal event."""
+    match reply:
+        case Unusable():
+            return "its keys in Redis are unusable"
+        case Unreadable(field):
+            return f"its hash in Redis holds no number in {field!r}"
+        case Lost():
+            return "its stream in Redis doesn't hold the tokens that its hash counts"
 
 
 CREATE: Final[_Reader[CreateReply]] = by_word(OK=_created, ATTACHED=Attached, CONFLICT=Conflict)

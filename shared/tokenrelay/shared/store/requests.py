@@ -133,9 +133,9 @@ def expire(request_id: str) -> ScriptCall[replies.ExpireReply]:
     return ScriptCall(script("expire"), keys.of_request(request_id), (), replies.EXPIRE)
 
 
-def fail(request_id: str, code: str, message: str) -> ScriptCall[replies.FailReply]:
-    """End a request that no worker can continue, as far as its keys allow."""
-    return ScriptCall(script("fail"), keys.of_request(request_id), (code, message), replies.FAIL)
+def fail(request_id: str, detail: str) -> ScriptCall[replies.FailReply]:
+    """End a request whose keys hold what no worker can continue from, as far as they allow."""
+    return ScriptCall(script("fail"), keys.of_request(request_id), ("unreadable_request", detail), replies.FAIL)
 
 
 def renew(request_id: str, fence: str, lease_ms: int) -> ScriptCall[replies.RenewReply]:

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.calls import Unusable, is_unusable
-from tokenrelay.shared.store import requests, unreadable
+from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.jobs import Outcome, job_status
 from tokenrelay.shared.store.replies import (
     Appended,
@@ -34,6 +34,7 @@ from tokenrelay.shared.store.replies import (
     Past,
     Renewed,
     Unreadable,
+    describe,
 )
 from tokenrelay.shared.store.requests import TerminalEvent
 from tokenrelay.shared.wire.entries import State
@@ -258,7 +259,7 @@ class Publisher:
             case Lost():
                 self._end(attempt, State.FAILED, "its keys are gone from Redis")
             case Unreadable() | Unusable():
-                self._fail(attempt, unreadable.describe(reply))
+                self._fail(attempt, describe(reply))
             case Fenced() | Early():
                 self._abandon(attempt, type(reply).__name__.upper())
             case _:
@@ -276,7 +277,7 @@ class Publisher:
         """End a request whose keys no worker can continue; its job is closed after that."""
         log.warning("request %s: %s", attempt.request_id, detail)
         closing = self._ended(attempt, State.FAILED, detail, written=False)
-        self._failures.append((closing, unreadable.fail(attempt.request_id, detail)))
+        self._failures.append((closing, requests.fail(attempt.request_id, detail)))
 
     def _ended(self, attempt: Attempt, state: State, detail: str, *, written: bool) -> Closing:
         self._over[attempt.fence] = attempt

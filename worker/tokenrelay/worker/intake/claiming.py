@@ -16,7 +16,7 @@ from tokenrelay.shared.errors import ProtocolError, RequestError
 from tokenrelay.shared.options import WIRE, filled
 from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.redis.commands import server_time
-from tokenrelay.shared.store import requests, unreadable
+from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.jobs import Note, Outcome, close_call, drop_call, job_status, requeue_call
 from tokenrelay.shared.store.replies import (
     Busy,
@@ -29,6 +29,7 @@ from tokenrelay.shared.store.replies import (
     Past,
     Poison,
     Unreadable,
+    describe,
 )
 from tokenrelay.shared.store.requests import Claimant, Prompt
 from tokenrelay.shared.wire.entries import State, loggable
@@ -187,9 +188,9 @@ class Claiming:
 
     def _fail(self, job: Job, reply: Unreadable | Lost | Unusable) -> Call:
         """End a request whose keys no worker can continue. Where they're gone, only its job is closed."""
-        detail = unreadable.describe(reply)
+        detail = describe(reply)
         log.warning("request %s: %s", loggable(job.execution.job_id), detail)
-        self.settle([unreadable.fail(job.execution.job_id, detail)])
+        self.settle([requests.fail(job.execution.job_id, detail)])
         return self._end(job, State.FAILED, detail)
 
     def _expire(self, job: Job) -> Call:

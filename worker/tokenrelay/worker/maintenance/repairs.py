@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 from tokenrelay.shared.errors import ProtocolError
 from tokenrelay.shared.redis.calls import Unusable, is_unusable
 from tokenrelay.shared.redis.commands import server_time, server_time_us
-from tokenrelay.shared.store import requests, unreadable
+from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.job_replies import Closed, Deleted, HasDependents, NoJob, NotStarted, Requeued
 from tokenrelay.shared.store.jobs import Outcome, close_call, job_status, requeue_call
-from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect
+from tokenrelay.shared.store.replies import Done, Free, Live, Lost, Released, Suspect, describe
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, loggable
 from tokenrelay.shared.wire.keys import Plane
@@ -101,7 +101,7 @@ class Repairs:
             case Unusable(error):
                 if not each.refusals:
                     log.warning("request %s is given up: %s", loggable(job_id), error)
-                self.pipeline.run([unreadable.fail(job_id, unreadable.describe(suspicion))])
+                self.pipeline.run([requests.fail(job_id, describe(suspicion))])
                 return _close(each, State.FAILED)
             case Done(state):
                 return _close(each, state)
