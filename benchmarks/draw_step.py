@@ -68,25 +68,26 @@ class Figure:
 def measure(shape: Shape, rounds: int, temperature: float) -> list[Figure]:
     scores = torch.randn(shape.rows, shape.vocabulary, generator=torch.Generator().manual_seed(0)) * 3
     plain = replace(_PLAIN, temperature=temperature)
-    steps = {"bare": _bare(shape, plain, scores)}
-    steps |= {name: _step(shape, replace(plain, **options), scores) for name, options in OPTIONS.items()}
+    steps = {"bare": _bare(shape, plain)}
+    steps |= {name: _step(shape, replace(plain, **options)) for name, options in OPTIONS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(rounds + 1):
         for name, step in steps.items():
+            own = scores.clone()  # a step's scores are its own: the draw changes them
             began = time.thread_time_ns()
-            step()
+            step(own)
             if index:  # the first round warms up
                 times[name].append((time.thread_time_ns() - began) / 1000)
     return [
-        Figure(name, median(each), median(own / bare for own, bare in zip(each, times["bare"], strict=True)))
+        Figure(name, median(each), median(taken / bare for taken, bare in zip(each, times["bare"], strict=True)))
         for name, each in times.items()
     ]
 
 
-def _bare(shape: Shape, params: SamplingParams, scores: torch.Tensor) -> Callable[[], object]:
+def _bare(shape: Shape, params: SamplingParams) -> Callable[[torch.Tensor], object]:
     storage = torch.zeros(PARAMETER_ROWS, shape.rows, dtype=torch.int32)
 
-    def step() -> object:
+    def step(scores: torch.Tensor) -> object:
         rows = [(params, shape.answer_tokens + 1) for _ in range(shape.rows)]
         storage[:, : shape.rows] = encode_params(rows)
         return sample_scores(scores, storage).max(dim=-1)
@@ -94,12 +95,12 @@ def _bare(shape: Shape, params: SamplingParams, scores: torch.Tensor) -> Callabl
     return step
 
 
-def _step(shape: Shape, params: SamplingParams, scores: torch.Tensor) -> Callable[[], object]:
+def _step(shape: Shape, params: SamplingParams) -> Callable[[torch.Tensor], object]:
     sampler, storage = PositionKeyedSampler(), torch.zeros(PARAMETER_ROWS, shape.rows, dtype=torch.int32)
     batch = [FutureRequestState(_state(shape, params, row), True, {}, 1) for row in range(shape.rows)]
     input_ids: Any = torch.zeros(shape.rows, dtype=torch.long)
 
-    def step() -> object:
+    def step(scores: torch.Tensor) -> object:
         sampler.prepare_tensor_args(batch, storage)
         return sampler(input_ids, scores, storage).max(dim=-1)
 

@@ -105,7 +105,7 @@ def _case(name: str, options: dict[str, Any], words: random.Random) -> dict[str,
     logits[0, words.randrange(VOCABULARY)] = logits.max()
     if not _is_clear(logits, row):
         return None
-    scores = adjusted(logits, [row])[0]
+    scores = adjusted(logits, {0: row})[0]
     drawn = draw_scores(logits, [row])[0]
     kept = drawn.isfinite().nonzero().squeeze(1).tolist() if row.params.temperature else None
     return {

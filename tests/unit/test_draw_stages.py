@@ -16,7 +16,8 @@ from transformers import (
     TemperatureLogitsWarper,
 )
 
-from tokenrelay.worker.sampling.adjustments import STAGES, adjust_some, adjusted
+from tokenrelay.worker.sampling import adjustments
+from tokenrelay.worker.sampling.adjustments import STAGES
 from tokenrelay.worker.sampling.draw import draw_scores
 from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.sampling.row import Row
@@ -37,6 +38,10 @@ def rows(end_ids: frozenset[int] = frozenset(), **options: Any) -> list[Row]:
     return [
         Row(replace(PLAIN, **options), prompt, answer, end_ids) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
     ]
+
+
+def adjusted(raw: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    return adjustments.adjusted(raw, dict(enumerate(rows)))
 
 
 def bitmask(allowed: set[int], vocab: int = VOCAB) -> torch.Tensor:
@@ -210,8 +215,18 @@ def test_the_given_scores_are_left_as_they_are() -> None:
 
 def test_rows_that_ask_for_nothing_keep_their_scores() -> None:
     raw = logits()
-    assert adjust_some(raw, {}) is raw
-    asked = rows(repetition_penalty=1.5)
-    scores = adjust_some(raw, {2: asked[2]})
-    assert torch.equal(scores[[0, 1, 3]], raw[[0, 1, 3]])
-    assert torch.equal(scores[2], adjusted(raw[2:3], asked[2:3])[0])
+    assert adjustments.adjusted(raw, {}) is raw
+    asked = rows(
+        repetition_penalty=1.5,
+        frequency_penalty=0.5,
+        presence_penalty=0.5,
+        logit_bias=((7, 1.0),),
+        bad_words=WORDS,
+        min_tokens=9,
+        end_ids=frozenset({2}),
+    )
+    asked[3] = replace(asked[3], mask=bitmask({2, 4}))
+    scores = adjustments.adjusted(raw, {3: asked[3], 1: asked[1]})
+    assert torch.equal(scores[[0, 2]], raw[[0, 2]])
+    for index in (1, 3):
+        assert torch.equal(scores[index], adjusted(raw[index : index + 1], asked[index : index + 1])[0])

@@ -255,7 +255,7 @@ def test_a_row_has_the_whole_answer_also_where_the_host_is_a_step_behind(lag: in
     sampler, storage = PositionKeyedSampler(), torch.zeros(6, 4, dtype=torch.int32)
     sampler.prepare_tensor_args([FutureRequestState(state, True, {}, 1)], storage)
     raw = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(3))
-    drawn = sampler(torch.tensor([emitted[-1]]), raw, storage)  # type: ignore[arg-type]
+    drawn = sampler(torch.tensor([emitted[-1]]), raw.clone(), storage)  # type: ignore[arg-type]
     assert torch.equal(drawn, draw_scores(raw, [Row(asked.sampling, prompt, emitted)]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.worker.sampling.adjustments import adjust_some
+from tokenrelay.worker.sampling.adjustments import adjusted
 from tokenrelay.worker.sampling.sampler import encode_params, sample_scores
 
 if TYPE_CHECKING:
@@ -27,5 +27,5 @@ def draw_scores(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
     logits: (rows, vocab), any float dtype. Returns (rows, vocab), float32 or float64.
     """
-    scores = adjust_some(logits, {index: row for index, row in enumerate(rows) if row.adjusts})
+    scores = adjusted(logits, {index: row for index, row in enumerate(rows) if row.adjusts})
     return sample_scores(scores, encode_params([(row.params, row.position) for row in rows]).to(logits.device))

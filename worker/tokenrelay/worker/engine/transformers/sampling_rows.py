@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from tokenrelay.shared.errors import EngineError
-from tokenrelay.worker.sampling.adjustments import adjust_some
+from tokenrelay.worker.sampling.adjustments import adjust
 from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.sampling.row import Row
 from tokenrelay.worker.sampling.sampler import PARAMETER_ROWS, encode_params, is_capturing, sample_scores
@@ -117,19 +117,18 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
             for (request_id, position), row in zip(self._observed, scores, strict=False):
                 self.observer(request_id, position, row)
         if self._adjusting and not is_capturing(scores):
-            scores = self._adjusted(input_ids, scores)
+            self._adjust(input_ids, scores)
         return sample_scores(scores, logits_processor_args)
 
-    def _adjusted(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+    def _adjust(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> None:
+        """In place: this step's scores are read by nobody else."""
         rows = {index: _row(state, position, input_ids[index]) for index, (state, position) in self._adjusting.items()}
-        adjusted = adjust_some(scores, rows)
-        for index in (index for index, row in rows.items() if row.masks):
-            # Raw scores without a finite one are the model's fault.
-            if float(adjusted[index].max()) == -torch.inf < float(scores[index].max()):
+        adjust(scores, rows)
+        for index, row in rows.items():
+            if row.masks and float(scores[index].max()) == -torch.inf:
                 live = _live(self._adjusting[index][0])
                 assert live is not None
                 live.dead_end = True
-        return adjusted
 
 
 def _live(state: RequestState) -> LiveRequest | None:
