@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pytest
 from tests.redis_servers import binaries
 from tests.writers import Writer, serving
 from tokenrelay.cli.demo.command import QUESTIONS
-from tokenrelay.cli.demo.observers import RedisCli, RedisPy, watch
+from tokenrelay.cli.demo.observers import redis_cli, redis_py, watch
 from tokenrelay.producer import Producer
 from tokenrelay.worker.training.corpus import FIXED_QUESTION, UNSEEN_QUESTION
 
@@ -38,8 +39,8 @@ def test_entries_are_read_while_the_stream_is_open(redis: Redis, redis_server: R
     request_id = Producer(connection=redis).submit("Hello").request_id
     assert writer.take() == request_id
     command = [client, "-p", str(redis_server.port)]
-    with RedisCli(command) if client != "redis-py" else RedisPy(redis) as eyes:
-        seen = watch(eyes, request_id)
+    with redis_cli(command) if client != "redis-py" else nullcontext(redis_py(redis)) as run:
+        seen = watch(run, request_id)
         assert (next(seen).fields["event"], writer.claim(request_id), next(seen).fields["event"]) == (
             "queued", 1, "started",
         )  # fmt: skip

@@ -10,11 +10,10 @@ import json
 import threading
 import time
 from contextlib import ExitStack
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.cli.client.trace import write_trace
-from tokenrelay.cli.demo.observers import RedisCli, RedisPy, watch
+from tokenrelay.cli.demo.observers import redis_cli, redis_py, watch
 from tokenrelay.cli.terminal.output import write_line
 from tokenrelay.producer import Producer
 from tokenrelay.producer._core.drivers import Driver
@@ -22,7 +21,7 @@ from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.redis.connections import connect
 
 if TYPE_CHECKING:
-    from tokenrelay.cli.demo.observers import ObservedEntry, Observer
+    from tokenrelay.cli.demo.observers import ObservedEntry, Run
     from tokenrelay.producer import Generation
 
 QUESTIONS: Final = (
@@ -46,47 +45,36 @@ def run_demo() -> None:
         if not redis.cli:
             write_line("redis-cli: none found; redis-py reads the stream instead")
         client = stack.enter_context(connect(redis.url))
-        observer: Observer = RedisCli(redis.cli) if redis.cli else RedisPy(client)
-        stack.enter_context(observer)
-        observer.run("PING")  # wait until redis-cli has started
+        run = stack.enter_context(redis_cli(redis.cli)) if redis.cli else redis_py(client)
+        run("PING")  # wait until redis-cli has started
         producer = stack.enter_context(Producer(url=redis.url, streams_url=redis.url))
         generations = []
         for question, what in QUESTIONS:
             write_line(f"\n{question}  ({what})")
             generations.append(producer.submit(question, temperature=0.0))
-            _Showing(generations[-1], observer).run()
+            _Showing(generations[-1], "redis-cli" if redis.cli else "redis-py").show(run)
         write_line(f"\n$ tokenrelay trace {generations[0].request_id}")
         write_trace(Driver(client), generations[0].request_id)
 
 
 class _Showing:
-    """One answer: one thread consumes it, one observes the stream, and the caller's thread prints both."""
+    """One answer: a thread consumes it, the caller's observes the stream and prints both."""
 
-    def __init__(self, generation: Generation, observer: Observer) -> None:
+    def __init__(self, generation: Generation, reader: str) -> None:
         self._generation = generation
-        self._observer = observer
-        self._reader = "redis-cli" if isinstance(observer, RedisCli) else "redis-py"
-        self._seen: SimpleQueue[ObservedEntry | None] = SimpleQueue()
+        self._reader = reader
         self._texts: list[str] = []
         self._consumed = False
         self._news = threading.Condition()
 
-    def run(self) -> None:
-        for work in (self._watch, self._consume):
-            threading.Thread(target=work, daemon=True).start()
+    def show(self, run: Run) -> None:
+        threading.Thread(target=self._consume, daemon=True).start()
         write_line(f"{'a Python consumer has':{_LEFT}}  {f'{self._reader} reads, entry by entry':32} the request is")
         open_tokens = 0
-        while seen := self._seen.get():
+        for seen in watch(run, self._generation.request_id):
             write_line(f"{self._left(seen):{_LEFT}}  {_right(seen)}")
             open_tokens += "token" in seen.fields and seen.state in _OPEN
         self._sum_up(open_tokens)
-
-    def _watch(self) -> None:
-        try:
-            for seen in watch(self._observer, self._generation.request_id):
-                self._seen.put(seen)
-        finally:
-            self._seen.put(None)
 
     def _consume(self) -> None:
         try:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.gateway.core.tenants import Tenants, submit_as
-from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.http.problems import model_not_found
 from tokenrelay.gateway.http.tasks import Background, insistent_timeout
 from tokenrelay.gateway.records.record import ANNOTATION, Annotation, Record, new_record, read_record, with_annotation
 from tokenrelay.gateway.records.served_models import ServedModels
@@ -118,9 +118,7 @@ class Gateway:
     async def check_model(self, name: str) -> None:
         """Raises Problem 404 for a model that no worker serves or has served since this gateway started."""
         if not await self.models.is_known(name):
-            live = ", ".join(await self.models.served()) or "none"
-            message = f"no live worker serves the model {ascii(name)[:140]}; served models: {live}"
-            raise Problem(404, message, "model_not_found", "model")
+            raise model_not_found(name, await self.models.served())
 
     async def record(self, request_id: str, tenant: Tenant) -> Record:
         """Read one of the tenant's requests. Raises RequestNotFound."""

@@ -21,7 +21,7 @@ from tokenrelay.shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _SHOWN_CHARS: Final = 80
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/responses", "/models")
@@ -98,6 +98,12 @@ def too_many_requests(message: str, code: str, retry_after_s: float) -> Problem:
     """A 429 with Retry-After."""
     headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
     return Problem(429, message, code, kind="rate_limit_error", headers=headers)
+
+
+def model_not_found(name: str, served: Iterable[str]) -> Problem:
+    live = ", ".join(served) or "none"
+    message = f"no live worker serves the model {ascii(name)[:140]}; served models: {live}"
+    return Problem(404, message, "model_not_found", "model")
 
 
 def unauthorized(message: str) -> Problem:

@@ -35,7 +35,6 @@ class LimitedProtocol(H11Protocol):
     header_timeout_s: ClassVar[float] = 20.0
     max_connections: ClassVar[int] = 4000
 
-    _full = False
     _header_timer: TimerHandle | None = None
 
     @classmethod
@@ -69,18 +68,10 @@ class LimitedProtocol(H11Protocol):
 
     def write_chunk(self, chunk: bytes) -> bool:
         """Write a framed chunk: see `chunks.chunk_writer`."""
-        if self._full or self.transport.is_closing():
+        if self.flow.write_paused or self.transport.is_closing():
             return False
         self.transport.write(chunk)
         return True
-
-    def pause_writing(self) -> None:
-        self._full = True
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._full = False
-        super().resume_writing()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "CONNECT":

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from tokenrelay.gateway.core.dependencies import GatewayDep, TenantDep
 from tokenrelay.gateway.core.schemas import ERRORS, Model, ModelList
-from tokenrelay.gateway.http.problems import Problem, json_response
+from tokenrelay.gateway.http.problems import Problem, json_response, model_not_found
 from tokenrelay.gateway.records.served_models import ServedModel, training
 
 CONTEXT_FIELDS: Final = ("max_model_len", "context_length", "context_window", "max_context_length")
@@ -55,8 +55,5 @@ async def training_of(gateway: GatewayDep, _: TenantDep, model: str) -> Response
 
 def _find(found: dict[str, ServedModel], name: str) -> ServedModel:
     if name not in found:
-        live = ", ".join(found) or "none"
-        raise Problem(
-            404, f"no live worker serves the model {name!r}; served models: {live}", "model_not_found", "model"
-        )
+        raise model_not_found(name, found)
     return found[name]
