@@ -10,8 +10,8 @@ import pytest
 from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryError, ResponseError
 
 from tokenrelay.producer import Producer, ProducerSettings, RedisUnusable, RequestError
+from tokenrelay.producer._core.drivers import check_redis
 from tokenrelay.producer._core.planning import plan_many, plan_request
-from tokenrelay.producer._core.server_check import check_redis
 from tokenrelay.producer._core.steps import Pause, RoundTrip
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.shared.redis.commands import Call

@@ -14,7 +14,7 @@ import uvicorn
 from tokenrelay.gateway.app import create_app
 from tokenrelay.gateway.http.uvicorn_protocol import LimitedProtocol
 from tokenrelay.gateway.metrics import GatewayMetrics
-from tokenrelay.producer._core.server_check import check_servers
+from tokenrelay.producer._core.drivers import check_servers
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.errors import SettingsError
 from tokenrelay.shared.exposition import Exposition

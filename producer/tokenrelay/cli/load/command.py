@@ -21,8 +21,8 @@ from tokenrelay.cli.load.run import LoadRun
 from tokenrelay.cli.load.workload import Range, Workload, read_prompts
 from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
 from tokenrelay.producer import AsyncProducer
+from tokenrelay.producer._core.drivers import check_servers
 from tokenrelay.producer._core.planning import plan_request
-from tokenrelay.producer._core.server_check import check_servers
 from tokenrelay.shared.settings import ProducerSettings
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""The drivers of `steps`: on redis-py clients for threads, on redis.asyncio clients for one event loop."""
+"""The drivers of `steps`: on redis-py clients for threads, on redis.asyncio clients for one event loop. And the check,
+before the first write, that Redis keeps what is written."""
 
 from __future__ import annotations
 
@@ -9,18 +10,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tokenrelay.producer._core.shared_waits import SharedWaits
-from tokenrelay.producer._core.steps import Pause, RoundTrip, SingleFlight, Wait, is_wrong_type
+from tokenrelay.producer._core.steps import Pause, RoundTrip, SingleFlight, Wait, ask, is_wrong_type
 from tokenrelay.shared.errors import ProtocolError, TokenRelayError, WrongEventLoop
 from tokenrelay.shared.redis.batches import AsyncPipeline, Pipeline, cancel_requests, raise_if_cancelled
-from tokenrelay.shared.redis.commands import batch_plane
-from tokenrelay.shared.redis.servers import connected
+from tokenrelay.shared.redis.commands import batch_plane, info
+from tokenrelay.shared.redis.servers import check_fit, connected
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterable, Iterator
 
     import redis
     import redis.asyncio
@@ -154,6 +155,22 @@ def connected_driver(urls: Urls) -> Iterator[Driver]:
     """A driver on connections of its own, for the time of a `with` block."""
     with connected(urls) as servers:
         yield Driver(*servers)
+
+
+def check_redis(planes: Iterable[Plane]) -> Steps[None]:
+    """Check that the planes' servers keep what they're given. Raises RedisUnusable. Skipped where INFO is refused."""
+    for plane in planes:
+        try:
+            (found,) = yield from ask([info(plane)])
+        except ResponseError:  # no right to it, or a double that has none
+            continue
+        check_fit(plane, found)
+
+
+def check_servers(urls: Urls) -> None:
+    """`check_redis` on connections of its own, so that a process fails at start and not at its first request."""
+    with connected_driver(urls) as driver:
+        driver.run(check_redis(driver.servers.planes))
 
 
 def _translated(error: RedisError, servers: Servers[Any], item: Item | None) -> TokenRelayError:

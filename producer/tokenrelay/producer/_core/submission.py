@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from redis.exceptions import ResponseError
 
+from tokenrelay.producer._core.drivers import check_redis
 from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer._core.model_defaults import ModelDefaults
 from tokenrelay.producer._core.planning import RETRY_AFTER_S, conflict, create_call, enqueue_call, queue_full
-from tokenrelay.producer._core.server_check import check_redis
 from tokenrelay.producer._core.steps import SingleFlight, ask, ask_script, repeat
 from tokenrelay.shared.errors import IdempotencyConflict, ProtocolError, QueueFull, TokenRelayError
 from tokenrelay.shared.store.admissions import (
