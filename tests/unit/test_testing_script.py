@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenrelay.shared.options import Limits, Submission, validate
+from tokenrelay.shared.store.requests import TerminalEvent
 from tokenrelay.shared.wire.entries import State
-from tokenrelay.testing.script import End, Script, answers, fails, pieces, stalls
+from tokenrelay.testing.script import Script, answers, fails, pieces, stalls
 
+COMPLETED = TerminalEvent(State.COMPLETED, "stop")
 LIMITS = Limits(max_prompt_chars=1000, max_new_tokens=1000)
 
 
@@ -29,8 +31,10 @@ def test_no_character_is_lost(text: str) -> None:
 
 
 def test_ends() -> None:
-    assert answers("a", held="b").end == End(text="b")
-    assert fails("c", "m", after="It is") == Script(("It", " is"), End(State.FAILED, "error", code="c", message="m"))
+    assert answers("a", held="b").end == TerminalEvent(State.COMPLETED, "stop", "b")
+    assert fails("c", "m", after="It is") == Script(
+        ("It", " is"), TerminalEvent(State.FAILED, "error", code="c", message="m")
+    )
     assert stalls(after="It") == Script(("It",), None)
 
 
@@ -54,11 +58,11 @@ def test_methods_give_changed_copies() -> None:
 )
 def test_a_stop_string_cuts(stop: tuple[str, ...], tokens: tuple[str, ...]) -> None:
     script = answers("It is sunny.").within(request(stop=stop))
-    assert (script.tokens, script.end) == (tokens, End())
+    assert (script.tokens, script.end) == (tokens, COMPLETED)
 
 
 def test_the_budget_cuts() -> None:
-    assert answers("It is sunny.").within(request(2)).end == End(State.INCOMPLETE, "length")
+    assert answers("It is sunny.").within(request(2)).end == TerminalEvent(State.INCOMPLETE, "length")
     assert answers("It is sunny.").within(request(2)).tokens == ("It", " is")
     assert fails(after="It is").within(request(2)) == fails(after="It is")
-    assert stalls(after="It is").within(request(1)).end == End(State.INCOMPLETE, "length")
+    assert stalls(after="It is").within(request(1)).end == TerminalEvent(State.INCOMPLETE, "length")

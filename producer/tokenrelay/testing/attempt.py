@@ -13,15 +13,16 @@ from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.jobs import Execution, Outcome, close_call, drop_call, job_status, requeue_call
 from tokenrelay.shared.store.record import Field, RequestRecord, look
 from tokenrelay.shared.store.replies import Appended, Busy, Done, Early, Fenced, Granted, Past
-from tokenrelay.shared.store.requests import Claimant, Prompt, TerminalEvent
+from tokenrelay.shared.store.requests import Claimant, Prompt
 from tokenrelay.shared.wire.entries import whole
-from tokenrelay.testing.script import End, pieces
+from tokenrelay.testing.script import pieces
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from tokenrelay.shared.redis.commands import Argument, Call, Reply
     from tokenrelay.shared.store.replies import AppendReply, ClaimReply, ExpireReply, FinishReply, RenewReply
+    from tokenrelay.shared.store.requests import TerminalEvent
 
 LEASE_MS: Final = 6000
 _FIELDS: Final = (Field.BODY, Field.RETENTION_MS, Field.ATTEMPT, Field.WIRE)
@@ -77,11 +78,10 @@ class Attempt:
         self.written += len(texts) if isinstance(reply, Appended) else 0
         return reply
 
-    def finish(self, end: End) -> FinishReply:
+    def finish(self, event: TerminalEvent) -> FinishReply:
         """Write the terminal event, and close RQ's job."""
-        event = TerminalEvent(end.state, end.finish_reason, end.text, end.code, end.message)
         reply = self._pipeline.ask(requests.finish(self.execution.job_id, self._fence, self.written + 1, (), event))
-        self.close(end.message)
+        self.close(event.message)
         return reply
 
     def renew(self) -> RenewReply | ExpireReply:

@@ -6,23 +6,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from tokenrelay.shared.store.requests import TerminalEvent
 from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
 
 _WORD: Final = re.compile(r"\s*(?:\w+|[^\w\s])|\s+$")
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The terminal event to write."""
-
-    state: State = State.COMPLETED
-    finish_reason: str = "stop"
-    text: str = ""
-    code: str = ""
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +28,7 @@ class Script:
     """The outcome of one request. Created by `answers`, `fails` or `stalls`; its methods return modified copies."""
 
     tokens: tuple[str, ...]
-    end: End | None
+    end: TerminalEvent | None
     """None: it never ends."""
     wait_s: float = 0.0
     pause_s: float = 0.0
@@ -76,12 +66,12 @@ class Script:
             # The token in which the stop string starts is written with the text before it.
             if left < 0:
                 break
-        return replace(self, tokens=tuple(kept), end=End())
+        return replace(self, tokens=tuple(kept), end=_completed())
 
     def _limited(self, most: int | None) -> Script:
         if most is None or len(self.tokens) <= most:
             return self
-        return replace(self, tokens=self.tokens[:most], end=End(State.INCOMPLETE, "length"))
+        return replace(self, tokens=self.tokens[:most], end=TerminalEvent(State.INCOMPLETE, "length"))
 
 
 def answers(*texts: str, held: str = "") -> Script:
@@ -89,17 +79,21 @@ def answers(*texts: str, held: str = "") -> Script:
 
     `held`: text in the terminal event that no token has, as when it was held back for a possible stop string.
     """
-    return Script(pieces(*texts), End(text=held))
+    return Script(pieces(*texts), _completed(held))
 
 
 def fails(code: str = "internal_error", message: str = "scripted to fail", *, after: str = "") -> Script:
     """The request fails, after the text `after`."""
-    return Script(pieces(after), End(State.FAILED, "error", code=code, message=message))
+    return Script(pieces(after), TerminalEvent(State.FAILED, "error", code=code, message=message))
 
 
 def stalls(*, after: str = "") -> Script:
     """The request stalls after the text `after`, until it's cancelled or its deadline passes."""
     return Script(pieces(after), None)
+
+
+def _completed(held: str = "") -> TerminalEvent:
+    return TerminalEvent(State.COMPLETED, "stop", held)
 
 
 def pieces(*texts: str) -> tuple[str, ...]:
