@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -74,12 +74,8 @@ def create_app(settings: GatewaySettings, *, demo: bool = False) -> FastAPI:
     app.state.gateway = gateway
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_exception_handler(TokenRelayError, _answer_error)
-    app.add_exception_handler(RedisError, _answer_redis)
-    app.add_exception_handler(Exception, _answer_unforeseen)
-    app.add_exception_handler(Problem, _answer_problem)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
+    for kind in (TokenRelayError, RedisError, Problem, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer)
     return app
 
 
@@ -107,38 +103,25 @@ def _middleware(gateway: Gateway) -> list[Middleware]:
     return guards
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
+async def _answer(request: Request, error: Exception) -> Response:
+    """Answer an exception in OpenAI's shape. For a bug, the server logs the traceback besides."""
+    gateway: Gateway = request.app.state.gateway
+    if isinstance(error, RedisError):  # which no driver has translated
+        error = explain(error, gateway.driver.servers.address)
+    match error:
+        case Problem():
+            problem = error
+        case TokenRelayError():
+            problem = problem_of(error)
+        case RequestValidationError():
+            problem = validation_problem(error.errors(), error.body, request.headers.get("content-type"))
+        case HTTPException():
+            refused = RefusedRequest(request.method, request.url.path, request.headers.get("content-encoding"))
+            problem = framework_problem(error.status_code, error.detail, refused, dict(error.headers or {}))
+        case _:
+            problem = Problem(500, "internal error; see the log", "internal_error", kind="server_error")
     if isinstance(error, RedisUnusable):
-        request.app.state.gateway.counters.redis_errors.add("answer")
-    return await _answer_problem(request, problem_of(cast("TokenRelayError", error)))
-
-
-async def _answer_redis(request: Request, error: Exception) -> Response:
-    """Answer a redis-py error that no driver has translated."""
-    where = request.app.state.gateway.driver.servers.address
-    return await _answer_error(request, explain(cast("RedisError", error), where))
-
-
-async def _answer_unforeseen(_: Request, __: Exception) -> Response:
-    """Answer a bug with JSON in OpenAI's shape; the server logs the traceback."""
-    return problem_response(Problem(500, "internal error; see the log", "internal_error", kind="server_error"))
-
-
-async def _answer_problem(request: Request, error: Exception) -> Response:
-    problem = cast("Problem", error)
+        gateway.counters.redis_errors.add("answer")
     if problem.status == 429:
-        request.app.state.gateway.counters.refused.add(problem.code)
+        gateway.counters.refused.add(problem.code)
     return problem_response(problem)
-
-
-async def _answer_invalid(request: Request, error: Exception) -> Response:
-    refused = cast("RequestValidationError", error)
-    return problem_response(validation_problem(refused.errors(), refused.body, request.headers.get("content-type")))
-
-
-async def _answer_http(request: Request, error: Exception) -> Response:
-    refused = cast("HTTPException", error)
-    refusal = RefusedRequest(request.method, request.url.path, request.headers.get("content-encoding"))
-    return problem_response(
-        framework_problem(refused.status_code, refused.detail, refusal, dict(refused.headers or {}))
-    )
