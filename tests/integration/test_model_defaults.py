@@ -15,7 +15,8 @@ from tests.gateway.live import LiveGateway
 from tests.relay import CountingRelay
 from tests.workers import MODEL, running_worker
 from tokenrelay.producer import AsyncProducer, Producer, RedisUnusable
-from tokenrelay.producer._core.model_defaults import ModelDefaults
+from tokenrelay.producer._core.drivers import Driver
+from tokenrelay.producer._core.model_defaults import MAX_KNOWN, ModelDefaults
 from tokenrelay.producer._core.steps import SingleFlight
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
@@ -140,3 +141,12 @@ def test_the_clock_decides_when_to_look_again() -> None:
         next(defaults.lookup("m"))
     now[0] = 10.1
     assert isinstance(next(defaults.lookup("m")), SingleFlight)
+
+
+def test_names_that_callers_make_up_take_no_memory(redis: Redis) -> None:
+    """What is known of a model is kept for one second, or ten: it stayed for as long as the client."""
+    defaults = ModelDefaults()
+    for number in range(MAX_KNOWN + 50):
+        assert Driver(redis).run(defaults.lookup(f"none-{number}")) == {}
+    assert len(defaults._known) == MAX_KNOWN
+    assert f"none-{MAX_KNOWN + 49}" in defaults._known

@@ -28,6 +28,8 @@ FRESH_S: Final = 10.0
 """Time to live of a model's defaults."""
 ABSENT_S: Final = 1.0
 """Time to live of the knowledge that no worker serves a model."""
+MAX_KNOWN: Final = 256
+"""Models that are remembered: callers choose the names."""
 _FIELDS: Final = (WorkerField.QUEUES, WorkerField.DEFAULTS)
 _MOST_ASKED: Final = 8
 
@@ -55,6 +57,9 @@ class ModelDefaults:
 
     def _refresh(self, model: str) -> Steps[Mapping[str, Any]]:
         found = yield from _read_registered(model)
+        self._known.pop(model, None)
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
         self._known[model] = (self.clock() + (ABSENT_S if found is None else FRESH_S), found or {})
         return found or {}
 
