@@ -18,7 +18,6 @@ from tokenrelay.gateway.http.guards import PathNormalizer, RequestCounter, Shutd
 from tokenrelay.gateway.http.origins import HostGuard, OriginGuard, origins_of
 from tokenrelay.gateway.http.problems import (
     Problem,
-    RefusedRequest,
     framework_problem,
     problem_of,
     problem_response,
@@ -116,8 +115,7 @@ async def _answer(request: Request, error: Exception) -> Response:
         case RequestValidationError():
             problem = validation_problem(error.errors(), error.body, request.headers.get("content-type"))
         case HTTPException():
-            refused = RefusedRequest(request.method, request.url.path, request.headers.get("content-encoding"))
-            problem = framework_problem(error.status_code, error.detail, refused, dict(error.headers or {}))
+            problem = framework_problem(error, request)
         case _:
             problem = Problem(500, "internal error; see the log", "internal_error", kind="server_error")
     if isinstance(error, RedisUnusable):

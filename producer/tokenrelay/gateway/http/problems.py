@@ -23,6 +23,9 @@ from tokenrelay.shared.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+
 _SHOWN_CHARS: Final = 80
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/responses", "/models")
 OPENAI_CODES: Final = {"prompt_too_long": "context_length_exceeded"}
@@ -111,33 +114,25 @@ def unauthorized(message: str) -> Problem:
     return Problem(401, message, "invalid_api_key", kind="authentication_error", headers=headers)
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedRequest:
-    """A request that the framework refused: method, path and Content-Encoding."""
-
-    method: str
-    path: str
-    content_encoding: str | None
-
-
-def framework_problem(status: int, detail: str, request: RefusedRequest, headers: dict[str, str]) -> Problem:
+def framework_problem(error: HTTPException, request: Request) -> Problem:
     """The HTTP error for a refusal by the framework: unknown route, method not allowed, unreadable body."""
-    path = ascii(request.path[:_SHOWN_CHARS]).strip("'")
+    status, headers = error.status_code, dict(error.headers or {})
+    path, encoding = request.url.path, request.headers.get("content-encoding")
+    shown = ascii(path[:_SHOWN_CHARS]).strip("'")
     if status == 404:
-        endpoint = next((known for known in _ENDPOINTS if request.path.rstrip("/").endswith(known)), None)
+        endpoint = next((known for known in _ENDPOINTS if path.rstrip("/").endswith(known)), None)
         hint = f"; OpenAI's clients reach /v1{endpoint} with a base URL that ends in /v1" if endpoint else ""
-        return Problem(404, f"nothing is at {path}{hint}", "not_found", headers=headers)
+        return Problem(404, f"nothing is at {shown}{hint}", "not_found", headers=headers)
     if status == 405:
-        message = (
-            f"{request.method} isn't allowed at {path}; use {headers.get('Allow', headers.get('allow', 'another'))}"
-        )
+        allowed = headers.get("Allow", headers.get("allow", "another"))
+        message = f"{request.method} isn't allowed at {shown}; use {allowed}"
         return Problem(405, message, "method_not_allowed", headers=headers)
-    if status == 400 and request.content_encoding not in (None, "", "identity"):
-        message = f"Content-Encoding: is {ascii(request.content_encoding)[:_SHOWN_CHARS]}; send the body unencoded"
+    if status == 400 and encoding not in (None, "", "identity"):
+        message = f"Content-Encoding: is {ascii(encoding)[:_SHOWN_CHARS]}; send the body unencoded"
         return Problem(415, message, "invalid_request", "Content-Encoding")
     if status == 400:
         return Problem(400, _UNREADABLE, "invalid_json", headers=headers)
-    return Problem(status, detail, "invalid_request", headers=headers)
+    return Problem(status, error.detail, "invalid_request", headers=headers)
 
 
 def validation_problem(errors: Sequence[Any], body: object = None, content_type: str | None = None) -> Problem:
