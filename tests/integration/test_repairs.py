@@ -18,6 +18,7 @@ from tests.integration.scripts.queue_plane import claimed, requeue, run
 from tests.integration.test_worker import entries, job, refused, result, state
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
+from tokenrelay.shared.options import WIRE
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.store.jobs import Execution, Take, keep_call, take_call
@@ -276,7 +277,7 @@ def test_keeping_a_job_starts_none_that_has_ended(redis: Redis, pipeline: Pipeli
 def test_a_request_of_another_wire_version_is_left_to_a_worker_that_knows_it(redis: Redis, pipeline: Pipeline) -> None:
     """In a rolling upgrade old and new workers share the queues: what one can't read it gives back, unharmed."""
     newer = submit(pipeline, NOW)
-    redis.hset(keys.request(newer), "wire", 2)
+    redis.hset(keys.request(newer), "wire", WIRE + 1)
     before = redis.hgetall(keys.request(newer))
     with running_worker(redis_server_url(redis)) as worker:
         wait_until(lambda: refused(worker))
