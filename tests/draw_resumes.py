@@ -142,8 +142,12 @@ class Suite:
         """Of 24 tokens, so that they come again and penalties have something to do."""
         return {"temperature": 1.4, "logit_bias": tuple((token_id, 60.0) for token_id in self.some_ids(24))}
 
-    def words(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((token_id,) for token_id in self.some_ids(min(self._vocabulary // 2, 20_000)))
+    def barred_pairs(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Half of the pairs of few tokens: what is barred depends on the token before."""
+        few = self.few()
+        ids = [token_id for token_id, _ in few["logit_bias"]]
+        pairs = [(first, second) for first in ids for second in ids if self._choices.random() < 0.5]
+        return few, {"bad_words": tuple(pairs)}
 
     def mix(self) -> dict[str, Any]:
         """Each option with half a chance."""
@@ -218,7 +222,7 @@ KINDS: Final[dict[str, Callable[[Suite], tuple[dict[str, Any], dict[str, Any]]]]
         suite.few(),
         {"repetition_penalty": 1.3, "frequency_penalty": 1.5, "presence_penalty": 1.0},
     ),
-    "bad_words": lambda suite: ({}, {"bad_words": suite.words()}),
+    "bad_words": lambda suite: suite.barred_pairs(),
     "min_tokens": lambda suite: ({"logit_bias": suite.ends()}, {"min_tokens": suite.tokens * 3 // 4}),
     "min_p": lambda _: ({}, {"min_p": 0.03}),
     "filters": lambda _: ({}, {"top_k": 40, "top_p": 0.9}),
