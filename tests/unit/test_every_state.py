@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenrelay.cli.ops.listing import ListState
 from tokenrelay.producer._core.endings import answer_or_raise
 from tokenrelay.shared.errors import GenerationCancelled, GenerationError, GenerationExpired, GenerationFailed
 from tokenrelay.shared.wire.answer import Answer, Timings
@@ -46,6 +47,10 @@ def test_a_request_that_has_not_ended_is_no_answer(state: State) -> None:
     assert not state.is_answer
     with pytest.raises(ValueError, match="hasn't ended"):
         answer_or_raise(answer(state))
+
+
+def test_requests_can_be_listed_by_every_end() -> None:
+    assert {str(state) for state in State if state.terminal} <= {str(each) for each in ListState}
 
 
 def is_state(node: ast.AST | None) -> bool:

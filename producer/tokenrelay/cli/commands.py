@@ -10,7 +10,7 @@ from tokenrelay.cli.client import commands as client_commands
 from tokenrelay.cli.demo.command import run_demo
 from tokenrelay.cli.load.command import load
 from tokenrelay.cli.ops import commands as ops_commands
-from tokenrelay.cli.terminal.output import EXIT_CODES, add_command, exit_on_error, write_json, write_message
+from tokenrelay.cli.terminal.output import EXIT_CODES, add_command, write_json, write_message
 from tokenrelay.shared.errors import SettingsError
 
 app: Final = typer.Typer(
@@ -21,20 +21,12 @@ app: Final = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-client_commands.register(app)
-ops_commands.register(app)
-add_command(app, load)
 
-
-@app.command(epilog=EXIT_CODES)
-@exit_on_error()
 def demo() -> None:
     """Ask two questions on a temporary Redis and worker, and show each stream entry as redis-cli reads it."""
     run_demo()
 
 
-@app.command(epilog=EXIT_CODES)
-@exit_on_error()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", metavar="ADDRESS")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one.", metavar="N")] = None,
@@ -49,8 +41,6 @@ def serve(
     serve_http(demo=demo, write_message=write_message, http_host=host, http_port=port)
 
 
-@app.command(epilog=EXIT_CODES)
-@exit_on_error()
 def api_key(name: Annotated[str, typer.Argument(help="The key's owner.")]) -> None:
     """Create an API key for the gateway. Writes the key to stderr, and its entry for the API keys file to stdout."""
     from tokenrelay.gateway.core.tenants import new_key
@@ -58,3 +48,9 @@ def api_key(name: Annotated[str, typer.Argument(help="The key's owner.")]) -> No
     key, line = new_key(name)
     write_message(key)
     write_json(line)
+
+
+client_commands.register(app)
+ops_commands.register(app)
+for command in (load, demo, serve, api_key):
+    add_command(app, command)

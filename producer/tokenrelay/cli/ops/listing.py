@@ -10,7 +10,6 @@ from tokenrelay.cli.ops.snapshot import request_json
 from tokenrelay.cli.ops.system import read_system
 from tokenrelay.cli.terminal.output import print_rich, write_json, write_message
 from tokenrelay.cli.terminal.tables import Columns, duration, table
-from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,21 +107,9 @@ def _of_place(queues: Sequence[str], place: Place, state: ListState | None, most
 
 def list_state(one: RequestSummary) -> ListState:
     """The request's state as `list` shows it: `queued` if it lost its worker."""
-    match one.state:
-        case State.QUEUED | State.IN_PROGRESS:
-            return ListState.RUNNING if one.running else ListState.QUEUED
-        case State.COMPLETED:
-            return ListState.COMPLETED
-        case State.INCOMPLETE:
-            return ListState.INCOMPLETE
-        case State.FAILED:
-            return ListState.FAILED
-        case State.CANCELLED:
-            return ListState.CANCELLED
-        case State.EXPIRED:
-            return ListState.EXPIRED
-        case _:
-            assert_never(one.state)
+    if not one.state.terminal:
+        return ListState.RUNNING if one.running else ListState.QUEUED
+    return ListState(one.state)
 
 
 def _table(found: Sequence[RequestSummary], now_us: int) -> Table:

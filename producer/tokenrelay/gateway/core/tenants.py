@@ -61,8 +61,12 @@ class Tenants:
 
     def __init__(self, settings: GatewaySettings) -> None:
         """Raises SettingsError for invalid keys."""
-        self._settings = settings
-        self._by_hash = {key.sha256: key for key in _configured(settings)}
+        most, queued = settings.key_max_concurrent, settings.key_max_queued
+        self._anyone = Tenant(None, most, queued)
+        self._by_hash = {
+            key.sha256: Tenant(key.name, key.max_concurrent or most, key.max_queued or queued)
+            for key in _configured(settings)
+        }
 
     @property
     def required(self) -> bool:
@@ -72,18 +76,14 @@ class Tenants:
     def tenant(self, key: str | None) -> Tenant:
         """The key's tenant. Raises Problem 401."""
         if not self.required:
-            return Tenant(None, self._settings.key_max_concurrent, self._settings.key_max_queued)
+            return self._anyone
         if not key:
             raise unauthorized("no API key was given: send it as Authorization: Bearer KEY")
         # Look up the hash, not the key: its timing reveals nothing about keys.
         found = self._by_hash.get(hash_of(key))
         if found is None:
             raise unauthorized("this API key is unknown")
-        return Tenant(
-            found.name,
-            found.max_concurrent or self._settings.key_max_concurrent,
-            found.max_queued or self._settings.key_max_queued,
-        )
+        return found
 
 
 def submit_as(tenant: Tenant, submission: Mapping[str, Any], submitter: Submitter) -> Steps[Submitted]:
