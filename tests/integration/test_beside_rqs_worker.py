@@ -92,6 +92,9 @@ def rqs_worker(redis: Redis, url: str, kind: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.terminate()  # ends an endless job, which RQ's worker waits for at first
             process.wait(60)
 
 
@@ -125,9 +128,11 @@ def bring_about(redis: Redis, job_id: str, moment: str) -> None:
 
 def told_to_stop(redis: Redis, job: Job) -> bool:
     """Whether the job has stopped. Tells it again: RQ's worker drops a command that comes too early."""
-    if job.get_status() == "started" and job.get_executions():
-        with suppress(InvalidJobOperation):  # it ended meanwhile
-            send_stop_job_command(redis, job.id, serializer=JSONSerializer)
+    if job.get_status() == "started":
+        # It may have ended meanwhile; or begun, but its execution isn't where RQ looks for it by its ID.
+        with suppress(InvalidJobOperation, ValueError):
+            if job.get_executions():
+                send_stop_job_command(redis, job.id, serializer=JSONSerializer)
     return job.get_status() not in ("queued", "started")
 
 
