@@ -76,6 +76,7 @@ async def test_redis_is_checked_once_for_all_that_begin_together(redis_server: R
     def checks() -> int:
         return int(redis.info("commandstats")["cmdstat_info"]["calls"])
 
+    redis.info()  # the server counts a command once it has run
     before = checks()
     async with AsyncProducer(redis_server.url) as producer:
         await asyncio.gather(*(producer.submit("hello") for _ in range(50)))
