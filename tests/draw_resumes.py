@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenrelay.worker.engine.transformers.models import LoadedModel
+    from tokenrelay.worker.sampling.row import TokenMask
 
 SLOTS: Final = 16
 PROMPTS: Final = (
@@ -174,7 +175,7 @@ class Suite:
         return {engine_id: (tuple(tokens[engine_id]), ends[engine_id]) for engine_id in tokens}
 
     def _outcome(self, streams: Sequence[Stream], identical: set[str]) -> Outcome:
-        verified, tokens, changed, bits = 0, 0, 0, 0.0
+        verified, tokens, changed, entropy = 0, 0, 0, 0.0
         for stream in streams:
             request, answer = stream.request, stream.answer
             ends = frozenset(request.sampling.stop_token_ids) | (frozenset() if request.ignore_eos else self._ends)
@@ -184,10 +185,10 @@ class Suite:
             verified += first_difference(scores[:until], start, answer, request.token_mask) is None
             without = redraw(scores[: len(answer)], replace(start, params=stream.bare), answer)
             changed += sum(drawn != token_id for drawn, token_id in zip(without, answer, strict=True))
-            bits += sum(self._bits(scores, stream, ends))
+            entropy += sum(bits(scores, start, answer, request.token_mask))
             tokens += len(answer)
         same = sum(stream.request.engine_id in identical for stream in streams)
-        return Outcome(len(streams), same, verified, tokens, bits / max(tokens, 1), changed / max(tokens, 1))
+        return Outcome(len(streams), same, verified, tokens, entropy / max(tokens, 1), changed / max(tokens, 1))
 
     def _scores(self, prompt_ids: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
         """(tokens of the answer + 1, vocab), as the engine hands them to the draw: float32."""
@@ -196,21 +197,21 @@ class Suite:
             logits: torch.Tensor = self._plain.model(input_ids=ids, use_cache=False).logits
         return logits[0, len(prompt_ids) - 1 :].float()
 
-    def _bits(self, scores: torch.Tensor, stream: Stream, ends: frozenset[int]) -> list[float]:
-        """The entropy of each token's distribution, from the draw's own scores without their noise."""
-        request, found = stream.request, []
-        for place in range(len(stream.answer)):
-            emitted = stream.answer[:place]
-            mask = None if request.token_mask is None else request.token_mask(emitted)
-            row = Row(request.sampling, request.prompt_ids, emitted, ends, mask)
-            drawn = draw_scores(scores[place : place + 1], [row])
-            noise = draw_scores(
-                torch.zeros_like(scores[:1]),
-                [replace(row, params=SamplingParams(1.0, 0, 1.0, row.params.seed), mask=None)],
-            )
-            chances = (drawn - noise).softmax(dim=-1)
-            found.append(float(torch.special.entr(chances).sum()) / math.log(2))
-        return found
+
+def bits(scores: torch.Tensor, start: Row, answer: Sequence[int], token_mask: TokenMask | None = None) -> list[float]:
+    """The entropy of what each token of an answer was drawn from: the draw's own scores without their noise.
+
+    scores: (tokens, vocab), raw. start: the request before its first token.
+    """
+    found = []
+    for place in range(len(answer)):
+        mask = None if token_mask is None else token_mask(answer[:place])
+        row = replace(start, emitted_ids=answer[:place], mask=mask)
+        drawn = draw_scores(scores[place : place + 1], [row])
+        unfiltered = replace(row, params=SamplingParams(1.0, 0, 1.0, row.params.seed), mask=None)
+        chances = (drawn - draw_scores(torch.zeros_like(scores[:1]), [unfiltered])).softmax(dim=-1)
+        found.append(float(torch.special.entr(chances).sum()) / math.log(2))
+    return found
 
 
 KINDS: Final[dict[str, Callable[[Suite], tuple[dict[str, Any], dict[str, Any]]]]] = {

@@ -15,17 +15,22 @@ from typing import TYPE_CHECKING, Final
 import torch
 from rich.console import Console
 
+from tests.draw_resumes import bits as bits_of
 from tests.faults.load import requests
 from tests.polled_engine import PolledEngine
+from tokenrelay.shared.options import DEFAULTS
 from tokenrelay.worker.engine.contract import EngineRequest
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
 from tokenrelay.worker.sampling.params import SamplingParams
-from tokenrelay.worker.text import encode_prompt
+from tokenrelay.worker.sampling.row import Row
+from tokenrelay.worker.text import bad_word_ids, encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
 
     from tokenrelay.producer import Submission
     from tokenrelay.worker.engine.transformers.models import LoadedModel
@@ -35,14 +40,15 @@ LEAST_CHANGED: Final = 0.95
 POOL: Final = 48
 
 
-def engine_request(number: int, submission: Submission, prompt: Sequence[int], emitted: Sequence[int]) -> EngineRequest:
+def engine_request(
+    number: int, submission: Submission, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> EngineRequest:
     """The request as the worker makes it."""
-    seed = submission["seed"]
-    assert seed is not None
-    sampling = SamplingParams(submission["temperature"], submission["top_k"], submission["top_p"], seed)
     budget = submission["max_new_tokens"]
     assert budget is not None
-    return EngineRequest(f"{number}", tuple(prompt), tuple(emitted), budget, sampling, ignore_eos=True)
+    words = bad_word_ids(tokenizer, submission.get("bad_words", []))
+    sampling = SamplingParams.of({**DEFAULTS, **submission}, words)
+    return EngineRequest(f"{number}", tuple(prompt), (), budget, sampling, ignore_eos=True)
 
 
 def generate(loaded: LoadedModel, wanted: Sequence[EngineRequest]) -> dict[str, list[int]]:
@@ -63,17 +69,11 @@ def generate(loaded: LoadedModel, wanted: Sequence[EngineRequest]) -> dict[str, 
 
 
 def entropies(loaded: LoadedModel, request: EngineRequest, tokens: Sequence[int]) -> list[float]:
-    """Bits of each token's distribution, as top-k and top-p cut it."""
+    """Bits of each token's distribution, as the request's options shape it."""
     ids = torch.tensor([[*request.prompt_ids, *tokens]])
     with torch.no_grad():
-        logits = loaded.model(ids).logits[0, len(request.prompt_ids) - 1 : -1].double()
-    sampling = request.sampling
-    if sampling.top_k:
-        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)
-    shares, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
-    shares = shares.masked_fill(shares.cumsum(-1) - shares >= sampling.top_p, 0)
-    shares /= shares.sum(-1, keepdim=True)
-    return [float(bits) for bits in -(shares * shares.clamp_min(1e-300).log2()).sum(-1)]
+        logits = loaded.model(ids).logits[0, len(request.prompt_ids) - 1 : -1].float()
+    return bits_of(logits, Row(request.sampling, request.prompt_ids, ()), tokens)
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def main() -> int:
     submissions = requests(POOL, seed=1)
     prompts = [encode_prompt(loaded.tokenizer, submission["prompt"]) for submission in submissions]
     wanted = [
-        engine_request(n, submission, prompt, ())
+        engine_request(n, submission, prompt, loaded.tokenizer)
         for n, (submission, prompt) in enumerate(zip(submissions, prompts, strict=True))
     ]
     texts = generate(loaded, wanted)

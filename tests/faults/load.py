@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.faults.site import Site
-    from tokenrelay.producer import Answer, Entry, Generation, Submission
+    from tokenrelay.producer import Answer, Entry, Generation, Options, Submission
 
 TOKENS: Final = 128
 TEMPERATURE: Final = 3.0
@@ -34,6 +34,19 @@ _PROMPTS: Final = (
 )
 
 
+_OPTIONS: Final[tuple[Options, ...]] = (
+    {},
+    {"top_p": 0.95},
+    {"top_k": 50},
+    {"frequency_penalty": -0.3, "presence_penalty": 0.5},
+    {"repetition_penalty": 1.5},
+    {"min_p": 0.01, "repetition_penalty": 0.8},
+    {"logit_bias": {str(token_id): 3.0 for token_id in range(20, 60)}, "min_tokens": 100},
+    {"bad_words": ["the", "sunny and", "in the", "warm", "rain", "is"], "frequency_penalty": 0.4},
+)
+"""Of each request in eight; the first and the fifth are greedy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """One request and what it must come to: (text, token ID) of each token, and the terminal event's own text."""
@@ -48,7 +61,7 @@ class Text:
 
 
 def requests(number: int, seed: int, tokens: int = TOKENS) -> list[Submission]:
-    """One in four is greedy; of the sampled ones some cut the distribution by top-p or top-k."""
+    """One in four is greedy; most have an option of the draw that depends on the tokens before, or cuts the rest."""
     rng = random.Random(seed)
     made: list[Submission] = []
     for index in range(number):
@@ -58,9 +71,8 @@ def requests(number: int, seed: int, tokens: int = TOKENS) -> list[Submission]:
                 "seed": rng.randrange(2**53),
                 "max_new_tokens": tokens,
                 "temperature": 0.0 if index % 4 == 0 else TEMPERATURE,
-                "top_p": 0.95 if index % 8 == 1 else 1.0,
-                "top_k": 50 if index % 8 == 2 else 0,
                 "ignore_eos": True,
+                **_OPTIONS[index % len(_OPTIONS)],
             }
         )
     return made
