@@ -20,7 +20,7 @@ from tokenrelay.producer import Producer
 from tokenrelay.shared import options
 from tokenrelay.shared.options import Limits, body_sha256, dump, validate
 from tokenrelay.shared.wire import keys
-from tokenrelay.shared.wire.entries import Token
+from tokenrelay.shared.wire.entries import State, Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +103,36 @@ def test_a_worker_goes_on_with_the_other_releases_streams(
             lines = [json.loads(line) for line in follower.log.splitlines() if line.startswith("{")]
             assert [(line["token_id"], line["text"]) for line in lines if line["kind"] == "token"] == whole[0]
             assert [line["kind"] for line in lines if line["kind"] != "token"][-1] == "incomplete"
+
+
+def test_an_old_worker_leaves_what_only_a_new_one_can_do(releases: dict[str, Release], url: str, redis: Redis) -> None:
+    """Requests of wire version 2 wait, untouched, while it serves those of version 1 behind them; a new worker beside it
+    takes them, and old readers read what that writes."""
+    chosen: dict[str, Any] = {"frequency_penalty": 0.5, "stop_token_ids": [7], "max_new_tokens": 40}
+    with Producer(url=url) as producer:
+        with worker(releases["earlier"], url, "old") as old:
+            await_worker(redis, "old", old)
+            waiting = submit(producer, **chosen)
+            plain = submit(producer, max_new_tokens=40)
+            served = [generation.result() for generation in plain]
+            assert all(generation.status().state is State.QUEUED for generation in waiting)
+            hashes = [redis.hgetall(keys.request(generation.request_id)) for generation in waiting]
+            assert all(fields[b"wire"] == b"2" and b"effective" not in fields for fields in hashes)
+            with worker(releases["today"], url, "new") as new:
+                await_worker(redis, "new", new)
+                whole = [tokens(generation) for generation in waiting]
+                answers = [generation.result() for generation in waiting]
+                repeated = [tokens(generation) for generation in submit(producer, **chosen)]
+        follow = releases["earlier"].start(
+            releases["earlier"].cli, "follow", "--json", waiting[0].request_id, TOKENRELAY_REDIS_URL=url
+        )
+        with follow:
+            wait_until(lambda: not follow.running, timeout_s=60)
+            lines = [json.loads(line) for line in follow.log.splitlines() if line.startswith("{")]
+    assert whole == repeated
+    assert [answer.attempts for answer in answers] == [1] * STREAMS
+    assert [answer.text for answer in answers] != [answer.text for answer in served]
+    assert [(line["token_id"], line["text"]) for line in lines if line["kind"] == "token"] == whole[0]
 
 
 @contextmanager
