@@ -222,8 +222,6 @@ UNSUPPORTED: Final = [
     ("tool_choice", "required"),
     ("response_format", {"type": "json_object"}),
     ("n", 2),
-    ("logprobs", True),
-    ("top_logprobs", 3),
     ("functions", [{"name": "f"}]),
     ("modalities", ["audio"]),
     ("continue_final_message", True),

@@ -82,7 +82,7 @@ def test_ask_reads_standard_input_and_all_options(redis_server: RedisServer) -> 
         "stop": ["a", "b"], "ignore_eos": True, "deadline_s": 60.0, "metadata": {"user": [1, "ü"]},
         "logit_bias": {"5": 1.5}, "repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5,
         "bad_words": ["rain", "a b"], "min_tokens": 2, "min_p": 0.25, "stop_token_ids": [5, 7],
-        "include_stop_str_in_output": True,
+        "include_stop_str_in_output": True, "logprobs": True, "top_logprobs": 3,
     }  # fmt: skip
     arguments = ["--idempotency-key", "k1", "--model", "weather"]
     for name, value in given.items():

@@ -10,10 +10,14 @@ import pytest
 
 from tests.engines import ALL_OPTIONS, CountingEngine, counted_token
 from tests.gateway.live import LiveGateway
+from tests.integration.test_repairs import redis_server_url
 from tests.integration.test_worker import QUEUE, refused, result, slow_engine, state, words
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.producer import Producer
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.replies import Granted
+from tokenrelay.shared.store.requests import Claimant, Prompt
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
+    from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.worker.engine.contract import EngineRequest
 
 NOW: Final = datetime.now(UTC)
@@ -173,6 +178,21 @@ def test_what_a_worker_can_not_obey_goes_back_untouched(
         redis.hdel(keys.rq_job(generation.request_id), *refusals(redis, generation.request_id))
         with running_worker(redis_server.url):
             assert generation.result().text == words(7, 40)
+
+
+def test_what_is_stored_first_stays(pipeline: Pipeline, redis: Redis) -> None:
+    """Also for a claim that was made before the worker could read it."""
+    with Producer(url=redis_server_url(redis)) as producer:
+        request_id = producer.submit("w1", **ASK, **NEW).request_id
+    claimant = Claimant("w", MODEL, "counting-1", lease_ms=5000, max_crashes=3, suspicion_ms=500, wire=2)
+    granted = []
+    for execution, temperature in (("x1", 0.25), ("x2", 3.0)):
+        prompt = Prompt(7, 1, "[1]", b"", json.dumps({**DECIDED, "temperature": temperature}))
+        granted.append(pipeline.ask(requests.claim(request_id, execution, claimant, prompt)))
+        pipeline.ask(requests.release(request_id, execution, crashed=False))
+    assert all(isinstance(each, Granted) for each in granted)
+    assert [json.loads(each.effective)["temperature"] for each in granted if isinstance(each, Granted)] == [0.25, 0.25]
+    assert held(redis, request_id, "effective")["temperature"] == 0.25
 
 
 def refusals(redis: Redis, request_id: str) -> list[bytes]:

@@ -19,6 +19,7 @@ from tokenrelay.shared.wire.entries import (
     Started,
     State,
     Token,
+    TokenLogprob,
     Unknown,
     Usage,
     parse_entry,
@@ -90,7 +91,23 @@ def test_an_event_of_a_later_version_is_none_that_ends_the_request(kind: str) ->
 )
 def test_a_later_versions_fields_change_nothing(entry_id: str, fields: dict[str, Any]) -> None:
     known = parse_entry(entry_id, raw(fields))
-    assert parse_entry(entry_id, raw({**fields, "logprobs": "[[1,-0.5]]", "reasoning_parser": "think"})) == known
+    assert parse_entry(entry_id, raw({**fields, "later": "[[1,-0.5]]", "reasoning_parser": "think"})) == known
+
+
+def test_a_tokens_logprobs_are_read() -> None:
+    raw_logprobs = '[[7,-0.5,"w6k="],[9,-9999,"/w=="]]'
+    entry = parse_entry("4-0", raw({**TOKEN, "logprobs": raw_logprobs}))
+    assert isinstance(entry, Token)
+    assert entry.logprobs == (TokenLogprob(7, -0.5, "é".encode()), TokenLogprob(9, -9999, b"\xff"))
+    assert [each.text for each in entry.logprobs] == ["é", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "{", "7", "[7]", "[[1,2]]", '[["x",1,""]]', '[[1,"x",""]]', '[[1,2,"*"]]', "[[1,2,3]]"]
+)
+def test_logprobs_that_can_not_be_read_are_an_error(bad: str) -> None:
+    with pytest.raises(ProtocolError, match="entry 4-0: its logprobs can't be read"):
+        parse_entry("4-0", raw({**TOKEN, "logprobs": bad}))
 
 
 @pytest.mark.parametrize("bad", ["", "7", "7-", "-0", "a-b", "7-0-0", "-1-0", "7_0-0", b"7 -0", "1.0-0"])

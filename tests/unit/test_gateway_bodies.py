@@ -13,11 +13,9 @@ from openai.types.responses import response_create_params
 from pydantic import ValidationError
 
 from tokenrelay.gateway.http.problems import Problem, validation_problem
-from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields
 from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody
 from tokenrelay.gateway.openai.bodies.submissions import read_submission
 from tokenrelay.gateway.openai.bodies.unsupported import HINTS, NOTES
-from tokenrelay.shared import options
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.openai.bodies.request_bodies import Common
@@ -150,42 +148,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
     assert read(kind, **{name: value}).options() == read(kind).options()
 
 
-DRAW: Final[dict[str, tuple[Any, Any]]] = {
-    "logit_bias": ({"1": "5", "2": 0}, {"1": 5}),
-    "presence_penalty": (0.5, 0.5),
-    "frequency_penalty": ("0.5", 0.5),
-    "repetition_penalty": (1.1, 1.1),
-    "min_p": (0.1, 0.1),
-    "min_tokens": (1.0, 1),
-    "stop_token_ids": (["2", 3.0], [2, 3]),
-    "bad_words": (["x"], ["x"]),
-    "include_stop_str_in_output": ("true", True),
-}
-"""What is sent, and what submit gets."""
-
-
-@pytest.mark.parametrize("kind", LEAST)
-@pytest.mark.parametrize("name", DRAW)
-def test_the_draws_options_are_options_of_ours(kind: type[Common], name: str) -> None:
-    sent, ours = DRAW[name]
-    body = read(kind, **{name: sent})
-    assert body.options() == {**read(kind).options(), name: ours}
-    assert body.ignored == []
-    assert read_submission({"prompt": "x", name: sent})[0][name] == ours
-
-
-def test_every_option_of_the_draw_is_a_field() -> None:
-    assert DRAW.keys() == options.VERSION_2.keys() == DrawFields.model_fields.keys()
-
-
-@pytest.mark.parametrize("kind", LEAST)
-@pytest.mark.parametrize("name", ["repeat_penalty", "rep_pen"])
-def test_a_penalty_with_a_window_is_refused_with_the_field_that_has_none(kind: type[Common], name: str) -> None:
-    problem = refused(kind, **{name: 1.1})
-    assert (problem.status, problem.param) == (400, name)
-    assert "give repetition_penalty" in problem.message
-
-
 @pytest.mark.parametrize("kind", LEAST)
 @pytest.mark.parametrize(
     ("name", "value"),
@@ -194,9 +156,6 @@ def test_a_penalty_with_a_window_is_refused_with_the_field_that_has_none(kind: t
         ("n", "2"),
         ("n", True),
         ("best_of", 2),
-        ("logprobs", True),
-        ("logprobs", 5),
-        ("top_logprobs", 2),
         ("response_format", {"type": "json_object"}),
         ("text", {"format": {"type": "json_schema"}}),
         ("tools", [{"type": "function"}]),

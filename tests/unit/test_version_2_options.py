@@ -66,6 +66,10 @@ BAD: Final[list[tuple[dict[str, Any], str, object, str]]] = [
     ({"stop_token_ids": [-1]}, "stop_token_ids.0", 0, "greater than or equal to 0"),
     ({"stop_token_ids": [2**31]}, "stop_token_ids.0", MAX_TOKEN_ID, "less than or equal to"),
     ({"stop_token_ids": [1.0]}, "stop_token_ids.0", None, "valid integer"),
+    ({"logprobs": 1}, "logprobs", None, "valid boolean"),
+    ({"top_logprobs": 5}, "top_logprobs", None, "needs logprobs: true beside it"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", 20, "less than or equal to 20"),
+    ({"logprobs": True, "max_new_tokens": 2**20 + 1}, "max_new_tokens", 2**20, "at most 1048576 are allowed with logp"),
     ({"include_stop_str_in_output": 1}, "include_stop_str_in_output", None, "valid boolean"),
 ]
 
@@ -102,6 +106,8 @@ NEW: Final = st.fixed_dictionaries(
         "min_p": st.floats(0, 1),
         "stop_token_ids": st.lists(TOKEN_ID, max_size=5),
         "include_stop_str_in_output": st.booleans(),
+        "logprobs": st.just(True),
+        "top_logprobs": st.just(0),
     },
 )
 OWN: Final = st.fixed_dictionaries(

@@ -10,7 +10,6 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
@@ -18,16 +17,15 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonVal
 from typing_extensions import TypedDict
 
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.request_errors import request_error
 from tokenrelay.shared.request_fields import (
     MAX_BAD_WORDS,
-    MAX_BIAS,
     MAX_DEADLINE_S,
-    MAX_PENALTY,
-    MAX_REPETITION_PENALTY,
+    MAX_LOGPROBS,
     MAX_SEED,
     MAX_STOP,
     MAX_STOP_TOKEN_IDS,
-    MAX_TEMPERATURE,
+    MAX_TOP_LOGPROBS,
     BadWord,
     LogitBias,
     Message,
@@ -93,6 +91,10 @@ class Options(TypedDict, total=False):
     of a model that has none of its own."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)]
     """The answer ends before the first of these tokens; at most 256."""
+    logprobs: bool
+    """Report the log-probability of each token, before anything else of the draw."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+    """Report those of so many likeliest tokens at each place, too, 0 to 20; only with `logprobs`."""
     include_stop_str_in_output: bool
     """The stop string, or the token of `stop_token_ids`, that ends the answer is a part of it."""
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
@@ -151,6 +153,8 @@ VERSION_2: Final[Submission] = {
     "min_p": 0.0,
     "stop_token_ids": [],
     "include_stop_str_in_output": False,
+    "logprobs": False,
+    "top_logprobs": 0,
 }
 """What wire version 2 adds, with the defaults: only what was given is in a request's JSON."""
 
@@ -159,7 +163,7 @@ DEFAULTS: Final = cast("Submission", {**VERSION_1, **VERSION_2})
 MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
 """Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
 
-CAPABILITIES: Final[frozenset[str]] = frozenset()
+CAPABILITIES: Final = frozenset({"logprobs"})
 """Options that a worker of wire version 2 may lack, and registers where it doesn't."""
 
 WIRE: Final = 2
@@ -201,7 +205,7 @@ def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
     try:
         request = _ADAPTER.validate_python({**VERSION_1, **submission})
     except ValidationError as error:
-        raise _request_error(error) from None
+        raise request_error(error, DEFAULTS) from None
     if (request["prompt"] is None) == (request["messages"] is None):
         which = "neither" if request["prompt"] is None else "both"
         raise RequestError(f"prompt, messages: {which} given; give exactly one of them", field="prompt")
@@ -212,6 +216,7 @@ def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
     size = sum(map(len, contents)) or len(request["prompt"] or "")
     _check_size("messages" if contents else "prompt", size, limits.max_prompt_chars)
     _check_min_tokens(request, limits)
+    _check_logprobs(request)
     return _only(request, VERSION_1.keys() | MODELS_OWN | asked(request))
 
 
@@ -221,6 +226,23 @@ def _check_min_tokens(request: Submission, limits: Limits) -> None:
     if least > most:
         message = f"min_tokens: {least} is more than max_new_tokens, which is {most} here"
         raise RequestError(message, field="min_tokens", limit=most)
+
+
+def _check_logprobs(request: Submission) -> None:
+    """Raises RequestError for alternatives without logprobs, and for more logprobs than a stream may have."""
+    top, most = request.get("top_logprobs", 0), request["max_new_tokens"]
+    if not request.get("logprobs", False):
+        if top:
+            raise RequestError("top_logprobs: needs logprobs: true beside it", field="top_logprobs")
+        return
+    if most is not None and most > _most_with_logprobs(top):
+        limit = _most_with_logprobs(top)
+        message = f"max_new_tokens: at most {limit} are allowed with logprobs and top_logprobs {top} (got {most})"
+        raise RequestError(message, field="max_new_tokens", limit=limit)
+
+
+def _most_with_logprobs(top: int) -> int:
+    return MAX_LOGPROBS // (1 + top)
 
 
 def asked(request: Mapping[str, Any]) -> set[str]:
@@ -282,7 +304,7 @@ def load(raw: str | bytes, wire: int = 1) -> Submission:
     try:
         request = _ADAPTER.validate_json(raw)
     except ValidationError as error:
-        refusal = _request_error(error)
+        refusal = request_error(error, DEFAULTS)
         if wire > 1 and all(each["type"] == "extra_forbidden" and len(each["loc"]) == 1 for each in error.errors()):
             refusal.code = "unsupported_option"
         raise refusal from None
@@ -304,13 +326,16 @@ def glance(raw: str | bytes) -> Submission:
     try:
         seen = _GLANCE.validate_json(raw)
     except ValidationError as error:
-        raise _request_error(error) from None
+        raise request_error(error, DEFAULTS) from None
     return cast("Submission", {**DEFAULTS, **seen})
 
 
 def budget(request: Submission, limits: Limits) -> int:
     """The `max_new_tokens` to store: the caller's limit or, where that is larger or not given, the operator's."""
-    return min(request["max_new_tokens"] or limits.max_new_tokens, limits.max_new_tokens)
+    most = limits.max_new_tokens
+    if request.get("logprobs", False):
+        most = min(most, _most_with_logprobs(request.get("top_logprobs", 0)))
+    return min(request["max_new_tokens"] or most, most)
 
 
 def sampling_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,44 +355,3 @@ def body_sha256(request: Submission, limits: Limits) -> str:
     given = min(request["max_new_tokens"] or min(_HASHED_BUDGET, limits.max_new_tokens), _MOST_TOKENS)
     counted = _only(request, VERSION_1.keys() | asked(request))
     return hashlib.sha256(dump({**counted, "max_new_tokens": given}).encode()).hexdigest()
-
-
-def _request_error(error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"][:3]) or "request"
-    context: dict[str, Any] = first.get("ctx", {})
-    bounds = ("ge", "gt", "le", "lt", "min_length", "max_length", "expected")
-    limit = next((context[name] for name in bounds if name in context), None)
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "finite_number":
-        limit = _FINITE_LIMITS.get(field.partition(".")[0])
-        reason += f", at most {limit:g}" if limit is not None else ""
-    if first["type"] == "extra_forbidden":
-        names = Message.__annotations__ if "." in field else DEFAULTS
-        known = ", ".join(sorted(names))
-        close = get_close_matches(field.rpartition(".")[2], names, 1)
-        meant = f"; did you mean {close[0]}?" if close else ";"
-        return RequestError(f"{field}: unknown field{meant} known ones are {known}", field=field)
-    shown = "" if isinstance(first["input"], dict | list) or field == "prompt" else f" (got {_short(first['input'])})"
-    return RequestError(f"{field}: {reason}{shown}", field=field, limit=cast("object", limit))
-
-
-_FINITE_LIMITS: Final = {
-    "temperature": MAX_TEMPERATURE,
-    "top_p": 1.0,
-    "deadline_s": MAX_DEADLINE_S,
-    "min_p": 1.0,
-    "repetition_penalty": MAX_REPETITION_PENALTY,
-    "frequency_penalty": MAX_PENALTY,
-    "presence_penalty": MAX_PENALTY,
-    "logit_bias": MAX_BIAS,
-}
-"""What the fields that may not be infinite or NaN are bounded by."""
-
-
-def _short(value: object) -> str:
-    try:
-        shown = ascii(value)
-    except ValueError:
-        return "an integer of thousands of digits"
-    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -26,6 +26,9 @@ MAX_BIAS: Final = 100.0
 MAX_BIASES: Final = 1024
 MAX_BAD_WORDS: Final = 256
 MAX_STOP_TOKEN_IDS: Final = 256
+MAX_TOP_LOGPROBS: Final = 20
+MAX_LOGPROBS: Final = 1_048_576
+"""Of a stream: each token's own and its alternatives'."""
 MAX_METADATA_BYTES: Final = 16_384
 MAX_METADATA_DEPTH: Final = 190
 """Whoever reads the stored request gives up at 200 levels (pydantic's JSON parser)."""

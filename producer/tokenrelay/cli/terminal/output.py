@@ -85,7 +85,8 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
     fields = {name: str(EntryId(*value)) if name == "entry_id" else value for name, value in asdict(entry).items()}
     fields.pop("kind", None)
     if isinstance(entry, Token):
-        fields = {"entry_id": str(entry.entry_id), **fields}
+        logprobs = [each.as_json() for each in entry.logprobs] or None
+        fields = {"entry_id": str(entry.entry_id), **fields, "logprobs": logprobs}
     return {"kind": entry.kind, **{name: value for name, value in fields.items() if value is not None}}
 
 

@@ -196,7 +196,7 @@ def _options(found: RequestRecord) -> Submission:
         return options.load(body)
     shown = options.glance(body)
     with suppress(RequestError):
-        return effective.obeying(shown, effective.parse(found.effective or b""))
+        return effective.obeying(shown, effective.parse(found.effective))
     return shown
 
 

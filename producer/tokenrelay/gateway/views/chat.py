@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, assert_never
 
 from tokenrelay.gateway.http.problems import OPENAI_CODES
+from tokenrelay.gateway.views.logprobs import chat_logprobs, completion_logprobs
 from tokenrelay.gateway.views.sse import encode
 from tokenrelay.shared.wire.entries import Ended, Started, State, Token, Usage
 
@@ -30,6 +31,7 @@ class ChatEncoder:
         self._api = api
         self._told_usage = usage_chunks
         self._so_far = Usage(0, 0)
+        self._chars = 0
         self._record = record
         self._base = base(record, api, _CHUNKS[api])
 
@@ -38,8 +40,8 @@ class ChatEncoder:
         match entry:
             case Started() if self._api == "chat":
                 return [encode(self._chunk({"role": "assistant", "content": ""}), entry_id=entry.entry_id)]
-            case Token(text=text) if text:
-                return [encode(self._chunk(self._piece(text)), entry_id=entry.entry_id)]
+            case Token() if entry.text or entry.logprobs:
+                return [encode(self._token(entry), entry_id=entry.entry_id)]
             case Ended():
                 return self._end(entry)
         return []
@@ -61,14 +63,23 @@ class ChatEncoder:
             events.append(encode({"error": failure_error(self._record, ended)}))
         return [*events, encode(DONE, entry_id=ended.entry_id)]
 
+    def _token(self, token: Token) -> dict[str, Any]:
+        """A token's chunk; where its text is held back, only because of its logprobs."""
+        begin, self._chars = self._chars, self._chars + len(token.text)
+        if self._api == "chat":
+            return self._chunk({"content": token.text}, logprobs=chat_logprobs([token]))
+        return self._chunk({"text": token.text}, logprobs=completion_logprobs([token], begin))
+
     def _piece(self, text: str) -> dict[str, str]:
         if self._api == "completion":
             return {"text": text}
         return {"content": text} if text else {}
 
-    def _chunk(self, piece: dict[str, str], finished: str | None = None) -> dict[str, Any]:
+    def _chunk(
+        self, piece: dict[str, str], finished: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         content = {"delta": piece} if self._api == "chat" else piece
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finished}
+        choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": finished}
         chunk = {**self._base, "choices": [choice]}
         if self._told_usage == "none":
             return chunk
@@ -89,12 +100,14 @@ def base(record: Record, api: Api, kind: str) -> dict[str, Any]:
 def whole_completion(record: Record, api: Api, answer: Answer) -> dict[str, Any]:
     """The completion object."""
     content: dict[str, Any] = {"text": answer.text}
+    logprobs = completion_logprobs(answer.tokens, 0)
     if api == "chat":
+        logprobs = chat_logprobs(answer.tokens)
         content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
     choice = {
         "index": 0,
         **content,
-        "logprobs": None,
+        "logprobs": logprobs,
         "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
     }
     return {**base(record, api, _WHOLES[api]), "choices": [choice], "usage": usage(answer.usage)}

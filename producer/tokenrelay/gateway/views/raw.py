@@ -23,6 +23,7 @@ class RawEncoder:
 def fields(entry: Entry) -> dict[str, Any]:
     """An entry's fields, without its ID and kind."""
     if isinstance(entry, Token):
-        return {"index": entry.index, "text": entry.text, "token_id": entry.token_id, "at_us": entry.at_us}
+        token = {"index": entry.index, "text": entry.text, "token_id": entry.token_id, "at_us": entry.at_us}
+        return {**token, "logprobs": [each.as_json() for each in entry.logprobs]} if entry.logprobs else token
     left_out = ("entry_id", "kind", "state")
     return {name: value for name, value in asdict(entry).items() if name not in left_out and value is not None}

@@ -118,8 +118,8 @@ class RequestRecord(HashRecord):
     """JSON; None before the first claim."""
     prompt_texts = Parsed(Field.PROMPT_TEXTS, _unparsed)
     """JSON; None before the first claim, and for a long prompt."""
-    effective = Parsed(Field.EFFECTIVE, _unparsed)
-    """JSON; None before the first claim, and for a request of wire version 1."""
+    effective = Parsed(Field.EFFECTIVE, text_or_empty)
+    """JSON; empty before the first claim, and for a request of wire version 1."""
 
     @property
     def exists(self) -> bool:

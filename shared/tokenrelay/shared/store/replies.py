@@ -52,6 +52,8 @@ class Granted:
     """What earlier attempts wrote: token ID, text, token ID, text, …"""
     effective: bytes = b""
     """JSON, as the first claim stored it; empty for a request of wire version 1."""
+    logprobs: tuple[bytes, ...] = ()
+    """JSON, of each emitted token, where the request asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +191,12 @@ def _created(reply: _Reply) -> Created:
 
 
 def _granted(reply: _Reply) -> Granted:
-    _, fence, _, _, _, deadline_us, prompt_ids, emitted, effective = reply
+    _, fence, _, _, _, deadline_us, prompt_ids, emitted, effective, logprobs = reply
     deadline = whole(deadline_us)
     if deadline is None:
         raise ProtocolError("the claim's reply holds no deadline")
     numbers = whole_number(reply[2]), whole_number(reply[3]), whole_number(reply[4])
-    return Granted(text(fence), *numbers, deadline, prompt_ids, tuple(emitted), effective)
+    return Granted(text(fence), *numbers, deadline, prompt_ids, tuple(emitted), effective, tuple(logprobs))
 
 
 def _append(reply: _Reply | int) -> AppendReply:

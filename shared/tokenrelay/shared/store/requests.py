@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.redis.commands import Argument, Command
 
+    WrittenToken = tuple[str, int] | tuple[str, int, bytes]
+    """A token's text and ID, and its log-probabilities as JSON where the request asks for them."""
+
 
 _MAX_DIGITS: Final = 19
 
@@ -104,7 +107,7 @@ def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt
 
 
 def append(
-    request_id: str, fence: str, first: int, tokens: Sequence[tuple[str, int]], lease_ms: int
+    request_id: str, fence: str, first: int, tokens: Sequence[WrittenToken], lease_ms: int
 ) -> ScriptCall[replies.AppendReply]:
     """Write tokens, the first of them at index `first`, and renew the lease. A repeat writes none twice.
 
@@ -115,7 +118,7 @@ def append(
 
 
 def finish(
-    request_id: str, fence: str, first: int, tokens: Sequence[tuple[str, int]], end: TerminalEvent
+    request_id: str, fence: str, first: int, tokens: Sequence[WrittenToken], end: TerminalEvent
 ) -> ScriptCall[replies.FinishReply]:
     """Write the last tokens, as `append`, and the terminal event. A repeat by the same fence is answered the same."""
     said = (text.encode() for text in (end.text, end.code, end.message))
@@ -184,8 +187,8 @@ def _until_us(value: object) -> int:
     return int(digits) if digits.isdecimal() and len(digits) <= _MAX_DIGITS else 0
 
 
-def _flat(tokens: Sequence[tuple[str, int]]) -> list[Argument]:
+def _flat(tokens: Sequence[WrittenToken]) -> list[Argument]:
     flat: list[Argument] = []
-    for piece, token_id in tokens:
-        flat += (piece.encode(), token_id)
+    for token in tokens:
+        flat += (token[0].encode(), token[1] if len(token) == 2 else b"%d %b" % token[1:])
     return flat

@@ -7,6 +7,7 @@ work. This module doesn't know which entry may follow which: that is transitions
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never
@@ -60,6 +61,23 @@ class EntryId(NamedTuple):
         return f"{self.token}-{self.event}"
 
 
+class TokenLogprob(NamedTuple):
+    """The natural logarithm of a token's probability, before anything of the draw; -9999 for a probability of 0."""
+
+    token_id: int
+    logprob: float
+    bytes: bytes
+    """What the token writes: part of a character, perhaps."""
+
+    @property
+    def text(self) -> str:
+        return self.bytes.decode("utf-8", "replace")
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields; `bytes` as numbers."""
+        return {"token_id": self.token_id, "logprob": self.logprob, "text": self.text, "bytes": list(self.bytes)}
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """Token `index` (from 1) of the answer. `text` is what it releases: it may be empty, or more than its own."""
@@ -69,6 +87,8 @@ class Token:
     token_id: int
     at_us: int
     """Redis server time of the append, microseconds since 1970."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """The token's own, then those of the likeliest tokens, falling; empty where they weren't asked for."""
 
     @property
     def entry_id(self) -> EntryId:
@@ -258,10 +278,22 @@ def parse_entry(raw_id: object, raw_fields: Mapping[Any, Any]) -> AnyEntry:
     if "event" not in fields:
         if entry_id.event != 0:
             raise ProtocolError(f"entry {entry_id} is a token, so its ID must end in -0")
-        return Token(entry_id.token, fields.text("text"), fields.number("token"), fields.number("at_us"))
+        logprobs = _parse_logprobs(entry_id, fields) if "logprobs" in fields else ()
+        return Token(entry_id.token, fields.text("text"), fields.number("token"), fields.number("at_us"), logprobs)
     if entry_id.event == 0:
         raise ProtocolError(f"entry {entry_id} is an event, so its ID can't end in -0")
     return _parse_event(entry_id, fields)
+
+
+def _parse_logprobs(entry_id: EntryId, fields: Fields) -> tuple[TokenLogprob, ...]:
+    try:
+        items = json.loads(fields.text("logprobs"))
+        return tuple(
+            TokenLogprob(int(token_id), float(logprob), b64decode(written, validate=True))
+            for token_id, logprob, written in items
+        )
+    except (ValueError, TypeError, RecursionError):
+        raise ProtocolError(f"entry {entry_id}: its logprobs can't be read") from None
 
 
 def _parse_event(entry_id: EntryId, fields: Fields) -> Event | Unknown:

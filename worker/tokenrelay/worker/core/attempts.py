@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.store.jobs import Execution
+    from tokenrelay.shared.store.requests import WrittenToken
     from tokenrelay.worker.engine.contract import EngineOutput, FinishReason
     from tokenrelay.worker.text import TokenText
 
@@ -73,8 +74,8 @@ class Claimed:
     submitted_at: float | None = None
     """When the request was submitted, on this process's monotonic clock; None where its deadline doesn't say."""
     text: TokenText | None = None
-    emitted: tuple[tuple[str, int], ...] = ()
-    """(text, token ID) of the tokens of earlier attempts, which `text` has replayed."""
+    emitted: tuple[WrittenToken, ...] = ()
+    """The tokens of earlier attempts, which `text` has replayed."""
     work: Work | None = None
     """None where it has ended already: only `ending` is to be published."""
     ending: Ending | None = None
@@ -92,8 +93,8 @@ class Attempt:
     number: int
     retention_s: int
     text: TokenText | None = None
-    tokens: list[tuple[str, int]] = field(default_factory=list)
-    """(text, token ID) of token 1, 2, …"""
+    tokens: list[WrittenToken] = field(default_factory=list)
+    """Token 1, 2, …"""
     acknowledged: int = 0
     """Tokens that Redis has."""
     ending: Ending | None = None
@@ -140,9 +141,10 @@ class Attempt:
             self.fail()
 
     def _receive(self, text: TokenText, output: EngineOutput) -> None:
-        for token_id in output.token_ids:
+        for place, token_id in enumerate(output.token_ids):
             release = text.push(token_id)
-            self.tokens.append((release.text, token_id))
+            written = (release.text, token_id)
+            self.tokens.append((*written, text.logprobs(output.logprobs[place])) if output.logprobs else written)
             if release.stopped:
                 self.ending = Ending(State.COMPLETED, "stop")
                 return
@@ -180,11 +182,12 @@ def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
     return EngineRequest(
         engine_id=attempt.fence,
         prompt_ids=work.prompt_ids,
-        emitted_ids=tuple(token_id for _, token_id in attempt.tokens),
+        emitted_ids=tuple(token[1] for token in attempt.tokens),
         max_new_tokens=work.budget,
         sampling=SamplingParams.of(work.options, work.bad_words),
         ignore_eos=work.options["ignore_eos"],
         keep_stop_token=work.options["include_stop_str_in_output"],
+        top_logprobs=work.options["top_logprobs"] if work.options["logprobs"] else None,
     )
 
 

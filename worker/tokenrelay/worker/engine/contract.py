@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from tokenrelay.worker.sampling.logprobs import Logprobs
     from tokenrelay.worker.sampling.params import SamplingParams
     from tokenrelay.worker.sampling.row import TokenMask
 
@@ -40,6 +41,7 @@ class EngineRequest:
     sampling: SamplingParams
     ignore_eos: bool = False  # an end-of-sequence token is then a token like any other, and is emitted
     keep_stop_token: bool = False  # the token of `stop_token_ids` that ends the request is then emitted
+    top_logprobs: int | None = None  # report log-probabilities, of so many likeliest tokens too; None: none
     token_mask: TokenMask | None = None  # the tokens that may follow, as of a grammar
 
 
@@ -74,6 +76,8 @@ class EngineOutput:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     error: RequestFailure | None = None
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each token, where the request asks for them."""
 
     @property
     def is_last(self) -> bool:

@@ -156,7 +156,7 @@ class Claiming:
     def _worked_out(self, claimed: Claimed, options: Submission, granted: Granted) -> Claimed:
         """Stand where the earlier attempts stopped. Raises RequestError."""
         prompt_ids = self.reader.stored_ids(granted.prompt_ids)
-        emitted = emitted_tokens(granted.emitted, self.reader)
+        emitted = emitted_tokens(granted, self.reader)
         decided = effective.parse(granted.effective) if granted.effective else None
         options = effective.obeying(options, decided) if decided else filled(options)
         budget = self.reader.budget(len(prompt_ids), len(emitted), options)

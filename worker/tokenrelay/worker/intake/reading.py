@@ -88,7 +88,7 @@ class Reading:
             log.exception("request %s can't be read: it fails alone", job.execution.job_id)
             job.refusal = Ending.internal_error()
 
-    def _decide(self, job: Job, options: Submission, stored: bytes | None, wire: int) -> None:
+    def _decide(self, job: Job, options: Submission, stored: str, wire: int) -> None:
         """Work out what a first claim would decide, or what it has decided. Raises RequestError, ProtocolError."""
         length = len(job.prompt_ids)
         if wire == 1:

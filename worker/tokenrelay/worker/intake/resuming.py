@@ -11,27 +11,34 @@ from tokenrelay.worker.core.attempts import Ending
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenrelay.shared.store.replies import Granted
+    from tokenrelay.shared.store.requests import WrittenToken
     from tokenrelay.worker.serving.prompts import PromptReader
     from tokenrelay.worker.text import TokenText
 
 
-def emitted_tokens(emitted: Sequence[bytes], reader: PromptReader) -> tuple[tuple[str, int], ...]:
-    """What earlier attempts emitted, as (text, token ID). Raises RequestError `continuation_mismatch`."""
+def emitted_tokens(granted: Granted, reader: PromptReader) -> tuple[WrittenToken, ...]:
+    """What earlier attempts emitted. Raises RequestError `continuation_mismatch`."""
+    emitted = granted.emitted
     try:
         pairs = tuple((piece.decode(), int(token)) for token, piece in zip(emitted[::2], emitted[1::2], strict=True))
     except ValueError as error:
         raise RequestError(f"the stream can't be read: {error}", code="continuation_mismatch") from error
     if not reader.in_vocabulary([token for _, token in pairs]):
         raise RequestError("the stream holds tokens that aren't this model's", code="continuation_mismatch")
-    return pairs
+    if not granted.logprobs:
+        return pairs
+    if len(granted.logprobs) != len(pairs):
+        raise RequestError("the stream lacks tokens' logprobs", code="continuation_mismatch")
+    return tuple((*pair, logprobs) for pair, logprobs in zip(pairs, granted.logprobs, strict=True))
 
 
-def resume(text: TokenText, emitted: Sequence[tuple[str, int]], budget: int) -> Ending | None:
+def resume(text: TokenText, emitted: Sequence[WrittenToken], budget: int) -> Ending | None:
     """Replay the emitted tokens into `text`. The ending, where they had already come to it."""
     if not emitted:
         return None
-    releases = text.replay(token_id for _, token_id in emitted)
-    if [release.text for release in releases] != [piece for piece, _ in emitted]:
+    releases = text.replay(token[1] for token in emitted)
+    if [release.text for release in releases] != [token[0] for token in emitted]:
         return Ending.failure("continuation_mismatch", "the emitted tokens' text can't be rebuilt")
     if releases[-1].stopped:
         return Ending(State.COMPLETED, "stop")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import Capabilities
 
-WORKERS_OWN: Final = frozenset({"include_stop_str_in_output"})
-"""The options that the worker obeys itself, whatever its engine."""
+WORKERS_OWN: Final = frozenset({"include_stop_str_in_output", "top_logprobs"})
+"""The options that need no support of an engine, or have it together with another: `top_logprobs` with `logprobs`."""
 NEUTRAL: Final[Mapping[str, Any]] = {
     **{name: default for name, default in VERSION_2.items() if name not in WORKERS_OWN},
     **sampling.NEUTRAL,

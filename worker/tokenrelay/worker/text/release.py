@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenrelay.worker.text.detokenizer import Detokenizer
+from tokenrelay.worker.text.logprobs import encode_logprobs
 from tokenrelay.worker.text.stops import StopMatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from transformers import PreTrainedTokenizerBase
 
@@ -38,8 +39,12 @@ class EndRules:
 class TokenText:
     """The text side of one request. It depends on the tokens alone, so a resume rebuilds it by `replay`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rules: EndRules) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rules: EndRules, token_bytes: Callable[[int], bytes] | None = None
+    ) -> None:
+        """`token_bytes`: what a token writes, for `logprobs`."""
         self._rules = rules
+        self._token_bytes = token_bytes or (lambda token_id: str(tokenizer.decode([token_id])).encode())
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(rules.stop, include=rules.include)
         self._tokens = 0
@@ -60,6 +65,10 @@ class TokenText:
         if token_id in self._rules.last_tokens and not stopped:
             return TextRelease(text + self.flush(), stopped=True)
         return TextRelease(text, stopped)
+
+    def logprobs(self, logprobs: Iterable[tuple[int, float]]) -> bytes:
+        """A token's log-probabilities as the stream holds them."""
+        return encode_logprobs(logprobs, self._token_bytes)
 
     def flush(self) -> str:
         """The held text, when no more tokens come."""

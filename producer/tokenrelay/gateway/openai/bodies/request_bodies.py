@@ -127,6 +127,10 @@ def _one_prompt(value: Any) -> Any:
     return one
 
 
+def _false_is_none(value: Any) -> Any:
+    return None if value is False else value
+
+
 Stop = Annotated[Any, PlainValidator(_stop, str | list[str] | None)]
 Prediction = Annotated[int, BeforeValidator(_prediction)]
 
@@ -300,13 +304,19 @@ class ChatBody(Streamed):
 
     messages: Annotated[Conversation, PlainValidator(read_messages), WithJsonSchema(_MESSAGES_SCHEMA)]
     """The conversation. The worker applies the model's chat template."""
+    logprobs: Flag | None = None
+    """Return the log-probability of each token."""
+    top_logprobs: Whole | None = None
+    """With logprobs: return those of so many likeliest tokens at each place, too, 0 to 20."""
 
     @property
     def ignored(self) -> list[str]:
         return [*super().ignored, *self.messages.ignored]
 
     def options(self) -> dict[str, Any]:
-        return {**super().options(), "messages": list(self.messages.messages)}
+        asked = {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+        given = {name: value for name, value in asked.items() if value}
+        return {**super().options(), **given, "messages": list(self.messages.messages)}
 
 
 class CompletionBody(Streamed):
@@ -316,9 +326,15 @@ class CompletionBody(Streamed):
 
     prompt: Annotated[str, BeforeValidator(_one_prompt, str | Annotated[list[str], Field(min_length=1, max_length=1)])]
     """The text to continue."""
+    logprobs: Annotated[Whole | None, BeforeValidator(_false_is_none)] = None
+    """Return the log-probability of each token, and of so many likeliest tokens, 0 to 20."""
 
     def options(self) -> dict[str, Any]:
-        return {**super().options(), "prompt": self.prompt}
+        given = {"logprobs": True, "top_logprobs": self.logprobs} if self.logprobs is not None else {}
+        return {**super().options(), **given, "prompt": self.prompt}
+
+    def _names(self) -> dict[str, str]:
+        return {"top_logprobs": "logprobs"}
 
 
 class ResponseBody(Common):

@@ -35,6 +35,8 @@ _SCALARS: Final = {
     "logit_bias": biases,
     "stop_token_ids": _whole_numbers,
     "include_stop_str_in_output": flag,
+    "logprobs": flag,
+    "top_logprobs": whole,
 }
 
 

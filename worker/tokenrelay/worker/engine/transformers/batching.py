@@ -90,7 +90,7 @@ class TransformersEngine:
             slots=self._settings.slots,
             context_tokens=min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens),
             vocabulary=int(loaded.model.config.get_text_config().vocab_size),
-            options=DRAW_OPTIONS | {"ignore_eos"},
+            options=DRAW_OPTIONS | {"ignore_eos", "logprobs"},
             device=str(loaded.device),
             dtype=str(loaded.dtype).removeprefix("torch."),
         )
@@ -316,18 +316,17 @@ class TransformersEngine:
             valid = _valid(result.logprobs[live.delivered :])
             if valid < len(token_ids):
                 self.cancel(result.request_id)
-                yield EngineOutput(result.request_id, token_ids[:valid], None, _failure(live))
+                yield live.output(token_ids[:valid], None, _failure(live))
                 continue
-            live.delivered += len(token_ids)
             if not result.is_finished():
-                yield EngineOutput(result.request_id, token_ids, None)
+                yield live.output(token_ids, None)
                 continue
             self._live.pop(result.request_id, None)
             if token_ids and token_ids[-1] in live.end_ids:
                 kept = len(token_ids) - (0 if live.keeps(token_ids[-1]) else 1)
-                yield EngineOutput(result.request_id, token_ids[:kept], "stop")
+                yield live.output(token_ids[:kept], "stop")
             else:
-                yield EngineOutput(result.request_id, token_ids, "length")
+                yield live.output(token_ids, "length")
 
     def _die(self, reason: str) -> EngineError:
         """The engine's first cause of death; delivers it, unless the engine was stopped."""

@@ -8,7 +8,7 @@ without a graph, and its rows are made while it runs, when the token of the step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,19 +16,22 @@ from transformers import LogitsProcessorList
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.engine.contract import EngineOutput
 from tokenrelay.worker.sampling.adjustments import adjust
+from tokenrelay.worker.sampling.logprobs import log_probabilities, ranked
 from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.sampling.row import Row
 from tokenrelay.worker.sampling.sampler import PARAMETER_ROWS, encode_params, is_capturing, sample_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Self
 
     from transformers.generation.continuous_batching.model_runner import ModelRunner
     from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
-    from tokenrelay.worker.engine.contract import EngineRequest
+    from tokenrelay.worker.engine.contract import EngineRequest, FinishReason, RequestFailure
+    from tokenrelay.worker.sampling.logprobs import Logprobs
 
     Observer = Callable[[str, int, torch.Tensor], None]
     """Called with the request's ID, the index of its token, from 1, and the scores, (vocab,)."""
@@ -43,6 +46,8 @@ class LiveRequest:
     """Tokens that end it."""
     delivered: int = 0
     """Tokens of this attempt that the worker has."""
+    raw: dict[int, torch.Tensor] = field(default_factory=dict)
+    """By index of a drawn token that isn't delivered: the log-probabilities of its raw scores, (vocab,)."""
     dead_end: bool = False
     """Whether its options left no token to draw, so that its row isn't the model's fault."""
 
@@ -53,6 +58,21 @@ class LiveRequest:
     def keeps(self, end_id: int) -> bool:
         """Whether this token, which ended the request, is emitted."""
         return self.request.keep_stop_token and end_id in self.request.sampling.stop_token_ids
+
+    def output(
+        self, token_ids: tuple[int, ...], finish_reason: FinishReason | None, error: RequestFailure | None = None
+    ) -> EngineOutput:
+        """Its next tokens, which count as delivered."""
+        logprobs = self._logprobs(token_ids)
+        self.delivered += len(token_ids)
+        return EngineOutput(self.request.engine_id, token_ids, finish_reason, error, logprobs)
+
+    def _logprobs(self, token_ids: Sequence[int]) -> tuple[Logprobs, ...]:
+        """Those of the next tokens to be delivered; none where the request doesn't ask."""
+        top, first = self.request.top_logprobs, len(self.request.emitted_ids) + self.delivered + 1
+        if top is None:
+            return ()
+        return tuple(ranked(self.raw.pop(first + place), token_id, top) for place, token_id in enumerate(token_ids))
 
     @property
     def adjusts(self) -> bool:
@@ -76,11 +96,13 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         self._adjusting: dict[int, tuple[RequestState, int]] = {}
         """By row, the requests whose raw scores this step changes, and the index of their token. The manager computes a
         batch right after it has prepared it."""
+        self._reporting: dict[int, tuple[LiveRequest, int]] = {}
+        """The same of the requests that ask for log-probabilities."""
 
     @property
     def is_adjusting(self) -> bool:
         """Whether the batch that was prepared last needs more than the argument rows."""
-        return bool(self._adjusting)
+        return bool(self._adjusting or self._reporting)
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Padding rows are greedy: all bits 0 is temperature 0."""
@@ -102,6 +124,11 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
             for index, state in enumerate(drawing)
             if (live := _live(state)) is not None and live.adjusts
         }
+        self._reporting = {
+            index: (live, rows[index][1])
+            for index, state in enumerate(drawing)
+            if (live := _live(state)) is not None and live.request.top_logprobs is not None
+        }
         if rows:
             arg_storage[:PARAMETER_ROWS, : len(rows)] = encode_params(rows).to(arg_storage.device)
         return arg_storage
@@ -116,6 +143,10 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         if self.observer is not None and not is_capturing(scores):
             for (request_id, position), row in zip(self._observed, scores, strict=False):
                 self.observer(request_id, position, row)
+        if self._reporting and not is_capturing(scores):
+            raw = log_probabilities(scores, list(self._reporting))
+            for (live, position), row in zip(self._reporting.values(), raw, strict=True):
+                live.raw[position] = row
         if self._adjusting and not is_capturing(scores):
             self._adjust(input_ids, scores)
         return sample_scores(scores, logits_processor_args)

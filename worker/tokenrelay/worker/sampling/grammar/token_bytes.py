@@ -30,7 +30,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: froz
     Byte-level BPE, and SentencePiece's Unigram and BPE. Each token's bytes are compared with what the tokenizer
     decodes behind another token; one that differs is left out, and so never drawn under a grammar.
     """
-    to_bytes = _conversion(tokenizer)
+    to_bytes = conversion(tokenizer)
     tokens = [b""] * size
     added = tokenizer.added_tokens_decoder
     for token, token_id in tokenizer.get_vocab().items():
@@ -56,7 +56,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, eos_ids: froz
     return Vocabulary(tuple(tokens), tuple(sorted(eos_ids)), behind.drops_first_blank())
 
 
-def _conversion(tokenizer: PreTrainedTokenizerBase) -> _ToBytes:
+def conversion(tokenizer: PreTrainedTokenizerBase) -> _ToBytes:
     """The function from a token, as the vocabulary writes it, to its bytes. Raises UnknownBytes."""
     if getattr(tokenizer, "clean_up_tokenization_spaces", False):
         raise UnknownBytes("it removes blanks before punctuation (clean_up_tokenization_spaces)")

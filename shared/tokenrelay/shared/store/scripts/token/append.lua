@@ -1,5 +1,5 @@
 -- Append one or several tokens and renew the lease. Called for each token: what it does, reads and returns is measured.
--- ARGV: fence, index of the first token, lease_ms, then text, token, text, token, …
+-- ARGV: fence, index of the first token, lease_ms, then text, token, text, token, … (see appending.lua)
 -- Replies: next, as a number | FENCED | DONE state | PAST | GAP next | UNREADABLE field | LOST
 local m = redis.call('HMGET', request, 'fence', 'next', 'deadline_us', 'suspect_us')
 if m[1] == '' or m[1] ~= ARGV[1] then -- an ended request has no fence

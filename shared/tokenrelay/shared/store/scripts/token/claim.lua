@@ -2,7 +2,7 @@
 -- ARGV: execution_id, lease_ms, worker, model, fingerprint, max_crashes, suspicion_ms, seed, prompt_tokens, prompt_ids (JSON),
 --       the texts of a short prompt's tokens (JSON, or empty), the highest wire version that the worker knows (absent: 1),
 --       and the `effective` (JSON) that it would write into a request of version 2
--- Replies: OK fence attempt next crashes deadline_us prompt_ids {token, text, token, text, …} effective
+-- Replies: OK fence attempt next crashes deadline_us prompt_ids {token, text, token, text, …} effective {logprobs, …}
 --        | BUSY | DONE state | PAST | POISON | NOT_MINE why | UNREADABLE field | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'wire', 'deadline_us', 'fingerprint', 'lease_us',
   'suspect_us', 'crashes', 'attempt', 'next', 'prompt_ids', 'effective')
@@ -49,13 +49,14 @@ end
 
 -- What earlier attempts emitted: read only for a claim that is granted. A stream that was trimmed can't be continued:
 -- its prefix would be missing.
-local emitted = {}
+local emitted, logprobs = {}, {}
 if next_index > 1 then
   for _, entry in ipairs(redis.call('XRANGE', stream, '1-0', '+')) do
     local fields = entry[2]
     if fields[1] == 'text' and fields[3] == 'token' then
       emitted[#emitted + 1] = fields[4]
       emitted[#emitted + 1] = fields[2]
+      if fields[7] == 'logprobs' then logprobs[#logprobs + 1] = fields[8] end
     end
   end
 end
@@ -90,4 +91,4 @@ if not repeated then
     'lease_us', us(now + tonumber(ARGV[2]) * 1000))
   redis.call('HDEL', request, 'suspect_us')
 end
-return { 'OK', fence, attempt, next_index, crashes, m[4], m[11], emitted, m[12] or '' }
+return { 'OK', fence, attempt, next_index, crashes, m[4], m[11], emitted, m[12] or '', logprobs }

@@ -1,5 +1,5 @@
 -- Append the last tokens, if any, and the terminal event, in one call; a repeat by the same fence is OK.
--- ARGV: fence, index of the first token, state, finish_reason, text, code, message, then text, token, …
+-- ARGV: fence, index of the first token, state, finish_reason, text, code, message, then text, token, … (see appending.lua)
 -- Replies: OK | FENCED | DONE state | GAP next | UNREADABLE field | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'next', 'finished_by')
 if not m[1] then return { 'LOST' } end

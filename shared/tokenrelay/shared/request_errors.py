@@ -1,0 +1,63 @@
+"""What a caller is told of an invalid request: the field, the reason and the limit. Knows pydantic's errors."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.request_fields import (
+    MAX_BIAS,
+    MAX_DEADLINE_S,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_TEMPERATURE,
+    Message,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from pydantic import ValidationError
+
+
+def request_error(error: ValidationError, fields: Collection[str]) -> RequestError:
+    """The first of the errors, as the caller reads it. `fields`: all that a request may have."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"][:3]) or "request"
+    context: dict[str, Any] = first.get("ctx", {})
+    bounds = ("ge", "gt", "le", "lt", "min_length", "max_length", "expected")
+    limit = next((context[name] for name in bounds if name in context), None)
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "finite_number":
+        limit = _FINITE_LIMITS.get(field.partition(".")[0])
+        reason += f", at most {limit:g}" if limit is not None else ""
+    if first["type"] == "extra_forbidden":
+        names = Message.__annotations__ if "." in field else fields
+        known = ", ".join(sorted(names))
+        close = get_close_matches(field.rpartition(".")[2], names, 1)
+        meant = f"; did you mean {close[0]}?" if close else ";"
+        return RequestError(f"{field}: unknown field{meant} known ones are {known}", field=field)
+    shown = "" if isinstance(first["input"], dict | list) or field == "prompt" else f" (got {_short(first['input'])})"
+    return RequestError(f"{field}: {reason}{shown}", field=field, limit=cast("object", limit))
+
+
+_FINITE_LIMITS: Final = {
+    "temperature": MAX_TEMPERATURE,
+    "top_p": 1.0,
+    "deadline_s": MAX_DEADLINE_S,
+    "min_p": 1.0,
+    "repetition_penalty": MAX_REPETITION_PENALTY,
+    "frequency_penalty": MAX_PENALTY,
+    "presence_penalty": MAX_PENALTY,
+    "logit_bias": MAX_BIAS,
+}
+"""What the fields that may not be infinite or NaN are bounded by."""
+
+
+def _short(value: object) -> str:
+    try:
+        shown = ascii(value)
+    except ValueError:
+        return "an integer of thousands of digits"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
