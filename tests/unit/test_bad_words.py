@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.options import Limits, validate
+from tokenrelay.shared.options import Limits, filled, validate
 from tokenrelay.shared.store.jobs import Execution
 from tokenrelay.worker.core.attempts import Attempt, Work, engine_request
 from tokenrelay.worker.text import bad_word_ids
@@ -50,7 +50,7 @@ def test_a_word_without_tokens_is_refused() -> None:
 
 
 def test_the_engine_is_given_the_sequences() -> None:
-    options = validate({"prompt": "x", "model": "m", "seed": 1}, Limits(1_000, 100))
+    options = filled(validate({"prompt": "x", "model": "m", "seed": 1}, Limits(1_000, 100)))
     attempt = Attempt(Execution("request", "queue"), "1:1", 1, 60, tokens=[("x", 1)])
     asked = engine_request(attempt, Work(options, (3,), 9, bad_words=((5,), (6,))))
     assert (asked.sampling.bad_words, asked.emitted_ids) == (((5,), (6,)), (1,))
