@@ -108,7 +108,7 @@ def test_a_worker_goes_on_with_the_other_releases_streams(
 def test_an_old_worker_leaves_what_only_a_new_one_can_do(releases: dict[str, Release], url: str, redis: Redis) -> None:
     """Requests of wire version 2 wait, untouched, while it serves those of version 1 behind them; a new one beside it
     takes them, and old readers read what that writes."""
-    chosen: dict[str, Any] = {"frequency_penalty": 0.5, "stop_token_ids": [7], "max_new_tokens": 40}
+    chosen: dict[str, Any] = {"frequency_penalty": 0.5, "min_p": 0.05, "max_new_tokens": 40}
     with Producer(url=url) as producer:
         with worker(releases["earlier"], url, "old") as old:
             await_worker(redis, "old", old)
