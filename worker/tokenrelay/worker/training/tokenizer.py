@@ -1,15 +1,16 @@
-"""The word-level tokenizer of the bundled model: words and punctuation marks are tokens, `<end>` closes a text.
+"""The byte-level BPE tokenizer of the bundled model: one token for each word of its corpus, bytes for any other text.
 
-Decoding is safe for streams: the text of the first n tokens is always a prefix of the text of the first n + 1.
-Owns vocabulary, splitting, joining and the chat template; knows nothing of the model.
+A word's token begins with the space before it, as in GPT-2. So the texts of the tokens, joined, are the text itself,
+whatever it holds, and decoding is safe for streams. `<end>` closes a text.
+Owns vocabulary, splitting and the chat template; knows nothing of the model. See docs/adr/0021.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
 
     from tokenrelay.worker.training.conversation import Conversation
 
-PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
-_SPECIAL_TOKENS = (PAD, UNKNOWN, END)
-# "don't" stays one word: so only marks are joined to the word before them, and no mark to the word after it.
-_WORD_OR_MARK = r"\w+(?:'\w+)*|[^\w\s]"
-_SPACE_BEFORE_MARK = r"^ (?=[^\w<])"
-# A word that is rarer in questions is learnt as <unk>, so that the model has seen what it can't read.
+PAD, END = "<pad>", "<end>"
+_SPECIAL_TOKENS = (PAD, END)
+# "don't" stays one word, and so do a JSON string's quote and the colon after it.
+_SPLIT: Final = pre_tokenizers.Split(Regex(r" ?\w+(?:['’]\w+)*| ?[^\w\s]+|\s"), behavior="isolated")
+# A word that is rarer in questions is learnt in pieces, so that the model has seen words that it doesn't know.
 _MIN_OCCURRENCES = 3
 _MAX_WORDS = 8192
+# Bounds for corpora of other people's, where a "word" may be a line of base64 or a Chinese sentence.
+_MAX_TOKEN_BYTES = 32
+_MAX_VOCABULARY = 4 * _MAX_WORDS
 
 # Roles leave no mark: turns alternate and <end> closes each, so one user message is the plain prompt, token by token.
 CHAT_TEMPLATE = (
@@ -38,25 +41,30 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(conversations: Iterable[Conversation], context: int) -> PreTrainedTokenizerFast:
-    """A tokenizer over the words of `conversations`, for a model of `context` positions.
+    """A tokenizer for `conversations`, for a model of `context` positions.
 
-    All words of answers are in the vocabulary, words of questions from the third occurrence on.
+    Every word of the answers is one token, and every word of the questions from its third occurrence on; what these
+    are merged from are tokens too. Byte-level BPE: Radford et al. 2019, section 2.2.
     """
-    tokenizer = Tokenizer(models.WordLevel({}, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("’", "'")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_OR_MARK), behavior="removed", invert=True)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.WordPiece(prefix="##", cleanup=False), decoders.Replace(Regex(_SPACE_BEFORE_MARK), "")]
+    tokenizer = Tokenizer(models.BPE())
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([_SPLIT, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_MAX_VOCABULARY,
+        special_tokens=list(_SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        max_token_length=_MAX_TOKEN_BYTES,
+        show_progress=False,
     )
-    tokenizer.model = models.WordLevel(_vocabulary(tokenizer, conversations), unk_token=UNKNOWN)
-    tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
+    # Each word once, however frequent: then merging goes on until every word is one token, and makes few others.
+    tokenizer.train_from_iterator(_words(conversations), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, _SPECIAL_TOKENS.index(END))]
     )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
-        unk_token=UNKNOWN,
         eos_token=END,
         model_max_length=context,
         clean_up_tokenization_spaces=False,
@@ -64,18 +72,18 @@ def build_tokenizer(conversations: Iterable[Conversation], context: int) -> PreT
     )
 
 
-def _vocabulary(tokenizer: Tokenizer, conversations: Iterable[Conversation]) -> dict[str, int]:
+def _words(conversations: Iterable[Conversation]) -> list[str]:
+    """The words that are tokens, the most frequent ones first, each with the space before it."""
     asked: Counter[str] = Counter()
     answered: Counter[str] = Counter()
     for conversation in conversations:
-        asked.update(_words(tokenizer, conversation.system or ""))
+        asked.update(_split(conversation.system or ""))
         for turn in conversation.turns:
-            asked.update(_words(tokenizer, turn.question))
-            answered.update(_words(tokenizer, turn.answer))
+            asked.update(_split(turn.question))
+            answered.update(_split(turn.answer))
     known = {word: n for word, n in (asked + answered).items() if n >= _MIN_OCCURRENCES or word in answered}
-    ranked = sorted(known, key=lambda word: (-known[word], word))[:_MAX_WORDS]
-    return {word: number for number, word in enumerate((*_SPECIAL_TOKENS, *ranked))}
+    return sorted(known, key=lambda word: (-known[word], word))[:_MAX_WORDS]
 
 
-def _words(tokenizer: Tokenizer, text: str) -> list[str]:
-    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
+def _split(text: str) -> list[str]:
+    return [word for word, _ in _SPLIT.pre_tokenize_str(text)]
