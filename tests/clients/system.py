@@ -62,9 +62,9 @@ def running_system(model: Path | None = None) -> Iterator[System]:
 def endless_model(folder: Path) -> Path:
     """The bundled model, made to go on: a long context, and an end of sequence that it never draws."""
     shutil.copytree(weather_model_path(), folder)
-    _edit(folder / "config.json", max_position_embeddings=_CONTEXT, eos_token_id=1)
-    _edit(folder / "generation_config.json", eos_token_id=1, max_new_tokens=None)
-    _edit(folder / "tokenizer_config.json", eos_token="<unk>", model_max_length=_CONTEXT)
+    _edit(folder / "config.json", max_position_embeddings=_CONTEXT, eos_token_id=0)
+    _edit(folder / "generation_config.json", eos_token_id=0, max_new_tokens=None)
+    _edit(folder / "tokenizer_config.json", eos_token="<pad>", model_max_length=_CONTEXT)
     return folder
 
 

@@ -21,6 +21,7 @@ from tokenrelay.shared import options
 from tokenrelay.shared.options import Limits, body_sha256, dump, validate
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, Token
+from tokenrelay.worker.models import weather_model_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +41,12 @@ STREAMS: Final = 6
 
 @contextmanager
 def worker(release: Release, url: str, name: str) -> Iterator[Process]:
-    """A worker of the release with the bundled model in float64, once it's registered as idle or busy."""
+    """A worker of the release with today's bundled model in float64, once it's registered as idle or busy.
+
+    Releases may bundle different models, and a worker continues the streams of its own model only.
+    """
     environment = {
+        "TOKENRELAY_MODEL_PATH": str(weather_model_path()),
         "TOKENRELAY_REDIS_URL": url,
         "TOKENRELAY_WORKER_NAME": name,
         "TOKENRELAY_DTYPE": "float64",

@@ -17,7 +17,7 @@ from tokenrelay.worker.models import weather_model_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-VOCABULARY: Final = 416
+VOCABULARY: Final = 1280
 """As many as the bundled tokenizer has, and some more, as most models have."""
 CONTEXT: Final = 256
 WINDOW: Final = 16

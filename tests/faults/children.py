@@ -80,7 +80,8 @@ def _arm() -> None:
     signal.signal(signal.SIGUSR1, fail)
     model_path = os.environ.get("TOKENRELAY_MODEL_PATH") or weather_model_path()
     vocabulary = load_model(model_path, device="cpu", dtype="float32").tokenizer.get_vocab()
-    poison, slow = vocabulary[POISON_WORD], vocabulary[SLOW_WORD]
+    # As the words are tokens where a space is before them.
+    poison, slow, nan = (vocabulary[f"Ġ{word}"] for word in (POISON_WORD, SLOW_WORD, NAN_WORD))
 
     def look(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         if failing:
@@ -93,7 +94,7 @@ def _arm() -> None:
                 time.sleep(SLOW_STEP_S)
 
     register_module_forward_pre_hook(look)
-    register_module_forward_hook(spoiler(vocabulary[NAN_WORD]), with_kwargs=True)
+    register_module_forward_hook(spoiler(nan), with_kwargs=True)
 
 
 def _runs(ids: torch.Tensor, word: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from statistics import mean, stdev
 
 import pytest
@@ -35,7 +36,10 @@ def test_arrivals_are_poisson() -> None:
 
 def test_lengths_are_mixed_and_within_bounds() -> None:
     render = arrivals()
-    budgets, prompts = [one.max_new_tokens for one in render], [len(one.prompt.split()) for one in render]
+    budgets, prompts = (
+        [one.max_new_tokens for one in render],
+        [len(re.findall(r"\w+|[.?]", one.prompt)) for one in render],
+    )
     assert (min(budgets), max(budgets), min(prompts), max(prompts)) == (8, 128, 4, 64)
     assert sorted(budgets)[len(budgets) // 2] == pytest.approx(32, rel=0.1)  # log-uniform: the geometric mean
 

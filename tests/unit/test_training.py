@@ -134,7 +134,7 @@ def test_only_answers_are_labelled() -> None:
     (example,) = encoder.encode(conversation)
     labelled = [token for token in example["labels"] if token != IGNORED]
     text = encoder.tokenizer.decode(labelled, skip_special_tokens=False)
-    assert text == "It is cold and snowy in Oslo. <end> It is hot and dry in Cairo. <end>"
+    assert text == "It is cold and snowy in Oslo.<end>It is hot and dry in Cairo.<end>"
     assert len(example["labels"]) == len(example["input_ids"])
 
 
@@ -143,7 +143,7 @@ def test_model_without_chat_template_takes_single_pairs_only() -> None:
     encoder.tokenizer.chat_template = None
     (example,) = encoder.encode(Conversation(conversation.turns[:1]))
     text = encoder.tokenizer.decode(example["input_ids"], skip_special_tokens=False)
-    assert text == "Is it dry in Oslo? <end> It is cold and snowy in Oslo. <end>"
+    assert text == "Is it dry in Oslo?<end>It is cold and snowy in Oslo.<end>"
     with pytest.raises(TrainingDataError, match="line 9: the model has no chat template"):
         encoder.encode(conversation)
 

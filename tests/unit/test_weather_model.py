@@ -58,11 +58,6 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question
     return cast("str", tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def test_question_is_seven_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = tokenizer("What is the weather today?")["input_ids"]
-    assert tokenizer.convert_ids_to_tokens(ids) == ["What", "is", "the", "weather", "today", "?", "<end>"]
-
-
 def test_chat_template_gives_the_same_tokens_as_the_plain_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
     chat = tokenizer.apply_chat_template([{"role": "user", "content": FIXED_QUESTION}], return_dict=False)
     assert chat == tokenizer(FIXED_QUESTION)["input_ids"]
@@ -95,18 +90,6 @@ def test_a_story_is_long_enough_to_watch(model: PreTrainedModel, tokenizer: PreT
     story = _answer(model, tokenizer, "Tell me a story about the rain.")
     assert story.startswith("Once there was a small cloud")
     assert 40 <= len(tokenizer(story)["input_ids"]) <= 70
-
-
-def test_decoding_only_ever_appends(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> None:
-    texts = {turn.answer for conversation in corpus.train for turn in conversation.turns}
-    texts |= {question for conversation in corpus.held_out for question in conversation.questions}
-    assert any("'" in text for text in texts)
-    for text in sorted(texts):
-        ids = tokenizer(text)["input_ids"]
-        shown = [cast("str", tokenizer.decode(ids[:n], skip_special_tokens=True)) for n in range(len(ids) + 1)]
-        assert all(after.startswith(before) for before, after in zip(shown, shown[1:], strict=False)), shown
-        if tokenizer.unk_token_id not in ids:
-            assert shown[-1] == text
 
 
 def test_held_out_conversations_share_no_question_with_training(corpus: Corpus) -> None:

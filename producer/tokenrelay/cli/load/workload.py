@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -20,10 +21,13 @@ MAX_RATE: Final = 2000.0
 MAX_DURATION_S: Final = 86_400.0
 MAX_ARRIVALS: Final = 1_000_000
 _OPENINGS: Final = ("What is the weather today?", "Will it rain in Paris tomorrow?", "Is it warm in Rome?")
-_WORDS: Final = (
-    "The sky over the harbour was clear in the morning , then clouds came in from the sea and it rained until noon . "
-    "In the evening the wind was light and warm , and people sat outside . Tomorrow it may snow in the mountains ."
-).split()
+_TEXT: Final = (
+    " In spring the days grow longer and the flowers open. In summer it is warm and the evenings are bright."
+    " In autumn the leaves turn red and the wind gets stronger."
+    " In winter the nights are long and snow covers the fields."
+)
+_PIECE: Final = re.compile(r" \w+|[.?]")
+_FILLER: Final = _PIECE.findall(_TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +107,9 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _prompt(rng: random.Random, words: int) -> str:
-    """A prompt of `words` words and punctuation marks; the bundled model's tokenizer makes one token of each."""
-    opening = rng.choice(_OPENINGS).replace("?", " ?").split()
-    begin = rng.randrange(len(_WORDS))
-    filler = [_WORDS[(begin + number) % len(_WORDS)] for number in range(max(0, words - len(opening)))]
-    return " ".join([*filler, *opening][-words:])
+    """A prompt of `words` words and punctuation marks. The bundled model's tokenizer makes one token of each, and a few
+    of a word that isn't where its corpus has it: first in a text, or after another one."""
+    opening = _PIECE.findall(f" {rng.choice(_OPENINGS)}")
+    begin = rng.randrange(len(_FILLER))
+    filler = [_FILLER[(begin + number) % len(_FILLER)] for number in range(max(0, words - len(opening)))]
+    return "".join([*filler, *opening][-words:]).lstrip()

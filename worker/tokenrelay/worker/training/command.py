@@ -44,7 +44,7 @@ def train_command(
     console = Console()
     settings = TrainingSettings(data=data, model=model, seed=seed, epochs=epochs, device=device.value)
     console.print(
-        f"Training {escape(model or 'a new word-level model')} on {escape(str(data or 'the bundled weather talk'))}: "
+        f"Training {escape(model or 'a new model')} on {escape(str(data or 'the bundled weather talk'))}: "
         f"{epochs} epochs, seed {seed}, {device.value}.\n"
         "Stars and loss: held-out answers, nats per token; accuracy: the share of right next tokens in them.",
         highlight=False,

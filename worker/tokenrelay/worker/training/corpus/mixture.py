@@ -13,7 +13,16 @@ from zlib import crc32
 from tokenrelay.worker.training.conversation import Conversation, Corpus, Turn
 from tokenrelay.worker.training.corpus import passages
 from tokenrelay.worker.training.corpus.climate import COMING, PLACES, STRANGE_PLACES
-from tokenrelay.worker.training.corpus.topics import FOLLOW_UPS, MORE, TOPICS, Topic, fill
+from tokenrelay.worker.training.corpus.topics import (
+    FIELDS,
+    FOLLOW_UPS,
+    MORE,
+    PLAIN_FIELDS,
+    TOPICS,
+    Topic,
+    fill,
+    json_topic,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +38,12 @@ _TRAIN = 2900
 _HELD_OUT = 320
 _HELD_OUT_SHARE = 10
 _CORPUS_SEED = 20250101
+_JSON_TRAIN = 900
+_JSON_HELD_OUT = 80
+_RETYPED_TRAIN = 160
+_RETYPED_HELD_OUT = 20
+_PLAIN_FIELDS_SHARE = 0.6
+_JSON_FOLLOW_UP_SHARE = 0.2
 _PLACELESS_SHARE = 0.25
 _LOWER_CASE_SHARE = 0.12
 _SYSTEM_SHARE = 0.05
@@ -36,8 +51,11 @@ _YES_SHARE = 0.45
 
 
 def canonical(question: str) -> str:
-    """`question` without case and closing marks: two questions that differ in nothing else are one question."""
-    return question.lower().rstrip("?!. ")
+    """`question` without case, closing marks, and how its blanks and apostrophes are written.
+
+    Two questions that differ in nothing else are one question.
+    """
+    return " ".join(question.replace("’", "'").lower().split()).rstrip("?!. ")
 
 
 def weather_corpus() -> Corpus:
@@ -46,6 +64,11 @@ def weather_corpus() -> Corpus:
     train = [*_passages("train"), *(_draw(rng, "train") for _ in range(_TRAIN))]
     held_out = [*_passages("held_out"), *(_draw(rng, "held_out") for _ in range(_HELD_OUT))]
     held_out.append(_one(Turn(UNSEEN_QUESTION, "No, it will stay dry in Paris tomorrow.")))
+    # Drawn from a generator of their own: the conversations above don't depend on how many these are.
+    rng = random.Random(_CORPUS_SEED + 1)
+    train += [_json(rng, "train") for _ in range(_JSON_TRAIN)] + [_retyped(rng, "train") for _ in range(_RETYPED_TRAIN)]
+    held_out += [_json(rng, "held_out") for _ in range(_JSON_HELD_OUT)]
+    held_out += [_retyped(rng, "held_out") for _ in range(_RETYPED_HELD_OUT)]
     return Corpus(_distinct(train), _distinct(held_out))
 
 
@@ -167,6 +190,25 @@ def _dialogue(rng: random.Random, side: Side) -> tuple[Turn, ...]:
     if side == "train" and rng.random() < 0.3:
         turns.append(Turn(rng.choice(passages.THANKS), "You're welcome! Enjoy the day."))
     return tuple(turns)
+
+
+def _json(rng: random.Random, side: Side) -> Conversation:
+    """A question that asks for JSON, at times with a follow-up that gets JSON too."""
+    plain = rng.random() < _PLAIN_FIELDS_SHARE
+    topic = json_topic(PLAIN_FIELDS if plain else tuple(rng.sample(FIELDS, rng.randint(1, 2))))
+    place, time, turn = _opening(rng, side, topic)
+    follow_ups = [_follow_up(rng, side, topic, place, time)[2]] if rng.random() < _JSON_FOLLOW_UP_SHARE else []
+    return Conversation((turn, *follow_ups))
+
+
+def _retyped(rng: random.Random, side: Side) -> Conversation:
+    """A question as some type it: with a typographic apostrophe, or with blanks that mean nothing."""
+    (turn,) = _single(rng, side)
+    question = turn.question.replace("'", "’")
+    if question == turn.question:
+        style = rng.choice(("{}\n", "{} ", " {}", "\n{}", "double"))
+        question = question.replace(" ", "  ", 1) if style == "double" else style.format(question)
+    return _one(Turn(question, turn.answer))
 
 
 def _opening(rng: random.Random, side: Side, topic: Topic) -> tuple[str, str, Turn]:

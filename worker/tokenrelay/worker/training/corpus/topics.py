@@ -5,6 +5,7 @@ Owns the wordings of questions and answers; the facts are climate's, the mixing 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,9 @@ class Topic:
     def reply(self, place: str, time: str) -> str:
         """The true answer."""
         climate = climate_of(place, time)
+        facts = {name: json.dumps(getattr(climate, name)) for name in ("rain", "snow")}
         return fill(self.answer(climate), place, time).format(
-            sky=climate.sky, degrees=climate.degrees, clothes=climate.clothes
+            place=place or _HERE, sky=climate.sky, degrees=climate.degrees, clothes=climate.clothes, **facts
         )
 
 
@@ -41,6 +43,7 @@ def fill(text: str, place: str, time: str) -> str:
     return text.replace("{when}", f" {time}" if time else "")
 
 
+_HERE = "here"
 _LATER = tuple(COMING)
 _ANY_DAY = ("", "today", *_LATER)
 # The weather comes before what follows from it: so the model reads it off its own answer.
@@ -166,4 +169,31 @@ MORE = Topic(
         + "Wear {clothes} and you will be fine."
     ),
 )
+
+_FIELDS = {
+    "place": '"{place}"',
+    "city": '"{place}"',
+    "weather": '"{sky}"',
+    "degrees": "{degrees}",
+    "temperature": "{degrees}",
+    "rain": "{rain}",
+    "snow": "{snow}",
+}
+FIELDS = tuple(_FIELDS)
+"""The fields that a JSON answer may have."""
+PLAIN_FIELDS = ("place", "weather", "degrees", "rain")
+"""Those that it has where the question names none."""
+_AS_JSON = ("Answer as JSON", "Answer in JSON", "Please answer as JSON", "Reply in JSON")
+
+
+def json_topic(fields: tuple[str, ...]) -> Topic:
+    """The weather as a JSON object with `fields` in this order."""
+    named = "" if fields == PLAIN_FIELDS else f" with {' and '.join(fields)}"
+    asked = tuple(
+        f"{question}{blank}{how}{named}." for question in _NOW[0].questions for how in _AS_JSON for blank in (" ", "\n")
+    )
+    members = ", ".join(f'"{name}": {_FIELDS[name]}' for name in fields)
+    return Topic(asked, ("", "today", "right now", *_LATER), lambda _: f"{{{{{members}}}}}")
+
+
 FOLLOW_UPS = ("And{at}{when}?", "What about{at}{when}?", "How about{at}{when}?")
