@@ -13,6 +13,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.waiting import wait_until
+from tokenrelay.worker.models import weather_model_path
+from tokenrelay.worker.training.report.trace import TRACE_FILE, read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,8 +94,11 @@ def test_the_questions_are_answered_with_the_runs_own_numbers(tab: Tab) -> None:
 def test_the_training_of_the_model(tab: Tab) -> None:
     table = tab.page.get_by_role("table", name="Training trace")
     expect(table.get_by_role("row")).to_have_count(7)
-    expect(table.get_by_role("row").nth(2)).to_contain_text("Learning fast: the loss fell by 75 %")
-    expect(tab.page.locator("#training")).to_contain_text("446,592 parameters")
+    trace = read_trace(weather_model_path() / TRACE_FILE)
+    observation = trace.epochs[0].observation
+    assert observation.startswith("learning fast: the loss fell by ")
+    expect(table.get_by_role("row").nth(2)).to_contain_text(observation.capitalize())
+    expect(tab.page.locator("#training")).to_contain_text(f"{trace.parameters:,} parameters")
 
 
 @contextmanager

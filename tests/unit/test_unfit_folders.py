@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.families.folders import tiny_config, write_folder
+from tests.families.folders import VOCABULARY, tiny_config, write_folder
 from tokenrelay.worker.engine.contract import ModelError
 from tokenrelay.worker.engine.model_files.generation_defaults import ignored_fields, request_defaults
 from tokenrelay.worker.engine.transformers.models import load_model
+from tokenrelay.worker.models import weather_model_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +92,7 @@ UNFIT: dict[str, tuple[Change, str]] = {
     "heads that don't divide": (fields(CONFIG, num_attention_heads=5), r"config\.json isn't right: .*heads"),
     "unknown activation": (fields(CONFIG, hidden_act="nosuch"), "can't be loaded as a causal .*nosuch"),
     "unknown rope": (fields(CONFIG, rope_parameters={"rope_type": "nosuch", "rope_theta": 1e4}), "nosuch"),
-    "wrong shapes": (fields(CONFIG, hidden_size=64), r"\d+ tensors .* aren't of the shape .*\(416, 32\)"),
+    "wrong shapes": (fields(CONFIG, hidden_size=64), rf"\d+ tensors .* aren't of the shape .*\({VOCABULARY}, 32\)"),
     "quantised": (fields(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4}), "GPTQ"),
     "a vocabulary too small": (fields(CONFIG, vocab_size=100), "aren't of the shape"),
     "generation config of a list": (text(GENERATION, "[]"), r"generation_config\.json isn't a JSON object"),
@@ -122,7 +123,8 @@ def test_an_unfit_folder_is_refused_in_one_line(copy: Path, kind: str, capfd: py
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, tiny_config("llama", vocab_size=300))
-    with pytest.raises(ModelError, match="has 412 tokens and the model 300: they don't belong together"):
+    bundled = json.loads((weather_model_path() / "config.json").read_text("utf-8"))["vocab_size"]
+    with pytest.raises(ModelError, match=f"has {bundled} tokens and the model 300: they don't belong together"):
         load_model(tmp_path, device="cpu")
 
 

@@ -118,6 +118,15 @@ def test_shipped_weights_are_as_good_as_their_trace_says(
     assert score.accuracy == pytest.approx(trace.epochs[-1].accuracy, abs=2e-3)
 
 
+def test_json_cost_no_other_answer_anything(model: PreTrainedModel, encoder: Encoder, corpus: Corpus) -> None:
+    """Loss and accuracy that the model had before, on the conversations that were held out then, all among these."""
+    others = [conversation for conversation in corpus.held_out if "JSON" not in conversation.questions[0]]
+    assert len(others) >= 259
+    score = measure(model, encoder, encoder.encode_all(others))
+    assert score.loss <= 0.0574
+    assert score.accuracy >= 0.9826
+
+
 def test_trace_shows_learning() -> None:
     trace = read_trace(weather_model_path() / TRACE_FILE)
     losses = [epoch.loss for epoch in trace.epochs]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tokenrelay.worker.models import weather_model_path
-from tokenrelay.worker.text import TokenText, encode_prompt
+from tokenrelay.worker.text import EndRules, TokenText, encode_prompt
 from tokenrelay.worker.training.conversation import Conversation, Turn
 from tokenrelay.worker.training.corpus import weather_corpus
 from tokenrelay.worker.training.corpus.climate import STRANGE_PLACES
@@ -49,7 +49,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
 
 def released(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...] = ()) -> Iterator[str]:
     """What the worker publishes with each token, and at the end."""
-    text = TokenText(tokenizer, stop)
+    text = TokenText(tokenizer, EndRules(stop))
     yield from (text.push(token_id).text for token_id in ids)
     yield text.flush()
 
@@ -115,7 +115,7 @@ def test_a_character_is_released_with_its_last_byte(tokenizer: PreTrainedTokeniz
 def test_decoding_only_ever_appends(tokenizer: PreTrainedTokenizerBase) -> None:
     corpus = weather_corpus()
     texts = {turn.answer for conversation in corpus.train for turn in conversation.turns}
-    texts |= {question for conversation in corpus.held_out for question in conversation.questions}
+    texts |= {question for conversation in (*corpus.train, *corpus.held_out) for question in conversation.questions}
     assert any("'" in text for text in texts)
     assert any("’" in text for text in texts)
     for text in sorted(texts):

@@ -31,7 +31,7 @@ export async function showTraining(model) {
 function summary(trace) {
   const numbers = [trace.parameters, trace.vocabulary, trace.train_conversations].map((number) => number.toLocaleString("en"));
   const text = `${capitalised(trace.model)}: ${numbers[0]} parameters and a vocabulary of ${numbers[1]} tokens, trained on ${numbers[2]} `
-    + `conversations of ${trace.data} in ${Math.round(trace.seconds)} s (seed ${trace.seed}).`;
+    + `conversations of ${trace.data} in ${Math.round(trace.seconds)} s of CPU time (seed ${trace.seed}).`;
   return el("p", { class: "muted" }, text);
 }
 

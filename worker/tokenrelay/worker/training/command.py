@@ -93,7 +93,8 @@ def _summarise(trace: TrainingTrace, out: Path, console: Console) -> None:
     console.print(
         f"Held-out: loss {last.loss:.2f}, accuracy {last.accuracy:.3f} over {trace.held_out_answer_tokens} "
         f"answer tokens of {trace.held_out_conversations} conversations that were not learnt from.\n"
-        f"Model: {escape(str(out))} ({trace.parameters:,} parameters, {size_mb:.1f} MB, {trace.seconds:.0f} s)\n"
+        f"Model: {escape(str(out))} ({trace.parameters:,} parameters, {size_mb:.1f} MB, "
+        f"{trace.seconds:.0f} s of CPU time)\n"
         f"Curve: {escape(str(out / CURVE_FILE))}",
         highlight=False,
         soft_wrap=True,

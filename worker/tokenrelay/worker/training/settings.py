@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokenrelay.shared.errors import TokenRelayError
 
-_FROM_SCRATCH_LEARNING_RATE = 5e-3
+_FROM_SCRATCH_LEARNING_RATE = 4e-3
 _FINE_TUNING_LEARNING_RATE = 2e-4
 
 

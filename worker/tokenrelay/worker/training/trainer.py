@@ -48,7 +48,7 @@ def train(settings: TrainingSettings, *, out: Path, report: Callable[[StepDone |
     `report` gets each step and each epoch as it is done. Seeds the process's random generators: the same settings on
     the same machine give the same weights. Raises TrainingError (TrainingDataError for the data).
     """
-    started = time.monotonic()
+    started_s = time.process_time()
     corpus = _corpus(settings)
     set_seed(settings.seed)
     with _no_progress_bars():
@@ -70,7 +70,7 @@ def train(settings: TrainingSettings, *, out: Path, report: Callable[[StepDone |
         accuracy_before=monitor.before.accuracy,
         question=question,
         epochs=tuple(monitor.epochs),
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(time.process_time() - started_s, 1),
     )
     with _no_progress_bars():
         _write(model, encoder, trace, out)

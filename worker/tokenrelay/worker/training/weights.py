@@ -30,7 +30,7 @@ def new_model(conversations: Iterable[Conversation]) -> tuple[PreTrainedModel, E
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=384,
+        intermediate_size=312,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

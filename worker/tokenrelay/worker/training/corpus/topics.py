@@ -186,13 +186,16 @@ PLAIN_FIELDS = ("place", "weather", "degrees", "rain")
 _AS_JSON = ("Answer as JSON", "Answer in JSON", "Please answer as JSON", "Reply in JSON")
 
 
-def json_topic(fields: tuple[str, ...]) -> Topic:
-    """The weather as a JSON object with `fields` in this order."""
-    named = "" if fields == PLAIN_FIELDS else f" with {' and '.join(fields)}"
+def json_topic(fields: tuple[str, ...], *, named: bool) -> Topic:
+    """The weather as a JSON object with `fields` in this order; `named`: whether the question names them.
+
+    Without blanks, as grammars are compiled here.
+    """
+    which = f" with {' and '.join(fields)}" if named else ""
     asked = tuple(
-        f"{question}{blank}{how}{named}." for question in _NOW[0].questions for how in _AS_JSON for blank in (" ", "\n")
+        f"{question}{blank}{how}{which}." for question in _NOW[0].questions for how in _AS_JSON for blank in (" ", "\n")
     )
-    members = ", ".join(f'"{name}": {_FIELDS[name]}' for name in fields)
+    members = ",".join(f'"{name}":{_FIELDS[name]}' for name in fields)
     return Topic(asked, ("", "today", "right now", *_LATER), lambda _: f"{{{{{members}}}}}")
 
 

@@ -44,7 +44,10 @@ class EpochTrace:
 
 @dataclass(frozen=True, slots=True)
 class TrainingTrace:
-    """A whole training run. loss_before and accuracy_before are the held-out ones of the untrained weights."""
+    """A whole training run. loss_before and accuracy_before are the held-out ones of the untrained weights.
+
+    seconds: CPU time, which doesn't depend on what else the machine does.
+    """
 
     seed: int
     data: str
