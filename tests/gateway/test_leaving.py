@@ -231,7 +231,9 @@ class TestLeaving:
         server = make_redis_server()
         proxy = Proxy(server.port)
         gateway = LiveGateway(proxy.url, disconnect_grace_s=0.0)
-        body = {**self.BODY, "stream": stream, "temperature": 1, "top_k": 0, "top_p": 1}
+        # All that a model may have a default of: looking those up would fail before the request is written.
+        own = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+        body = {**self.BODY, "stream": stream, **own}
         try:
             with server.client() as redis, gateway.client() as client:
                 WakingWriter(redis).appear()
