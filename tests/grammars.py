@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tokenrelay.worker.sampling.grammar.matcher import AnswerMask, CompiledGrammar
 from tokenrelay.worker.sampling.grammar.token_bytes import read_vocabulary
@@ -15,6 +15,7 @@ from tokenrelay.worker.sampling.grammar.token_bytes import read_vocabulary
 if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tokenrelay.worker.sampling.grammar.vocabulary import Vocabulary
 
@@ -97,3 +98,16 @@ def walk(
             return ids, masks, True
         ids.append(token)
     return ids, masks, False
+
+
+def save_tiny_model(folder: Path) -> None:
+    """A model with random weights and the byte-level tokenizer: every text can be written."""
+    torch.manual_seed(5)
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    config = LlamaConfig(
+        vocab_size=440, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, eos_token_id=0, pad_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -220,7 +220,6 @@ def test_models_are_those_of_live_workers(client: openai.OpenAI, writer: WakingW
 UNSUPPORTED: Final = [
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
-    ("response_format", {"type": "json_object"}),
     ("n", 2),
     ("functions", [{"name": "f"}]),
     ("modalities", ["audio"]),

@@ -94,9 +94,24 @@ def test_ask_reads_standard_input_and_all_options(redis_server: RedisServer) -> 
         done = tokenrelay("ask", "-", *arguments, given="Wie wird's?\n日本 ")
     assert done.returncode == 0, done.stderr
     expected = {**DEFAULTS, **given, "prompt": "Wie wird's?\n日本 "}
-    assert VERSION_2.keys() <= given.keys()
+    assert VERSION_2.keys() - given.keys() == {"response_format"}, "which doesn't go with ignore_eos"
     del expected["idempotency_key"]  # isn't part of the stored body
+    expected.pop("response_format")  # wasn't given
     assert asked == [expected]
+
+
+def test_ask_takes_what_the_answer_must_match_as_json(redis_server: RedisServer) -> None:
+    asked: list[Any] = []
+
+    def respond(writer: Writer, request_id: str) -> None:
+        asked.append(writer.request(request_id))
+        writer.answer(request_id)
+
+    form = {"type": "regex", "value": "a+", "strict": True}
+    with serving(redis_server.url, respond):
+        done = tokenrelay("ask", QUESTION, "--response-format", json.dumps(form))
+    assert done.returncode == 0, done.stderr
+    assert [request["response_format"] for request in asked] == [form]
 
 
 def test_every_generation_option_is_offered() -> None:

@@ -151,6 +151,7 @@ ALL: Final[dict[str, Any]] = {
     "min_p": 0.25,
     "stop_token_ids": [9],
     "include_stop_str_in_output": True,
+    "response_format": {"type": "choice", "value": ["yes", "no"], "strict": True},
 }
 
 

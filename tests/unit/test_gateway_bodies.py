@@ -156,8 +156,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
         ("n", "2"),
         ("n", True),
         ("best_of", 2),
-        ("response_format", {"type": "json_object"}),
-        ("text", {"format": {"type": "json_schema"}}),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
@@ -176,7 +174,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
         ("chat_template", "{{ messages }}"),
         ("chat_template_kwargs", {"enable_thinking": False}),
         ("guided_json", {"type": "object"}),
-        ("structured_outputs", {"choice": ["a"]}),
         ("use_beam_search", True),
         ("skip_special_tokens", False),
         ("truncate_prompt_tokens", 5),
@@ -192,7 +189,14 @@ def test_what_would_change_the_answer_is_refused_by_name(kind: type[Common], nam
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(ChatBody, "input"), (ChatBody, "prompt"), (ChatBody, "instructions"), (CompletionBody, "messages")],
+    [
+        (ChatBody, "input"),
+        (ChatBody, "prompt"),
+        (ChatBody, "instructions"),
+        (CompletionBody, "messages"),
+        (ChatBody, "text"),
+        (CompletionBody, "text"),
+    ],
 )
 def test_another_endpoints_question_is_refused_by_name(kind: type[Common], name: str) -> None:
     assert refused(kind, **{name: "something else"}).param == name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import AsyncDriver
@@ -13,7 +13,7 @@ from tokenrelay.producer._core.planning import plan_many, plan_request
 from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.client import settings_of, urls_of
-from tokenrelay.producer.generation import Handle
+from tokenrelay.producer.generation import AnyModel, Handle
 from tokenrelay.shared.redis.servers import aclose, connect_async, servers_of
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     import redis.asyncio
+    from pydantic import BaseModel
 
     from tokenrelay.producer._core.endings import Status
     from tokenrelay.shared.options import Options, Submission
@@ -63,6 +64,14 @@ class AsyncReadOnlyGeneration(Handle[AsyncDriver]):
     async def result(self, timeout_s: float | None = None) -> Answer:
         """As ReadOnlyGeneration.result. Cancelling the task that awaits it cancels no request."""
         return await self._driver.run(self._read_answer(timeout_s))
+
+    @overload
+    async def parsed(self, model: type[AnyModel], *, timeout_s: float | None = None) -> AnyModel: ...
+    @overload
+    async def parsed(self, model: None = None, *, timeout_s: float | None = None) -> Any: ...
+    async def parsed(self, model: type[BaseModel] | None = None, *, timeout_s: float | None = None) -> Any:
+        """As ReadOnlyGeneration.parsed."""
+        return self._parse(await self.result(timeout_s), model)
 
     async def status(self) -> Status:
         """As ReadOnlyGeneration.status."""
@@ -158,14 +167,15 @@ class AsyncProducer(AsyncConsumer):
     async def submit(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncGeneration:
         """As Producer.submit."""
         plan = plan_request({"prompt": prompt, **options}, self._settings)
-        return AsyncGeneration((await self._driver.run(self._submitter.submit(plan))).request_id, self._driver)
+        submitted = await self._driver.run(self._submitter.submit(plan))
+        return AsyncGeneration(submitted.request_id, self._driver, plan.response_model)
 
     async def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[AsyncGeneration]:
         """As Producer.submit_many."""
         plans = plan_many(items, options, self._settings)
         if plans:
             await self._driver.run(self._submitter.submit_many(plans))
-        return [AsyncGeneration(plan.request_id, self._driver) for plan in plans]
+        return [AsyncGeneration(plan.request_id, self._driver, plan.response_model) for plan in plans]
 
     @asynccontextmanager
     async def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncIterator[AsyncGeneration]:

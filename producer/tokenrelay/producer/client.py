@@ -126,7 +126,8 @@ class Producer(Consumer):
         Raises RequestError (field, limit; IdempotencyConflict), QueueFull, RedisUnusable. Nothing is queued then.
         """
         plan = plan_request({"prompt": prompt, **options}, self._settings)
-        return Generation(self._driver.run(self._submitter.submit(plan)).request_id, self._driver)
+        request_id = self._driver.run(self._submitter.submit(plan)).request_id
+        return Generation(request_id, self._driver, plan.response_model)
 
     def submit_many(self, items: Iterable[str | Submission], **options: Unpack[Options]) -> list[Generation]:
         """Queue all of the items, or none. `options` are defaults for every item.
@@ -136,7 +137,7 @@ class Producer(Consumer):
         plans = plan_many(items, options, self._settings)
         if plans:
             self._driver.run(self._submitter.submit_many(plans))
-        return [Generation(plan.request_id, self._driver) for plan in plans]
+        return [Generation(plan.request_id, self._driver, plan.response_model) for plan in plans]
 
     @contextmanager
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Iterator[Generation]:

@@ -7,11 +7,12 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, overload
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import AsyncDriver, Driver
 from tokenrelay.producer._core.following import Follower, Reading
+from tokenrelay.producer._core.parsing import parse
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     import redis
     import redis.asyncio
+    from pydantic import BaseModel
 
     from tokenrelay.producer._core.endings import Status
     from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.wire.entries import AnyEntry, Entry, Event
 
+AnyModel = TypeVar("AnyModel", bound="BaseModel")
 AnyDriver = TypeVar("AnyDriver", bound=Driver | AsyncDriver)
 BLOCK_S: Final = 2.0
 """The longest blocking read. After it a reader checks deadline, timeout and workers."""
@@ -59,8 +62,9 @@ class Handle(Generic[AnyDriver]):
 
     _expires: ClassVar[bool] = False
 
-    def __init__(self, request_id: str, driver: AnyDriver) -> None:
+    def __init__(self, request_id: str, driver: AnyDriver, response_model: type[BaseModel] | None = None) -> None:
         self._request_id = request_id
+        self._response_model = response_model
         self._driver = driver
         self._reading = Reading(self._expires, _block_s(driver.servers.token), self._warn)
         self._answer: Answer | None = None
@@ -104,6 +108,9 @@ class Handle(Generic[AnyDriver]):
                     assembler.receive(entry)
             self._answer = assembler.answer()
         return endings.answer_or_raise(self._answer)
+
+    def _parse(self, answer: Answer, model: type[BaseModel] | None) -> Any:
+        return parse(answer, model or self._response_model)
 
     def _warn(self, queue: str) -> None:
         if not self._warned:
@@ -159,6 +166,19 @@ class ReadOnlyGeneration(Handle[Driver]):
         it beyond `timeout_s`: a round trip times out after 5 s and is tried four times.
         """
         return self._driver.run(self._read_answer(timeout_s))
+
+    @overload
+    def parsed(self, model: type[AnyModel], *, timeout_s: float | None = None) -> AnyModel: ...
+    @overload
+    def parsed(self, model: None = None, *, timeout_s: float | None = None) -> Any: ...
+    def parsed(self, model: type[BaseModel] | None = None, *, timeout_s: float | None = None) -> Any:
+        """Wait for the answer, as an instance of `model` or of the model that was given as `response_format`; without
+        one, as what its JSON says.
+
+        Raises GenerationError where the answer isn't that, such as one that its token limit has cut off; otherwise as
+        `result`.
+        """
+        return self._parse(self.result(timeout_s), model)
 
     def status(self) -> Status:
         """The request's status. Raises RequestNotFound once its retention is over, RedisUnusable."""

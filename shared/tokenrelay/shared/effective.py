@@ -45,10 +45,10 @@ class Effective(TypedDict):
 _ADAPTER: Final = TypeAdapter(Effective)
 
 
-def decide(chosen: Submission, budget: int, draw: int) -> Effective:
+def decide(chosen: Submission, budget: int, draw: int, grammar: Grammar | None = None) -> Effective:
     """What a claim would store of a request whose every option is filled in."""
     sampling = {name: value for name, value in chosen.items() if name in MODELS_OWN}
-    rest = {"draw": draw, "tool_parser": None, "reasoning_parser": None, "grammar": None}
+    rest = {"draw": draw, "tool_parser": None, "reasoning_parser": None, "grammar": grammar}
     return cast("Effective", {"budget": budget, **sampling, **rest})
 
 

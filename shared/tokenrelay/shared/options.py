@@ -43,6 +43,7 @@ from tokenrelay.shared.request_fields import (
     shallow,
     small_metadata,
 )
+from tokenrelay.shared.response_format import ResponseFormat  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -97,6 +98,9 @@ class Options(TypedDict, total=False):
     """Report those of so many likeliest tokens at each place, too, 0 to 20; only with `logprobs`."""
     include_stop_str_in_output: bool
     """The stop string, or the token of `stop_token_ids`, that ends the answer is a part of it."""
+    response_format: ResponseFormat | None
+    """What the answer must match: type json_object, or json_schema, regex, choice or lark with a value. In Python also
+    a pydantic model."""
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
     """Seconds from submit after which the request ends, finished or not."""
     metadata: Annotated[dict[str, JsonValue], BeforeValidator(shallow), AfterValidator(small_metadata)]
@@ -155,6 +159,7 @@ VERSION_2: Final[Submission] = {
     "include_stop_str_in_output": False,
     "logprobs": False,
     "top_logprobs": 0,
+    "response_format": None,
 }
 """What wire version 2 adds, with the defaults: only what was given is in a request's JSON."""
 
@@ -163,8 +168,8 @@ DEFAULTS: Final = cast("Submission", {**VERSION_1, **VERSION_2})
 MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
 """Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
 
-CAPABILITIES: Final = frozenset({"logprobs"})
-"""Options that a worker of wire version 2 may lack, and registers where it doesn't."""
+CAPABILITIES: Final = {"logprobs": "logprobs", "response_format": "grammar"}
+"""Options that a worker of wire version 2 may lack, and what it registers where it doesn't."""
 
 WIRE: Final = 2
 """The highest wire version of requests that this release writes and reads: docs/wire.md."""
@@ -217,6 +222,9 @@ def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
     _check_size("messages" if contents else "prompt", size, limits.max_prompt_chars)
     _check_min_tokens(request, limits)
     _check_logprobs(request)
+    if request["ignore_eos"] and request.get("response_format") is not None:
+        message = "ignore_eos: not with response_format, whose answer ends where it is complete; give one of them"
+        raise RequestError(message, field="ignore_eos")
     return _only(request, VERSION_1.keys() | MODELS_OWN | asked(request))
 
 

@@ -55,6 +55,7 @@ class GenerationThreads:
         self.figures = Figures()
         self.status = Status(min(settings.slots, engine.capabilities.slots), settings.lease_ms / 1000)
         self._pipeline = pipeline
+        self._close_reader = served.reader.close
         queues = keys.queues(served.reader.served_model)
         jobs: SimpleQueue[JobMessage] = SimpleQueue()
         polls: SimpleQueue[IntakeMessage] = SimpleQueue()
@@ -109,6 +110,7 @@ class GenerationThreads:
             lambda: self.jobs.inbox.put(Leave()),
             jobs.join,
             self.engine.stop,
+            self._close_reader,
         )
         for step in steps:
             try:

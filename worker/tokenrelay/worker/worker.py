@@ -149,7 +149,9 @@ def _describe(name: str, queues: tuple[str, ...], served: Served) -> WorkerDescr
         defaults=json.dumps(dict(served.defaults)),
         training=served.training,
         wire=WIRE,
-        capabilities=tuple(sorted(CAPABILITIES & served.engine.capabilities.options)),
+        capabilities=tuple(
+            sorted(CAPABILITIES[name] for name in CAPABILITIES.keys() & served.reader.capabilities.options)
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, cast, g
 
 import typer
 
+from tokenrelay.cli.client.formats import parameters, pop_format
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import DEFAULTS, Options, json_schema
 
@@ -32,13 +33,18 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in kinds}
         options = {name: _value(name, kinds[name], value) for name, value in given.items() if value not in (None, [])}
-        command(**arguments, **options)
+        wanted = pop_format(arguments)
+        if wanted and "response_format" in options:
+            raise RequestError(
+                "response_format: give it or one of --schema, --regex and --choice", field="response_format"
+            )
+        command(**arguments, **options, **({"response_format": wanted} if wanted else {}))
 
     kinds, described = _kinds(), json_schema()["properties"]
     signature = inspect.signature(command, eval_str=True)
     own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
     generated = [_parameter(name, kind, described[name].get("description", "")) for name, kind in kinds.items()]
-    cast("Any", wrapper).__signature__ = signature.replace(parameters=[*own, *generated])
+    cast("Any", wrapper).__signature__ = signature.replace(parameters=[*own, *generated, *parameters()])
     return wrapper
 
 

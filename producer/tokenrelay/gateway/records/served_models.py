@@ -49,7 +49,11 @@ class ServedModel:
 
     def lacking(self, names: set[str]) -> set[str]:
         """Those of these options of wire version 2 that none of its workers knows."""
-        return names if self.wire < WIRE else (names & CAPABILITIES) - self.capabilities
+        return (
+            names
+            if self.wire < WIRE
+            else {name for name in names if CAPABILITIES.get(name, "") not in {"", *self.capabilities}}
+        )
 
 
 class ServedModels:

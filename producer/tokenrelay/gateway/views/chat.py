@@ -154,6 +154,8 @@ def is_callers_fault(ended: Ended) -> bool:
 CALLERS_FAULTS: Final = {
     **OPENAI_CODES,
     "control_token": "control_token",
+    "grammar_dead_end": None,
+    "invalid_grammar": None,
     "invalid_request": None,
     "no_token_left": None,
     "unsupported_option": None,

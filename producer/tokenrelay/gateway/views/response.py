@@ -5,7 +5,8 @@ sequence_numbers are dense, equal on every gateway, and unaffected by takeovers,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never, cast
 
 from tokenrelay.gateway.views.chat import failure_error
 from tokenrelay.gateway.views.sse import encode
@@ -13,6 +14,7 @@ from tokenrelay.shared.wire.entries import Ended, Queued, Started, State, Token
 
 if TYPE_CHECKING:
     from tokenrelay.gateway.records.record import Record
+    from tokenrelay.shared.response_format import Format
     from tokenrelay.shared.wire.entries import Entry
 
 PREFIX: Final = "resp_"
@@ -152,13 +154,23 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
         "reasoning": {"effort": None, "summary": None},
         "store": annotation.store,
         "temperature": options["temperature"],
-        "text": {"format": {"type": "text"}},
+        "text": {"format": _format(cast("Format | None", options.get("response_format")))},
         "tool_choice": "auto",
         "tools": [],
         "top_p": options["top_p"],
         "truncation": "disabled",
         "usage": _usage(ended) if ended else None,
     }
+
+
+def _format(stored: Format | None) -> dict[str, Any]:
+    """What the answer must match. A schema's name isn't stored: nothing depends on it."""
+    if stored is None:
+        return {"type": "text"}
+    if stored["type"] == "json_schema":
+        schema = json.loads(cast("str", stored["value"]))
+        return {"type": "json_schema", "name": "schema", "schema": schema, "strict": stored["strict"]}
+    return {name: value for name, value in stored.items() if name != "strict"}
 
 
 def _error(record: Record, ended: Ended) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from tokenrelay.producer._core.parsing import model_of
 from tokenrelay.shared import options
 from tokenrelay.shared.errors import IdempotencyConflict, QueueFull, RequestError
 from tokenrelay.shared.store import jobs, requests
@@ -22,6 +23,8 @@ from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from pydantic import BaseModel
 
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.redis.calls import ScriptCall
@@ -48,6 +51,8 @@ class Plan:
     """Whose it is, for gateways: an API key's name."""
     not_given: frozenset[str] = frozenset()
     """Options that the caller didn't give, and that a model may have defaults of its own for."""
+    response_model: type[BaseModel] | None = None
+    """The pydantic model that the caller gave as `response_format`."""
 
     def resolved(self, models_own: Mapping[str, Any]) -> Plan:
         """The plan with what the model's own defaults make of the request."""
@@ -83,6 +88,7 @@ def plan_request(submission: Mapping[str, Any], settings: ProducerSettings) -> P
         retention_s=settings.retention_s,
         idempotency_key=request["idempotency_key"],
         not_given=options.MODELS_OWN - submission.keys(),
+        response_model=model_of(submission.get("response_format")),
     )
 
 

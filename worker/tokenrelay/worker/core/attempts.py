@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.shared.store.requests import WrittenToken
     from tokenrelay.worker.engine.contract import EngineOutput, FinishReason
+    from tokenrelay.worker.sampling.row import TokenMask
     from tokenrelay.worker.text import TokenText
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,14 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the engine is to do for a claimed request. `budget`: tokens, over all attempts; `bad_words` as tokens."""
+    """What the engine is to do for a claimed request. `budget`: tokens, over all attempts; `bad_words` as tokens;
+    `token_mask`: of its grammar."""
 
     options: Submission
     prompt_ids: tuple[int, ...]
     budget: int
     bad_words: tuple[tuple[int, ...], ...] = ()
+    token_mask: TokenMask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,7 @@ def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
         ignore_eos=work.options["ignore_eos"],
         keep_stop_token=work.options["include_stop_str_in_output"],
         top_logprobs=work.options["top_logprobs"] if work.options["logprobs"] else None,
+        token_mask=work.token_mask,
     )
 
 

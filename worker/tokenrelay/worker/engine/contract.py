@@ -177,3 +177,4 @@ class LoadedEngine:
     """Equal for workers that may continue each other's requests."""
     defaults: Mapping[str, Any]
     """The model's own defaults for sampling options that a request omits."""
+    eos_token_ids: frozenset[int]

@@ -38,6 +38,7 @@ from tokenrelay.worker.core.attempts import Claimed, Ending, Work
 from tokenrelay.worker.core.figures import reason_of
 from tokenrelay.worker.intake.job import waited_s
 from tokenrelay.worker.intake.resuming import emitted_tokens, resume
+from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -162,7 +163,9 @@ class Claiming:
         budget = self.reader.budget(len(prompt_ids), len(emitted), options)
         text = self.reader.text(options)
         ending = resume(text, emitted, budget)
-        work = None if ending else Work(options, prompt_ids, budget, self.reader.bad_words(options))
+        grammar = self.reader.grammar(options)
+        mask = AnswerMask(grammar) if grammar else None
+        work = None if ending else Work(options, prompt_ids, budget, self.reader.bad_words(options), mask)
         return replace(claimed, text=text, emitted=emitted, work=work, ending=ending)
 
     def _refused(self, job: Job, reply: _Refusal) -> Call:

@@ -23,6 +23,7 @@ from tokenrelay.shared.wire.entries import whole
 from tokenrelay.worker.core.attempts import Ending
 from tokenrelay.worker.intake.job import encoded
 from tokenrelay.worker.sampling.draw import DRAW_VERSION
+from tokenrelay.worker.sampling.grammar.library import library
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +97,9 @@ class Reading:
             return
         decided = effective.parse(stored) if stored else None
         chosen = obeying(options, decided) if decided else self.reader.chosen(options)
-        job.effective = effective.decide(chosen, self.reader.budget(length, 0, chosen), DRAW_VERSION)
+        grammar = library() if chosen.get("response_format") else None
+        job.effective = effective.decide(chosen, self.reader.budget(length, 0, chosen), DRAW_VERSION, grammar)
+        self.reader.grammar(chosen)
 
     def _refuse(self, job: Job, error: RequestError, record: RequestRecord) -> None:
         """What only this worker can't do of a wire version 2 request, another one may."""

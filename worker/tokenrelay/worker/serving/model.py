@@ -7,12 +7,14 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenrelay.worker.engine.factory import load_engine
 from tokenrelay.worker.models import weather_model_path
+from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
+from tokenrelay.worker.sampling.grammar.token_bytes import UnknownBytes, read_vocabulary
 from tokenrelay.worker.serving.prompts import PromptReader
 from tokenrelay.worker.serving.served_name import served_name
 from tokenrelay.worker.training.report.trace import TRACE_FILE
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tokenrelay.shared.settings import WorkerSettings
-    from tokenrelay.worker.engine.contract import Engine
+    from tokenrelay.worker.engine.contract import Engine, LoadedEngine
     from tokenrelay.worker.engine.factory import EngineName
 
 log = logging.getLogger(__name__)
@@ -60,11 +62,28 @@ def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") ->
     capabilities = loaded.engine.capabilities
     log.info("model %s is ready on %s after %.1f s", name, capabilities.device, time.monotonic() - began)
     defaults = loaded.defaults if settings.generation_config == "auto" else {}
+    grammars = _grammars(loaded)
+    if grammars is None:
+        capabilities = replace(capabilities, options=capabilities.options - {"response_format"})
     reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, capabilities, defaults)
+    reader = replace(reader, grammars=grammars)
     if defaults:
         shown = ", ".join(f"{option} {value}" for option, value in defaults.items())
         log.info("the model's own defaults apply: %s; TOKENRELAY_GENERATION_CONFIG=none turns them off", shown)
     return Served(loaded.engine, reader, training_trace(settings.model_path))
+
+
+def _grammars(loaded: LoadedEngine) -> GrammarCompiler | None:
+    """The compiler of grammars for the model's vocabulary; None where its answers can't be masked."""
+    capabilities = loaded.engine.capabilities
+    if "response_format" not in capabilities.options:
+        return None
+    try:
+        vocabulary = read_vocabulary(loaded.tokenizer, capabilities.vocabulary, loaded.eos_token_ids)
+    except UnknownBytes as error:
+        log.info("requests with a response_format are left to other workers, for this model's tokenizer: %s", error)
+        return None
+    return GrammarCompiler(vocabulary)
 
 
 def training_trace(model_path: str | None) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import DEFAULTS
+from tokenrelay.worker.sampling.grammar.grammar import Grammar
 from tokenrelay.worker.serving.limits import token_budget
 from tokenrelay.worker.serving.token_writer import token_writer
 from tokenrelay.worker.text import EndRules, TokenText, bad_word_ids, encode_prompt
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import Capabilities
+    from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
+    from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
 
 MAX_PROMPT_TEXTS: Final = 64
 """Of longer prompts only the token IDs are stored: the texts of their tokens are for people to read."""
@@ -45,6 +48,8 @@ class PromptReader:
     """What a token writes, also where that is a part of a character."""
     defaults: Mapping[str, Any]
     """The model's own defaults for options that a request omits."""
+    grammars: GrammarCompiler | None = None
+    """None where this model can have none; then `response_format` isn't among the capabilities' options."""
 
     @classmethod
     def of(
@@ -101,6 +106,16 @@ class PromptReader:
     def bad_words(self, options: Submission) -> tuple[tuple[int, ...], ...]:
         """The token sequences that the answer may not contain. Raises RequestError."""
         return bad_word_ids(self.encoder, options["bad_words"])
+
+    def grammar(self, options: Submission) -> CompiledGrammar | None:
+        """What the answer must match, if anything, compiled. Raises GrammarError."""
+        asked = cast("Mapping[str, Any]", options).get("response_format")
+        return None if asked is None or self.grammars is None else self.grammars.compile(Grammar.of(asked))
+
+    def close(self) -> None:
+        """End the process that compiles grammars."""
+        if self.grammars is not None:
+            self.grammars.close()
 
     def chosen(self, request: Submission) -> Submission:
         """The request with what the model's own defaults, else the general ones, say of the options that it omits."""

@@ -24,6 +24,7 @@ from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number,
 from tokenrelay.gateway.openai.bodies.contents import Conversation, read_input, read_messages, refuse
 from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, changes
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
+from tokenrelay.gateway.openai.bodies.structured_output import FormatFields, read_text
 from tokenrelay.gateway.openai.bodies.unsupported import (
     ALTERNATIVES,
     HINTS,
@@ -154,7 +155,7 @@ def _listed(value: Any) -> Any:
     return [each for each in texts if each != ""] if isinstance(texts, list) else texts
 
 
-class Common(DrawFields, BaseModel):
+class Common(DrawFields, FormatFields, BaseModel):
     """Fields that all endpoints share. Submit checks their bounds, with the same messages for every client."""
 
     model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
@@ -272,6 +273,7 @@ class Common(DrawFields, BaseModel):
         given["stop"] = next(iter(self._given(STOPS).values()), None)
         if self.do_sample is False:
             given["temperature"] = 0.0
+        _, given["response_format"] = self.answer_format
         options = to_our_range({name: value for name, value in given.items() if value is not None})
         return {**options, "metadata": self.metadata or {}}
 
@@ -279,7 +281,8 @@ class Common(DrawFields, BaseModel):
         """The error with the field's name as the caller sent it."""
         ours, _, rest = (error.field or "").partition(".")
         limit, stop = next(iter(self._given(LIMITS)), "max_new_tokens"), next(iter(self._given(STOPS)), "stop")
-        path = {"max_new_tokens": limit, "stop": stop, **self._names()}.get(ours, ours)
+        names = {"max_new_tokens": limit, "stop": stop, "response_format": self.answer_format[0], **self._names()}
+        path = names.get(ours, ours)
         if ours == "stop" and rest and isinstance(texts := getattr(self, stop), list):
             path = f"{path}.{callers_index(texts, int(rest))}"
         return with_field(error, path)
@@ -353,6 +356,9 @@ class ResponseBody(Common):
     """A system message before the input."""
     previous_response_id: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
     """The response whose conversation this one continues."""
+    formats: ClassVar = {**FormatFields.formats, "text": "text.format"}
+    text: Annotated[Any, BeforeValidator(read_text), WithJsonSchema({"type": "object"})] = None
+    """What the answer must match: `{"format": {"type": "json_schema", "name": …, "schema": …}}`."""
     background: Flag | None = None
     """Return at once; generation continues after the client disconnects."""
 

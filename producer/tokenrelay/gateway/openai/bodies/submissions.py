@@ -8,6 +8,7 @@ from tokenrelay.gateway.openai.bodies.coercion import flag, number, whole
 from tokenrelay.gateway.openai.bodies.contents import read_messages
 from tokenrelay.gateway.openai.bodies.draw_fields import biases
 from tokenrelay.gateway.openai.bodies.request_bodies import callers_index, to_our_range, with_field
+from tokenrelay.gateway.openai.bodies.structured_output import read_response_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,7 @@ _SCALARS: Final = {
     "include_stop_str_in_output": flag,
     "logprobs": flag,
     "top_logprobs": whole,
+    "response_format": read_response_format,
 }
 
 

@@ -90,7 +90,7 @@ class TransformersEngine:
             slots=self._settings.slots,
             context_tokens=min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens),
             vocabulary=int(loaded.model.config.get_text_config().vocab_size),
-            options=DRAW_OPTIONS | {"ignore_eos", "logprobs"},
+            options=DRAW_OPTIONS | {"ignore_eos", "logprobs", "response_format"},
             device=str(loaded.device),
             dtype=str(loaded.dtype).removeprefix("torch."),
         )

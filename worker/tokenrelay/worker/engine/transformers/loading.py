@@ -24,4 +24,6 @@ def load(model: str, settings: WorkerSettings) -> LoadedEngine:
     )
     given = EngineSettings(settings.slots, settings.kv_cache_tokens, settings.max_batch_tokens)
     defaults = request_defaults(loaded.model.generation_config)
-    return LoadedEngine(TransformersEngine(loaded, given), loaded.tokenizer, loaded.fingerprint, defaults)
+    return LoadedEngine(
+        TransformersEngine(loaded, given), loaded.tokenizer, loaded.fingerprint, defaults, loaded.eos_token_ids
+    )

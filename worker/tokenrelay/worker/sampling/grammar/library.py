@@ -17,6 +17,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper,
 from tokenrelay.worker.sampling.grammar.grammar import GrammarError
 
 if TYPE_CHECKING:
+    from tokenrelay.shared import effective
     from tokenrelay.worker.sampling.grammar.grammar import Grammar
     from tokenrelay.worker.sampling.grammar.vocabulary import Vocabulary
 
@@ -30,8 +31,9 @@ _REASON_CHARS: Final = 500
 
 
 @cache
-def library_version() -> str:
-    return version(NAME)
+def library() -> effective.Grammar:
+    """What compiles, as a request remembers it: another version may allow other tokens."""
+    return {"library": NAME, "version": version(NAME)}
 
 
 class _Tokens:
@@ -114,9 +116,9 @@ def _refuse_constant(name: str) -> object:
 
 
 def _limits() -> LLParserLimits:
-    """Of a mask: 15 ms of an ambiguous grammar, where the library's own 50,000 items are 700 ms that every neighbour in
+    """Of a token: 25 ms of an ambiguous grammar, where the library's own limits allow 700 ms that every neighbour in
     the batch waits for. Of a matcher's memory: lexer states, a fifth of the library's own limit."""
-    return LLParserLimits(step_max_items=2_000, max_lexer_states=50_000, verbose_errors=False)
+    return LLParserLimits(step_max_items=2_000, max_items_in_row=1_000, max_lexer_states=50_000, verbose_errors=False)
 
 
 def _reason(message: str) -> str:
