@@ -86,6 +86,41 @@ def test_they_are_the_forward_passs_also_after_a_takeover(redis_server: RedisSer
     assert all(token.text.strip() in ("", token.logprobs[0].text.strip()) for token in many.tokens)
 
 
+def lose(redis: Redis, request_id: str, left: int) -> None:
+    """Play a failover to a replica that has `left` tokens."""
+    key, stream = keys.request(request_id), keys.stream(request_id)
+    entries: Any = redis.xrange(stream, "-", f"{left}-0")
+    with redis.pipeline() as transaction:
+        transaction.delete(stream)
+        for entry_id, fields in entries:
+            transaction.xadd(stream, fields, id=entry_id)
+        transaction.expire(stream, 60)
+        transaction.hset(key, mapping={"next": left + 1, "events": 0})
+        transaction.execute()
+
+
+def test_tokens_that_redis_lost_are_sent_again_with_theirs(redis_server: RedisServer, redis: Redis) -> None:
+    """Those of the attempt before, too, which this worker has from its claim alone."""
+    with Producer(url=redis_server.url) as producer:
+        with weather_worker(redis_server.url) as first:
+            generation = producer.submit(PROMPT, **ASK, max_new_tokens=1500)
+            wait_until(lambda: generation.status().tokens > 5)
+            first.stop()
+            first.stop()
+        emitted = generation.status().tokens
+        with weather_worker(redis_server.url):
+            wait_until(lambda: generation.status().tokens > emitted)
+            lose(redis, generation.request_id, 3)
+            entries: Any = wait_until(
+                lambda: (
+                    generation.status().state.terminal and redis.xrange(keys.stream(generation.request_id), "1-0", "+")
+                )
+            )
+    tokens = [fields for _, fields in entries if b"token" in fields]
+    assert len(tokens) == 1500
+    assert all(len(json.loads(fields[b"logprobs"])) == 6 for fields in tokens)
+
+
 def test_openais_shapes_hold_them_streamed_and_whole(redis_server: RedisServer) -> None:
     sampling = {**ASK, "model": "weather", "max_tokens": 12}
     del sampling["logprobs"], sampling["top_logprobs"]
