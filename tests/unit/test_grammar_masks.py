@@ -60,9 +60,11 @@ def scalars() -> st.SearchStrategy[dict[str, Any]]:
             lambda pair: {"type": "integer", "minimum": pair[0], "maximum": sum(pair)}
         ),
         st.integers(-9, 9).map(lambda least: {"type": "number", "exclusiveMinimum": least, "maximum": least + 100}),
-        st.lists(st.one_of(st.text(max_size=8), st.integers(), st.booleans(), st.none()), min_size=1, max_size=5).map(
-            lambda values: {"enum": values}
-        ),
+        st.lists(
+            st.one_of(st.text(max_size=8), st.integers(-(2**53), 2**53), st.booleans(), st.none()),
+            min_size=1,
+            max_size=5,
+        ).map(lambda values: {"enum": values}),
         st.just({"type": ["boolean", "null"]}),
         st.text(max_size=10).map(lambda value: {"const": value}),
     )
