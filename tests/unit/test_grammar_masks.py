@@ -136,7 +136,8 @@ def test_a_complete_answer_validates(compiler: GrammarCompiler, schema: dict[str
     text, complete = check_resuming(grammar, compiler, random.Random(seed))
     if complete:
         validator = jsonschema_rs.validator_for(schema, validate_formats=True)
-        text = text.replace(":60", ":59")  # RFC 3339's grammar allows a leap second in every minute
+        # RFC 3339's grammar, which is compiled, has a leap second in every minute and a leap day in every year.
+        text = text.replace(":60", ":59").replace("-02-29", "-02-28")
         assert validator.is_valid(json.loads(text)), text
 
 
