@@ -32,7 +32,8 @@ LIMITS: Final = OwnerLimits(OWNER, max_concurrent=5, max_queued=5)
 
 def planned(prompt: str) -> Plan:
     """A request under one idempotency key, with all options that a model may have defaults for."""
-    submission = {"prompt": prompt, "idempotency_key": "k", "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    own = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    submission = {"prompt": prompt, "idempotency_key": "k", **own}
     return replace(plan_request(submission, SETTINGS), owner=OWNER)
 
 

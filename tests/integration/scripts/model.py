@@ -100,7 +100,7 @@ class Request:
             self.state, self.fence = "in_progress", f"{self.attempt}:{execution}"
             self.lease_over, self.suspected = lease_over, False
         emitted = [item for text, token in self.tokens for item in (str(token), text)]
-        return ["OK", self.fence, self.attempt, self.next, self.crashes, "[5, 6, 7]", emitted, ""]
+        return ["OK", self.fence, self.attempt, self.next, self.crashes, "[5, 6, 7]", emitted, "", []]
 
     def _write(self, index: int, tokens: Tokens) -> Reply | None:
         if index > self.next:
