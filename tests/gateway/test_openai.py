@@ -6,8 +6,10 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
 from tests.gateway.events import following, parse
 from tests.gateway.live import WakingWriter
@@ -19,7 +21,6 @@ from tokenrelay.shared.wire.entries import text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import httpx
     from redis import Redis
 
     from tests.gateway.conftest import MakeGateway
@@ -41,6 +42,28 @@ def worker(redis_server: RedisServer, writer: WakingWriter) -> Iterator[None]:
     """A live worker that answers everything with the weather."""
     with serving(redis_server.url):
         yield
+
+
+def test_comments_between_events_are_no_events(make_gateway: MakeGateway, writer: WakingWriter) -> None:
+    """As in an answer that takes longer than TOKENRELAY_COMMENT_S: the package read an event without data from a
+    comment, and raised a JSONDecodeError."""
+    body = {"model": "weather", "messages": ASKED, "stream": True}
+    with (
+        make_gateway(first_word_s=0, comment_s=0.05).client() as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
+        openai.OpenAI(base_url="http://localhost/v1", api_key="none") as package,
+    ):
+        received, chunks = b"", response.iter_bytes()
+        request_id = wait_until(writer.take)
+        writer.claim(request_id)
+        writer.append(request_id, "It is")
+        while b"It is" not in received or b": waiting" not in received.partition(b"It is")[2]:
+            received += next(chunks)
+        writer.finish(request_id)
+        received += b"".join(chunks)
+        answer = httpx.Response(200, content=received, request=response.request)
+        read = list(openai.Stream(cast_to=ChatCompletionChunk, response=answer, client=package))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in read if chunk.choices) == "It is"
 
 
 @pytest.mark.usefixtures("worker")

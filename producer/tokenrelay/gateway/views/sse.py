@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-COMMENT: Final = b": waiting\n\n"
-"""Keep-alive comment for proxies; clients ignore it."""
+COMMENT: Final = b": waiting\n"
+"""Keep-alive comment for proxies; clients ignore it. No blank line behind it: the openai package takes one for the end
+of an event without data, once an event had an ID."""
 
 
 def encode(data: dict[str, Any] | str, *, event: str | None = None, entry_id: object = None) -> bytes:
