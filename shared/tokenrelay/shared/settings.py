@@ -178,7 +178,7 @@ class GatewaySettings(ProducerSettings, MeasuredSettings):
         default=15.0,
         gt=0,
         le=300,
-        description="Interval of the comments that keep an idle event stream open, in seconds.",
+        description="Interval of the comments that keep an event stream open, in seconds.",
     )
     unknown_fields: Literal["ignore", "refuse"] = Field(
         default="ignore",
