@@ -61,7 +61,7 @@ def test_comments_between_events_are_no_events(make_gateway: MakeGateway, writer
             received += next(chunks)
         writer.finish(request_id)
         received += b"".join(chunks)
-        answer = httpx.Response(200, content=received, request=response.request)
+        answer: Any = httpx.Response(200, content=received, request=response.request)
         read = list(openai.Stream(cast_to=ChatCompletionChunk, response=answer, client=package))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in read if chunk.choices) == "It is"
 
