@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import jsonschema_rs
@@ -208,3 +210,44 @@ def test_json_has_no_blanks_between_its_parts(compiler: GrammarCompiler) -> None
     assert [vocabulary().tokens[each][:1] for each in allowed(mask([]))] == [b"{"] * len(allowed(mask([])))
     blank = vocabulary().tokens.index(b" ")
     assert blank not in allowed(mask([vocabulary().tokens.index(b"{")]))
+
+
+def test_other_answers_leave_no_trace(compiler: GrammarCompiler) -> None:
+    """Copies of a matcher share the lexer's states, of which the library allows a number: many answers under a pattern
+    that needs a new one for almost each token reach it, and theirs and later ones' masks are as at first."""
+    pattern, rng = "(a|b)*a(a|b){16}", random.Random(1)
+    compiled = compiler.compile(Grammar("regex", pattern))
+    a, b = (vocabulary().tokens.index(letter) for letter in (b"a", b"b"))
+    first = AnswerMask(compiled)([])
+    used = compiled.root
+    for _ in range(60):
+        mask, ids = AnswerMask(compiled), rng.choices([a, b], k=1200)
+        for position in range(0, len(ids), 1 if compiled.root is used else 400):
+            assert {a, b} <= set(allowed(mask(ids[:position])))
+    assert compiled.root is not used
+    assert torch.equal(AnswerMask(compiled)([]), first)
+
+
+def test_an_answer_that_is_continued_lets_other_threads_run(compiler: GrammarCompiler) -> None:
+    """An ambiguous grammar takes milliseconds for each token, with the interpreter held: others wait for one."""
+    compiled = compiler.compile(Grammar("lark", 'start: e\ne: e e | "a"'))
+    a = vocabulary().tokens.index(b"a")
+    gaps, over = [], threading.Event()
+
+    def look() -> None:
+        last = time.perf_counter()
+        while not over.wait(0.0005):
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        began = time.perf_counter()
+        assert allowed(AnswerMask(compiled)([a] * 250))
+        whole_s = time.perf_counter() - began
+    finally:
+        over.set()
+        watching.join()
+    assert max(gaps) < whole_s / 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -52,7 +53,7 @@ class GrammarCompiler:
         """The reason, where it can't be."""
         try:
             self._trial.compile(grammar)
-            return CompiledGrammar(compile_grammar(self._tokens, grammar), self._not_first)
+            return CompiledGrammar(partial(compile_grammar, self._tokens, grammar), self._not_first)
         except GrammarError as error:
             return error.reason
 

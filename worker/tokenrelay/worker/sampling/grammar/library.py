@@ -69,6 +69,11 @@ def compile_grammar(tokens: LLTokenizer, grammar: Grammar) -> Matcher:
     return matcher
 
 
+def is_full(matcher: Matcher) -> bool:
+    """Whether the lexer's states have reached their limit. A matcher and all of its copies have them in common."""
+    return bool(matcher.is_error()) and "too many states" in matcher.get_error()
+
+
 def _source(grammar: Grammar) -> str:
     """The grammar in the library's dialect of Lark. Raises GrammarError."""
     match grammar.kind:
@@ -117,7 +122,7 @@ def _refuse_constant(name: str) -> object:
 
 def _limits() -> LLParserLimits:
     """Of a token: 25 ms of an ambiguous grammar, where the library's own limits allow 700 ms that every neighbour in
-    the batch waits for. Of a matcher's memory: lexer states, a fifth of the library's own limit."""
+    the batch waits for. Of a grammar's memory: lexer states, a fifth of the library's own limit."""
     return LLParserLimits(step_max_items=2_000, max_items_in_row=1_000, max_lexer_states=50_000, verbose_errors=False)
 
 

@@ -11,22 +11,33 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from tokenrelay.worker.sampling.grammar.library import is_full
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenrelay.worker.sampling.grammar.library import Matcher
 
 _WORD: Final = torch.int32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CompiledGrammar:
     """A grammar for one vocabulary. Any number of answers may be under it, in any thread."""
 
-    root: Matcher
-    """At the begin of an answer. Only copied."""
+    compile: Callable[[], Matcher]
+    """Makes a matcher at the begin of an answer, which shares nothing with another."""
     not_first: torch.Tensor | None = None
     """Tokens that can't begin an answer, as a bitmask."""
+    root: Matcher = field(init=False)
+    """Only copied. Its copies share the lexer's states, which gather over the answers up to the library's limit."""
+
+    def __post_init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with no lexer states again."""
+        self.root = self.compile()
 
 
 @dataclass(slots=True)
@@ -34,6 +45,8 @@ class AnswerMask:
     """The `TokenMask` of one answer; for one thread at a time."""
 
     grammar: CompiledGrammar
+    _root: Matcher | None = None
+    """What the matcher is a copy of."""
     _matcher: Matcher | None = None
     _consumed: list[int] = field(default_factory=list)
 
@@ -43,21 +56,35 @@ class AnswerMask:
         Where the answer is complete, only the end-of-sequence tokens; all 0 where nothing can follow, be it that the
         tokens aren't in the grammar, or that the library's limits for a token are reached.
         """
-        matcher = self._at(emitted_ids)
-        bits = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=_WORD)
+        matcher, bits = self._mask(emitted_ids)
+        # What other answers have left of the lexer's states decides nothing.
+        if is_full(matcher) and self.grammar.root is not self._root:
+            matcher, bits = self._mask(emitted_ids, anew=True)
+        if is_full(matcher):
+            self.grammar.renew()
+            matcher, bits = self._mask(emitted_ids, anew=True)
         if matcher.is_error():
             return torch.zeros_like(bits)
         if not emitted_ids and self.grammar.not_first is not None:
             bits &= ~self.grammar.not_first
         return bits
 
+    def _mask(self, emitted_ids: Sequence[int], *, anew: bool = False) -> tuple[Matcher, torch.Tensor]:
+        if anew:
+            self._matcher = None
+        matcher = self._at(emitted_ids)
+        return matcher, torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=_WORD)
+
     def _at(self, emitted_ids: Sequence[int]) -> Matcher:
         """The matcher behind `emitted_ids`: moved on where it stands at a part of them, else made again by a replay."""
         kept = len(self._consumed)
         if self._matcher is None or kept > len(emitted_ids) or self._consumed != list(emitted_ids[:kept]):
-            self._matcher, kept = self.grammar.root.deep_copy(), 0
-        new = list(emitted_ids[kept:])
-        if new:
-            self._matcher.consume_tokens(new)
+            self._root = self.grammar.root
+            self._matcher, kept = self._root.deep_copy(), 0
+        # One by one: a call keeps the interpreter from all other threads, and an ambiguous grammar takes milliseconds
+        # for each token.
+        for token_id in emitted_ids[kept:]:
+            if not self._matcher.consume_token(token_id):
+                break
         self._consumed = list(emitted_ids)
         return self._matcher
