@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,17 @@ from tokenrelay.cli.__main__ import main
 from tokenrelay.producer import AsyncProducer, GenerationError, GenerationFailed, Producer
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
+from tokenrelay.worker.sampling.grammar import compiler
+from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
+from tokenrelay.worker.sampling.grammar.grammar import GrammarError
+from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
+from tokenrelay.worker.sampling.grammar.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import torch
     from redis import Redis
 
     from tests.redis_servers import RedisServer
@@ -256,3 +263,74 @@ def test_another_version_of_the_library_gives_the_request_back(
             wait_until(lambda: was_refused(redis, job))
             assert generation.status().state is State.IN_PROGRESS
             generation.cancel()
+
+
+def handed_back(producer: Producer, url: str, folder: Path) -> Any:
+    """A request that a worker began and gave back."""
+    with tiny_worker(url, folder, drain_timeout_s=0.0) as first:
+        generation = producer.submit("Hi", response_format={"type": "regex", "value": "[a-z]{150}"}, **PLAIN)
+        wait_until(lambda: generation.status().tokens > 3)
+        first.stop()
+        first.stop()
+    return generation
+
+
+def test_a_worker_that_takes_too_long_to_compile_gives_the_request_back(
+    redis_server: RedisServer, redis: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its grammar was compiled by the worker that began it: it fits, and its answer isn't cut off."""
+
+    def too_long(*_: object) -> None:
+        raise GrammarError("compiling it takes more than 1 s")
+
+    with Producer(url=redis_server.url) as producer:
+        generation = handed_back(producer, redis_server.url, folder)
+        monkeypatch.setattr(Trial, "compile", too_long)
+        with tiny_worker(redis_server.url, folder):
+            wait_until(lambda: was_refused(redis, keys.rq_job(generation.request_id)))
+            assert generation.status().state is State.IN_PROGRESS
+            generation.cancel()
+
+
+def test_a_continued_answer_is_replayed_before_the_engine_has_it(
+    redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a step all neighbours would wait for it."""
+    seen: list[tuple[int, int]] = []
+    call = AnswerMask.__call__
+
+    def noted(self: AnswerMask, emitted_ids: Sequence[int]) -> torch.Tensor:
+        seen.append((threading.get_ident(), len(emitted_ids)))
+        return call(self, emitted_ids)
+
+    with Producer(url=redis_server.url) as producer:
+        generation = handed_back(producer, redis_server.url, folder)
+        monkeypatch.setattr(AnswerMask, "__call__", noted)
+        with tiny_worker(redis_server.url, folder):
+            assert re.fullmatch("[a-z]{150}", generation.result().text)
+    (intake, replayed), (engine, first) = seen[:2]
+    assert intake != engine
+    assert replayed == first > 3
+
+
+def test_what_is_compiled_for_a_claim_is_compiled_once(
+    redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where more come together than are kept: leases run while a claimed one would be compiled again."""
+    compiled: list[str] = []
+    make = GrammarCompiler._compiled
+
+    def noted(self: GrammarCompiler, grammar: Any) -> Any:
+        compiled.append(grammar.text)
+        return make(self, grammar)
+
+    monkeypatch.setattr(compiler, "_KEPT", 1)
+    monkeypatch.setattr(GrammarCompiler, "_compiled", noted)
+    with Producer(url=redis_server.url) as producer:
+        asked = [
+            producer.submit("Hi", response_format={"type": "regex", "value": f"[a-z]{{{size}}}"}, **PLAIN)
+            for size in range(5, 9)
+        ]
+        with tiny_worker(redis_server.url, folder):
+            assert [len(generation.result().text) for generation in asked] == [5, 6, 7, 8]
+    assert sorted(compiled) == sorted(set(compiled))

@@ -195,6 +195,19 @@ def test_what_is_stored_first_stays(pipeline: Pipeline, redis: Redis) -> None:
     assert held(redis, request_id, "effective")["temperature"] == 0.25
 
 
+def test_a_worker_that_refuses_decides_nothing(pipeline: Pipeline, redis: Redis) -> None:
+    """It claims the request to end it. Where it dies before that, the next one finds a request that nobody decided."""
+    with Producer(url=redis_server_url(redis)) as producer:
+        request_id = producer.submit("w1", **ASK, **NEW).request_id
+    claimant = Claimant("w", MODEL, "counting-1", lease_ms=5000, max_crashes=3, suspicion_ms=500, wire=2)
+    assert isinstance(pipeline.ask(requests.claim(request_id, "x1", claimant, Prompt(7, 1, "[1]"))), Granted)
+    assert redis.hget(keys.request(request_id), "effective") is None
+    pipeline.ask(requests.release(request_id, "x1", crashed=True))
+    granted = pipeline.ask(requests.claim(request_id, "x2", claimant, Prompt(7, 1, "[1]", b"", json.dumps(DECIDED))))
+    assert isinstance(granted, Granted)
+    assert json.loads(granted.effective) == DECIDED
+
+
 def refusals(redis: Redis, request_id: str) -> list[bytes]:
     """The job's fields that keep workers away that were refused it."""
     fields: Any = redis.hkeys(keys.rq_job(request_id))

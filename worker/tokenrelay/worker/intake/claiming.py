@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.store.replies import ClaimReply
     from tokenrelay.worker.core.figures import Figures
     from tokenrelay.worker.intake.job import Job
+    from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
     from tokenrelay.worker.serving.prompts import PromptReader
 
     _Refusal = Busy | Done | Past | Poison | NotMine | Unreadable | Lost | Unusable
@@ -146,7 +147,7 @@ class Claiming:
             self._uncounted.append(count)
             if job.options is None or job.refusal is not None:
                 return claimed
-            return self._worked_out(claimed, job.options, granted)
+            return self._worked_out(claimed, job.options, job.grammar, granted)
         except RequestError as error:
             return replace(claimed, ending=Ending.failure(error.code, error.message))
         except BaseException:  # the per-request boundary: see Attempt.fail
@@ -154,7 +155,9 @@ class Claiming:
             log.exception("request %s can't be resumed: it fails alone", job.execution.job_id, extra=context)
             return replace(claimed, ending=Ending.internal_error())
 
-    def _worked_out(self, claimed: Claimed, options: Submission, granted: Granted) -> Claimed:
+    def _worked_out(
+        self, claimed: Claimed, options: Submission, grammar: CompiledGrammar | None, granted: Granted
+    ) -> Claimed:
         """Stand where the earlier attempts stopped. Raises RequestError."""
         prompt_ids = self.reader.stored_ids(granted.prompt_ids)
         emitted = emitted_tokens(granted, self.reader)
@@ -163,10 +166,13 @@ class Claiming:
         budget = self.reader.budget(len(prompt_ids), len(emitted), options)
         text = self.reader.text(options)
         ending = resume(text, emitted, budget)
-        grammar = self.reader.grammar(options)
+        if ending:
+            return replace(claimed, text=text, emitted=emitted, ending=ending)
         mask = AnswerMask(grammar) if grammar else None
-        work = None if ending else Work(options, prompt_ids, budget, self.reader.bad_words(options), mask)
-        return replace(claimed, text=text, emitted=emitted, work=work, ending=ending)
+        if mask:
+            mask([token[1] for token in emitted])  # here, and not within a step, which all neighbours would wait for
+        work = Work(options, prompt_ids, budget, self.reader.bad_words(options), mask)
+        return replace(claimed, text=text, emitted=emitted, work=work)
 
     def _refused(self, job: Job, reply: _Refusal) -> Call:
         """What a refused claim does to the job. BUSY changes nothing: somebody else is at it. Raises redis errors."""

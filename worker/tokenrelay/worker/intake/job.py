@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.commands import Reply
     from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.worker.core.attempts import Ending
+    from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
 
 
 @dataclass(slots=True)
@@ -35,6 +36,8 @@ class Job:
     refusal: Ending | None = None
     effective: Effective | None = None
     """What a first claim would store; None for a request of wire version 1."""
+    grammar: CompiledGrammar | None = None
+    """What its answer must match."""
     foreign: str = ""
     """What the request asks for that this kind of worker can't do, and others may; empty where there's nothing."""
 

@@ -97,9 +97,9 @@ class Reading:
             return
         decided = effective.parse(stored) if stored else None
         chosen = obeying(options, decided) if decided else self.reader.chosen(options)
-        grammar = library() if chosen.get("response_format") else None
-        job.effective = effective.decide(chosen, self.reader.budget(length, 0, chosen), DRAW_VERSION, grammar)
-        self.reader.grammar(chosen)
+        budget = self.reader.budget(length, 0, chosen)
+        job.grammar = self.reader.grammar(chosen)
+        job.effective = effective.decide(chosen, budget, DRAW_VERSION, library() if job.grammar else None)
 
     def _refuse(self, job: Job, error: RequestError, record: RequestRecord) -> None:
         """What only this worker can't do of a wire version 2 request, another one may."""
@@ -107,6 +107,8 @@ class Reading:
         if (whole(record.wire) or 1) > 1:
             if error.code == "unsupported_option":
                 job.foreign = f"effective {error.field}"
+            elif error.code == "invalid_grammar" and record.effective:  # it took too long here, or its library differs
+                job.foreign = "effective grammar"
             elif error.code == "prompt_too_long" and record.effective:
                 job.foreign = "effective budget"
 

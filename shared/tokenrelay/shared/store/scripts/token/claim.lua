@@ -72,7 +72,8 @@ if not repeated then
       redis.call('HSET', request, 'prompt_texts', ARGV[11])
     end
   end
-  if wire > 1 and not m[12] then
+  -- A worker that will refuse the request has decided nothing.
+  if wire > 1 and not m[12] and ARGV[13] ~= '' then
     redis.call('HSET', request, 'effective', ARGV[13])
     m[12] = ARGV[13]
   end
