@@ -82,3 +82,9 @@ def test_a_penalty_with_a_window_is_refused_with_the_field_that_has_none(kind: t
     problem = refused(kind, **{name: 1.1})
     assert (problem.status, problem.param) == (400, name)
     assert "give repetition_penalty" in problem.message
+
+
+@pytest.mark.parametrize("biases", [{}, {"5": 0}])
+def test_biases_that_change_nothing_are_no_biases(biases: dict[str, float]) -> None:
+    submission, _ = read_submission({"prompt": "x", "logit_bias": biases})
+    assert options.validate(submission, options.Limits(1000, 1000)).get("logit_bias") is None

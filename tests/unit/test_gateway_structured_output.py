@@ -56,6 +56,8 @@ def asked(kind: type[Common], **fields: Any) -> Any:
             {"type": "regex", "value": "a+", "strict": True},
         ),
         ({"structured_outputs": {}}, None),
+        ({"structured_outputs": {"json": None, "json_object": False, "whitespace_pattern": ""}}, None),
+        ({"structured_outputs": {"json": {}}}, {"type": "json_schema", "value": "{}", "strict": True}),
         ({"structured_outputs": {"json": SCHEMA}}, {"type": "json_schema", "value": TEXT, "strict": True}),
         ({"structured_outputs": {"json": TEXT, "regex": None}}, {"type": "json_schema", "value": TEXT, "strict": True}),
         ({"structured_outputs": {"json_object": True}}, {"type": "json_object", "strict": True}),
@@ -89,6 +91,8 @@ def test_our_own_shape_is_that_of_requests() -> None:
         (ChatBody, {"response_format": "json"}, "response_format"),
         (ChatBody, {"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         (ChatBody, {"response_format": {"type": "json_object", "schema": SCHEMA}}, "response_format.schema"),
+        (ChatBody, {"response_format": {"type": "json_object", "json_schema": SCHEMA}}, "response_format.json_schema"),
+        (ChatBody, {"response_format": {"type": "json_object", "value": TEXT}}, "response_format.value"),
         (ResponseBody, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         (ResponseBody, {"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         (ResponseBody, {"text": "json"}, "text"),
@@ -112,6 +116,8 @@ def test_two_of_them_are_refused() -> None:
     [
         (ChatBody, {"response_format": {"type": "regex"}}, "response_format"),
         (ChatBody, {"structured_outputs": {"choice": "a"}}, "structured_outputs"),
+        (ChatBody, {"structured_outputs": {"choice": []}}, "structured_outputs"),
+        (ChatBody, {"structured_outputs": {"regex": ""}}, "structured_outputs"),
         (ResponseBody, {"text": {"format": {"type": "regex"}}}, "text.format"),
     ],
 )

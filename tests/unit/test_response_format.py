@@ -83,7 +83,7 @@ def test_it_may_be_as_large_as_the_bounds_say(response_format: Any) -> None:
     [
         ("regex", "response_format: "),
         ({"type": "xml"}, "response_format.type: "),
-        ({"type": "regex", "value": "a", "flags": "i"}, "response_format.flags: "),
+        ({"type": "regex", "value": "a", "flags": "i"}, "flags: unknown field; known ones are strict, type, value"),
         ({"type": "regex", "value": "a", "strict": 1}, "response_format.strict: "),
         ({"type": "json_object", "value": "{}"}, "takes none"),
         ({"type": "json_schema"}, "the schema as JSON text"),

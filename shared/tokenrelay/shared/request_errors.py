@@ -14,6 +14,7 @@ from tokenrelay.shared.request_fields import (
     MAX_TEMPERATURE,
     Message,
 )
+from tokenrelay.shared.response_format import Format
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,7 +34,7 @@ def request_error(error: ValidationError, fields: Collection[str]) -> RequestErr
         limit = _FINITE_LIMITS.get(field.partition(".")[0])
         reason += f", at most {limit:g}" if limit is not None else ""
     if first["type"] == "extra_forbidden":
-        names = Message.__annotations__ if "." in field else fields
+        names = _INNER.get(field.partition(".")[0], fields)
         known = ", ".join(sorted(names))
         close = get_close_matches(field.rpartition(".")[2], names, 1)
         meant = f"; did you mean {close[0]}?" if close else ";"
@@ -41,6 +42,9 @@ def request_error(error: ValidationError, fields: Collection[str]) -> RequestErr
     shown = "" if isinstance(first["input"], dict | list) or field == "prompt" else f" (got {_short(first['input'])})"
     return RequestError(f"{field}: {reason}{shown}", field=field, limit=cast("object", limit))
 
+
+_INNER: Final = {"messages": tuple(Message.__annotations__), "response_format": tuple(Format.__annotations__)}
+"""The fields of the options that are objects."""
 
 _FINITE_LIMITS: Final = {
     "temperature": MAX_TEMPERATURE,

@@ -54,9 +54,12 @@ def read_structured_outputs(given: Any) -> Format | None:
         return None
     if not isinstance(given, dict):
         refuse("structured_outputs", f"must be an object with one of {', '.join(_STRUCTURED_OUTPUTS)}")
-    asked = {name: value for name, value in given.items() if not is_empty(value) and value is not False}
-    for name in asked:
-        if name not in _STRUCTURED_OUTPUTS:
+    # An empty schema, pattern or list is no default: clients leave what they don't ask for null.
+    asked = {name: value for name, value in given.items() if value is not None and value is not False}
+    for name in tuple(asked):
+        if name not in _STRUCTURED_OUTPUTS and is_empty(asked[name]):
+            del asked[name]
+        elif name not in _STRUCTURED_OUTPUTS:
             refuse(f"structured_outputs.{name}", "isn't supported; leave it out", "unsupported_parameter")
     if len(asked) > 1:
         refuse("structured_outputs", f"asks for {' and '.join(asked)}; give one of them")
@@ -74,9 +77,10 @@ def _by_type(given: Format, path: str) -> Format | None:
     kind = given.get("type")
     if kind == "text":
         return None
-    if kind == "json_object" and not is_empty(given.get("schema")):
-        refuse(f"{path}.schema", "isn't a field of json_object; give type json_schema", "unsupported_parameter")
     if kind == "json_object":
+        for name in ("schema", "json_schema", "value"):
+            if not is_empty(given.get(name)):
+                refuse(f"{path}.{name}", "isn't a field of json_object; give type json_schema", "unsupported_parameter")
         return {"type": kind}
     if kind in _OUR_TYPES or (kind == "json_schema" and "value" in given):
         return {name: flag(value) if name == "strict" else value for name, value in given.items() if value is not None}

@@ -52,7 +52,8 @@ def read_submission(body: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str,
     All fields here are our own, so an unknown one is a misspelling: it's kept for `submit` to refuse.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    read = to_our_range({name: _SCALARS.get(name, _unchanged)(value) for name, value in given.items()})
+    parsed = {name: _SCALARS.get(name, _unchanged)(value) for name, value in given.items()}
+    read = to_our_range({name: value for name, value in parsed.items() if value is not None})
     if "messages" not in read:
         return read, ()
     conversation = read_messages(read["messages"])
