@@ -228,6 +228,17 @@ def test_other_answers_leave_no_trace(compiler: GrammarCompiler) -> None:
     assert torch.equal(AnswerMask(compiled)([]), first)
 
 
+def test_an_answer_that_reaches_a_limit_of_the_lexer_ends_alone(compiler: GrammarCompiler) -> None:
+    """Of expressions here: a part of what a matcher shares with its copies. Another answer is as far as it was."""
+    compiled = compiler.compile(Grammar("regex", "((a{1,1000}){1,1000}){1,1000}"))
+    a = vocabulary().tokens.index(b"a")
+    ends = []
+    for _ in range(2):
+        mask = AnswerMask(compiled)
+        ends.append(next(length for length in range(1000) if not mask([a] * length).any()))
+    assert ends[0] == ends[1] > 0
+
+
 def test_an_answer_that_is_continued_lets_other_threads_run(compiler: GrammarCompiler) -> None:
     """An ambiguous grammar takes milliseconds for each token, with the interpreter held: others wait for one."""
     compiled = compiler.compile(Grammar("lark", 'start: e\ne: e e | "a"'))

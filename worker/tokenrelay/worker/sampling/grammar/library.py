@@ -70,8 +70,9 @@ def compile_grammar(tokens: LLTokenizer, grammar: Grammar) -> Matcher:
 
 
 def is_full(matcher: Matcher) -> bool:
-    """Whether the lexer's states have reached their limit. A matcher and all of its copies have them in common."""
-    return bool(matcher.is_error()) and "too many states" in matcher.get_error()
+    """Whether the lexer's states, or its expressions, have reached their limit. A matcher and all of its copies have
+    them in common."""
+    return bool(matcher.is_error()) and "lexer error: too many" in matcher.get_error()
 
 
 def _source(grammar: Grammar) -> str:
