@@ -268,7 +268,8 @@ def test_another_version_of_the_library_gives_the_request_back(
 def handed_back(producer: Producer, url: str, folder: Path) -> Any:
     """A request that a worker began and gave back."""
     with tiny_worker(url, folder, drain_timeout_s=0.0) as first:
-        generation = producer.submit("Hi", response_format={"type": "regex", "value": "[a-z]{150}"}, **PLAIN)
+        form: Any = {"type": "regex", "value": "[a-z]{150}"}
+        generation = producer.submit("Hi", response_format=form, **PLAIN)
         wait_until(lambda: generation.status().tokens > 3)
         first.stop()
         first.stop()
@@ -327,10 +328,8 @@ def test_what_is_compiled_for_a_claim_is_compiled_once(
     monkeypatch.setattr(compiler, "_KEPT", 1)
     monkeypatch.setattr(GrammarCompiler, "_compiled", noted)
     with Producer(url=redis_server.url) as producer:
-        asked = [
-            producer.submit("Hi", response_format={"type": "regex", "value": f"[a-z]{{{size}}}"}, **PLAIN)
-            for size in range(5, 9)
-        ]
+        forms: list[Any] = [{"type": "regex", "value": f"[a-z]{{{size}}}"} for size in range(5, 9)]
+        asked = [producer.submit("Hi", response_format=form, **PLAIN) for form in forms]
         with tiny_worker(redis_server.url, folder):
             assert [len(generation.result().text) for generation in asked] == [5, 6, 7, 8]
     assert sorted(compiled) == sorted(set(compiled))
