@@ -268,8 +268,8 @@ def test_another_version_of_the_library_gives_the_request_back(
 def handed_back(producer: Producer, url: str, folder: Path) -> Any:
     """A request that a worker began and gave back."""
     with tiny_worker(url, folder, drain_timeout_s=0.0) as first:
-        form: Any = {"type": "regex", "value": "[a-z]{150}"}
-        generation = producer.submit("Hi", response_format=form, **PLAIN)
+        form: Any = {"type": "regex", "value": "[a-z]{500}"}
+        generation = producer.submit("Hi", response_format=form, **{**PLAIN, "max_new_tokens": 700})
         wait_until(lambda: generation.status().tokens > 3)
         first.stop()
         first.stop()
@@ -308,7 +308,7 @@ def test_a_continued_answer_is_replayed_before_the_engine_has_it(
         generation = handed_back(producer, redis_server.url, folder)
         monkeypatch.setattr(AnswerMask, "__call__", noted)
         with tiny_worker(redis_server.url, folder):
-            assert re.fullmatch("[a-z]{150}", generation.result().text)
+            assert re.fullmatch("[a-z]{500}", generation.result().text)
     (intake, replayed), (engine, first) = seen[:2]
     assert intake != engine
     assert replayed == first > 3

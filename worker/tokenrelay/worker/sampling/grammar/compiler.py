@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tokenrelay.worker.sampling.grammar.grammar import Grammar
     from tokenrelay.worker.sampling.grammar.vocabulary import Vocabulary
 
-_KEPT: Final = 256
+_KEPT: Final = 64
+"""Answers leave lexer states in the grammar that they share: up to 30 MiB in each, at the library's limit."""
 _KEPT_CHARS: Final = 4 << 20
-"""A compiled grammar takes up to some ten bytes for each character of its text."""
 
 
 class GrammarCompiler:
