@@ -108,10 +108,10 @@ def test_a_refusal_is_kept_too(compiler: GrammarCompiler) -> None:
 
 def test_the_latest_used_grammars_are_kept(compiler: GrammarCompiler) -> None:
     easy = compiler.compile(EASY)
-    for number in range(255):
+    for number in range(63):
         compiler.compile(Grammar("regex", f"{number}"))
     assert compiler.compile(EASY) is easy
-    for number in range(300):
+    for number in range(70):
         compiler.compile(Grammar("regex", f"b{number}"))
     assert compiler.compile(EASY) is not easy
 
