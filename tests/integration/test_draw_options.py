@@ -86,6 +86,8 @@ def tokens(answer: Answer) -> list[tuple[int, str]]:
     return [(token.token_id, token.text) for token in answer.tokens]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_each_option_comes_out_the_same_wherever_it_was_asked_and_handed_over(redis_server: RedisServer) -> None:
     """Ten requests share the batch of one worker, which hands them back mid-stream; another one goes on.
 
