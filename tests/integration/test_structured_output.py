@@ -171,7 +171,8 @@ def test_a_grammar_that_cannot_be_compiled_fails_before_the_first_token(
                 )
         finally:
             gateway.stop()
-    assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "invalid_grammar")
+    refused = refusal.json()["error"]
+    assert (refusal.status_code, refused["code"], refused["param"]) == (400, "invalid_grammar", "response_format")
     assert (early.status_code, early.json()["error"]["param"]) == (400, "structured_outputs")
     assert "another document" in early.json()["error"]["message"]
 
@@ -190,6 +191,12 @@ def test_openais_clients_parse(redis_server: RedisServer, folder: Path) -> None:
             assert response.text is not None
             assert response.text.format is not None
             assert response.text.format.type == "json_schema"
+            assert client.responses.retrieve(response.id).text == response.text
+            with client.responses.retrieve(response.id, stream=True) as events:
+                shown = [
+                    each.response.text for each in events if each.type in ("response.created", "response.completed")
+                ]
+            assert shown == [response.text, response.text]
             completion = client.completions.create(
                 model=MODEL, prompt="Hi", extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
             )

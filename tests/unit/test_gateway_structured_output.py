@@ -79,6 +79,12 @@ def test_responses_have_it_in_text() -> None:
     assert asked(ResponseBody, text={"format": {"type": "text"}}) is None
 
 
+def test_our_own_shape_of_a_schema_may_hold_an_object() -> None:
+    given, _ = read_submission({"prompt": "hi", "response_format": {"type": "json_schema", "value": SCHEMA}})
+    stored = validate(given, Limits(1000, 1000))["response_format"]
+    assert stored == {"type": "json_schema", "value": TEXT, "strict": True}
+
+
 def test_our_own_shape_is_that_of_requests() -> None:
     given, _ = read_submission({"prompt": "hi", "response_format": {"type": "choice", "value": ["a"]}})
     assert given["response_format"] == {"type": "choice", "value": ["a"]}

@@ -34,8 +34,12 @@ def schema(value: dict[str, Any], *, strict: bool = True) -> Grammar:
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
-        (Grammar("regex", "(a"), "regex"),
-        (Grammar("lark", "start: nothing"), "nothing"),
+        (Grammar("regex", "[a/"), "^response_format: invalid regex: unclosed character class$"),
+        (
+            schema({"pattern": "(a"}),
+            "^response_format: failed to compile JSON schema: regex parse error: unclosed group$",
+        ),
+        (Grammar("lark", "start: b\n\nb: nothing"), '^response_format: line 3, column 4: unknown name: "nothing"$'),
         (Grammar("lark", 'begin: "a"'), "start"),
         (Grammar("json_schema", '{"type":'), "isn't JSON"),
         (Grammar("json_schema", "[]"), "JSON object"),
@@ -54,6 +58,7 @@ def test_a_grammar_that_cant_be_compiled_says_why(compiler: GrammarCompiler, gra
     assert refused.value.reason
     assert len(refused.value.message) < 600
     assert "<state>" not in refused.value.message
+    assert "%llguidance" not in refused.value.message
 
 
 def test_without_strict_unknown_keywords_have_no_effect(compiler: GrammarCompiler) -> None:

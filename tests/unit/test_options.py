@@ -292,6 +292,9 @@ def test_a_later_versions_request_can_be_shown() -> None:
     later = {"model": "m", "messages": messages, "min_p": 0.1, "logprobs": True, "metadata": {"a": 1}, "stop": None}
     shown = glance(json.dumps(later))
     assert shown == {**DEFAULTS, "model": "m", "messages": messages, "metadata": {"a": 1}}
+    known = {"type": "regex", "value": "a+", "strict": True}
+    for form, expected in ((known, known), ({"type": "regex", "pattern": "a+"}, None), ("xml", None)):
+        assert glance(json.dumps({**later, "response_format": form})) == {**shown, "response_format": expected}
     for raw in ("", "[]", '{"model": 1}', '{"messages": [1]}'):
         with pytest.raises(RequestError):
             glance(raw)

@@ -51,6 +51,40 @@ def test_a_pydantic_model_is_its_schema() -> None:
     assert json.loads(asked(Open)["value"])["additionalProperties"] is True
 
 
+def test_a_schema_given_as_an_object_is_its_text_in_the_order_of_its_keys() -> None:
+    value = {"type": "object", "properties": {"ü": {"type": "integer"}, "a": True}}
+    text = '{"type": "object", "properties": {"ü": {"type": "integer"}, "a": true}}'
+    given = {"type": "json_schema", "value": value}
+    assert asked(given) == {"type": "json_schema", "value": text, "strict": True}
+    hashes = [
+        body_sha256(validate({"prompt": "hi", "response_format": each}, LIMITS), LIMITS)
+        for each in (given, {**given, "value": text})
+    ]
+    assert hashes[0] == hashes[1]
+    assert given["value"] is value
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"type": "regex", "values": "a"},
+            "values: unknown field; did you mean value? known ones are strict, type, value",
+        ),
+        ({"type": "regex", "pattern": "a"}, "pattern: unknown field; did you mean value? known ones are"),
+        ({"type": "regex", "flags": "i"}, "flags: unknown field; known ones are strict, type, value"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
+            "json_schema: unknown field; did you mean value? it's the schema itself, without OpenAI's name around it; ",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_with_those_that_a_format_has(given: Any, message: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        asked(given)
+    assert refused.value.message.startswith(f"response_format.{message}")
+
+
 def test_it_makes_a_request_one_of_version_2_that_is_read_as_it_was_written() -> None:
     plain = validate({"prompt": "hi", "seed": 1, "max_new_tokens": 3}, LIMITS)
     request = validate({**plain, "response_format": {"type": "regex", "value": "a+"}}, LIMITS)
@@ -81,13 +115,22 @@ def test_it_may_be_as_large_as_the_bounds_say(response_format: Any) -> None:
 @pytest.mark.parametrize(
     ("response_format", "why"),
     [
-        ("regex", "response_format: "),
+        ("regex", "response_format: must be an object with type and value"),
+        (int, "response_format: .* pydantic model's class"),
+        (list[Weather], "response_format: .* pydantic model's class"),
+        (Weather(city="Oslo", degrees=1), "response_format: .* pydantic model's class"),
+        ({"type": "regex", "value": 1}, "response_format.value: must be text"),
+        ({"type": "regex", "value": {"a": 1}}, "response_format.value: must be text"),
+        ({"type": "choice", "value": ["a", 1]}, "response_format.value: must be text; for type choice a list of texts"),
+        ({"type": "json_schema", "value": {"enum": [{1}]}}, "isn't JSON"),
+        ({"type": "json_schema", "value": nested(65)}, "more than 64 levels"),
+        ({"type": "json_schema", "value": nested(900)}, "more than 64 levels"),
         ({"type": "xml"}, "response_format.type: "),
         ({"type": "regex", "value": "a", "flags": "i"}, "flags: unknown field; known ones are strict, type, value"),
         ({"type": "regex", "value": "a", "strict": 1}, "response_format.strict: "),
         ({"type": "json_object", "value": "{}"}, "takes none"),
-        ({"type": "json_schema"}, "the schema as JSON text"),
-        ({"type": "json_schema", "value": ["a"]}, "the schema as JSON text"),
+        ({"type": "json_schema"}, "the schema as an object or as JSON text"),
+        ({"type": "json_schema", "value": ["a"]}, "the schema as an object or as JSON text"),
         ({"type": "json_schema", "value": "{'a': 1}"}, "isn't JSON"),
         (schema([]), "isn't a JSON object"),
         (schema(nested(65)), "more than 64 levels"),
@@ -101,7 +144,7 @@ def test_it_may_be_as_large_as_the_bounds_say(response_format: Any) -> None:
         ({"type": "lark", "value": "ü" * 131_073}, "262146 bytes"),
         ({"type": "choice", "value": "a"}, "1 to 1024 texts"),
         ({"type": "choice", "value": []}, "1 to 1024 texts"),
-        ({"type": "choice", "value": ["x"] * 1025}, "1 to 1024 texts"),
+        ({"type": "choice", "value": ["x"] * 1025}, "too many choices: 1025; at most 1024"),
         ({"type": "choice", "value": ["a", ""]}, "an empty choice"),
         ({"type": "choice", "value": ["x" * 262_144]}, "262148 bytes"),
     ],
@@ -110,6 +153,7 @@ def test_what_is_beyond_them_is_refused_by_name(response_format: Any, why: str) 
     with pytest.raises(RequestError, match=why) as refused:
         asked(response_format)
     assert (refused.value.field or "").startswith("response_format")
+    assert "str" not in (refused.value.field or "").split(".")
     assert len(refused.value.message) < 300
 
 

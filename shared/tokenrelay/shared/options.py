@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
 from typing_extensions import TypedDict
 
 from tokenrelay.shared.errors import RequestError
@@ -46,7 +55,7 @@ from tokenrelay.shared.request_fields import (
 from tokenrelay.shared.response_format import ResponseFormat  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 
 class Options(TypedDict, total=False):
@@ -116,6 +125,14 @@ class Submission(Options, total=False):
     """The text to continue, taken as text: control tokens in it have no power."""
 
 
+def _if_known(value: Any, validated: Callable[[Any], Any]) -> Any:
+    """The validated value; None for what only a later release knows."""
+    try:
+        return validated(value)
+    except ValidationError:
+        return None
+
+
 class _Glance(TypedDict, total=False):
     """What of a request is shown whatever its version."""
 
@@ -126,6 +143,7 @@ class _Glance(TypedDict, total=False):
     max_new_tokens: int | None
     temperature: float
     top_p: float
+    response_format: Annotated[ResponseFormat | None, WrapValidator(_if_known)]
     metadata: dict[str, JsonValue]
 
 

@@ -34,17 +34,30 @@ def request_error(error: ValidationError, fields: Collection[str]) -> RequestErr
         limit = _FINITE_LIMITS.get(field.partition(".")[0])
         reason += f", at most {limit:g}" if limit is not None else ""
     if first["type"] == "extra_forbidden":
-        names = _INNER.get(field.partition(".")[0], fields)
-        known = ", ".join(sorted(names))
-        close = get_close_matches(field.rpartition(".")[2], names, 1)
-        meant = f"; did you mean {close[0]}?" if close else ";"
-        return RequestError(f"{field}: unknown field{meant} known ones are {known}", field=field)
+        return _unknown_field(field, fields)
     shown = "" if isinstance(first["input"], dict | list) or field == "prompt" else f" (got {_short(first['input'])})"
     return RequestError(f"{field}: {reason}{shown}", field=field, limit=cast("object", limit))
 
 
 _INNER: Final = {"messages": tuple(Message.__annotations__), "response_format": tuple(Format.__annotations__)}
 """The fields of the options that are objects."""
+
+
+def _unknown_field(field: str, fields: Collection[str]) -> RequestError:
+    """The error of a field that isn't in the schema, with the names that are."""
+    option, _, key = field.rpartition(".")
+    names = _INNER.get(field.partition(".")[0], fields)
+    meant = next(iter(get_close_matches(key, names, 1)), "")
+    if option == "response_format" and key in _VALUES:
+        meant = "value"
+    hint = f"; did you mean {meant}?" if meant else ";"
+    if key == "json_schema":
+        hint += " it's the schema itself, without OpenAI's name around it;"
+    return RequestError(f"{field}: unknown field{hint} known ones are {', '.join(sorted(names))}", field=field)
+
+
+_VALUES: Final = ("json_schema", "schema", "json", "pattern", "regex", "choice", "choices", "grammar", "lark")
+"""What other APIs, and guesses, call a format's value."""
 
 _FINITE_LIMITS: Final = {
     "temperature": MAX_TEMPERATURE,

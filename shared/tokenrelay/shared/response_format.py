@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NotRequired, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -22,14 +22,23 @@ _DATA: Final = frozenset({"const", "default", "enum", "examples"})
 """Keywords of a schema whose values are data, not schemas."""
 
 
+def _text_or_texts(value: Any) -> Any:
+    """A format's value, with one error where neither fits. Raises PydanticCustomError."""
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str) for each in texts):
+        raise _refusal("must be text; for type choice a list of texts, for json_schema also the schema as an object")
+    return value
+
+
 class Format(TypedDict):
     """What the answer must match."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
 
     type: Literal["json_object", "json_schema", "regex", "choice", "lark"]
-    value: NotRequired[str | list[str]]
-    """The schema as JSON text, the pattern, the grammar, or the list of choices; a JSON object has none."""
+    value: NotRequired[Annotated[str | list[str] | dict[str, Any], PlainValidator(_text_or_texts)]]
+    """The schema as an object or as JSON text, as which it is stored, the pattern, the grammar, or the list of choices;
+    a JSON object has none."""
     strict: NotRequired[bool]
     """Whether a schema's keywords that the worker can't enforce are refused (the default) or ignored."""
 
@@ -39,11 +48,26 @@ def schema_format(schema: object, *, strict: bool = True) -> dict[str, Any]:
     return {"type": "json_schema", "value": json.dumps(schema, ensure_ascii=False), "strict": strict}
 
 
-def _model_as_format(value: Any) -> Any:
-    """A pydantic model as the format of its JSON schema."""
+def _as_format(value: Any) -> Any:
+    """A pydantic model as the format of its JSON schema, and a schema given as an object as JSON text. Raises
+    PydanticCustomError."""
     if isinstance(value, type) and issubclass(value, BaseModel):
         return schema_format(_closed(value.model_json_schema()))
+    if not isinstance(value, dict):
+        raise _refusal("must be an object with type and value or, in Python, a pydantic model's class")
+    if value.get("type") == "json_schema" and isinstance(value.get("value"), dict):
+        return {**value, "value": _schema_text(value["value"])}
     return value
+
+
+def _schema_text(schema: dict[Any, Any]) -> str:
+    """The schema as JSON, its keys in their order."""
+    try:
+        return json.dumps(schema, ensure_ascii=False)
+    except RecursionError:
+        raise _too_deep() from None
+    except (TypeError, ValueError) as error:
+        raise _refusal(f"holds a schema that isn't JSON ({error})") from None
 
 
 def _closed(schema: Any) -> Any:
@@ -70,7 +94,11 @@ def _checked(value: Format) -> Format:
     if kind == "choice":
         _check_choices(given)
     elif not isinstance(given, str) or not given.strip():
-        what = {"json_schema": "the schema as JSON text", "regex": "the pattern", "lark": "the grammar"}[kind]
+        what = {
+            "json_schema": "the schema as an object or as JSON text",
+            "regex": "the pattern",
+            "lark": "the grammar",
+        }[kind]
         raise _refusal(f"has no text as its value; type {kind} takes {what}")
     _check_size(given)
     if kind == "json_schema":
@@ -79,7 +107,13 @@ def _checked(value: Format) -> Format:
 
 
 def _check_choices(given: object) -> None:
-    if not isinstance(given, list) or not 1 <= len(given) <= MAX_CHOICES:
+    if isinstance(given, list) and len(given) > MAX_CHOICES:
+        raise PydanticCustomError(
+            "too_many",
+            "has too many choices: {size}; at most {le} are allowed",
+            {"size": len(given), "le": MAX_CHOICES},
+        )
+    if not isinstance(given, list) or not given:
         raise _refusal(f"has no list as its value; type choice takes 1 to {MAX_CHOICES} texts")
     if not all(given):
         raise _refusal("has an empty choice; each has at least one character")
@@ -150,7 +184,7 @@ if TYPE_CHECKING:
 else:
     ResponseFormat = Annotated[
         Format,
-        BeforeValidator(_model_as_format),
+        BeforeValidator(_as_format),
         AfterValidator(_checked),
         WithJsonSchema(
             {
@@ -158,7 +192,13 @@ else:
                 "description": "What the answer must match.",
                 "properties": {
                     "type": {"enum": ["json_object", "json_schema", "regex", "choice", "lark"]},
-                    "value": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+                    "value": {
+                        "anyOf": [
+                            {"type": "string"},
+                            {"type": "array", "items": {"type": "string"}},
+                            {"type": "object", "additionalProperties": True},
+                        ]
+                    },
                     "strict": {"type": "boolean"},
                 },
                 "required": ["type"],

@@ -142,7 +142,9 @@ def failure_error(record: Record, ended: Ended) -> dict[str, Any]:
             assert_never(ended.state)
     if not is_callers_fault(ended):
         return {"message": message, "type": "server_error", "param": None, "code": code}
-    param = _PARAMS.get(record.annotation.api, "messages") if CALLERS_FAULTS[code] else None
+    param = "response_format" if code == "invalid_grammar" else None
+    if CALLERS_FAULTS[code]:
+        param = _PARAMS.get(record.annotation.api, "messages")
     return {"message": message, "type": "invalid_request_error", "param": param, "code": CALLERS_FAULTS[code] or code}
 
 

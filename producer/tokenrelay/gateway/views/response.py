@@ -164,7 +164,7 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
 
 
 def _format(stored: Format | None) -> dict[str, Any]:
-    """What the answer must match. A schema's name isn't stored: nothing depends on it."""
+    """What the answer must match. A schema's name isn't stored, so it's "schema" in every response."""
     if stored is None:
         return {"type": "text"}
     if stored["type"] == "json_schema":

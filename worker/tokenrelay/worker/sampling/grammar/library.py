@@ -28,6 +28,8 @@ _OPTIONS: Final = '%llguidance {"no_forcing": true}'
 _ASCII: Final = "dw"
 r"""A pattern's \d and \w, as JSON Schema has them: what matches so also matches where they are Unicode's."""
 _REASON_CHARS: Final = 500
+_PLACE: Final = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
+"""The line and column in the source, whose first line is `_OPTIONS`."""
 
 
 @cache
@@ -61,11 +63,11 @@ def compile_grammar(tokens: LLTokenizer, grammar: Grammar) -> Matcher:
     try:
         matcher = LLMatcher(tokens, _source(grammar), log_level=0, limits=_limits())
     except ValueError as error:
-        raise GrammarError(_reason(str(error))) from None
+        raise GrammarError(_reason(str(error), grammar)) from None
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
-        raise GrammarError(_reason(matcher.get_error()))
+        raise GrammarError(_reason(matcher.get_error(), grammar))
     return matcher
 
 
@@ -127,9 +129,16 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(step_max_items=2_000, max_items_in_row=1_000, max_lexer_states=50_000, verbose_errors=False)
 
 
-def _reason(message: str) -> str:
-    """The message without the parser's state, on one line."""
-    line = " ".join(re.split(r"<state>|<non-verbose/>", message)[0].split())
+def _reason(message: str, grammar: Grammar) -> str:
+    """The message on one line, without the parser's state and the excerpts of the source, which are indented."""
+    lines = re.split(r"<state>|<non-verbose/>", message)[0].splitlines()
+    line = " ".join(" ".join([each for each in lines if not each.startswith(" ")] or lines).split())
+    line = line.replace("regex parse error: error: ", "regex parse error: ")
+    line = re.sub(r'invalid regex ".*" \(in regex\): regex parse error: ', "invalid regex: ", line)
+    if place := _PLACE.match(line):
+        line = line[place.end() :]
+        if grammar.kind == "lark":
+            line = f"line {int(place[1]) - 1}, column {place[2]}: {line}"
     if line in ("", "NoExtensionBias"):
         return "no text matches it"
     return line if len(line) <= _REASON_CHARS else line[: _REASON_CHARS - 3] + "..."
