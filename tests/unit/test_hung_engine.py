@@ -35,7 +35,7 @@ def test_an_engine_that_hangs_in_add_is_seen_to_stand_still() -> None:
     engine = Noting()
     loop = loop_over(Scripted(), SimpleQueue())
     loop.holdings.engine, engine.status = engine, loop.holdings.status
-    work = Work(options.validate({"prompt": "x", "model": "m", "seed": 1}, LIMITS), (1,), 4)
+    work = Work(options.filled(options.validate({"prompt": "x", "model": "m", "seed": 1}, LIMITS)), (1,), 4)
     claimed = Claimed(Execution("request", "queue", "worker", "1"), "1:1", 1, 60, work=work)
     for message in (Claims((claimed,)), PollDone(unclaimed=False, exhausted=False)):
         loop.apply(message)  # both within one turn
