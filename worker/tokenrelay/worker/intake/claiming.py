@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from tokenrelay.shared import effective
 from tokenrelay.shared.errors import ProtocolError, RequestError
-from tokenrelay.shared.options import WIRE, filled
+from tokenrelay.shared.options import WIRE
 from tokenrelay.shared.redis.calls import Unusable
 from tokenrelay.shared.redis.commands import server_time
 from tokenrelay.shared.store import requests
@@ -34,16 +34,14 @@ from tokenrelay.shared.store.replies import (
 from tokenrelay.shared.store.requests import Claimant, Prompt
 from tokenrelay.shared.wire.entries import State, loggable
 from tokenrelay.shared.wire.keys import Plane
-from tokenrelay.worker.core.attempts import Claimed, Ending, Work
+from tokenrelay.worker.core.attempts import Claimed, Ending
 from tokenrelay.worker.core.figures import reason_of
 from tokenrelay.worker.intake.job import waited_s
-from tokenrelay.worker.intake.resuming import emitted_tokens, resume
-from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
+from tokenrelay.worker.intake.resuming import resumed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tokenrelay.shared.options import Submission
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.redis.calls import ScriptCall
     from tokenrelay.shared.redis.commands import Batch, Call, Reply
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
     from tokenrelay.shared.store.replies import ClaimReply
     from tokenrelay.worker.core.figures import Figures
     from tokenrelay.worker.intake.job import Job
-    from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
     from tokenrelay.worker.serving.prompts import PromptReader
 
     _Refusal = Busy | Done | Past | Poison | NotMine | Unreadable | Lost | Unusable
@@ -147,32 +144,13 @@ class Claiming:
             self._uncounted.append(count)
             if job.options is None or job.refusal is not None:
                 return claimed
-            return self._worked_out(claimed, job.options, job.grammar, granted)
+            return resumed(claimed, granted, self.reader, job.options, job.grammar)
         except RequestError as error:
             return replace(claimed, ending=Ending.failure(error.code, error.message))
         except BaseException:  # the per-request boundary: see Attempt.fail
             context = {"request_id": job.execution.job_id, "attempt": granted.attempt}
             log.exception("request %s can't be resumed: it fails alone", job.execution.job_id, extra=context)
             return replace(claimed, ending=Ending.internal_error())
-
-    def _worked_out(
-        self, claimed: Claimed, options: Submission, grammar: CompiledGrammar | None, granted: Granted
-    ) -> Claimed:
-        """Stand where the earlier attempts stopped. Raises RequestError."""
-        prompt_ids = self.reader.stored_ids(granted.prompt_ids)
-        emitted = emitted_tokens(granted, self.reader)
-        decided = effective.parse(granted.effective) if granted.effective else None
-        options = effective.obeying(options, decided) if decided else filled(options)
-        budget = self.reader.budget(len(prompt_ids), len(emitted), options)
-        text = self.reader.text(options)
-        ending = resume(text, emitted, budget)
-        if ending:
-            return replace(claimed, text=text, emitted=emitted, ending=ending)
-        mask = AnswerMask(grammar) if grammar else None
-        if mask:
-            mask([token[1] for token in emitted])  # here, and not within a step, which all neighbours would wait for
-        work = Work(options, prompt_ids, budget, self.reader.bad_words(options), mask)
-        return replace(claimed, text=text, emitted=emitted, work=work)
 
     def _refused(self, job: Job, reply: _Refusal) -> Call:
         """What a refused claim does to the job. BUSY changes nothing: somebody else is at it. Raises redis errors."""

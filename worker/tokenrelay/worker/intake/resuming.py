@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tokenrelay.shared import effective
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.options import filled
 from tokenrelay.shared.wire.entries import State
-from tokenrelay.worker.core.attempts import Ending
+from tokenrelay.worker.core.attempts import Ending, Work
+from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenrelay.shared.options import Submission
     from tokenrelay.shared.store.replies import Granted
     from tokenrelay.shared.store.requests import WrittenToken
+    from tokenrelay.worker.core.attempts import Claimed
+    from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
     from tokenrelay.worker.serving.prompts import PromptReader
     from tokenrelay.worker.text import TokenText
+
+
+def resumed(
+    claimed: Claimed, granted: Granted, reader: PromptReader, options: Submission, grammar: CompiledGrammar | None
+) -> Claimed:
+    """The claim with its work, or with the ending that its emitted tokens had come to. Raises RequestError."""
+    prompt_ids = reader.stored_ids(granted.prompt_ids)
+    emitted = emitted_tokens(granted, reader)
+    decided = effective.parse(granted.effective) if granted.effective else None
+    options = effective.obeying(options, decided) if decided else filled(options)
+    budget = reader.budget(len(prompt_ids), len(emitted), options)
+    text = reader.text(options)
+    ending = resume(text, emitted, budget)
+    if ending:
+        return replace(claimed, text=text, emitted=emitted, ending=ending)
+    mask = AnswerMask(grammar) if grammar else None
+    if mask:
+        mask([token[1] for token in emitted])  # here, and not within a step, which all neighbours would wait for
+    work = Work(options, prompt_ids, budget, reader.bad_words(options), mask)
+    return replace(claimed, text=text, emitted=emitted, work=work)
 
 
 def emitted_tokens(granted: Granted, reader: PromptReader) -> tuple[WrittenToken, ...]:
