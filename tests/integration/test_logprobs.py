@@ -167,3 +167,40 @@ def _choices(http: Any, path: str, body: dict[str, Any]) -> list[dict[str, Any]]
     answer = http.post(path, json={**body, "stream": True}).raise_for_status().text
     lines = [line.removeprefix("data: ") for line in answer.splitlines() if line.startswith("data: {")]
     return [choice for line in lines for choice in json.loads(line)["choices"]]
+
+
+def test_a_response_holds_them_streamed_whole_and_read_again(redis_server: RedisServer) -> None:
+    """Every token's delta has its own, also where its text is held back; the finished item has all."""
+    sampling = {**ASK, "model": "weather", "max_output_tokens": 12, "stop": ["never written, but held back for"]}
+    del sampling["logprobs"]
+    body = {**sampling, "input": PROMPT, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    gateway = LiveGateway(redis_server.url)
+    try:
+        with weather_worker(redis_server.url), gateway.client() as http:
+            whole = http.post("/v1/responses", json=body).raise_for_status().json()
+            again = http.get(f"/v1/responses/{whole['id']}").raise_for_status().json()
+            streamed = http.post("/v1/responses", json={**body, "stream": True}).raise_for_status().text
+            plain = http.post("/v1/responses", json={**body, "include": [], "top_logprobs": 0}).json()
+            refused = http.post("/v1/responses", json={**body, "top_logprobs": 21})
+            history = [{"role": "user", "content": PROMPT}, *whole["output"], {"role": "user", "content": PROMPT}]
+            next_turn = http.post("/v1/responses", json={"model": "weather", "input": history}).raise_for_status()
+    finally:
+        gateway.stop()
+    (item,) = whole["output"][0]["content"]
+    assert (len(item["logprobs"]), whole["top_logprobs"]) == (12, 2)
+    assert all(len(each["top_logprobs"]) == 2 for each in item["logprobs"])
+    written = b"".join(bytes(each["bytes"]) for each in item["logprobs"])
+    assert written.decode("utf-8", "replace") == item["text"]
+    assert again == whole
+    assert "x-tokenrelay-ignored" not in next_turn.headers
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed.splitlines() if line.startswith("data: {")]
+    by_kind = {event["type"].removeprefix("response."): event for event in events}
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [each for event in deltas for each in event["logprobs"]] == item["logprobs"]
+    assert [len(event["logprobs"]) for event in deltas[:12]] == [1] * 12
+    assert by_kind["output_text.done"]["logprobs"] == item["logprobs"]
+    assert by_kind["content_part.done"]["part"] == item
+    assert by_kind["output_item.done"]["item"]["content"] == [item]
+    assert by_kind["incomplete"]["response"]["output"][0]["content"] == [item]
+    assert (plain["output"][0]["content"][0]["logprobs"], plain["top_logprobs"]) == ([], 0)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "top_logprobs")

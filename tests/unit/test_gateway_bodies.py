@@ -164,7 +164,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
         ("audio", {"voice": "ash", "format": "wav"}),
         ("web_search_options", {}),
         ("moderation", {"model": "omni"}),
-        ("include", ["message.output_text.logprobs"]),
         ("conversation", "conv_1"),
         ("context_management", [{"type": "compaction"}]),
         ("suffix", "end"),
@@ -196,6 +195,8 @@ def test_what_would_change_the_answer_is_refused_by_name(kind: type[Common], nam
         (CompletionBody, "messages"),
         (ChatBody, "text"),
         (CompletionBody, "text"),
+        (ChatBody, "include"),
+        (CompletionBody, "include"),
     ],
 )
 def test_another_endpoints_question_is_refused_by_name(kind: type[Common], name: str) -> None:

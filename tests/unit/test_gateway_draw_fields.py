@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from tests.unit.test_gateway_bodies import LEAST, read, refused
+from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields
 from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, ResponseBody
 from tokenrelay.gateway.openai.bodies.submissions import read_submission
@@ -15,6 +16,7 @@ from tokenrelay.shared import options
 if TYPE_CHECKING:
     from tokenrelay.gateway.openai.bodies.request_bodies import Common
 
+TEXTS: Final = "message.output_text.logprobs"
 DRAW: Final[dict[str, tuple[Any, Any]]] = {
     "logit_bias": ({"1": "5", "2": 0}, {"1": 5}),
     "presence_penalty": (0.5, 0.5),
@@ -54,6 +56,14 @@ def test_every_option_of_the_draw_is_a_field() -> None:
         (CompletionBody, {"logprobs": 0}, {"logprobs": True, "top_logprobs": 0}),
         (CompletionBody, {"logprobs": "5"}, {"logprobs": True, "top_logprobs": 5}),
         (CompletionBody, {"logprobs": False}, {}),
+        (ResponseBody, {"include": [TEXTS]}, {"logprobs": True}),
+        (
+            ResponseBody,
+            {"include": ["reasoning.encrypted_content", TEXTS], "top_logprobs": "2"},
+            {"logprobs": True, "top_logprobs": 2},
+        ),
+        (ResponseBody, {"include": [], "top_logprobs": 0}, {}),
+        (ResponseBody, {"include": None, "logprobs": False}, {}),
     ],
 )
 def test_logprobs_are_asked_for_as_each_endpoint_has_it(
@@ -63,17 +73,29 @@ def test_logprobs_are_asked_for_as_each_endpoint_has_it(
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "value"),
+    ("kind", "name", "value", "message"),
     [
-        (ResponseBody, "logprobs", True),
-        (ResponseBody, "top_logprobs", 2),
-        (ResponseBody, "include", ["message.output_text.logprobs"]),
-        (CompletionBody, "top_logprobs", 2),
+        (ResponseBody, "logprobs", True, f'isn\'t a field here; give include: ["{TEXTS}"]'),
+        (ChatBody, "include", [TEXTS], "isn't supported here; leave it out"),
+        (CompletionBody, "include", [TEXTS], "isn't supported here; leave it out"),
+        (CompletionBody, "top_logprobs", 2, "isn't supported here; leave it out"),
     ],
 )
-def test_logprobs_are_refused_by_name_where_they_are_not_done(kind: type[Common], name: str, value: Any) -> None:
+def test_another_endpoints_way_to_ask_for_logprobs_is_refused_by_name(
+    kind: type[Common], name: str, value: Any, message: str
+) -> None:
     problem = refused(kind, **{name: value})
     assert (problem.status, problem.param, problem.code) == (400, name, "unsupported_parameter")
+    assert problem.message == f"{name}: {message}"
+
+
+def test_a_response_has_no_alternatives_without_logprobs() -> None:
+    problem = refused(ResponseBody, include="message.output_text.logprobs")
+    assert (problem.status, problem.param) == (400, "include")
+    assert "must be a list" in problem.message
+    with pytest.raises(Problem, match="top_logprobs: needs include") as raised:
+        read(ResponseBody, top_logprobs=2).options()
+    assert (raised.value.status, raised.value.param) == (400, "top_logprobs")
 
 
 @pytest.mark.parametrize("kind", LEAST)

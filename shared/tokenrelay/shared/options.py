@@ -143,6 +143,7 @@ class _Glance(TypedDict, total=False):
     max_new_tokens: int | None
     temperature: float
     top_p: float
+    top_logprobs: int
     response_format: Annotated[ResponseFormat | None, WrapValidator(_if_known)]
     metadata: dict[str, JsonValue]
 

@@ -19,6 +19,7 @@ from tokenrelay.gateway.streams.attachments import Attachment
 from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
 from tokenrelay.gateway.streams.feed import Feed
 from tokenrelay.gateway.streams.positions import START, entry_after, sequence_after
+from tokenrelay.gateway.views.logprobs import text_logprobs
 from tokenrelay.gateway.views.response import PREFIX, ResponseEncoder, snapshot
 from tokenrelay.producer._core.endings import cancel
 from tokenrelay.shared.wire.answer import Assembler
@@ -131,7 +132,7 @@ def _current(record: Record, feed: Feed) -> dict[str, Any]:
     # The stream was read after the record, but only the record reports an overdue request as expired.
     open_state = record.state if record.state.terminal else State(assembler.machine.state)
     state = feed.ended.state if feed.ended else open_state
-    return snapshot(record, state, feed.ended, assembler.text)
+    return snapshot(record, state, feed.ended, assembler.text, text_logprobs(assembler.tokens))
 
 
 def _headers(record: Record) -> dict[str, str]:

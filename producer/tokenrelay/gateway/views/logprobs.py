@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's shapes: of chat completions, and of completions."""
+"""Log-probabilities in OpenAI's shapes: of chat completions, responses and completions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ if TYPE_CHECKING:
     from tokenrelay.shared.wire.entries import Token, TokenLogprob
 
 
-def chat_logprobs(tokens: Iterable[Token]) -> dict[str, Any] | None:
-    """Of a chat completion's choice; None where they weren't asked for."""
-    content = [
+def text_logprobs(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+    """Of a response's text; empty where they weren't asked for."""
+    return [
         {**_item(token.logprobs[0]), "top_logprobs": [_item(each) for each in token.logprobs[1:]]}
         for token in tokens
         if token.logprobs
     ]
+
+
+def chat_logprobs(tokens: Iterable[Token]) -> dict[str, Any] | None:
+    """Of a chat completion's choice; None where they weren't asked for."""
+    content = text_logprobs(tokens)
     return {"content": content, "refusal": None} if content else None
 
 

@@ -9,14 +9,18 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, assert_never, cast
 
 from tokenrelay.gateway.views.chat import failure_error
+from tokenrelay.gateway.views.logprobs import text_logprobs
 from tokenrelay.gateway.views.sse import encode
 from tokenrelay.shared.wire.entries import Ended, Queued, Started, State, Token
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.shared.response_format import Format
     from tokenrelay.shared.wire.entries import Entry
 
+Logprob = dict[str, Any]
 PREFIX: Final = "resp_"
 ITEM_PREFIX: Final = "msg_"
 _CUT: Final = {"reason": "max_output_tokens"}
@@ -55,6 +59,7 @@ class ResponseEncoder:
     def __init__(self, record: Record) -> None:
         self._record = record
         self._texts: list[str] = []
+        self._logprobs: list[Logprob] = []
         self._sequence = 0
         self._opened = False
         self._item_id = item_id(record)
@@ -65,9 +70,9 @@ class ResponseEncoder:
                 events = [("response.created", {"response": snapshot(self._record, State.QUEUED)})]
             case Started():
                 events = self._opening()
-            case Token(text=text):
+            case Token():
                 # One event per token, even without text, so that token N is always event N + 3.
-                events = [self._delta(text)]
+                events = [self._delta(entry.text, text_logprobs([entry]))]
             case Ended():
                 events = self._closing(entry)
             case _:
@@ -91,22 +96,24 @@ class ResponseEncoder:
             ("response.content_part.added", {**self._position(), "part": part("")}),
         ]
 
-    def _delta(self, text: str) -> tuple[str, dict[str, Any]]:
+    def _delta(self, text: str, logprobs: Sequence[Logprob] = ()) -> tuple[str, dict[str, Any]]:
         self._texts.append(text)
-        return "response.output_text.delta", {**self._position(), "delta": text, "logprobs": []}
+        self._logprobs += logprobs
+        return "response.output_text.delta", {**self._position(), "delta": text, "logprobs": [*logprobs]}
 
     def _closing(self, ended: Ended) -> list[tuple[str, dict[str, Any]]]:
         events = self._opening() if ended.text and not self._opened else []
         events += [self._delta(ended.text)] if ended.text else []
         text = "".join(self._texts)
         if self._opened:
-            status = _words(ended.state).item
+            item = message(self._record, text, _words(ended.state).item, self._logprobs)
             events += [
-                ("response.output_text.done", {**self._position(), "text": text, "logprobs": []}),
-                ("response.content_part.done", {**self._position(), "part": part(text)}),
-                ("response.output_item.done", {"output_index": 0, "item": message(self._record, text, status)}),
+                ("response.output_text.done", {**self._position(), "text": text, "logprobs": self._logprobs}),
+                ("response.content_part.done", {**self._position(), "part": part(text, self._logprobs)}),
+                ("response.output_item.done", {"output_index": 0, "item": item}),
             ]
-        return [*events, (_words(ended.state).event, {"response": snapshot(self._record, ended.state, ended, text)})]
+        response = snapshot(self._record, ended.state, ended, text, self._logprobs)
+        return [*events, (_words(ended.state).event, {"response": response})]
 
     def _position(self) -> dict[str, Any]:
         return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
@@ -116,26 +123,28 @@ def item_id(record: Record) -> str:
     return f"{ITEM_PREFIX}{record.request_id}"
 
 
-def part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def part(text: str, logprobs: Sequence[Logprob] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
 
 
-def message(record: Record, text: str, status: str) -> dict[str, Any]:
+def message(record: Record, text: str, status: str, logprobs: Sequence[Logprob] = ()) -> dict[str, Any]:
     """The output item that holds the answer."""
     return {
         "id": item_id(record),
         "type": "message",
         "status": status,
         "role": "assistant",
-        "content": [part(text)],
+        "content": [part(text, logprobs)],
     }
 
 
-def snapshot(record: Record, state: State, ended: Ended | None = None, text: str = "") -> dict[str, Any]:
-    """The response object in `state`; `text` is the answer so far."""
+def snapshot(
+    record: Record, state: State, ended: Ended | None = None, text: str = "", logprobs: Sequence[Logprob] = ()
+) -> dict[str, Any]:
+    """The response object in `state`; `text` is the answer so far, with its tokens' log-probabilities."""
     options, annotation = record.options, record.annotation
     messages = options["messages"] or []
-    output = [message(record, text, _words(state).item)] if text else []
+    output = [message(record, text, _words(state).item, logprobs)] if text else []
     return {
         "id": PREFIX + record.request_id,
         "object": "response",
@@ -157,6 +166,7 @@ def snapshot(record: Record, state: State, ended: Ended | None = None, text: str
         "text": {"format": _format(cast("Format | None", options.get("response_format")))},
         "tool_choice": "auto",
         "tools": [],
+        "top_logprobs": options.get("top_logprobs", 0),
         "top_p": options["top_p"],
         "truncation": "disabled",
         "usage": _usage(ended) if ended else None,

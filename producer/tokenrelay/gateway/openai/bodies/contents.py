@@ -167,7 +167,7 @@ class _Reader:
         if not isinstance(kind, str) or kind not in _TEXTS:
             _refuse_kind(path, kind, "parts")
         name = _TEXTS[kind]
-        self._ignore(given, path, {"type", name})
+        self._ignore(given, path, {"type", name, "logprobs"})
         return _text(given.get(name), f"{path}.{name}")
 
     def _ignore(self, given: dict[str, Any], path: str, known: Iterable[str]) -> None:

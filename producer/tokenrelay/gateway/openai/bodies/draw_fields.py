@@ -1,4 +1,4 @@
-"""Fields of the bodies that change how tokens are drawn and where the answer ends, beside OpenAI's basic ones.
+"""Fields of the bodies about the draw: how tokens are drawn, where the answer ends, a response's log-probabilities.
 
 OpenAI's and vLLM's names and meanings. Submit checks their bounds.
 """
@@ -10,10 +10,12 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number
+from tokenrelay.gateway.openai.bodies.contents import refuse
 from tokenrelay.gateway.openai.bodies.no_op_values import equal, is_empty
 from tokenrelay.shared.options import MODELS_OWN, VERSION_2
 
 _IS_ZERO: Final = equal(0)
+_LOGPROBS: Final = "message.output_text.logprobs"
 
 
 def biases(value: Any) -> Any:
@@ -51,3 +53,31 @@ class DrawFields(BaseModel):
     """Extension: the answer ends before the first of these tokens."""
     include_stop_str_in_output: Flag | None = None
     """Extension: the answer includes the stop string, or token of stop_token_ids, that ended it."""
+
+
+def _parts(value: Any) -> Any:
+    """The parts of an `include`. Those of tools, images and reasoning are in no answer here."""
+    if is_empty(value):
+        return None
+    if not isinstance(value, list):
+        refuse("include", f'must be a list, such as ["{_LOGPROBS}"]')
+    return value
+
+
+class ResponseLogprobs(BaseModel):
+    """How the Responses API asks for log-probabilities."""
+
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+
+    include: Annotated[list[Any] | None, BeforeValidator(_parts)] = None
+    """`message.output_text.logprobs`: return the log-probability of each token. Other parts are in no answer here."""
+    top_logprobs: Whole | None = None
+    """With that: return those of so many likeliest tokens at each place, too, 0 to 20."""
+
+    def logprob_options(self) -> dict[str, Any]:
+        """Our options. Raises Problem 400."""
+        if _LOGPROBS in (self.include or ()):
+            return {"logprobs": True, **({"top_logprobs": self.top_logprobs} if self.top_logprobs else {})}
+        if self.top_logprobs:
+            refuse("top_logprobs", f'needs include: ["{_LOGPROBS}"] beside it')
+        return {}

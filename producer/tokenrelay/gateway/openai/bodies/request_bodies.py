@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number, whole
 from tokenrelay.gateway.openai.bodies.contents import Conversation, read_input, read_messages, refuse
-from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, changes
+from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, ResponseLogprobs, changes
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.gateway.openai.bodies.structured_output import FormatFields, read_text
 from tokenrelay.gateway.openai.bodies.unsupported import (
@@ -340,11 +340,12 @@ class CompletionBody(Streamed):
         return {"top_logprobs": "logprobs"}
 
 
-class ResponseBody(Common):
+class ResponseBody(ResponseLogprobs, Common):
     """POST /v1/responses."""
 
     alternatives: ClassVar = {
         **ALTERNATIVES,
+        "logprobs": 'isn\'t a field here; give include: ["message.output_text.logprobs"]',
         "prompt": "is a field of /v1/completions, or a template, which isn't supported",
     }
 
@@ -372,7 +373,7 @@ class ResponseBody(Common):
 
     def options(self) -> dict[str, Any]:
         messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        return {**super().options(), "messages": [*messages, *self.input.messages]}
+        return {**super().options(), **self.logprob_options(), "messages": [*messages, *self.input.messages]}
 
     def _names(self) -> dict[str, str]:
         return {"messages": "input"}
