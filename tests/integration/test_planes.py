@@ -140,12 +140,10 @@ def test_what_a_dead_worker_held_goes_on(two: Two) -> None:
             generation = producer.submit("w1", model=MODEL, max_new_tokens=2000, ignore_eos=True)
             next(iter(generation))
             wait_until(lambda: len(first.threads.status.held) == 1)
-        # One, or two where a poll that was under way took it again: that is handed back, too.
-        attempts = generation.status().attempts
-        assert attempts <= 2
+        assert generation.status().attempts == 1
         with running_worker(two.queue.url, streams_url=two.token.url):
             assert len(generation.result(timeout_s=60).tokens) == 2000
-        assert generation.status().attempts == attempts + 1
+        assert generation.status().attempts == 2
 
 
 def test_an_error_names_the_server_and_the_setting(two: Two, make_redis_server: MakeRedisServer) -> None:

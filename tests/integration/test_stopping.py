@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,19 @@ from pydantic import SecretStr
 from rq.suspension import suspend
 
 from tests.engines import CountingEngine
+from tests.integration.test_gathering import replaced
 from tests.integration.test_worker import result, words
 from tests.integration.test_worker_faults import BAD, fussy
 from tests.two_planes import pipeline_on
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, served, submit
 from tokenrelay.shared.measures import Tally
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
+from tokenrelay.worker.intake.intake import Intake
 from tokenrelay.worker.supervisor.supervisor import Supervisor
 from tokenrelay.worker.worker import Worker
 
@@ -33,7 +38,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
-    from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.shared.redis.commands import Batch, Reply
+    from tokenrelay.worker.core.attempts import Claimed
 
 NOW = datetime.now(UTC)
 CHILD = (sys.executable, "-I", "-S", "-c", "import time; time.sleep(300)")
@@ -175,6 +181,57 @@ def test_what_is_held_is_handed_back_while_intake_still_encodes(
     assert redis.lrange(keys.rq_queue(keys.queue(MODEL, "default")), 0, -1) == [held.encode()]
     assert not int(redis.hget(keys.request(held), "crashes") or 0)
     assert result(redis, sick).code == "internal_error"  # it was claimed once it was read, and ended
+
+
+class SlowPolls(Intake):
+    """A poll behind the first one begins to take once what the worker held is `handed_back`."""
+
+    handed_back: Callable[[], bool]
+
+    def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
+        if not idle:
+            wait_until(self.handed_back)
+        return super().claim(limit, idle=idle)
+
+
+class SlowTakes(Pipeline):
+    """Redis gets a take behind the first one as soon as what the worker held is `handed_back`, or after 0.2 s."""
+
+    handed_back: Callable[[], bool]
+    taken = 0
+
+    def run(self, batch: Batch, *, atomic: bool = False) -> list[Reply]:
+        if any(isinstance(item, Call) and item.script.name == "take" for item in batch):
+            self.taken += 1
+            if self.taken > 1:
+                with suppress(AssertionError):
+                    wait_until(self.handed_back, timeout_s=0.2)
+        return super().run(batch, atomic=atomic)
+
+
+def slow_polls(worker: Worker, handed_back: Callable[[], bool]) -> None:
+    replaced(worker, SlowPolls).handed_back = handed_back
+
+
+def slow_takes(worker: Worker, handed_back: Callable[[], bool]) -> None:
+    taking = worker.threads.intake._taking
+    taking.pipeline = slow = SlowTakes(taking.pipeline.servers.queue)
+    slow.handed_back = handed_back
+
+
+@pytest.mark.parametrize("slow", [slow_polls, slow_takes])
+def test_a_poll_under_way_takes_nothing_of_what_is_handed_back(
+    redis_server: RedisServer, redis: Redis, pipeline: Pipeline, slow: Callable[[Worker, Callable[[], bool]], None]
+) -> None:
+    engine = CountingEngine(vocabulary=VOCABULARY, step_delay_s=0.02)
+    with running_worker(redis_server.url, engine, drain_timeout_s=0.0) as worker:
+        queue = keys.rq_queue(keys.queue(MODEL, "default"))
+        worker.threads.poller.gather_s = 0.0  # one take a poll
+        slow(worker, lambda: bool(redis.llen(queue)))
+        held = submit(pipeline, NOW, seed=5, max_new_tokens=4000)
+        wait_until(lambda: redis.xlen(keys.stream(held)) > 4 and worker.threads.loop.polling.asked)
+    assert redis.lrange(queue, 0, -1) == [held.encode()]
+    assert redis.hget(keys.request(held), "attempt") == b"1"
 
 
 def test_a_burst_ends_where_only_others_can_go_on(redis_server: RedisServer, redis: Redis, pipeline: Pipeline) -> None:

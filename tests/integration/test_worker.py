@@ -363,11 +363,9 @@ def test_draining_hands_back_mid_stream_and_another_continues(
         wait_until(lambda: redis.xlen(keys.stream(request_id)) >= 10)
     assert state(redis, request_id) == "in_progress"
     assert job(redis, request_id).get_status() == "queued"
-    attempts = int(redis.hget(keys.request(request_id), "attempt") or 0)
-    assert attempts <= 2  # two where a poll that was under way took it again: that is handed back, too
     with running_worker(redis_server.url):
         got = result(redis, request_id)
-    assert (got.text, got.attempts) == (words(9, 60), attempts + 1)
+    assert (got.text, got.attempts) == (words(9, 60), 2)
     assert got.usage.recomputed_tokens >= 3 + 8
 
 

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 UNWATCHED_S: Final = 5.0
 """How long beyond the stall timeout the loop itself gives up a hung engine. A supervisor kills it at the timeout; this
 is for a worker that has none, such as RQ's `rq worker`."""
+POLL_ENDS_S: Final = 0.5
+"""How long a poll under way has to end, before what is in flight is handed back: shorter than the shortest lease."""
 MIN_PAUSE_S: Final = 0.02
 """Between two runs of a periodic task."""
 
@@ -62,8 +64,8 @@ class GenerationThreads:
         publisher = Publisher(pipeline, settings.lease_ms, Closings(jobs), self.figures)
         holdings = Holdings(engine, publisher, jobs, self.status, self.figures)
         watchdog = Watchdog(settings.stall_timeout_s + UNWATCHED_S, self.progress)
-        self.loop = GenerationLoop(holdings, Polling(polls), watchdog, settings)
         self.intake = Intake(pipeline, served.reader, settings, worker, queues, self.figures)
+        self.loop = GenerationLoop(holdings, Polling(polls, self.intake.leaving), watchdog, settings)
         self.poller = Poller(self.intake, self.loop.post, polls)
         self.jobs = JobKeeper(pipeline, self.status, self.loop.post, self.figures, jobs)
 
@@ -101,6 +103,8 @@ class GenerationThreads:
         """Hand everything back and end all threads: each step is taken, whatever the ones before it raised."""
         steps: tuple[Callable[[], object], ...] = (
             self.loop.polling.leave,
+            lambda: finish(self.loop),
+            lambda: intake.join(POLL_ENDS_S),  # a take under way would take again what is handed back
             lambda: finish(self.loop),
             lambda: self._hand_back((), crashed=bool(errors)),  # nobody renews leases while intake is waited for
             intake.join,

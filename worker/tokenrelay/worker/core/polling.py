@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.worker.core.messages import JobsQueued, Leave, Poll
@@ -22,6 +23,8 @@ class Polling:
     """One poll at a time. The loop's thread alone."""
 
     intake: SimpleQueue[IntakeMessage]
+    leaving: threading.Event = field(default_factory=threading.Event)
+    """Set once intake is to take no more jobs."""
     asked: bool = False
     """Whether a poll is running."""
     exhausted: bool = False
@@ -60,5 +63,6 @@ class Polling:
         self._again = False
 
     def leave(self) -> None:
-        """Have intake end its thread; a poll that waits for the next of a burst waits no longer."""
+        """Have intake end its thread. A running poll takes nothing more, and claims what it has taken."""
+        self.leaving.set()
         self.intake.put(Leave())

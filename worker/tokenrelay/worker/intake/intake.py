@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ class Intake:
     ) -> None:
         self.figures = figures
         self.encoding = Encoding()
+        self.leaving = threading.Event()
+        """Whether nothing more is to be taken. Any thread may set it."""
         reading = Reading(pipeline, reader, settings.max_crashes, self.encoding)
-        self._taking = Taking(pipeline, reading, worker, queues, reader.kind)
+        self._taking = Taking(pipeline, reading, worker, queues, reader.kind, self.leaving)
         self._claiming = Claiming(pipeline, reader, settings, worker, figures)
         self._alone = False
         """Whether what was claimed last is to run alone."""

@@ -39,18 +39,15 @@ class Poller:
     inbox: SimpleQueue[IntakeMessage] = field(default_factory=SimpleQueue)
     gather_s: float = GATHER_S
     burst_gap_s: float = BURST_GAP_S
-    _leaving: bool = False
 
     def run(self) -> None:
         """Until a Leave."""
-        while not self._leaving:
+        while not self.intake.leaving.is_set():
             match message := self.inbox.get():
                 case Poll():
                     self._answer(message)
-                case JobsQueued():
-                    pass  # it came behind the poll that would have waited for it
-                case Leave():
-                    return
+                case JobsQueued() | Leave():
+                    pass  # it came behind the poll that would have waited for it; or only wakes this thread
                 case _:
                     assert_never(message)
 
@@ -73,7 +70,7 @@ class Poller:
                 found += len(claimed)
                 self.post(Claims(tuple(claimed)))
             left_s = gather_until - time.monotonic()
-            if self._leaving or left_s <= 0 or found >= poll.free:
+            if self.intake.leaving.is_set() or left_s <= 0 or found >= poll.free:
                 return
             if not claimed and (found < 2 or not self._is_followed(min(self.burst_gap_s, left_s))):
                 return
@@ -86,5 +83,4 @@ class Poller:
                 message = self.inbox.get()
         except Empty:
             return False
-        self._leaving = isinstance(message, Leave)
-        return not self._leaving
+        return not isinstance(message, Leave)

@@ -15,6 +15,8 @@ from tokenrelay.shared.store.jobs import RQ_LEASE_S, Take, any_queued, take_call
 from tokenrelay.worker.intake.job import Job
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.worker.intake.reading import Reading
@@ -36,6 +38,7 @@ class Taking:
     worker: str
     queues: tuple[str, ...]
     kind: str
+    leaving: Event
     ready: deque[Job] = field(default_factory=deque)
     """Taken and read, not yet claimed: kept over an error, so that a taken job is never forgotten."""
     missing: list[Job] = field(default_factory=list)
@@ -94,6 +97,8 @@ class Taking:
         self.ready = deque(here[:limit])
 
     def _take(self, limit: int, *, idle: bool) -> None:
+        if self.leaving.is_set():  # what this worker hands back is another's to take
+            return
         if not self._execution_ids:
             if idle and not any_queued(self.pipeline, self.queues):
                 return
