@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import AsyncDriver
-from tokenrelay.producer._core.planning import plan_many, plan_request
+from tokenrelay.producer._core.planning import plan_choices, plan_many, plan_request
 from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.client import settings_of, urls_of
@@ -176,6 +176,14 @@ class AsyncProducer(AsyncConsumer):
         if plans:
             await self._driver.run(self._submitter.submit_many(plans))
         return [AsyncGeneration(plan.request_id, self._driver, plan.response_model) for plan in plans]
+
+    async def submit_choices(
+        self, prompt: str | None = None, *, n: int, **options: Unpack[Options]
+    ) -> list[AsyncGeneration]:
+        """As Producer.submit_choices."""
+        plans = plan_choices([{"prompt": prompt, **options}], n, self._settings)
+        submitted = await self._driver.run(self._submitter.submit_choices(plans))
+        return [AsyncGeneration(each.request_id, self._driver, each.plan.response_model) for each in submitted]
 
     @asynccontextmanager
     async def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> AsyncIterator[AsyncGeneration]:

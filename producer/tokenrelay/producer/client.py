@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import Driver
-from tokenrelay.producer._core.planning import plan_many, plan_request
+from tokenrelay.producer._core.planning import plan_choices, plan_many, plan_request
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.generation import Generation, ReadOnlyGeneration
 from tokenrelay.shared.errors import SettingsError
@@ -138,6 +138,17 @@ class Producer(Consumer):
         if plans:
             self._driver.run(self._submitter.submit_many(plans))
         return [Generation(plan.request_id, self._driver, plan.response_model) for plan in plans]
+
+    def submit_choices(self, prompt: str | None = None, *, n: int, **options: Unpack[Options]) -> list[Generation]:
+        """Queue `n` requests for the same prompt, 1 to 16, or none of them: the choices, in order.
+
+        Each is a request of its own: it streams, resumes, fails and is cancelled by itself. The first one's answer is
+        what `submit` gives with the same seed; choice k is the same for every `n` above k. An engine that can prefills
+        the prompt once for all of them. Their IDs: a base, then the base and `-1`, `-2`, … Raises as `submit`.
+        """
+        plans = plan_choices([{"prompt": prompt, **options}], n, self._settings)
+        submitted = self._driver.run(self._submitter.submit_choices(plans))
+        return [Generation(each.request_id, self._driver, each.plan.response_model) for each in submitted]
 
     @contextmanager
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Iterator[Generation]:

@@ -11,7 +11,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.request_errors import request_error
 from tokenrelay.shared.request_fields import (
     MAX_BAD_WORDS,
+    MAX_CHOICES,
     MAX_DEADLINE_S,
     MAX_LOGPROBS,
     MAX_SEED,
@@ -125,6 +126,16 @@ class Submission(Options, total=False):
     """The text to continue, taken as text: control tokens in it have no power."""
 
 
+class StoredRequest(Submission, total=False):
+    """A submission as a request's hash keeps it: with the number of its call's requests, and its own place in them."""
+
+    choices: Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+    choice: Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Submission)
+
+
 def _if_known(value: Any, validated: Callable[[Any], Any]) -> Any:
     """The validated value; None for what only a later release knows."""
     try:
@@ -182,6 +193,9 @@ VERSION_2: Final[Submission] = {
 }
 """What wire version 2 adds, with the defaults: only what was given is in a request's JSON."""
 
+ONLY_CHOICE: Final = {"choices": 1, "choice": 0}
+"""The same of what isn't an option: a request that is its call's only one."""
+
 DEFAULTS: Final = cast("Submission", {**VERSION_1, **VERSION_2})
 
 MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
@@ -194,6 +208,7 @@ WIRE: Final = 2
 """The highest wire version of requests that this release writes and reads: docs/wire.md."""
 
 _ADAPTER: Final = TypeAdapter(Submission)
+_STORED: Final = TypeAdapter(StoredRequest)
 _GLANCE: Final = TypeAdapter(_Glance)
 _NOT_IN_BODY: Final = ("idempotency_key",)
 _HASHED_BUDGET: Final = 256
@@ -274,14 +289,15 @@ def _most_with_logprobs(top: int) -> int:
 
 def asked(request: Mapping[str, Any]) -> set[str]:
     """Version 2's fields that the request has with a value other than the default."""
-    return {name for name, default in VERSION_2.items() if name in request and request[name] != default}
+    defaults = {**VERSION_2, **ONLY_CHOICE}
+    return {name for name, default in defaults.items() if name in request and request[name] != default}
 
 
-def _only(request: Submission, names: Collection[str]) -> Submission:
-    return cast("Submission", {name: value for name, value in request.items() if name in names})
+def _only(request: AnyRequest, names: Collection[str]) -> AnyRequest:
+    return cast("AnyRequest", {name: value for name, value in request.items() if name in names})
 
 
-def resolve(request: Submission, not_given: Collection[str], models_own: Mapping[str, Any]) -> Submission:
+def resolve(request: AnyRequest, not_given: Collection[str], models_own: Mapping[str, Any]) -> AnyRequest:
     """The request as it's stored, from what `validate` gave.
 
     One that asks for nothing new is version 1's: the model's own defaults stand where the caller gave none. In another
@@ -290,7 +306,7 @@ def resolve(request: Submission, not_given: Collection[str], models_own: Mapping
     own = {name: value for name, value in models_own.items() if name in not_given and value != DEFAULTS[name]}  # type: ignore[literal-required]
     if asked(request) or own.keys() & VERSION_2.keys():
         return _only(request, request.keys() - set(not_given))
-    return cast("Submission", {**_only(request, VERSION_1), **own})
+    return cast("AnyRequest", {**_only(request, VERSION_1), **own})
 
 
 def wire_of(request: Submission) -> int:
@@ -322,14 +338,14 @@ def dump(request: Submission) -> str:
     return json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def load(raw: str | bytes, wire: int = 1) -> Submission:
+def load(raw: str | bytes, wire: int = 1) -> StoredRequest:
     """The fields of a stored request of that wire version, as a worker reads them.
 
     Raises RequestError: what's in Redis needn't be ours. Its code is `unsupported_option` where a version 2 request has
     a field that only a later release knows: the request is for that one's workers.
     """
     try:
-        request = _ADAPTER.validate_json(raw)
+        request = _STORED.validate_json(raw)
     except ValidationError as error:
         refusal = request_error(error, DEFAULTS)
         if wire > 1 and all(each["type"] == "extra_forbidden" and len(each["loc"]) == 1 for each in error.errors()):

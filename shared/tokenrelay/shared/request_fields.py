@@ -29,6 +29,10 @@ MAX_STOP_TOKEN_IDS: Final = 256
 MAX_TOP_LOGPROBS: Final = 20
 MAX_LOGPROBS: Final = 1_048_576
 """Of a stream: each token's own and its alternatives'."""
+MAX_CHOICES: Final = 256
+"""Requests under one base ID: prompts of one call, times the choices of each."""
+MAX_N: Final = 16
+"""Choices of one prompt."""
 MAX_METADATA_BYTES: Final = 16_384
 MAX_METADATA_DEPTH: Final = 190
 """Whoever reads the stored request gives up at 200 levels (pydantic's JSON parser)."""

@@ -1,11 +1,12 @@
-"""From a caller's arguments to a request that is ready to be written, and the two calls that write it. No I/O.
+"""From a caller's arguments to requests that are ready to be written, and the two calls that write each. No I/O.
 
-ID and seed are drawn here, once, so that a call that wasn't answered is sent again as it was: scripts answer a repeat
+IDs and seeds are drawn here, once, so that a call that wasn't answered is sent again as it was: scripts answer a repeat
 as they did the first time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
@@ -16,17 +17,18 @@ from typing import TYPE_CHECKING, Any, Final
 from tokenrelay.producer._core.parsing import model_of
 from tokenrelay.shared import options
 from tokenrelay.shared.errors import IdempotencyConflict, QueueFull, RequestError
+from tokenrelay.shared.request_fields import MAX_CHOICES, MAX_N
 from tokenrelay.shared.store import jobs, requests
 from tokenrelay.shared.store.jobs import Enqueue
 from tokenrelay.shared.store.requests import NewRequest
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pydantic import BaseModel
 
-    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.options import StoredRequest
     from tokenrelay.shared.redis.calls import ScriptCall
     from tokenrelay.shared.settings import ProducerSettings
     from tokenrelay.shared.store.job_replies import EnqueueReply
@@ -42,7 +44,7 @@ class Plan:
     """One request, ready to be written."""
 
     request_id: str
-    request: Submission = field(repr=False)
+    request: StoredRequest = field(repr=False)
     body_sha256: str
     """Of the request as the caller gave it: before seed, budget and defaults were resolved."""
     retention_s: int
@@ -53,6 +55,31 @@ class Plan:
     """Options that the caller didn't give, and that a model may have defaults of its own for."""
     response_model: type[BaseModel] | None = None
     """The pydantic model that the caller gave as `response_format`."""
+    seed_of_id: bool = False
+    """Whether its seed follows from the base ID: the caller gave none for several choices."""
+
+    @property
+    def choice(self) -> int:
+        """Which of the requests of one call it is, from 0."""
+        return self.request.get("choice", 0)
+
+    @property
+    def choices(self) -> int:
+        """How many requests its call has."""
+        return self.request.get("choices", 1)
+
+    @property
+    def base_id(self) -> str:
+        """The ID of its call's first request."""
+        return self.request_id.removesuffix(f"-{self.choice}") if self.choice else self.request_id
+
+    def under(self, base_id: str) -> Plan:
+        """The plan with that base ID. Two producers that submit several choices under one idempotency key at once
+        write the same ones, whichever creates which."""
+        request = self.request
+        if self.seed_of_id:
+            request = {**request, "seed": derived_seed(base_id, self.choice)}
+        return replace(self, request_id=keys.choice_id(base_id, self.choice), request=request)
 
     def resolved(self, models_own: Mapping[str, Any]) -> Plan:
         """The plan with what the model's own defaults make of the request."""
@@ -73,9 +100,18 @@ class Plan:
         return math.ceil(self.deadline_ms / 1000) + self.retention_s
 
 
-def plan_request(submission: Mapping[str, Any], settings: ProducerSettings) -> Plan:
-    """The request with its defaults, ID and seed. Raises RequestError naming field and limit."""
-    request = options.validate({"model": settings.model, **submission}, settings.limits)
+def plan_request(
+    submission: Mapping[str, Any], settings: ProducerSettings, *, choice: int = 0, choices: int = 1
+) -> Plan:
+    """The request with its defaults, ID and seed. Raises RequestError naming field and limit.
+
+    `choice` of `choices` of one call: as `plan_choices` places it.
+    """
+    request: StoredRequest = {**options.validate({"model": settings.model, **submission}, settings.limits)}  # type: ignore[typeddict-item]
+    if choices > 1:
+        request["choices"] = choices
+    if choice:
+        request["choice"] = choice
     # Before anything is resolved: a repeat must find the same body.
     body_sha256 = options.body_sha256(request, settings.limits)
     request["max_new_tokens"] = options.budget(request, settings.limits)
@@ -90,6 +126,34 @@ def plan_request(submission: Mapping[str, Any], settings: ProducerSettings) -> P
         not_given=options.MODELS_OWN - submission.keys(),
         response_model=model_of(submission.get("response_format")),
     )
+
+
+def plan_choices(submissions: Sequence[Mapping[str, Any]], n: int, settings: ProducerSettings) -> list[Plan]:
+    """`n` requests for each of the submissions, whose IDs share one base. Raises RequestError naming field and limit.
+
+    The first choice of a submission is drawn with its seed, choice k with one that is derived from it, so it's the same
+    for every `n` above k.
+    """
+    if type(n) is not int or not 1 <= n <= MAX_N:
+        raise RequestError(f"n: {ascii(n)[:60]}; give a whole number from 1 to {MAX_N}", field="n", limit=MAX_N)
+    choices = len(submissions) * n
+    if choices > MAX_CHOICES:
+        many = f"{len(submissions)} prompts with {n} choices each" if n > 1 else f"{len(submissions)} prompts"
+        raise RequestError(f"prompt: {many}; at most {MAX_CHOICES} in all", field="prompt", limit=MAX_CHOICES)
+    plans = []
+    for number, submission in enumerate(submissions):
+        for k in range(n):
+            plan = plan_request(submission, settings, choice=number * n + k, choices=choices)
+            if (seed := submission.get("seed")) is not None and k:
+                plan.request["seed"] = derived_seed(seed, k)
+            plans.append(replace(plan, seed_of_id=seed is None and choices > 1))
+    return [plan.under(plans[0].request_id) for plan in plans]
+
+
+def derived_seed(root: int | str, choice: int) -> int:
+    """The seed of a later choice, from the first one's; or of any, from the base ID."""
+    digest = hashlib.sha256(f"{root}:{choice}".encode("ascii")).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
 
 
 def plan_many(items: Iterable[Any], common: Mapping[str, Any], settings: ProducerSettings) -> list[Plan]:
@@ -158,7 +222,8 @@ def create_call(plan: Plan) -> ScriptCall[CreateReply]:
     )
 
 
-def enqueue_call(plan: Plan, limit: int) -> ScriptCall[EnqueueReply]:
+def enqueue_call(plan: Plan, limit: int, behind: str = "") -> ScriptCall[EnqueueReply]:
+    """`behind`: the request whose job decides: this one is enqueued where that one is, whatever the depth."""
     job = Enqueue(
         request_id=plan.request_id,
         queue=plan.queue,
@@ -166,5 +231,6 @@ def enqueue_call(plan: Plan, limit: int) -> ScriptCall[EnqueueReply]:
         timeout_s=math.ceil(plan.deadline_ms / 1000),
         retention_s=plan.retention_s,
         depth_limit=limit,
+        behind=behind,
     )
     return jobs.enqueue_call(job, datetime.now(UTC))

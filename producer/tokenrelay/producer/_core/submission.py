@@ -1,4 +1,4 @@
-"""Submitting planned requests: admit one where an idempotency key or limits need that, create, enqueue.
+"""Submitting planned requests: admit a call's where an idempotency key or limits need that, create, enqueue.
 
 A key's binding names a request ID before that request is created, so two producers that come at once create the same
 one, and the script that creates it lets the second attach.
@@ -43,8 +43,11 @@ if TYPE_CHECKING:
 
     from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.steps import Steps
+    from tokenrelay.shared.redis.calls import ScriptCall
+    from tokenrelay.shared.redis.commands import Reply
     from tokenrelay.shared.settings import ProducerSettings
     from tokenrelay.shared.store.admissions import AdmitReply
+    from tokenrelay.shared.store.job_replies import EnqueueReply
     from tokenrelay.shared.store.replies import CreateReply
     from tokenrelay.shared.wire.keys import Plane
 
@@ -93,27 +96,36 @@ class Submitter:
     _is_checked: bool = False
 
     def submit(self, plan: Plan, limits: OwnerLimits | None = None) -> Steps[Submitted]:
-        """Write the request, or attach to the one under its idempotency key.
+        """As `submit_choices`, of one."""
+        (submitted,) = yield from self.submit_choices([plan], limits)
+        return submitted
+
+    def submit_choices(self, plans: Sequence[Plan], limits: OwnerLimits | None = None) -> Steps[list[Submitted]]:
+        """Write a call's requests, which share one base ID, all or none; or attach to those under its idempotency key.
 
         Raises IdempotencyConflict, QueueFull, OwnerLimitReached, RedisUnusable.
         """
         yield from self._check_servers()
-        plan = yield from self.defaults.apply(plan)
-        if plan.idempotency_key is not None or limits is not None:
-            return (yield from self._submit_admitted(plan, limits))
-        if self.clock() < self._full_until.get(plan.queue, 0.0):
-            yield from self._check_depth([plan])
-        (submitted,) = yield from self.write([plan])
-        return submitted
+        plans = yield from self._with_defaults(plans)
+        first = plans[0]
+        if first.idempotency_key is not None or limits is not None:
+            return (yield from self._submit_admitted(plans, limits))
+        if len(plans) > 1 or self.clock() < self._full_until.get(first.queue, 0.0):
+            yield from self._check_depth(plans)
+        return (yield from self.write(plans))
 
     def submit_many(self, plans: Sequence[Plan]) -> Steps[None]:
         """Write all of them, or none. Raises QueueFull, RedisUnusable."""
         yield from self._check_servers()
+        plans = yield from self._with_defaults(plans)
+        yield from self._check_depth(plans)
+        yield from self.write(plans)
+
+    def _with_defaults(self, plans: Sequence[Plan]) -> Steps[list[Plan]]:
         whole = []
         for plan in plans:
             whole.append((yield from self.defaults.apply(plan)))
-        yield from self._check_depth(whole)
-        yield from self.write(whole)
+        return whole
 
     def _check_servers(self) -> Steps[None]:
         """Once; an asyncio client's concurrent submits share the check."""
@@ -121,42 +133,44 @@ class Submitter:
             yield SingleFlight("server check", check_redis(self.planes))
             self._is_checked = True
 
-    def _submit_admitted(self, plan: Plan, limits: OwnerLimits | None) -> Steps[Submitted]:
-        replaceable = ""
+    def _submit_admitted(self, plans: Sequence[Plan], limits: OwnerLimits | None) -> Steps[list[Submitted]]:
+        replaceable, first = "", plans[0]
         while True:
-            reply = yield from self._admit(plan, limits, replaceable)
+            reply = yield from self._admit(plans, limits, replaceable)
             match reply:
                 case Admitted():
-                    return (yield from self._write_or_withdraw(plan, limits, ResponseError, TokenRelayError))
+                    return (yield from self._write_or_withdraw(plans, limits, ResponseError, TokenRelayError))
                 case Bound(request_id, is_new):
-                    holder = replace(plan, request_id=request_id)
+                    holders = [plan.under(request_id) for plan in plans]
                     # One that's no ID of ours could be neither served nor found. One that isn't new was created, so
                     # where it's missing its retention is over, and an ID is never used twice.
                     if keys.is_request_id(request_id):
                         if is_new:
-                            return (yield from self._write_or_withdraw(holder, limits, QueueFull))
-                        if (yield from self._attach(holder)):
-                            return Submitted(holder, None)
+                            return (yield from self._write_or_withdraw(holders, limits, QueueFull))
+                        if (yield from self._attach(holders)):
+                            return [Submitted(holder, None) for holder in holders]
                     replaceable = request_id
                 case Full(depth):
-                    raise queue_full(plan.queue, depth, 1, self.settings.max_queue_depth)
+                    raise queue_full(first.queue, depth, len(plans), self.settings.max_queue_depth)
                 case TooManyOpen() | TooManyQueued():
                     raise OwnerLimitReached(reply)
                 case _:
                     assert_never(reply)
 
-    def _admit(self, plan: Plan, limits: OwnerLimits | None, replaceable: str) -> Steps[AdmitReply]:
+    def _admit(self, plans: Sequence[Plan], limits: OwnerLimits | None, replaceable: str) -> Steps[AdmitReply]:
         """Ask again where requests that the limits counted have ended: their jobs are closed a moment later."""
-        key = plan.idempotency_key
+        first = plans[0]
+        key = first.idempotency_key
         # Half of the retention: whatever was created is there for longer than the mark.
-        new_ms = min(plan.retention_s * 500, _NEW_MS)
+        new_ms = min(first.retention_s * 500, _NEW_MS)
         admission = Admission(
-            request_id=plan.request_id,
-            queue=plan.queue,
-            ttl_ms=plan.lifetime_s * 1000,
+            request_id=first.request_id,
+            queue=first.queue,
+            ttl_ms=first.lifetime_s * 1000,
             depth_limit=self.settings.max_queue_depth,
             binding=KeyBinding(key, new_ms, replaceable) if key is not None else None,
             limits=limits,
+            choices=len(plans),
         )
         reply = yield from ask_script(admit_call(admission))
         if limits is not None and isinstance(reply, TooManyOpen | TooManyQueued):
@@ -167,43 +181,54 @@ class Submitter:
         return reply
 
     def _write_or_withdraw(
-        self, plan: Plan, limits: OwnerLimits | None, *refusals: type[Exception]
-    ) -> Steps[Submitted]:
-        """Write the request; after one of the refusals it no longer counts among its owner's."""
+        self, plans: Sequence[Plan], limits: OwnerLimits | None, *refusals: type[Exception]
+    ) -> Steps[list[Submitted]]:
+        """Write the requests; after one of the refusals they no longer count among their owner's."""
         try:
-            (submitted,) = yield from self.write([plan])
-            return submitted
+            return (yield from self.write(plans))
         except IdempotencyConflict:
             raise  # another producer's request has the ID, and stays counted
         except refusals:
             if limits is not None:
-                yield from ask([withdraw(limits.owner, plan.request_id)])
+                yield from ask([withdraw(limits.owner, [plan.request_id for plan in plans])])
             raise
 
-    def _attach(self, plan: Plan) -> Steps[bool]:
-        """Whether the request is there. Enqueues it where its producer died before it could."""
-        (held,) = yield from ask([look(plan.request_id, _FIELDS)])
-        record = RequestRecord(_FIELDS, held)
-        if not record.exists:
+    def _attach(self, plans: Sequence[Plan]) -> Steps[bool]:
+        """Whether the requests are there. Creates and enqueues what their producer died before."""
+        looks = yield from ask([look(plan.request_id, _FIELDS) for plan in plans])
+        records = [RequestRecord(_FIELDS, held) for held in looks]
+        if not records[0].exists:
             return False
-        if record.body_sha256 != plan.body_sha256:
-            raise conflict(plan.request_id)
-        if _state(record) is State.QUEUED:
-            yield from self._enqueue([plan])
+        found = list(zip(plans, records, strict=True))
+        for plan, record in found:
+            if record.exists and record.body_sha256 != plan.body_sha256:
+                raise conflict(plan.request_id)
+        queued = [plan for plan, record in found if record.exists and _state(record) is State.QUEUED]
+        # All are created before the first is enqueued: once that has begun, one that is missing has ended, and its
+        # retention is over.
+        if plans[0] in queued and not all(record.exists for record in records):
+            yield from self.write(plans)
+        elif queued:
+            yield from self._enqueue(queued)
         return True
 
     def write(self, plans: Sequence[Plan]) -> Steps[list[Submitted]]:
         """Create all of the requests, then enqueue their jobs; where one is refused, cancel those that were created."""
         creates = [create_call(plan) for plan in plans]
-        replies = yield from repeat([*creates])
+        # Under a key the first one's body decides whose the base ID is: who loses creates none of the others.
+        parts = [creates] if plans[0].idempotency_key is None else [creates[:1], creates[1:]]
+        replies: list[Reply] = []
+        submitted: list[Submitted] = []
         try:
-            submitted = [
-                Submitted(plan, _created_until(plan, create.value(reply)))
-                for plan, create, reply in zip(plans, creates, replies, strict=True)
-            ]
+            for part in filter(None, parts):
+                replies += yield from repeat([*part])
+                found = zip(plans, creates, replies, strict=False)
+                submitted = [
+                    Submitted(plan, _created_until(plan, create.value(reply))) for plan, create, reply in found
+                ]
             yield from self._enqueue(plans)
         except (ResponseError, TokenRelayError):
-            for plan, reply in zip(plans, replies, strict=True):
+            for plan, reply in zip(plans, replies, strict=False):
                 # Under a key the next try attaches to it and enqueues it, and so may another producer by now.
                 if plan.idempotency_key is None and not isinstance(reply, Exception):
                     yield from cancel(plan.request_id)
@@ -212,14 +237,14 @@ class Submitter:
 
     def _enqueue(self, plans: Sequence[Plan]) -> Steps[None]:
         limit = self.settings.max_queue_depth
-        enqueues = [enqueue_call(plan, limit) for plan in plans]
+        enqueues = [self._enqueue_call(plan, limit) for plan in plans]
         replies = yield from repeat([*enqueues])
         for plan, enqueue, raw in zip(plans, enqueues, replies, strict=True):
             reply = enqueue.value(raw)
             match reply:
                 case Full(depth):
                     self._note_full(plan.queue)
-                    raise queue_full(plan.queue, depth, 1, limit)
+                    raise queue_full(plan.queue, depth, plan.choices, limit)
                 case Enqueued(depth):
                     if depth >= limit:
                         self._note_full(plan.queue)
@@ -227,6 +252,13 @@ class Submitter:
                     pass
                 case _:
                     assert_never(reply)
+
+    @staticmethod
+    def _enqueue_call(plan: Plan, limit: int) -> ScriptCall[EnqueueReply]:
+        """Of a call's requests the first decides for all whether its queue has room for them."""
+        if plan.choice:
+            return enqueue_call(plan, limit, behind=plan.base_id)
+        return enqueue_call(plan, limit - plan.choices + 1)
 
     def _check_depth(self, plans: Sequence[Plan]) -> Steps[None]:
         """Raises QueueFull where a queue hasn't room for all of its plans."""

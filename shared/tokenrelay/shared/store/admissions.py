@@ -1,5 +1,5 @@
-"""Admission to a queue, before a request is created: idempotency key, its owner's limits and the queue's depth in one
-script of the queue plane."""
+"""Admission to a queue, before a call's requests are created: idempotency key, its owner's limits and the queue's depth
+in one script of the queue plane."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class OwnerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the admission of one request needs. `ttl_ms`: how long its binding and its owner's set are kept."""
+    """What the admission of one call needs. `ttl_ms`: how long its binding and its owner's set are kept; `choices`: its
+    requests, which have the base ID `request_id`."""
 
     request_id: str
     queue: str
@@ -54,11 +55,12 @@ class Admission:
     depth_limit: int
     binding: KeyBinding | None = None
     limits: OwnerLimits | None = None
+    choices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The request may be created: its idempotency key is bound to it, and it counts among its owner's."""
+    """The requests may be created: the idempotency key is bound to them, and each counts among its owner's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +119,12 @@ def admit_call(admission: Admission) -> ScriptCall[AdmitReply]:
         limits.max_queued,
         keys.rq_job(""),
         keys.claimed(""),
+        admission.choices,
         *limits.ended,
     )
     return ScriptCall(script("admit"), tuple(script_keys), arguments, _ADMIT)
 
 
-def withdraw(owner: str, request_id: str) -> Command:
-    """No longer count an admitted request that wasn't enqueued."""
-    return ("ZREM", keys.of_owner(owner), request_id)
+def withdraw(owner: str, request_ids: Sequence[str]) -> Command:
+    """No longer count admitted requests that weren't enqueued."""
+    return ("ZREM", keys.of_owner(owner), *request_ids)

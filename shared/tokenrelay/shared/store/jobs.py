@@ -98,7 +98,10 @@ def is_our_call(data: bytes, request_id: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """What the enqueueing of one request needs. `timeout_s` is what RQ shows; our deadline ends the request."""
+    """What the enqueueing of one request needs. `timeout_s` is what RQ shows; our deadline ends the request.
+
+    `behind`: its call's first request: where that one's job is, this one's is enqueued at any depth, else it isn't.
+    """
 
     request_id: str
     queue: str
@@ -106,6 +109,7 @@ class Enqueue:
     timeout_s: int
     retention_s: int
     depth_limit: int
+    behind: str = ""
 
 
 def enqueue_call(job: Enqueue, now: datetime) -> ScriptCall[job_replies.EnqueueReply]:
@@ -132,7 +136,8 @@ def enqueue_call(job: Enqueue, now: datetime) -> ScriptCall[job_replies.EnqueueR
         "ttl": job.ttl_s,
     }
     flat = [item for pair in fields.items() for item in pair]
-    script_keys = (keys.rq_job(job.request_id), keys.rq_queue(job.queue), keys.RQ_QUEUES, keys.QUEUED)
+    behind = (keys.rq_job(job.behind),) if job.behind else ()
+    script_keys = (keys.rq_job(job.request_id), keys.rq_queue(job.queue), keys.RQ_QUEUES, keys.QUEUED, *behind)
     arguments = (job.request_id, job.ttl_s, job.depth_limit, *flat)
     return ScriptCall(script("enqueue"), script_keys, arguments, job_replies.ENQUEUE)
 

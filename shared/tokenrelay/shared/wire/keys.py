@@ -53,6 +53,11 @@ def new_request_id() -> str:
     return "r" + secrets.token_urlsafe(_ID_BYTES)
 
 
+def choice_id(base_id: str, choice: int) -> str:
+    """The ID of one of several requests of one call. The first has the base ID itself."""
+    return f"{base_id}-{choice}" if choice else base_id
+
+
 def is_request_id(value: str) -> bool:
     return _REQUEST_ID.fullmatch(value) is not None
 

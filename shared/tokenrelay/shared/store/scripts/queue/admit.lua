@@ -1,13 +1,14 @@
--- Admit a request before it is created: its idempotency key, its owner's limits, its queue's depth. All or nothing.
+-- Admit a call's requests before they are created: idempotency key, owner's limits, queue's depth. All or nothing.
 -- KEYS: [1] queue list; if `keyed`, the idempotency key and its mark; if `owned`, the owner's sorted set
 -- ARGV: request ID, ttl_ms, depth limit, keyed, ttl_ms of the mark, the ID that the key's binding may replace ('' = none),
---       owned, max_concurrent, max_queued, prefix of RQ's jobs, prefix of `claimed`, then IDs of the owner that have ended
+--       owned, max_concurrent, max_queued, prefix of RQ's jobs, prefix of `claimed`, how many requests have the ID as
+--       their base, then IDs of the owner that have ended
 -- Replies: OK | BOUND request_id is_new | FULL depth | CONCURRENT open counted … | QUEUED queued counted …
 --   counted: IDs that were counted by what RQ says of their jobs; their requests may have ended a moment ago
 local request_id, ttl_ms, depth_limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local keyed, mark_ttl_ms, replaceable = ARGV[4] == '1', ARGV[5], ARGV[6]
 local owned, max_concurrent, max_queued = ARGV[7] == '1', tonumber(ARGV[8]), tonumber(ARGV[9])
-local job_prefix, claimed_prefix, first_ended = ARGV[10], ARGV[11], 12
+local job_prefix, claimed_prefix, choices, first_ended = ARGV[10], ARGV[11], tonumber(ARGV[12]), 13
 local queue, key, mark, owner = KEYS[1], KEYS[2], KEYS[3], KEYS[#KEYS]
 local most_returned, page, arriving_us = 256, 256, 10000000
 local clock = redis.call('TIME')
@@ -54,14 +55,14 @@ local function correct(members)
   return left
 end
 
--- Correct members until fewer than `max_concurrent` are left, the oldest of a range first: an owner that keeps thousands
+-- Correct members until there is room for all choices, the oldest of a range first: an owner that keeps thousands
 -- open, and submits the next one as one ends, mustn't have them all looked at each time.
 local function make_room(first, last, ...)
   local kept, members = 0, nil
   repeat
     members = redis.call('ZRANGE', owner, first, last, 'LIMIT', kept, page, 'WITHSCORES', 'BYSCORE', ...)
     kept = kept + #members / 2 - correct(members)
-  until #members == 0 or redis.call('ZCARD', owner) < max_concurrent
+  until #members == 0 or redis.call('ZCARD', owner) + choices <= max_concurrent
 end
 
 local function queued_members()
@@ -70,28 +71,30 @@ end
 
 if owned then
   for at = first_ended, #ARGV do redis.call('ZREM', owner, ARGV[at]) end
-  if redis.call('ZCARD', owner) >= max_concurrent then
+  if redis.call('ZCARD', owner) + choices > max_concurrent then
     make_room('(0', '-inf', 'REV')
     make_room('0', '+inf')
     local open = redis.call('ZCARD', owner)
-    if open >= max_concurrent then return { 'CONCURRENT', open, unpack(counted) } end
+    if open + choices > max_concurrent then return { 'CONCURRENT', open, unpack(counted) } end
   end
   local queued = queued_members()
-  while #queued / 2 >= max_queued do
+  while #queued / 2 + choices > max_queued do
     counted = {}
     if correct(queued) == 0 then return { 'QUEUED', #queued / 2, unpack(counted) } end
     queued = queued_members()
   end
 end
 local depth = redis.call('LLEN', queue)
-if not bound and depth >= depth_limit then return { 'FULL', depth } end
+if not bound and depth + choices > depth_limit then return { 'FULL', depth } end
 if keyed and not bound then
   redis.call('SET', key, request_id, 'PX', ttl_ms)
   redis.call('SET', mark, request_id, 'PX', mark_ttl_ms)
 end
 if owned then
   local left_ms = redis.call('PTTL', owner)
-  redis.call('ZADD', owner, now_us, member)
+  for choice = 0, choices - 1 do
+    redis.call('ZADD', owner, now_us, choice == 0 and member or member .. '-' .. choice)
+  end
   redis.call('PEXPIRE', owner, math.max(left_ms, tonumber(ttl_ms)))
 end
 if bound then return { 'BOUND', bound, 1 } end
