@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.gateway import metrics as gateway
-from tokenrelay.shared import queue_depths
+from tokenrelay.shared.store import queue_depths
 from tokenrelay.worker import metrics as worker
 
 if TYPE_CHECKING:

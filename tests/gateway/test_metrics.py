@@ -15,8 +15,8 @@ from tests.waiting import wait_until
 from tokenrelay.gateway import metrics
 from tokenrelay.gateway.metrics import GatewayMetrics
 from tokenrelay.gateway.streams.counters import RedisClock
-from tokenrelay.shared import queue_depths
 from tokenrelay.shared.exposition import Exposition
+from tokenrelay.shared.store import queue_depths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

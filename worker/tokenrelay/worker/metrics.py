@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared import queue_depths
 from tokenrelay.shared.measures import Metric, family, labelled
-from tokenrelay.shared.queue_depths import QueueDepths
+from tokenrelay.shared.store import queue_depths
+from tokenrelay.shared.store.queue_depths import QueueDepths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
