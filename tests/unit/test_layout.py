@@ -97,7 +97,7 @@ def test_rooms_import_downwards(package: str) -> None:
 
 
 SHARED = ROOT / "shared" / "tokenrelay" / "shared"
-SHARED_FLOORS = ("wire", "redis", "store", "")
+SHARED_FLOORS = ("answers", "wire", "redis", "store", "")
 """Rooms of shared. The empty one holds the modules of the package itself: settings, options, metrics."""
 
 
