@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tokenrelay.gateway import metrics as gateway
-from tokenrelay.shared.store import queue_depths
+from tokenrelay.shared.metrics import queue_depths
 from tokenrelay.worker import metrics as worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tokenrelay.shared.measures import Metric
+    from tokenrelay.shared.metrics.measures import Metric
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "metrics.md"

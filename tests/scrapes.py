@@ -12,7 +12,7 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tokenrelay.shared.measures import Metric
+    from tokenrelay.shared.metrics.measures import Metric
 
 OF_THE_PROCESS = ("process_", "python_")
 

@@ -14,7 +14,7 @@ import pytest
 from scripts import metrics_docs
 from tests.observe.expressions import DASHBOARD, expressions, panels
 from tokenrelay.gateway import metrics as gateway
-from tokenrelay.shared.measures import names
+from tokenrelay.shared.metrics.measures import names
 from tokenrelay.worker import metrics as worker
 
 KNOWN: Final = {*names(worker.METRICS), *names(gateway.METRICS)}

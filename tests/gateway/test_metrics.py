@@ -15,8 +15,8 @@ from tests.waiting import wait_until
 from tokenrelay.gateway import metrics
 from tokenrelay.gateway.metrics import GatewayMetrics
 from tokenrelay.gateway.streams.counters import RedisClock
-from tokenrelay.shared.exposition import Exposition
-from tokenrelay.shared.store import queue_depths
+from tokenrelay.shared.metrics import queue_depths
+from tokenrelay.shared.metrics.exposition import Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,10 +21,10 @@ from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.cli.commands import app
 from tokenrelay.producer import Consumer, Producer
+from tokenrelay.shared.metrics import queue_depths
+from tokenrelay.shared.metrics.queue_depths import QueueDepths
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.shared.redis.servers import Urls
-from tokenrelay.shared.store import queue_depths
-from tokenrelay.shared.store.queue_depths import QueueDepths
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
 

@@ -16,12 +16,12 @@ from tests.scrapes import Scrape, names_of, scrape_with
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, submit
 from tests.workers import served as served_of
+from tokenrelay.shared.metrics import queue_depths
+from tokenrelay.shared.metrics.queue_depths import QueueDepths
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.servers import Urls
 from tokenrelay.shared.settings import WorkerSettings
-from tokenrelay.shared.store import queue_depths
-from tokenrelay.shared.store.queue_depths import QueueDepths
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker import metrics

@@ -21,7 +21,7 @@ from tests.integration.test_worker_faults import BAD, fussy
 from tests.two_planes import pipeline_on
 from tests.waiting import wait_until
 from tests.workers import MODEL, VOCABULARY, running_worker, served, submit
-from tokenrelay.shared.measures import Tally
+from tokenrelay.shared.metrics.measures import Tally
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.commands import Call
 from tokenrelay.shared.redis.connections import connect

@@ -31,7 +31,7 @@ from tests.observe.system import (
 from tests.scrapes import names_of, scrape_with
 from tests.waiting import wait_until
 from tokenrelay.gateway import metrics as gateway_metrics
-from tokenrelay.shared.store import queue_depths
+from tokenrelay.shared.metrics import queue_depths
 from tokenrelay.shared.wire import keys
 from tokenrelay.worker import metrics
 

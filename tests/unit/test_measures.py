@@ -16,10 +16,10 @@ from tests.redis_servers import free_port
 from tests.scrapes import Scrape
 from tokenrelay.gateway import metrics as gateway_metrics
 from tokenrelay.gateway.streams.counters import GatewayCounters
-from tokenrelay.shared import measures
 from tokenrelay.shared.errors import SettingsError
-from tokenrelay.shared.exposition import Exposition
-from tokenrelay.shared.measures import Durations, Histogram, Metric, Tally, labelled
+from tokenrelay.shared.metrics import measures
+from tokenrelay.shared.metrics.exposition import Exposition
+from tokenrelay.shared.metrics.measures import Durations, Histogram, Metric, Tally, labelled
 from tokenrelay.shared.wire.entries import State
 from tokenrelay.worker import metrics as worker_metrics
 from tokenrelay.worker.core.figures import FAILURES, Figures

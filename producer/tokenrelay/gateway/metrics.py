@@ -5,15 +5,15 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.measures import Metric, family, labelled
-from tokenrelay.shared.store import queue_depths
-from tokenrelay.shared.store.queue_depths import QueueDepths
+from tokenrelay.shared.metrics import queue_depths
+from tokenrelay.shared.metrics.measures import Metric, family, labelled
+from tokenrelay.shared.metrics.queue_depths import QueueDepths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tokenrelay.gateway.core.gateway import Gateway
-    from tokenrelay.shared.measures import Family
+    from tokenrelay.shared.metrics.measures import Family
 
 INFO: Final = Metric("tokenrelay_gateway_info", "gauge", "Always 1, with the gateway's version.", ("version",))
 HTTP_REQUESTS: Final = Metric(

@@ -17,7 +17,7 @@ from tokenrelay.gateway.metrics import GatewayMetrics
 from tokenrelay.producer._core.drivers import check_servers
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.errors import SettingsError
-from tokenrelay.shared.exposition import Exposition
+from tokenrelay.shared.metrics.exposition import Exposition
 from tokenrelay.shared.settings import GatewaySettings
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.measures import Metric, family, labelled
-from tokenrelay.shared.store import queue_depths
-from tokenrelay.shared.store.queue_depths import QueueDepths
+from tokenrelay.shared.metrics import queue_depths
+from tokenrelay.shared.metrics.measures import Metric, family, labelled
+from tokenrelay.shared.metrics.queue_depths import QueueDepths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tokenrelay.shared.measures import Family, Histogram, Sample
+    from tokenrelay.shared.metrics.measures import Family, Histogram, Sample
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.serving.model import Served
     from tokenrelay.worker.threads import GenerationThreads

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from tokenrelay.shared.exposition import Exposition
+    from tokenrelay.shared.metrics.exposition import Exposition
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.worker.engine.contract import Engine
 
@@ -159,7 +159,7 @@ def _exposition(settings: WorkerSettings) -> Exposition | None:
     """/metrics, where a port is set. Raises SettingsError where it's in use."""
     if settings.metrics_port is None:
         return None
-    from tokenrelay.shared.exposition import Exposition  # imports prometheus_client
+    from tokenrelay.shared.metrics.exposition import Exposition  # imports prometheus_client
 
     return Exposition(settings.metrics_host, settings.metrics_port)
 

@@ -13,7 +13,7 @@ from tokenrelay.gateway.http.problems import Problem, problem_response
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from tokenrelay.shared.measures import Tally
+    from tokenrelay.shared.metrics.measures import Tally
 
 _CLOSE: Final = {"Connection": "close"}
 _MOST_DISCARDED_BYTES: Final = 64 * 2**20

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from tokenrelay.shared.measures import FIRST_TOKEN_S, LAG_S, REQUEST_S, Durations, Histogram, Tally
+from tokenrelay.shared.metrics.measures import FIRST_TOKEN_S, LAG_S, REQUEST_S, Durations, Histogram, Tally
 from tokenrelay.shared.wire.entries import TERMINAL, Ended, Token
 
 if TYPE_CHECKING:

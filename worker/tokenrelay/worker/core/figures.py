@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, assert_never
 
-from tokenrelay.shared.measures import (
+from tokenrelay.shared.metrics.measures import (
     BATCH_REQUESTS,
     FIRST_TOKEN_S,
     INTER_TOKEN_S,

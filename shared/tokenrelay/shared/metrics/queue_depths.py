@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
-from tokenrelay.shared.measures import Metric, family
+from tokenrelay.shared.metrics.measures import Metric, family
 from tokenrelay.shared.redis.batches import Pipeline
 from tokenrelay.shared.redis.commands import ping
 from tokenrelay.shared.redis.servers import connected
@@ -16,7 +16,7 @@ from tokenrelay.shared.store.registrations import exists
 from tokenrelay.shared.wire import keys
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.measures import Family, Sample
+    from tokenrelay.shared.metrics.measures import Family, Sample
     from tokenrelay.shared.redis.commands import Batch
     from tokenrelay.shared.redis.servers import Urls
 

@@ -13,14 +13,14 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from tokenrelay.shared.errors import SettingsError
-from tokenrelay.shared.measures import Histogram
+from tokenrelay.shared.metrics.measures import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client import Metric as PrometheusFamily
 
-    from tokenrelay.shared.measures import Family
+    from tokenrelay.shared.metrics.measures import Family
 
 
 class Exposition:

@@ -1,0 +1,1 @@
+"""Metrics: their types, their exposition in text, and those of the queues."""
