@@ -1,6 +1,6 @@
 """The channels of OpenAI's open models: analysis is reasoning, commentary to a function a call, the rest content.
 
-`<|channel|>analysis<|message|>…<|end|>`, `<|start|>assistant<|channel|>final<|message|>…<|return|>`; the header of a call
+`<|channel|>analysis<|message|>…<|end|>`, `<|start|>assistant<|channel|>final<|message|>…<|return|>`; a call's header
 names the function behind `to=`, its message holds the arguments up to `<|call|>`. The prompt ends behind
 `<|start|>assistant`, so an answer begins within a header.
 """
