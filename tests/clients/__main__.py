@@ -14,20 +14,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import httpx
 from rich.console import Console
 
 from tests.clients.catalogue import CLIENTS, Client
 from tests.clients.environments import Environments, Unavailable
+from tests.clients.expected import expected_answers
 from tests.clients.proxies import before
 from tests.clients.report import as_json, table, write_page
-from tests.clients.session import QUESTIONS, ProcessFailed, Session, told
-from tests.clients.system import KEY, MODEL, System, running_system
+from tests.clients.session import ProcessFailed, Session, told
+from tests.clients.system import System, WorkerKiller, running_system
 from tests.clients.tap import Tap
 from tests.clients.verdict import Row, fault_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from tests.clients.expected import Expected
 
 _FREED_S: Final = 10.0
 """Until a request that was left must have ended: the gateway's default is 2 s, and this machine may be busy."""
@@ -40,7 +40,7 @@ def main() -> int:
     environments = Environments(newest=chosen.newest)
     rows = []
     with running_system(chosen.model) as system:
-        expected = expected_answers(system)
+        expected = expected_answers(system.url)
         for client in [client for client in CLIENTS if not chosen.names or client.name in chosen.names]:
             rows.append(row_of(client, environments, system, expected))
             say(rows[-1], console)
@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-def row_of(client: Client, environments: Environments, system: System, expected: Sequence[str]) -> Row:
+def row_of(client: Client, environments: Environments, system: System, expected: Expected) -> Row:
     """Install the client, run all of its scenarios, judge them."""
     row = Row(client.name)
     try:
@@ -95,8 +95,12 @@ def row_of(client: Client, environments: Environments, system: System, expected:
     return row
 
 
-def result_of(client: Client, scenario: str, session: Session, system: System, expected: Sequence[str]) -> str:
+def result_of(client: Client, scenario: str, session: Session, system: System, expected: Expected) -> str:
     """The scenario's fault; empty if it passed."""
+    if "killed" in scenario:
+        with WorkerKiller(system) as killer:
+            fault = fault_of(client, session.run(scenario), expected)
+        return fault or killer.fault
     before = system.states()
     fault = fault_of(client, session.run(scenario), expected)
     if fault or not scenario.startswith("leave"):
@@ -108,19 +112,6 @@ def result_of(client: Client, scenario: str, session: Session, system: System, e
             return ""
         time.sleep(0.05)
     return f"{_FREED_S:.0f} s after the client left, its request is {', '.join(sorted(states)) or 'unknown'}"
-
-
-def expected_answers(system: System) -> list[str]:
-    """What the model answers over the turns, asked without any client package."""
-    messages: list[dict[str, str]] = []
-    for question in QUESTIONS:
-        messages.append({"role": "user", "content": question})
-        asked = {"model": MODEL, "messages": messages, "temperature": 0}
-        answer = httpx.post(
-            f"{system.url}/v1/chat/completions", json=asked, headers={"Authorization": f"Bearer {KEY}"}, timeout=60
-        )
-        messages.append({"role": "assistant", "content": answer.json()["choices"][0]["message"]["content"]})
-    return [message["content"] for message in messages if message["role"] == "assistant"]
 
 
 def say(row: Row, console: Console) -> None:

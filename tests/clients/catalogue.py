@@ -59,6 +59,7 @@ class Client:
 
 _PYTHON: Final = (
     Client("openai", "openai_chat.py", r"^OpenAI/Python", ("openai",)),
+    Client("openai-parse", "openai_parse.py", r"^OpenAI/Python", ("openai",), shares="openai"),
     Client("openai-asyncio", "openai_asyncio.py", r"^AsyncOpenAI/Python", ("openai",), shares="openai"),
     Client(
         "openai-agents",

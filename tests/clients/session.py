@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from tests.clients.tap import Call, Tap
 
 QUESTIONS: Final = ("What is the weather today?", "Will it rain tomorrow?", "What is the weather today?")
+JSON_QUESTIONS: Final = tuple(
+    f"What is the weather in {place}? Answer as JSON." for place in ("Oslo", "Bergen", "Oslo")
+)
+""""structured" scenarios ask these, for an object with place, weather, degrees and rain."""
+DAYS_QUESTION: Final = "What is the weather on each day? Answer as JSON."
+"""Of "killed" scenarios: for an object `days` with DAYS of "sun", "rain" and "snow", drawn with SEED."""
+DAYS: Final = 200
+SEED: Final = 7
 _START_S: Final = 120.0
 _SCENARIO_S: Final = 90.0
 _END_S: Final = 15.0
@@ -128,6 +136,10 @@ def told(url: str, environment: Path, home: Path, between: dict[str, str]) -> di
         "CLIENT_MODEL": MODEL,
         "CLIENT_ENDLESS_MODEL": ENDLESS,
         "CLIENT_QUESTIONS": json.dumps(QUESTIONS),
+        "CLIENT_JSON_QUESTIONS": json.dumps(JSON_QUESTIONS),
+        "CLIENT_DAYS_QUESTION": DAYS_QUESTION,
+        "CLIENT_DAYS": str(DAYS),
+        "CLIENT_SEED": str(SEED),
         "HOME": str(home),
         "DO_NOT_TRACK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from tests.observe.system import environment
 from tests.waiting import wait_until
+from tokenrelay.gateway.records.served_models import read_served_models
+from tokenrelay.producer._core.drivers import Driver
 from tokenrelay.producer.local import LocalRedis, LocalWorker
 from tokenrelay.shared.redis.connections import connect
 from tokenrelay.worker.models import weather_model_path
@@ -23,9 +28,13 @@ from tokenrelay.worker.models import weather_model_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from redis import Redis
+
 MODEL: Final = "chat"
 ENDLESS: Final = "endless"
 KEY: Final = "sk-clients-0123456789abcdef"
+_KILLED_AT: Final = 50
+_KILL_POLL_S: Final = 0.02
 _CONTEXT: Final = 32_768
 _START_S: Final = 60.0
 
@@ -86,3 +95,39 @@ def _gateway(redis_url: str, log: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+class WorkerKiller:
+    """Kills the worker of the endless model once, when a request that began in the `with` block has some tokens."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="killer")
+        self.fault = "no request came so far that its worker could be killed"
+        """Why the kill didn't count; empty if another attempt ended the request."""
+
+    def __enter__(self) -> Self:
+        self._before = set(self._system.states())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with connect(self._system.redis_url) as redis:
+            while (key := self._begun(redis)) is None:
+                if self._over.wait(_KILL_POLL_S):
+                    return
+            for pid in Driver(redis).run(read_served_models())[ENDLESS].pids:
+                os.kill(pid, signal.SIGKILL)
+            self._over.wait()
+            attempts = int(redis.hget(key, "attempt") or 0)
+            self.fault = "" if attempts > 1 else f"its worker was killed too late: {attempts} attempt"
+
+    def _begun(self, redis: Redis) -> str | None:
+        """A new request with enough tokens."""
+        found = [key for key in self._system.states() if key not in self._before]
+        return next((key for key in found if int(redis.hget(key, "next") or 0) > _KILLED_AT), None)

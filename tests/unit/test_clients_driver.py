@@ -8,14 +8,15 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.clients.catalogue import CLIENTS, Client
 from tests.clients.environments import RECIPES
+from tests.clients.expected import Expected
 from tests.clients.report import BEGIN, END, write_page
-from tests.clients.session import QUESTIONS, Outcome
+from tests.clients.session import JSON_QUESTIONS, QUESTIONS, Outcome
 from tests.clients.tap import Call, Tap
 from tests.clients.verdict import Row, fault_of
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 CLIENT = Client("some", "some.py", r"^some/")
 ANSWERS = ["one", "two", "three"]
+OBJECTS = ['{"place":"Oslo"}', '{"place":"Bergen"}', '{"place":"Oslo","rain":true}']
+SCORES = [("It", -0.25), (" is", 0.0)]
+EXPECTED = Expected(texts=ANSWERS, objects=OBJECTS, days='{"days":["sun","rain"]}', logprobs=SCORES)
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -110,10 +114,17 @@ def turns(scenario: str = "whole", agent: str = "some/1", status: int = 200, his
     return Outcome(scenario, ANSWERS, None, calls)
 
 
+def objects_asked(answers: list[Any], form: str = "json_schema", said: list[str] = OBJECTS) -> Outcome:
+    messages = [{"role": "user", "content": text} for text in (*JSON_QUESTIONS, *said)]
+    body = json.dumps({"messages": messages, "response_format": {"type": form}}).encode()
+    calls = tuple(Call("POST", "/v1/x", "1.1", {"user-agent": "some/1"}, body, 200) for _ in JSON_QUESTIONS)
+    return Outcome("structured_whole", answers, None, calls)
+
+
 class TestVerdict:
     @pytest.mark.parametrize("scenario", ["whole", "responses_streamed"])
     def test_nothing_is_wrong(self, scenario: str) -> None:
-        assert fault_of(CLIENT, turns(scenario), ANSWERS) == ""
+        assert fault_of(CLIENT, turns(scenario), EXPECTED) == ""
 
     @pytest.mark.parametrize(
         ("outcome", "fault"),
@@ -132,17 +143,44 @@ class TestVerdict:
         ],
     )
     def test_what_is_wrong(self, outcome: Outcome, fault: str) -> None:
-        assert fault in fault_of(CLIENT, outcome, ANSWERS)
+        assert fault in fault_of(CLIENT, outcome, EXPECTED)
+
+    def test_objects_are_judged_by_their_values_the_schema_and_the_history(self) -> None:
+        objects = [json.loads(each) for each in OBJECTS]
+        assert fault_of(CLIENT, objects_asked(objects), EXPECTED) == ""
+        assert "asked without a schema" in fault_of(CLIENT, objects_asked(objects, form="json_object"), EXPECTED)
+        assert "lacks earlier ones" in fault_of(CLIENT, objects_asked(objects, said=OBJECTS[1:]), EXPECTED)
+        assert "other answers" in fault_of(CLIENT, objects_asked(OBJECTS), EXPECTED)
+
+    def test_an_object_through_a_kill_is_the_undisturbed_one(self) -> None:
+        asked = objects_asked([]).calls[:1]
+        assert fault_of(CLIENT, Outcome("killed_structured", ["sun", "rain"], None, asked), EXPECTED) == ""
+        assert "other days" in fault_of(CLIENT, Outcome("killed_structured", ["sun", "snow"], None, asked), EXPECTED)
+
+    @pytest.mark.parametrize(
+        ("given", "fault"),
+        [
+            ([["It", -0.2501, 2], [" is", 0.0, 2]], ""),
+            ([["It", -0.25, 2]], "other tokens"),
+            (None, "other tokens"),
+            ([["It", -0.26, 2], [" is", 0.0, 2]], "other log-probabilities"),
+            ([["It", -0.25, 2], [" is", 0.0, 1]], "other numbers of alternatives"),
+        ],
+    )
+    def test_log_probabilities(self, given: list[list[object]] | None, fault: str) -> None:
+        found = fault_of(CLIENT, Outcome("logprobs_stream", given, None, turns().calls), EXPECTED)
+        assert found.startswith(fault)
+        assert bool(found) == bool(fault)
 
     def test_references_stand_for_answers_and_for_nothing_else(self) -> None:
         said = [*QUESTIONS, *[{"type": "item_reference", "id": "msg_1"}] * 2]
         body = json.dumps({"input": said}).encode()
         calls = tuple(Call("POST", "/", "1.1", {"user-agent": "some/1"}, body, 200) for _ in QUESTIONS)
-        assert fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), ANSWERS) == ""
+        assert fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), EXPECTED) == ""
         calls[-1].body = json.dumps({"input": said[:-1]}).encode()
-        assert "lacks earlier ones" in fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), ANSWERS)
+        assert "lacks earlier ones" in fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), EXPECTED)
         calls[-1].body = json.dumps({"input": ["Will it rain tomorrow?", *said[3:]]}).encode()
-        assert "lacks earlier ones" in fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), ANSWERS)
+        assert "lacks earlier ones" in fault_of(CLIENT, Outcome("responses_whole", ANSWERS, None, calls), EXPECTED)
 
     def test_a_row_without_results_is_red(self) -> None:
         assert Row("some").red

@@ -1,8 +1,16 @@
-"""LangChain: ChatOpenAI, over chat completions and over the Responses API."""
+"""LangChain: ChatOpenAI, over chat completions and over the Responses API; with_structured_output."""
 
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_openai import ChatOpenAI
-from scenarios import API_KEY, BASE_URL, ENDLESS, LONG_QUESTION, MODEL, QUESTIONS, run
+from pydantic import BaseModel
+from scenarios import API_KEY, BASE_URL, ENDLESS, JSON_QUESTIONS, LONG_QUESTION, MODEL, QUESTIONS, run
+
+
+class Weather(BaseModel):
+    place: str
+    weather: str
+    degrees: int
+    rain: bool
 
 
 def chat(model=MODEL, api_key=API_KEY, **options):
@@ -45,6 +53,33 @@ def responses_streamed():
     return over_turns(lambda history: added(chat(use_responses_api=True).stream(history)))
 
 
+def objects_over_turns(ask, **options):
+    model = chat(**options).with_structured_output(Weather, method="json_schema")
+    history, answers = [], []
+    for question in JSON_QUESTIONS:
+        history.append(HumanMessage(question))
+        weather = ask(model, history)
+        history.append(AIMessage(weather.model_dump_json()))
+        answers.append(weather.model_dump())
+    return answers
+
+
+def structured_whole():
+    return objects_over_turns(lambda model, history: model.invoke(history))
+
+
+def structured_streamed():
+    return objects_over_turns(lambda model, history: [*model.stream(history)][-1])
+
+
+def responses_structured_whole():
+    return objects_over_turns(lambda model, history: model.invoke(history), use_responses_api=True)
+
+
+def responses_structured_streamed():
+    return objects_over_turns(lambda model, history: [*model.stream(history)][-1], use_responses_api=True)
+
+
 def leave():
     stream = chat(model=ENDLESS).stream("Tell me more.")
     read = [next(stream).id for _ in range(3)]
@@ -75,5 +110,6 @@ def wrong_key():
 run(
     ["langchain-openai", "langchain-core"],
     [whole, streamed, responses_whole, responses_streamed, leave],
+    [structured_whole, structured_streamed, responses_structured_whole, responses_structured_streamed],
     [too_long, too_long_streamed, too_long_response, unknown_model, wrong_key],
 )

@@ -8,6 +8,10 @@ export const API_KEY = process.env.CLIENT_API_KEY;
 export const MODEL = process.env.CLIENT_MODEL;
 export const ENDLESS = process.env.CLIENT_ENDLESS_MODEL;
 export const QUESTIONS = JSON.parse(process.env.CLIENT_QUESTIONS);
+export const JSON_QUESTIONS = JSON.parse(process.env.CLIENT_JSON_QUESTIONS);
+export const DAYS_QUESTION = process.env.CLIENT_DAYS_QUESTION;
+export const DAYS = Number(process.env.CLIENT_DAYS);
+export const SEED = Number(process.env.CLIENT_SEED);
 export const LONG_QUESTION = QUESTIONS[0].repeat(1000);
 
 const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);

@@ -17,6 +17,10 @@ API_KEY = os.environ["CLIENT_API_KEY"]
 MODEL = os.environ["CLIENT_MODEL"]
 ENDLESS = os.environ["CLIENT_ENDLESS_MODEL"]
 QUESTIONS = json.loads(os.environ["CLIENT_QUESTIONS"])
+JSON_QUESTIONS = json.loads(os.environ["CLIENT_JSON_QUESTIONS"])
+DAYS_QUESTION = os.environ["CLIENT_DAYS_QUESTION"]
+DAYS = int(os.environ["CLIENT_DAYS"])
+SEED = int(os.environ["CLIENT_SEED"])
 PROXY = json.loads(os.environ.get("CLIENT_PROXY", "{}"))
 LONG_QUESTION = QUESTIONS[0] * 1000
 
