@@ -4,51 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openai import OpenAI
-from pydantic import BaseModel, Field
 
 from tests.engines import CountingEngine
 from tests.gateway.live import LiveGateway
 from tests.grammars import save_tiny_model
+from tests.structured import MODEL, PLAIN, Weather, tiny_worker, was_refused
 from tests.waiting import wait_until
-from tests.workers import running_model, running_worker
+from tests.workers import running_worker
 from tokenrelay.cli.__main__ import main
 from tokenrelay.producer import AsyncProducer, GenerationError, GenerationFailed, Producer
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
-from tokenrelay.worker.sampling.grammar import compiler
-from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
-from tokenrelay.worker.sampling.grammar.grammar import GrammarError
-from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
-from tokenrelay.worker.sampling.grammar.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import torch
     from redis import Redis
 
     from tests.redis_servers import RedisServer
     from tokenrelay.shared.wire.answer import Answer
-    from tokenrelay.worker.worker import Worker
-
-MODEL = "tiny"
-PLAIN: dict[str, Any] = {"model": MODEL, "temperature": 3.0, "max_new_tokens": 200}
-
-
-class Weather(BaseModel):
-    """What the tests ask for."""
-
-    city: str = Field(min_length=20, max_length=24)
-    degrees: int = Field(ge=-40, le=50)
-    sky: list[bool] = Field(min_length=3, max_length=8)
-
 
 FORMATS: dict[str, Any] = {
     "model": Weather,
@@ -66,20 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def tiny_worker(url: str, folder: Path, **settings: Any) -> Iterator[Worker]:
-    chosen: dict[str, Any] = {"device": "cpu", "dtype": "float64", "slots": 16, **settings}
-    with running_model(url, model_path=str(folder), served_model=MODEL, **chosen) as worker:
-        yield worker
-
-
 def tokens(answer: Answer) -> list[tuple[str, int]]:
     return [(token.text, token.token_id) for token in answer.tokens]
-
-
-def was_refused(redis: Redis, job: str) -> bool:
-    names: Any = redis.hkeys(job)
-    return any(name.startswith(b"refused:") for name in names)
 
 
 def check(name: str, text: str) -> None:
@@ -270,73 +236,3 @@ def test_another_version_of_the_library_gives_the_request_back(
             wait_until(lambda: was_refused(redis, job))
             assert generation.status().state is State.IN_PROGRESS
             generation.cancel()
-
-
-def handed_back(producer: Producer, url: str, folder: Path) -> Any:
-    """A request that a worker began and gave back."""
-    with tiny_worker(url, folder, drain_timeout_s=0.0) as first:
-        form: Any = {"type": "regex", "value": "[a-z]{500}"}
-        generation = producer.submit("Hi", response_format=form, **{**PLAIN, "max_new_tokens": 700})
-        wait_until(lambda: generation.status().tokens > 3)
-        first.stop()
-        first.stop()
-    return generation
-
-
-def test_a_worker_that_takes_too_long_to_compile_gives_the_request_back(
-    redis_server: RedisServer, redis: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its grammar was compiled by the worker that began it: it fits, and its answer isn't cut off."""
-
-    def too_long(*_: object) -> None:
-        raise GrammarError("compiling it takes more than 1 s")
-
-    with Producer(url=redis_server.url) as producer:
-        generation = handed_back(producer, redis_server.url, folder)
-        monkeypatch.setattr(Trial, "compile", too_long)
-        with tiny_worker(redis_server.url, folder):
-            wait_until(lambda: was_refused(redis, keys.rq_job(generation.request_id)))
-            assert generation.status().state is State.IN_PROGRESS
-            generation.cancel()
-
-
-def test_a_continued_answer_is_replayed_before_the_engine_has_it(
-    redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within a step all neighbours would wait for it."""
-    seen: list[tuple[int, int]] = []
-    call = AnswerMask.__call__
-
-    def noted(self: AnswerMask, emitted_ids: Sequence[int]) -> torch.Tensor:
-        seen.append((threading.get_ident(), len(emitted_ids)))
-        return call(self, emitted_ids)
-
-    with Producer(url=redis_server.url) as producer:
-        generation = handed_back(producer, redis_server.url, folder)
-        monkeypatch.setattr(AnswerMask, "__call__", noted)
-        with tiny_worker(redis_server.url, folder):
-            assert re.fullmatch("[a-z]{500}", generation.result().text)
-    (intake, replayed), (engine, first) = seen[:2]
-    assert intake != engine
-    assert replayed == first > 3
-
-
-def test_what_is_compiled_for_a_claim_is_compiled_once(
-    redis_server: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where more come together than are kept: leases run while a claimed one would be compiled again."""
-    compiled: list[str] = []
-    make = GrammarCompiler._compiled
-
-    def noted(self: GrammarCompiler, grammar: Any) -> Any:
-        compiled.append(grammar.text)
-        return make(self, grammar)
-
-    monkeypatch.setattr(compiler, "_KEPT", 1)
-    monkeypatch.setattr(GrammarCompiler, "_compiled", noted)
-    with Producer(url=redis_server.url) as producer:
-        forms: list[Any] = [{"type": "regex", "value": f"[a-z]{{{size}}}"} for size in range(5, 9)]
-        asked = [producer.submit("Hi", response_format=form, **PLAIN) for form in forms]
-        with tiny_worker(redis_server.url, folder):
-            assert [len(generation.result().text) for generation in asked] == [5, 6, 7, 8]
-    assert sorted(compiled) == sorted(set(compiled))

@@ -5,24 +5,37 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.grammars import allowed, vocabulary
-from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
+from tokenrelay.shared.errors import EngineError
+from tokenrelay.worker.sampling.grammar.compiler import MOST_WAITING, GrammarCompiler, outcome
 from tokenrelay.worker.sampling.grammar.grammar import Grammar, GrammarError
 from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
+from tokenrelay.worker.sampling.grammar.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 EASY = Grammar("regex", "easy")
 
 
 @pytest.fixture
-def compiler() -> Iterator[GrammarCompiler]:
-    compiler = GrammarCompiler(vocabulary())
+def trials() -> list[Trial]:
+    """Those of the compiler."""
+    return []
+
+
+@pytest.fixture
+def compiler(trials: list[Trial]) -> Iterator[GrammarCompiler]:
+    def trial() -> Trial:
+        trials.append(Trial())
+        return trials[-1]
+
+    compiler = GrammarCompiler(vocabulary(), trial=trial)
     yield compiler
     compiler.close()
 
@@ -121,10 +134,95 @@ def test_the_latest_used_grammars_are_kept(compiler: GrammarCompiler) -> None:
     assert compiler.compile(EASY) is not easy
 
 
-def test_a_compiling_process_that_was_killed_is_replaced(compiler: GrammarCompiler) -> None:
+def test_a_compiling_process_that_was_killed_is_replaced(compiler: GrammarCompiler, trials: list[Trial]) -> None:
     compiler.compile(EASY)
-    process = compiler._trial._process
+    process = trials[-1]._process  # the only one, where nothing is compiled at the same time
     assert process is not None
+    assert [each._process for each in trials[:-1]] == [None] * (len(trials) - 1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     compiler.compile(Grammar("regex", "another"))
+
+
+class HeldTrial(Trial):
+    """Waits, where the grammar's text begins with "held", until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def compile(self, grammar: Grammar) -> str:
+        if grammar.text.startswith("held"):
+            self.let_go.wait()
+        return super().compile(grammar)
+
+
+@pytest.fixture
+def held() -> Iterator[tuple[GrammarCompiler, Callable[[], None]]]:
+    """A compiler, and what lets the held grammars go."""
+    trials: list[HeldTrial] = []
+
+    def trial() -> Trial:
+        trials.append(HeldTrial())
+        return trials[-1]
+
+    def let_go() -> None:
+        for each in trials:
+            each.let_go.set()
+
+    compiler = GrammarCompiler(vocabulary(), trial=trial)
+    yield compiler, let_go
+    let_go()
+    compiler.close()
+
+
+def test_others_are_compiled_beside_one_that_takes_long(held: tuple[GrammarCompiler, Callable[[], None]]) -> None:
+    compiler, let_go = held
+    slow = compiler.begin(Grammar("regex", "held"))
+    assert compiler.begin(Grammar("regex", "held")) is slow
+    assert allowed(AnswerMask(compiler.compile(EASY))([]))
+    assert not slow.done()
+    let_go()
+    assert allowed(AnswerMask(outcome(slow))([]))
+
+
+def test_grammars_that_wait_are_limited(held: tuple[GrammarCompiler, Callable[[], None]]) -> None:
+    """Those that are over the limit aren't refused: their requests are taken again later."""
+    compiler, let_go = held
+    waiting = [compiler.begin(Grammar("regex", f"held{n}")) for n in range(MOST_WAITING)]
+    with pytest.raises(EngineError, match="16 grammars wait"):
+        compiler.begin(EASY)
+    assert compiler.begin(Grammar("regex", "held3")) is waiting[3]
+    let_go()
+    for each in waiting:
+        outcome(each)
+    compiler.compile(EASY)
+
+
+def test_no_process_is_no_refusal() -> None:
+    """Of a host without memory, say: what failed is tried again when it is asked for the next time."""
+    commands = iter((("false",), ("/none",)))
+    compiler = GrammarCompiler(vocabulary(), trial=lambda: Trial(next(commands)))
+    try:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="doesn't start"):
+                compiler.compile(EASY)
+    finally:
+        compiler.close()
+
+
+def test_a_grammar_is_freed_once_it_is_neither_kept_nor_used() -> None:
+    """Without the interpreter, in the thread that compiles the next one: its matcher becomes an error by that."""
+    compiler = GrammarCompiler(vocabulary(), kept=1)
+    try:
+        compiled = compiler.compile(EASY)
+        mask, root = AnswerMask(compiled), compiled.root
+        del compiled
+        for number in range(3):
+            compiler.compile(Grammar("regex", f"{number}"))
+            assert allowed(mask([]))
+        del mask
+        compiler.compile(Grammar("regex", "last"))
+    finally:
+        compiler.close()
+    assert root.is_error()

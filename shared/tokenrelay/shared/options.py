@@ -53,7 +53,7 @@ from tokenrelay.shared.request_fields import (
     shallow,
     small_metadata,
 )
-from tokenrelay.shared.response_format import ResponseFormat  # noqa: TC001 - pydantic reads the annotation
+from tokenrelay.shared.response_format import STORED, ResponseFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -345,7 +345,7 @@ def load(raw: str | bytes, wire: int = 1) -> StoredRequest:
     a field that only a later release knows: the request is for that one's workers.
     """
     try:
-        request = _STORED.validate_json(raw)
+        request = _STORED.validate_json(raw, context=STORED)
     except ValidationError as error:
         refusal = request_error(error, DEFAULTS)
         if wire > 1 and all(each["type"] == "extra_forbidden" and len(each["loc"]) == 1 for each in error.errors()):
@@ -367,7 +367,7 @@ def glance(raw: str | bytes) -> Submission:
     Its new fields are left out, and absent ones have their defaults.
     """
     try:
-        seen = _GLANCE.validate_json(raw)
+        seen = _GLANCE.validate_json(raw, context=STORED)
     except ValidationError as error:
         raise request_error(error, DEFAULTS) from None
     return cast("Submission", {**DEFAULTS, **seen})

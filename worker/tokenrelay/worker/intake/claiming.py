@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 REFUSED_MS, MOST_REFUSED_MS = 5_000, 60_000
 """How long workers of this kind leave a job to others that they were refused, which take it at once: twice as long each
 time it comes back."""
+DEFERRED_MS, MOST_DEFERRED_MS = 1_000, 2_000
+"""The same, of a job whose grammar couldn't be compiled at once."""
 _GONE: Final = "its request is gone from Redis"
 _REFUSALS: Final[dict[type, str]] = {
     Busy: "busy",
@@ -234,6 +236,14 @@ class Claiming:
     def give_back(self, jobs: Iterable[Job]) -> None:
         """Put jobs that must run alone, and can't now, at the front of their queue. Raises redis errors."""
         self.settle([requeue_call(job.execution, "front", Note()) for job in jobs])
+
+    def defer(self, jobs: Sequence[Job]) -> None:
+        """Put jobs back in their queues, which workers of this kind leave there for a moment. Raises redis errors."""
+        if jobs:
+            which = loggable(jobs[0].execution.job_id)
+            log.warning("%s requests are taken again later, such as %s: %s", len(jobs), which, jobs[0].deferred)
+            note = Note(self.reader.kind, DEFERRED_MS, MOST_DEFERRED_MS)
+            self.settle([requeue_call(job.execution, "back", note) for job in jobs])
 
     def settle(self, batch: Batch) -> None:
         """Send what becomes of refused jobs. Raises redis errors."""

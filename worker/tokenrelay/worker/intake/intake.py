@@ -13,6 +13,8 @@ from tokenrelay.worker.intake.reading import Reading
 from tokenrelay.worker.intake.taking import Taking
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenrelay.shared.redis.batches import Pipeline
     from tokenrelay.shared.settings import WorkerSettings
     from tokenrelay.shared.store.jobs import Execution
@@ -56,6 +58,14 @@ class Intake:
         """The jobs that were taken and aren't claimed yet."""
         return self._taking.taken
 
+    def when_compiled(self, notify: Callable[[], object]) -> None:
+        """Call `notify`, from any thread, when a grammar is compiled that a job has begun to wait for since the last
+        call."""
+        for job in self._taking.compiling:
+            if job.compiling is not None and not job.notifies:
+                job.notifies = True
+                job.compiling.add_done_callback(lambda _: notify())
+
     def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
         """Up to `limit` requests that are now this worker's. Raises redis errors; nothing is lost by them.
 
@@ -70,8 +80,10 @@ class Intake:
         taking.fill(limit, idle=idle)
         self._claiming.close_lost(taking.lost)
         taking.lost.clear()
+        self._claiming.defer(taking.deferred)
+        taking.deferred.clear()
         if not taking.ready:
-            self.exhausted = idle and not taking.missing
+            self.exhausted = idle and not taking.missing and not taking.compiling
             return []
         self._set_apart(list(taking.ready), idle=idle)
         claimed = self._claiming.claim(list(taking.ready))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokenrelay.shared.redis.commands import Reply
     from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.worker.core.attempts import Ending
+    from tokenrelay.worker.sampling.grammar.compiler import Compilation
     from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
 
 
@@ -36,8 +37,19 @@ class Job:
     refusal: Ending | None = None
     effective: Effective | None = None
     """What a first claim would store; None for a request of wire version 1."""
+    wire: int = 1
+    decided: bool = False
+    """Whether an earlier claim has stored what it decided."""
+    compiling: Compilation | None = None
+    """What its answer must match, while that is compiled."""
+    compiling_since: float = 0.0
+    """On this process's monotonic clock."""
+    notifies: bool = False
+    """Whether intake is notified when it is compiled."""
     grammar: CompiledGrammar | None = None
     """What its answer must match."""
+    deferred: str = ""
+    """Why it goes back to its queue for a moment; empty where it doesn't."""
     foreign: str = ""
     """What the request asks for that this kind of worker can't do, and others may; empty where there's nothing."""
 

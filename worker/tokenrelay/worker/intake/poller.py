@@ -58,6 +58,7 @@ class Poller:
             self.intake.figures.redis_errors.add("intake")
             log.warning("intake: %s; trying again", error)
         finally:  # the loop begins what was claimed before an error, too
+            self.intake.when_compiled(lambda: self.post(JobsQueued()))
             self.post(PollDone(self.intake.unclaimed, self.intake.exhausted))
 
     def _poll(self, poll: Poll) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tokenrelay.shared import effective
 from tokenrelay.shared.effective import obeying
-from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.errors import EngineError, RequestError
 from tokenrelay.shared.options import WIRE, load
 from tokenrelay.shared.redis.calls import is_unusable
 from tokenrelay.shared.settings import MAX_RETENTION_S
@@ -23,6 +23,7 @@ from tokenrelay.shared.wire.entries import whole
 from tokenrelay.worker.core.attempts import Ending
 from tokenrelay.worker.intake.job import encoded
 from tokenrelay.worker.sampling.draw import DRAW_VERSION
+from tokenrelay.worker.sampling.grammar.compiler import outcome
 from tokenrelay.worker.sampling.grammar.library import library
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Reading:
         try:
             job.retention_s = min(record.retention_s(1), MAX_RETENTION_S)
             job.crashes = record.crashes or (0 if record.prompt_ids else job.crashed)
+            job.wire, job.decided = whole(record.wire) or 1, bool(record.effective)
             if not is_our_call(job.data, job.execution.job_id):
                 raise RequestError(f"its job doesn't call {keys.JOB_FUNCTION}", code="invalid_job")
             wire = whole(record.wire) or WIRE
@@ -84,10 +86,29 @@ class Reading:
             job.encoded = encoded(job.prompt_ids, self.reader.token_texts(job.prompt_ids))
             self._decide(job, job.options, record.effective, wire)
         except RequestError as error:
-            self._refuse(job, error, record)
+            self._refuse(job, error)
+        except EngineError as error:
+            job.deferred = str(error)
         except BaseException:  # the per-request boundary: see Attempt.fail
             log.exception("request %s can't be read: it fails alone", job.execution.job_id)
             job.refusal = Ending.internal_error()
+
+    def is_compiled(self, job: Job) -> bool:
+        """Whether the job needn't wait for its grammar any more; fills in what became of it."""
+        if job.compiling is None:
+            return True
+        if not job.compiling.done():
+            return False
+        try:
+            job.grammar, job.compiling = outcome(job.compiling), None
+        except RequestError as error:
+            self._refuse(job, error)
+        except EngineError as error:
+            job.deferred = str(error)
+        except BaseException:  # the per-request boundary: see Attempt.fail
+            log.exception("the grammar of request %s can't be compiled: it fails alone", job.execution.job_id)
+            job.refusal = Ending.internal_error()
+        return True
 
     def _decide(self, job: Job, options: Submission, stored: str, wire: int) -> None:
         """Work out what a first claim would decide, or what it has decided. Raises RequestError, ProtocolError."""
@@ -98,18 +119,18 @@ class Reading:
         decided = effective.parse(stored) if stored else None
         chosen = obeying(options, decided) if decided else self.reader.chosen(options)
         budget = self.reader.budget(length, 0, chosen)
-        job.grammar = self.reader.grammar(chosen)
-        job.effective = effective.decide(chosen, budget, DRAW_VERSION, library() if job.grammar else None)
+        job.compiling = self.reader.grammar(chosen)
+        job.effective = effective.decide(chosen, budget, DRAW_VERSION, library() if job.compiling else None)
 
-    def _refuse(self, job: Job, error: RequestError, record: RequestRecord) -> None:
+    def _refuse(self, job: Job, error: RequestError) -> None:
         """What only this worker can't do of a wire version 2 request, another one may."""
         job.refusal = Ending.failure(error.code, error.message)
-        if (whole(record.wire) or 1) > 1:
+        if job.wire > 1:
             if error.code == "unsupported_option":
                 job.foreign = f"effective {error.field}"
-            elif error.code == "invalid_grammar" and record.effective:  # it took too long here, or its library differs
+            elif error.code == "invalid_grammar" and job.decided:  # it took too long here, or its library differs
                 job.foreign = "effective grammar"
-            elif error.code == "prompt_too_long" and record.effective:
+            elif error.code == "prompt_too_long" and job.decided:
                 job.foreign = "effective budget"
 
     def _encode(self, job: Job, options: Submission) -> tuple[int, ...]:

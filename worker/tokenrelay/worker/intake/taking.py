@@ -15,6 +15,7 @@ from tokenrelay.shared.store.jobs import RQ_LEASE_S, Take, any_queued, take_call
 from tokenrelay.worker.intake.job import Job
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from threading import Event
 
     from tokenrelay.shared.redis.batches import Pipeline
@@ -27,6 +28,8 @@ MOST_MISSING: Final = 256
 """Jobs without a request that wait at a time. They take up no slots; each that is closed makes room for another."""
 MISSING_EVERY_S: Final = 0.1
 """How often they are read again, at most."""
+COMPILING_S: Final = 3.0
+"""How long a job waits for its grammar before others may have it: less than `UNCLAIMED_MS` of `maintenance.repairs`."""
 
 
 @dataclass(slots=True)
@@ -45,6 +48,10 @@ class Taking:
     """Taken, their requests not there yet; or there, and no slot is free. Read again at `_missing_due`."""
     lost: list[Job] = field(default_factory=list)
     """Taken, their requests never came: to be closed."""
+    compiling: list[Job] = field(default_factory=list)
+    """Taken and read, their grammars are being compiled. They take up no slots."""
+    deferred: list[Job] = field(default_factory=list)
+    """Taken and read, to be put back in their queues for a moment."""
     _missing_due: float = 0.0
     _execution_ids: tuple[str, ...] = ()
     """Of a take whose reply didn't come: repeated with the same IDs, it gives the same jobs."""
@@ -52,12 +59,12 @@ class Taking:
     @property
     def unclaimed(self) -> bool:
         """Whether jobs were taken, or may have been, that aren't claimed."""
-        return bool(self.ready or self.missing or self.lost or self._execution_ids)
+        return bool(self.taken or self._execution_ids)
 
     @property
     def taken(self) -> list[Execution]:
         """Of the jobs that aren't claimed."""
-        return [job.execution for job in (*self.ready, *self.missing, *self.lost)]
+        return [job.execution for job in (*self.ready, *self.missing, *self.lost, *self.compiling, *self.deferred)]
 
     def fill(self, limit: int, *, idle: bool) -> None:
         """Have up to `limit` jobs ready. Raises redis errors."""
@@ -68,7 +75,9 @@ class Taking:
             self.ready, self.missing = deque(self.missing), []
             self._missing_due = time.monotonic() + MISSING_EVERY_S
             self._sort(list(self.ready), limit)
-        while (room := min(limit - len(self.ready), MOST_MISSING - len(self.missing))) > 0:
+        waiting, self.compiling = self.compiling, []
+        self._place(waiting, limit)
+        while (room := min(limit - len(self.ready), self._room)) > 0:
             kept = len(self.ready)
             self._take(room, idle=idle and not kept)
             taken = list(self.ready)[kept:]
@@ -84,17 +93,39 @@ class Taking:
         if not jobs:
             return
         self.reading.read(jobs)
-        lost_before = time.monotonic() - MISSING_S
+        found, self.ready = self.ready, deque()
+        self._place(found, limit)
+
+    def _place(self, jobs: Iterable[Job], limit: int) -> None:
+        """Have those of the jobs ready that can be claimed, up to `limit`, behind the ones that are."""
+        now = time.monotonic()
         here: list[Job] = []
-        for job in self.ready:
-            if job.missing_since is None:
-                here.append(job)
-            elif job.missing_since > lost_before:
-                self.missing.append(job)
+        for job in jobs:
+            if job.missing_since is not None:
+                (self.missing if job.missing_since > now - MISSING_S else self.lost).append(job)
+            elif not self.reading.is_compiled(job):
+                self._await(job, now)
+            elif job.deferred:
+                self.deferred.append(job)
             else:
-                self.lost.append(job)
-        self.missing += here[limit:]
-        self.ready = deque(here[:limit])
+                here.append(job)
+        room = limit - len(self.ready)
+        self.ready += here[:room]
+        self.missing += here[room:]
+
+    def _await(self, job: Job, now: float) -> None:
+        """Keep the job until its grammar is compiled, but not for long."""
+        job.compiling_since = job.compiling_since or now
+        if now - job.compiling_since < COMPILING_S:
+            self.compiling.append(job)
+        else:
+            job.deferred = f"its grammar isn't compiled after {COMPILING_S:g} s"
+            self.deferred.append(job)
+
+    @property
+    def _room(self) -> int:
+        """How many more jobs may wait."""
+        return MOST_MISSING - len(self.missing) - len(self.compiling) - len(self.deferred)
 
     def _take(self, limit: int, *, idle: bool) -> None:
         if self.leaving.is_set():  # what this worker hands back is another's to take

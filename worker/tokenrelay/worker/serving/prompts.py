@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import Capabilities
-    from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
-    from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
+    from tokenrelay.worker.sampling.grammar.compiler import Compilation, GrammarCompiler
 
 MAX_PROMPT_TEXTS: Final = 64
 """Of longer prompts only the token IDs are stored: the texts of their tokens are for people to read."""
@@ -107,13 +106,13 @@ class PromptReader:
         """The token sequences that the answer may not contain. Raises RequestError."""
         return bad_word_ids(self.encoder, options["bad_words"])
 
-    def grammar(self, options: Submission) -> CompiledGrammar | None:
-        """What the answer must match, if anything, compiled. Raises GrammarError."""
+    def grammar(self, options: Submission) -> Compilation | None:
+        """What the answer must match, if anything, while it's compiled or after. Raises EngineError."""
         asked = cast("Mapping[str, Any]", options).get("response_format")
-        return None if asked is None or self.grammars is None else self.grammars.compile(Grammar.of(asked))
+        return None if asked is None or self.grammars is None else self.grammars.begin(Grammar.of(asked))
 
     def close(self) -> None:
-        """End the process that compiles grammars."""
+        """End the threads and processes that compile grammars."""
         if self.grammars is not None:
             self.grammars.close()
 

@@ -1,64 +1,138 @@
-"""Compiling the grammars of one model's requests, under limits, each once."""
+"""Compiling the grammars of one model's requests: each once, under limits, in threads of its own."""
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from threading import Lock
+from queue import LifoQueue
 from typing import TYPE_CHECKING, Final
+from weakref import ref
 
 import torch
 
+from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.sampling.grammar.grammar import GrammarError
-from tokenrelay.worker.sampling.grammar.library import bind, compile_grammar
+from tokenrelay.worker.sampling.grammar.library import bind, compile_grammar, free
 from tokenrelay.worker.sampling.grammar.matcher import CompiledGrammar
 from tokenrelay.worker.sampling.grammar.trial import Trial
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenrelay.worker.sampling.grammar.grammar import Grammar
+    from tokenrelay.worker.sampling.grammar.library import Matcher
     from tokenrelay.worker.sampling.grammar.vocabulary import Vocabulary
 
+PARALLEL: Final = 2
+"""Grammars that are compiled at a time."""
+MOST_WAITING: Final = 16
+"""Grammars that are compiled or wait for it."""
 _KEPT: Final = 64
 """Answers leave lexer states in the grammar that they share: up to 30 MiB in each, at the library's limit."""
 _KEPT_CHARS: Final = 4 << 20
+_NICENESS: Final = 10
+"""The model's steps come first."""
+
+Compilation = Future["CompiledGrammar | str"]
+"""A grammar that is compiled, or will be; or the reason why it can't be. Its exception: EngineError, where there was no
+process to try it in."""
 
 
 class GrammarCompiler:
-    """Compiles for one vocabulary. Results are kept, refusals too, the latest used ones up to a limit."""
+    """Compiles for one vocabulary. The latest used results are kept, refusals too, up to `kept`."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, kept: int = _KEPT, trial: Callable[[], Trial] = Trial) -> None:
         self._tokens = bind(vocabulary)
         self._not_first = _beginning_with_blank(vocabulary) if vocabulary.drops_first_blank else None
-        self._trial = Trial()
-        self._kept: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()
-        self._lock = Lock()
+        self._most_kept = kept
+        self._kept: OrderedDict[Grammar, Compilation] = OrderedDict()
+        self._made: list[tuple[ref[CompiledGrammar], Matcher]] = []
+        self._trials = [trial() for _ in range(PARALLEL)]
+        self._idle: LifoQueue[Trial] = LifoQueue()  # a second process is started where one isn't enough
+        for each in self._trials:
+            self._idle.put(each)
+        self._threads = ThreadPoolExecutor(PARALLEL, "grammar", _yield_to_steps)
+        self._lock = threading.Lock()
 
-    def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Raises GrammarError. Takes a second of processor time at most, most of it in another process."""
+    def begin(self, grammar: Grammar) -> Compilation:
+        """Compile in another thread what isn't kept. Raises EngineError where too many wait for that."""
         with self._lock:
-            found = self._kept.pop(grammar, None) or self._compiled(grammar)
+            found = self._kept.pop(grammar, None)
+            if found is None or _has_failed(found):
+                if sum(not each.done() for each in self._kept.values()) >= MOST_WAITING:
+                    raise EngineError(f"{MOST_WAITING} grammars wait to be compiled")
+                found = self._threads.submit(self._compile, grammar)
             self._kept[grammar] = found
-            while len(self._kept) > 1 and self._is_full():
-                self._kept.popitem(last=False)
-        if isinstance(found, str):
-            raise GrammarError(found)
+            self._drop_oldest()
         return found
 
-    def close(self) -> None:
-        """End the process that compiles."""
-        with self._lock:
-            self._trial.close()
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Wait for the grammar. Raises GrammarError, EngineError. Takes a second of processor time at most in another
+        process, and as long again in this one."""
+        return outcome(self.begin(grammar))
 
-    def _compiled(self, grammar: Grammar) -> CompiledGrammar | str:
+    def close(self) -> None:
+        """End threads and processes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._close_trials()  # which ends what is being compiled
+        self._threads.shutdown()
+        self._close_trials()
+
+    def _close_trials(self) -> None:
+        for each in self._trials:
+            each.close()
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar | str:
         """The reason, where it can't be."""
+        trial = self._idle.get()
         try:
-            self._trial.compile(grammar)
-            return CompiledGrammar(partial(compile_grammar, self._tokens, grammar), self._not_first)
+            source = trial.compile(grammar)
+            compiled = CompiledGrammar(partial(compile_grammar, self._tokens, source, grammar.kind), self._not_first)
         except GrammarError as error:
             return error.reason
+        finally:
+            self._idle.put(trial)
+        self._free_unused((ref(compiled), compiled.root))
+        return compiled
 
-    def _is_full(self) -> bool:
-        return len(self._kept) > _KEPT or sum(len(each.text) for each in self._kept) > _KEPT_CHARS
+    def _free_unused(self, made: tuple[ref[CompiledGrammar], Matcher]) -> None:
+        """Free the grammars that are neither kept nor used by an answer."""
+        with self._lock:
+            unused = [matcher for compiled, matcher in self._made if compiled() is None]
+            self._made = [made, *(each for each in self._made if each[0]() is not None)]
+        for matcher in unused:
+            free(matcher)
+
+    def _drop_oldest(self) -> None:
+        done = [(grammar, len(grammar.text)) for grammar, each in self._kept.items() if each.done()]
+        chars = sum(size for _, size in done)
+        for grammar, size in done[:-1]:
+            if len(self._kept) <= self._most_kept and chars <= _KEPT_CHARS:
+                return
+            chars -= size
+            del self._kept[grammar]
+
+
+def outcome(compilation: Compilation) -> CompiledGrammar:
+    """What was compiled, once it is. Raises GrammarError, EngineError."""
+    found = compilation.result()
+    if isinstance(found, str):
+        raise GrammarError(found)
+    return found
+
+
+def _has_failed(compilation: Compilation) -> bool:
+    return compilation.done() and compilation.exception() is not None
+
+
+def _yield_to_steps() -> None:
+    """Give this thread a low priority, where a thread has one of its own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _beginning_with_blank(vocabulary: Vocabulary) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from tokenrelay.worker.sampling.grammar.library import is_full
+from tokenrelay.worker.sampling.grammar.library import free, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _WORD: Final = torch.int32
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class CompiledGrammar:
     """A grammar for one vocabulary. Any number of answers may be under it, in any thread."""
 
@@ -33,11 +33,12 @@ class CompiledGrammar:
     """Only copied. Its copies share the lexer's states, which gather over the answers up to the library's limit."""
 
     def __post_init__(self) -> None:
-        self.renew()
+        self.root = self.compile()
 
     def renew(self) -> None:
         """Begin with no lexer states again."""
-        self.root = self.compile()
+        before, self.root = self.root, self.compile()
+        free(before)
 
 
 @dataclass(slots=True)
@@ -45,10 +46,11 @@ class AnswerMask:
     """The `TokenMask` of one answer; for one thread at a time."""
 
     grammar: CompiledGrammar
+    consumed: list[int] = field(default_factory=list)
+    """The tokens behind which the kept matcher stands."""
     _root: Matcher | None = None
     """What the matcher is a copy of."""
     _matcher: Matcher | None = None
-    _consumed: list[int] = field(default_factory=list)
 
     def __call__(self, emitted_ids: Sequence[int]) -> torch.Tensor:
         """(ceil(vocabulary / 32),), int32: bit i of word w is set where token 32 w + i may follow `emitted_ids`.
@@ -77,8 +79,8 @@ class AnswerMask:
 
     def _at(self, emitted_ids: Sequence[int]) -> Matcher:
         """The matcher behind `emitted_ids`: moved on where it stands at a part of them, else made again by a replay."""
-        kept = len(self._consumed)
-        if self._matcher is None or kept > len(emitted_ids) or self._consumed != list(emitted_ids[:kept]):
+        kept = len(self.consumed)
+        if self._matcher is None or kept > len(emitted_ids) or self.consumed != list(emitted_ids[:kept]):
             self._root = self.grammar.root
             self._matcher, kept = self._root.deep_copy(), 0
         # One by one: a call keeps the interpreter from all other threads, and an ambiguous grammar takes milliseconds
@@ -86,5 +88,5 @@ class AnswerMask:
         for token_id in emitted_ids[kept:]:
             if not self._matcher.consume_token(token_id):
                 break
-        self._consumed = list(emitted_ids)
+        self.consumed = list(emitted_ids)
         return self._matcher

@@ -17,6 +17,7 @@ from tokenrelay.worker.sampling.grammar.trial_process import CPU_S
 if TYPE_CHECKING:
     from tokenrelay.worker.sampling.grammar.grammar import Grammar
 
+COMMAND: Final = (sys.executable, "-m", "tokenrelay.worker.sampling.grammar.trial_process")
 _WALL_S: Final = 30.0
 """Of a compilation, and of the process's start: its processor time is limited by itself, and it has a low priority."""
 _TOO_LONG: Final = f"the grammar is too complex: compiling it takes more than {CPU_S:g} s of processor time"
@@ -26,18 +27,19 @@ _TOO_LARGE: Final = "the grammar is too complex: compiling it takes too much mem
 class Trial:
     """Compiles grammars one after another in a process, which is started with the first and after each one's death."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: tuple[str, ...] = COMMAND) -> None:
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
 
-    def compile(self, grammar: Grammar) -> None:
-        """Returns if the grammar can be compiled within the limits. Raises GrammarError; EngineError where there is no
-        process to do it."""
+    def compile(self, grammar: Grammar) -> str:
+        """The source of a grammar that can be compiled within the limits: see `library.to_source`. Raises GrammarError;
+        EngineError where there is no process to try it."""
         process = self._running()
         pipe = cast("IO[bytes]", process.stdin)
         try:
             pipe.write(json.dumps([grammar.kind, grammar.text, grammar.strict]).encode() + b"\n")
             pipe.flush()
-            reason = _answer(process)
+            reason, source = _answer(process)
         except (BrokenPipeError, EOFError):
             out_of_time = process.wait(_WALL_S) == -signal.SIGVTALRM
             self.close()
@@ -47,6 +49,7 @@ class Trial:
             raise GrammarError(_TOO_LONG) from None
         if reason:
             raise GrammarError(reason)
+        return source
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -61,20 +64,19 @@ class Trial:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
-        command = [sys.executable, "-m", "tokenrelay.worker.sampling.grammar.trial_process"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
         try:
-            _answer(self._process)
-        except (EOFError, TimeoutError) as error:
+            self._process = process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            _answer(process)
+        except (OSError, EOFError, TimeoutError) as error:
             self.close()
             raise EngineError("the process that compiles grammars doesn't start") from error
-        return self._process
+        return process
 
 
-def _answer(process: subprocess.Popen[bytes]) -> str:
-    """The next line. Raises EOFError where the process is gone, TimeoutError where none comes."""
+def _answer(process: subprocess.Popen[bytes]) -> list[str]:
+    """The next line: see `trial_process`. Raises EOFError where the process is gone, TimeoutError where none comes."""
     pipe = cast("IO[bytes]", process.stdout)
     ready, _, _ = select.select([pipe], [], [], _WALL_S)
     if not ready:
@@ -82,4 +84,4 @@ def _answer(process: subprocess.Popen[bytes]) -> str:
     line = pipe.readline()
     if not line:
         raise EOFError
-    return cast("str", json.loads(line))
+    return cast("list[str]", json.loads(line))

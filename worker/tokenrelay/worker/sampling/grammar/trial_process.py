@@ -1,8 +1,9 @@
 """The process that compiles each grammar first: python -m tokenrelay.worker.sampling.grammar.trial_process.
 
 A compilation can take hours, all memory, or more stack than there is, which no limit of the library's own prevents.
-Here it ends this process alone. Reads grammars from stdin, a JSON array a line. Writes the line `""` when it is ready,
-then a JSON string for each grammar: the reason why it is refused, or an empty one. Ends with stdin.
+Here it ends this process alone. Reads grammars from stdin, a JSON array a line. Writes a JSON array a line, of two
+strings: the first when it is ready, then one for each grammar, with the reason why it is refused, or with its source as
+the library compiles it; the other one is empty. Ends with stdin.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 from typing import Final
 
 from tokenrelay.worker.sampling.grammar.grammar import Grammar, GrammarError
-from tokenrelay.worker.sampling.grammar.library import bind, compile_grammar
+from tokenrelay.worker.sampling.grammar.library import bind, compile_grammar, to_source
 from tokenrelay.worker.sampling.grammar.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
@@ -33,21 +34,22 @@ _BYTES: Final = Vocabulary((*(bytes([each]) for each in range(256)), b""), (256,
 
 def main() -> None:
     """Compile what stdin names, one after another."""
-    os.nice(_NICENESS)
+    os.nice(max(0, _NICENESS - os.nice(0)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     threading.stack_size(_STACK_BYTES)
     tokens = bind(_BYTES)
 
     def compile_and_answer(grammar: Grammar) -> None:
-        reason = ""
         try:
-            compile_grammar(tokens, grammar).deep_copy()
+            source = to_source(grammar)
+            compile_grammar(tokens, source, grammar.kind).deep_copy()
         except GrammarError as error:
-            reason = error.reason
-        _answer(reason)
+            _answer(error.reason, "")
+        else:
+            _answer("", source)
 
-    _answer("")
+    _answer("", "")
     for line in sys.stdin.buffer:
         thread = threading.Thread(target=compile_and_answer, args=(Grammar(*json.loads(line)),))
         # The signal's default action ends the process, whatever code it is in.
@@ -57,8 +59,8 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-def _answer(reason: str) -> None:
-    sys.stdout.write(json.dumps(reason) + "\n")
+def _answer(reason: str, source: str) -> None:
+    sys.stdout.write(json.dumps([reason, source]) + "\n")
     sys.stdout.flush()
 
 
