@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +33,8 @@ TEXTS = (
 )
 STRING_PATTERNS = (
     r"^[A-Z]{2,3}-\d{1,6}$", r"^\d{5}(-\d{4})?$", r"^#[0-9a-fA-F]{6}$", r"^v?\d+\.\d+\.\d+$", "^[a-z][a-z0-9_]{0,15}$",
-    r"^(\+\d{1,3} )?\(?\d{2,4}\)?[ -]\d{3,8}$", "^[^/]+/[^/]+$", "^(mon|tue|wed)s?$", "[0-9]", "^ü?[世界]{1,3}$", r"\.json$",
-    r"^\S{1,8}$", r"^[\w.]{1,9}@[\w]{1,9}\.(com|org)$",
+    r"^(\+\d{1,3} )?\(?\d{2,4}\)?[ -]\d{3,8}$", "^[^/]+/[^/]+$", "^(mon|tue|wed)s?$", "[0-9]", "^ü?[世界]{1,3}$", 
+    r"\.json$", r"^[!-~]{1,8}$", r"^[\w.]{1,9}@[\w]{1,9}\.(com|org)$",
 )  # fmt: skip
 FORMATS = ("date", "date-time", "time", "uuid", "ipv4", "ipv6", "email", "hostname", "uri", "duration")
 
@@ -141,7 +142,9 @@ def _string(rng: Random) -> Schema:
     if kind == 0:
         return {"type": "string", "pattern": rng.choice(STRING_PATTERNS)}
     if kind == 1:
-        return {"type": "string", "format": rng.choice(FORMATS)}
+        form = rng.choice(FORMATS)
+        # Formats hold by their grammar: the one of email has no limit of length.
+        return {"type": "string", "format": form, **({"maxLength": 60} if form == "email" else {})}
     if kind == 2:
         return {"type": "string"}
     least = rng.randint(0, 5)
@@ -215,8 +218,21 @@ CLASSES = (
 REPEATS = ("?", "{2}", "{1,3}", "*", "+", "{0,5}", "{3,}", "*?", "+?")
 
 
+_BLANKS: Final = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_IN_PYTHON: Final = {
+    r"[^\s\"]": f'[^{_BLANKS}"]', r"[\w.-]": "[a-zA-Z0-9_.-]", r"\s": f"[{_BLANKS}]", r"\S": f"[^{_BLANKS}]",
+    r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[a-zA-Z0-9_]",
+}  # fmt: skip
+r"""A pattern's \d and \w are ASCII, its \s is Unicode's White_Space: not quite Python's."""
+
+
+def in_python(pattern: str) -> str:
+    """A random pattern as Python's `re` has it."""
+    return re.sub(r"\\.|\[[^]]*]", lambda found: _IN_PYTHON.get(found[0], found[0]), pattern)
+
+
 def random_pattern(rng: Random, depth: int = 4) -> str:
-    """A pattern that Python's `re` has, too, with the flag ASCII."""
+    """A pattern that `in_python` translates."""
     kind = rng.randrange(5) if depth else 0
     if kind <= 1:
         return rng.choice((rng.choice(LITERALS), rng.choice(CLASSES)))

@@ -157,6 +157,7 @@ def test_openais_clients_parse(redis_server: RedisServer, folder: Path) -> None:
             assert response.text is not None
             assert response.text.format is not None
             assert response.text.format.type == "json_schema"
+            assert response.text.format.name == "Weather"
             assert client.responses.retrieve(response.id).text == response.text
             with client.responses.retrieve(response.id, stream=True) as events:
                 shown = [
@@ -191,6 +192,9 @@ def test_the_command_line_takes_a_schema_a_pattern_and_choices(
         Weather.model_validate_json(ask("--schema", str(schema))[1])
         assert re.fullmatch("[0-9]{4}", ask("--regex", "[0-9]{4}")[1])
         assert ask("--choice", "yes", "--choice", "no")[1] in ("yes", "no")
+        code, text, errors = ask("--schema", str(schema), "--max-new-tokens", "5")
+        assert (code, text[:1]) == (1, "{")
+        assert "cut off and doesn't match its format; --max-new-tokens gives it more room" in errors
     code, _, errors = ask("--choice", "yes", "--regex", "a")
     assert (code, "give one of them" in errors) == (2, True)
     code, _, errors = ask("--schema", str(tmp_path / "none.json"))

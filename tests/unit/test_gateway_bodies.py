@@ -172,7 +172,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
         ("continue_final_message", True),
         ("chat_template", "{{ messages }}"),
         ("chat_template_kwargs", {"enable_thinking": False}),
-        ("guided_json", {"type": "object"}),
         ("use_beam_search", True),
         ("skip_special_tokens", False),
         ("truncate_prompt_tokens", 5),
@@ -184,6 +183,25 @@ def test_what_would_change_the_answer_is_refused_by_name(kind: type[Common], nam
     problem = refused(kind, **{name: value})
     assert (problem.status, problem.param, problem.code) == (400, name, "unsupported_parameter")
     assert problem.message == f"{name}: isn't supported here; leave it out"
+
+
+@pytest.mark.parametrize("kind", LEAST)
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("guided_json", {"type": "object"}, "structured_outputs with json"),
+        ("guided_regex", "a+", "structured_outputs with regex"),
+        ("guided_choice", ["a"], "structured_outputs with choice"),
+        ("guided_grammar", "start: A", "structured_outputs with grammar"),
+        ("guided_json_object", True, "structured_outputs with json_object"),
+        ("ebnf", "root ::= a", "structured_outputs with grammar, in Lark"),
+        ("format", "json", "response_format, or structured_outputs with json"),
+    ],
+)
+def test_other_names_of_a_format_are_refused_with_ours(kind: type[Common], name: str, value: Any, instead: str) -> None:
+    problem = refused(kind, **{name: value})
+    assert (problem.status, problem.param, problem.code) == (400, name, "unsupported_parameter")
+    assert problem.message == f"{name}: isn't supported here; give {instead}"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,12 @@ def test_our_own_shape_is_that_of_requests() -> None:
         (ChatBody, {"response_format": {"type": "json_object", "value": TEXT}}, "response_format.value"),
         (ResponseBody, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         (ResponseBody, {"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+        (ResponseBody, {"text": {"format": {"type": "json_schema", "schema": {}, "name": 5}}}, "text.format.name"),
+        (
+            ResponseBody,
+            {"text": {"format": {"type": "json_schema", "schema": {}, "name": "n" * 65}}},
+            "text.format.name",
+        ),
         (ResponseBody, {"text": "json"}, "text"),
         (ChatBody, {"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
         (ChatBody, {"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),

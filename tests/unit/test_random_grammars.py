@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.grammars import vocabulary
-from tests.random_schemas import described, random_pattern, random_schema
+from tests.random_schemas import described, in_python, random_pattern, random_schema
 from tokenrelay.worker.sampling.draw import draw_scores
 from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
 from tokenrelay.worker.sampling.grammar.grammar import Grammar
@@ -66,6 +66,11 @@ def is_valid_json(schema: dict[str, object]) -> Callable[[str], bool]:
     return check
 
 
+def is_match(pattern: str) -> Callable[[str], bool]:
+    match = re.compile(in_python(pattern)).fullmatch
+    return lambda text: match(text) is not None
+
+
 def random_params(rng: Random, seed: int) -> SamplingParams:
     """Temperature 3, alone or with other options; or less."""
     kind = rng.randrange(4)
@@ -83,8 +88,8 @@ def random_case(seed: int, compiler: GrammarCompiler) -> Case:
         schema = random_schema(rng)
         grammar, is_valid = Grammar("json_schema", described(schema)), is_valid_json(schema)
     else:
-        pattern = re.compile(random_pattern(rng), re.ASCII)
-        grammar, is_valid = Grammar("regex", pattern.pattern), lambda text: bool(pattern.fullmatch(text))
+        pattern = random_pattern(rng)
+        grammar, is_valid = Grammar("regex", pattern), is_match(pattern)
     mask = AnswerMask(compiler.compile(grammar))
     return Case(grammar, is_valid, random_params(rng, seed), mask, rng.randrange(1, 40))
 

@@ -64,6 +64,15 @@ def test_a_schema_given_as_an_object_is_its_text_in_the_order_of_its_keys() -> N
     assert given["value"] is value
 
 
+def test_a_schema_may_be_true_or_false() -> None:
+    """As JSON Schema has them: anything, and nothing, which its compiler refuses."""
+    for value, text in ((True, "true"), (False, "false")):
+        expected = {"type": "json_schema", "value": text, "strict": True}
+        assert (
+            asked({"type": "json_schema", "value": value}) == asked({"type": "json_schema", "value": text}) == expected
+        )
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -20,6 +20,8 @@ MAX_TEMPERATURE: Final = 100.0
 MAX_DEADLINE_S: Final = 7 * 86_400.0
 MAX_TOP_K: Final = 2**31 - 1
 MAX_TOKEN_ID: Final = 2**31 - 1
+MIN_REPETITION_PENALTY: Final = 0.01
+"""A smaller one makes infinities of scores."""
 MAX_REPETITION_PENALTY: Final = 100.0
 MAX_PENALTY: Final = 2.0
 MAX_BIAS: Final = 100.0
@@ -147,7 +149,7 @@ Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=Fal
 TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 MinP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-RepetitionPenalty = Annotated[float, Field(gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)]
+RepetitionPenalty = Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS, allow_inf_nan=False)]

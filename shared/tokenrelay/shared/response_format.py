@@ -8,7 +8,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NotRequired, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -18,6 +26,8 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 262_144
 MAX_DEPTH: Final = 64
 MAX_CHOICES: Final = 1_024
+STORED: Final[dict[str, object]] = {}
+"""The context of a validation of what is in Redis."""
 _DATA: Final = frozenset({"const", "default", "enum", "examples"})
 """Keywords of a schema whose values are data, not schemas."""
 
@@ -55,12 +65,12 @@ def _as_format(value: Any) -> Any:
         return schema_format(_closed(value.model_json_schema()))
     if not isinstance(value, dict):
         raise _refusal("must be an object with type and value or, in Python, a pydantic model's class")
-    if value.get("type") == "json_schema" and isinstance(value.get("value"), dict):
+    if value.get("type") == "json_schema" and isinstance(value.get("value"), dict | bool):
         return {**value, "value": _schema_text(value["value"])}
     return value
 
 
-def _schema_text(schema: dict[Any, Any]) -> str:
+def _schema_text(schema: dict[Any, Any] | bool) -> str:
     """The schema as JSON, its keys in their order."""
     try:
         return json.dumps(schema, ensure_ascii=False)
@@ -84,8 +94,12 @@ def _is_object(schema: dict[str, Any]) -> bool:
     return schema.get("type") == "object" and isinstance(schema.get("properties"), dict)
 
 
-def _checked(value: Format) -> Format:
-    """The format with `strict` filled in. Raises PydanticCustomError."""
+def _checked(value: Format, info: ValidationInfo) -> Format:
+    """The format with `strict` filled in. Raises PydanticCustomError.
+
+    A `STORED` schema isn't parsed: its compiler does that, in a process of its own. Here it would keep all other
+    threads of a worker waiting for up to 10 ms.
+    """
     kind, given = value["type"], value.get("value")
     if kind == "json_object":
         if given is not None:
@@ -101,7 +115,7 @@ def _checked(value: Format) -> Format:
         }[kind]
         raise _refusal(f"has no text as its value; type {kind} takes {what}")
     _check_size(given)
-    if kind == "json_schema":
+    if kind == "json_schema" and info.context is not STORED:
         _check_schema(cast("str", given))
     return cast("Format", {"type": kind, "value": given, "strict": value.get("strict", True)})
 
@@ -197,6 +211,7 @@ else:
                             {"type": "string"},
                             {"type": "array", "items": {"type": "string"}},
                             {"type": "object", "additionalProperties": True},
+                            {"type": "boolean"},
                         ]
                     },
                     "strict": {"type": "boolean"},

@@ -21,7 +21,7 @@ from tokenrelay.cli.terminal.output import (
 from tokenrelay.producer import Consumer, Producer
 from tokenrelay.producer._core.drivers import connected_driver
 from tokenrelay.producer.local import LocalRedis, LocalWorker
-from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.errors import GenerationError, RequestError
 from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire.entries import Ended, Token
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tokenrelay.producer import Generation, ReadOnlyGeneration
+    from tokenrelay.shared.wire.answer import Answer
 
 Prompt = Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.", metavar="PROMPT")]
 RequestId = Annotated[str, typer.Argument(help="A request ID, as printed by submit.", metavar="ID")]
@@ -50,6 +51,8 @@ def ask(prompt: Prompt = None, *, local: Local = False, json: Json = False, **op
             if sys.stderr.isatty():
                 write_message(f"request {generation.request_id}")
             _write_entries(generation, json=json)
+            if options.get("response_format"):
+                _raise_if_cut_off(generation.result())
 
 
 @with_options
@@ -118,6 +121,14 @@ def _cancel_on_interrupt(generation: Generation) -> Iterator[None]:
     except (KeyboardInterrupt, BrokenPipeError):
         generation.cancel()
         raise
+
+
+def _raise_if_cut_off(answer: Answer) -> None:
+    """Raises GenerationError for an answer that ended before it matched its format: a program can't read it."""
+    if answer.finish_reason != "stop":
+        more = {"length": "; --max-new-tokens gives it more room", "deadline": "; --deadline-s gives it more time"}
+        hint = more.get(answer.finish_reason or "", "")
+        raise GenerationError(f"the answer is cut off and doesn't match its format{hint}", answer=answer)
 
 
 def _write_entries(generation: ReadOnlyGeneration, *, after: int = 0, json: bool) -> None:

@@ -52,7 +52,8 @@ class Exit(IntEnum):
 
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 answered or done; 1 the generation failed, expired or was cancelled; 2 bad input or setting; "
+    "Exit codes: 0 answered or done; 1 the generation failed, expired, was cancelled, or was cut off before it matched "
+    "its format; 2 bad input or setting; "
     "3 Redis is unusable; 4 no such request; 5 the queue is full; 130 Ctrl-C; 141 broken pipe."
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]

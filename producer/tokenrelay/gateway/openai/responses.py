@@ -40,6 +40,7 @@ async def create(caller: CallerDep, body: ResponseBody) -> Response:
         store=body.stored,
         instructions=bool(body.instructions),
         previous_response_id=body.previous_response_id or "",
+        format_name=body.text.name if body.text else "",
     )
     body = await with_stored(gateway, caller.tenant, body)
     record = await caller.submit(body, annotation)

@@ -53,6 +53,8 @@ class Annotation:
     instructions: bool = False
     """Whether the first message is the Responses API's `instructions`."""
     previous_response_id: str = ""
+    format_name: str = ""
+    """What the Responses API's `text.format` calls its schema."""
     unlimited: bool = False
     """Whether the caller gave no token limit; the stored limit is then the operator's."""
 

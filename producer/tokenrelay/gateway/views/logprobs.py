@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tokenrelay.shared.wire.entries import Token, TokenLogprob
 
@@ -37,10 +37,18 @@ def completion_logprobs(tokens: Iterable[Token], begin: int) -> dict[str, Any] |
         drawn, *likeliest = token.logprobs
         found["tokens"].append(drawn.text)
         found["token_logprobs"].append(drawn.logprob)
-        found["top_logprobs"].append({each.text: each.logprob for each in reversed([drawn, *likeliest])})
+        found["top_logprobs"].append(_by_text(drawn, likeliest))
         found["text_offset"].append(begin)
         begin += len(token.text)
     return found if found["tokens"] else None
+
+
+def _by_text(drawn: TokenLogprob, likeliest: Sequence[TokenLogprob]) -> dict[str, float]:
+    """The likeliest first, the drawn one in its place; of several with one text the drawn one, else the likeliest."""
+    found: dict[str, float] = {}
+    for each in sorted((drawn, *likeliest), key=lambda each: each.logprob, reverse=True):
+        found.setdefault(each.text, each.logprob)
+    return {**found, drawn.text: drawn.logprob}
 
 
 def _item(each: TokenLogprob) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def snapshot(
         "reasoning": {"effort": None, "summary": None},
         "store": annotation.store,
         "temperature": options["temperature"],
-        "text": {"format": _format(cast("Format | None", options.get("response_format")))},
+        "text": {"format": _format(cast("Format | None", options.get("response_format")), annotation.format_name)},
         "tool_choice": "auto",
         "tools": [],
         "top_logprobs": options.get("top_logprobs", 0),
@@ -173,13 +173,13 @@ def snapshot(
     }
 
 
-def _format(stored: Format | None) -> dict[str, Any]:
-    """What the answer must match. A schema's name isn't stored, so it's "schema" in every response."""
+def _format(stored: Format | None, name: str) -> dict[str, Any]:
+    """What the answer must match."""
     if stored is None:
         return {"type": "text"}
     if stored["type"] == "json_schema":
         schema = json.loads(cast("str", stored["value"]))
-        return {"type": "json_schema", "name": "schema", "schema": schema, "strict": stored["strict"]}
+        return {"type": "json_schema", "name": name or "schema", "schema": schema, "strict": stored["strict"]}
     return {name: value for name, value in stored.items() if name != "strict"}
 
 

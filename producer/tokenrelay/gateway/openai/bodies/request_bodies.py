@@ -24,7 +24,7 @@ from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number,
 from tokenrelay.gateway.openai.bodies.contents import Conversation, read_input, read_messages, refuse
 from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, ResponseLogprobs, changes
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
-from tokenrelay.gateway.openai.bodies.structured_output import FormatFields, read_text
+from tokenrelay.gateway.openai.bodies.structured_output import FormatFields, NamedFormat, read_text
 from tokenrelay.gateway.openai.bodies.unsupported import (
     ALTERNATIVES,
     HINTS,
@@ -358,7 +358,7 @@ class ResponseBody(ResponseLogprobs, Common):
     previous_response_id: Annotated[str | None, BeforeValidator(lambda value: value or None)] = None
     """The response whose conversation this one continues."""
     formats: ClassVar = {**FormatFields.formats, "text": "text.format"}
-    text: Annotated[Any, BeforeValidator(read_text), WithJsonSchema({"type": "object"})] = None
+    text: Annotated[NamedFormat | None, PlainValidator(read_text), WithJsonSchema({"type": "object"})] = None
     """What the answer must match: `{"format": {"type": "json_schema", "name": …, "schema": …}}`."""
     background: Flag | None = None
     """Return at once; generation continues after the client disconnects."""

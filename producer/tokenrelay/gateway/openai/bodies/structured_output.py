@@ -6,6 +6,7 @@ shape. Submit checks schemas, patterns and grammars.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
@@ -16,6 +17,7 @@ from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.shared.response_format import schema_format
 
 Format = dict[str, Any]
+_MOST_NAME_CHARS: Final = 64
 _OUR_TYPES: Final = ("regex", "choice", "lark")
 _STRUCTURED_OUTPUTS: Final = ("json", "regex", "choice", "grammar", "json_object")
 _UNSUPPORTED: Final = "isn't supported; types are text, json_object, json_schema, regex, choice and lark"
@@ -32,7 +34,15 @@ def read_response_format(given: Any) -> Format | None:
     return _by_type(given, "response_format")
 
 
-def read_text(given: Any) -> Format | None:
+@dataclass(frozen=True, slots=True)
+class NamedFormat:
+    """Responses' format, which a response shows with the name that it was sent with."""
+
+    option: Format
+    name: str = ""
+
+
+def read_text(given: Any) -> NamedFormat | None:
     """Responses' `text`; its `verbosity` is a hint. Raises Problem 400."""
     if is_empty(given):
         return None
@@ -44,8 +54,15 @@ def read_text(given: Any) -> Format | None:
     if not isinstance(form, dict):
         refuse("text.format", "must be an object with type")
     if form.get("type") == "json_schema":
-        return _named_schema(form, "text.format")
-    return _by_type(form, "text.format")
+        return NamedFormat(_named_schema(form, "text.format"), _name(form.get("name")))
+    option = _by_type(form, "text.format")
+    return None if option is None else NamedFormat(option)
+
+
+def _name(given: Any) -> str:
+    if given is not None and (not isinstance(given, str) or len(given) > _MOST_NAME_CHARS):
+        refuse("text.format.name", f"must be text of at most {_MOST_NAME_CHARS} characters")
+    return given or ""
 
 
 def read_structured_outputs(given: Any) -> Format | None:
@@ -124,5 +141,5 @@ class FormatFields(BaseModel):
             first, second, *_ = given
             refuse(first, f"differs from {second}; give one of them")
         for name, value in given.items():
-            return self.formats[name], value
+            return self.formats[name], value.option if isinstance(value, NamedFormat) else value
         return "response_format", None

@@ -176,6 +176,21 @@ ALTERNATIVES: Final[Mapping[str, str]] = {
     "system": "isn't a field here; give a message with role system",
     **dict.fromkeys(("repeat_penalty", "rep_pen"), _WINDOWED),
     "min_new_tokens": "isn't supported here; give min_tokens",
+    **{
+        f"guided_{name}": f"isn't supported here; give structured_outputs with {name}"
+        for name in ("json", "regex", "choice", "grammar", "json_object")
+    },
+    **{
+        name: f"isn't supported here; give {field}"
+        for name, field in {
+            "grammar": "structured_outputs with grammar, in Lark",
+            "grammar_string": "structured_outputs with grammar, in Lark",
+            "ebnf": "structured_outputs with grammar, in Lark",
+            "regex": "structured_outputs with regex",
+            "json_schema": "structured_outputs with json",
+            "format": "response_format, or structured_outputs with json",
+        }.items()
+    },
     **dict.fromkeys(other_servers.CONTAINERS, "isn't read here; move its fields to the top level"),
 }
 """Field → advice for its error message, if that isn't simply to leave it out."""
