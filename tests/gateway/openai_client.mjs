@@ -24,7 +24,7 @@ told.response = (await client.responses.retrieve(response.id)).output_text;
 told.models = (await client.models.list()).data.map((model) => model.id);
 
 try {
-  await client.chat.completions.create({ model: "weather", messages, n: 2 });
+  await client.chat.completions.create({ model: "weather", messages, n: 17 });
 } catch (error) {
   told.refused = [error.status, error.param];
 }

@@ -297,7 +297,7 @@ async def _looked_at_twice(gateway: Gateway, redis: Any) -> None:
 
     async with gateway.running():
         tenant, annotation = gateway.tenants.tenant(None), Annotation(api="chat", fleeting=True)
-        record = await gateway.submit({"prompt": "x"}, tenant, annotation)
+        (record,) = await gateway.submit([{"prompt": "x"}], tenant, annotation)
         attachments = Attachments(gateway.hub, gateway.driver, 0.0, settled_s=2.0)
         attachment = attachments.attach(record)
         attachment.follow()

@@ -243,7 +243,7 @@ def test_models_are_those_of_live_workers(client: openai.OpenAI, writer: WakingW
 UNSUPPORTED: Final = [
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
-    ("n", 2),
+    ("best_of", 2),
     ("functions", [{"name": "f"}]),
     ("modalities", ["audio"]),
     ("continue_final_message", True),

@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 from tokenrelay.gateway.http.chunks import EXTENSION, frame_chunk
 from tokenrelay.gateway.streams.attachments import Attachments
 from tokenrelay.gateway.streams.counters import GatewayCounters
-from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
+from tokenrelay.gateway.streams.event_stream import Delivery, EventStream, Source
 from tokenrelay.gateway.streams.hub import Hub
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.drivers import AsyncDriver
@@ -111,7 +111,7 @@ async def _read_all(cuts: list[int], drawn: list[tuple[int, int, list[bool] | No
         for comes, behind, refusals in drawn:
             if min(comes, len(cuts) - 2) == batch:
                 client, position = Client(refusals), min(behind, len(view.events))
-                response = EventStream(attachments.attach(RECORD), view, position, Delivery({}, 60))
+                response = EventStream([Source(attachments.attach(RECORD), view, position)], Delivery({}, 60))
                 task = asyncio.create_task(response(client.scope, client.receive, client.send))
                 joined.append((client, position, task))
         for _ in range(turns[batch]):

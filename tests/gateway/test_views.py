@@ -18,7 +18,7 @@ from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.gateway.views.response import ResponseEncoder
 from tokenrelay.gateway.views.sse import encode
 from tokenrelay.gateway.views.view import View
-from tokenrelay.shared.options import DEFAULTS
+from tokenrelay.shared.options import filled
 from tokenrelay.shared.wire.entries import Ended, Entry, EntryId, Migrated, State, Token
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ RECORD: Final = Record(
     created_us=1_700_000_000_000_000,
     ended=None,
     cancelled_by=None,
-    options={**DEFAULTS, "prompt": "x"},
+    options=filled({"prompt": "x"}),
     annotation=Annotation(),
     metadata={},
     has_stream=True,

@@ -152,10 +152,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("n", "2"),
-        ("n", True),
-        ("best_of", 2),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
@@ -202,6 +198,24 @@ def test_other_names_of_a_format_are_refused_with_ours(kind: type[Common], name:
     problem = refused(kind, **{name: value})
     assert (problem.status, problem.param, problem.code) == (400, name, "unsupported_parameter")
     assert problem.message == f"{name}: isn't supported here; give {instead}"
+
+
+@pytest.mark.parametrize("name", ["n", "best_of"])
+@pytest.mark.parametrize("value", [2, "2", True])
+def test_responses_have_one_choice(name: str, value: Any) -> None:
+    problem = refused(ResponseBody, **{name: value})
+    assert (problem.status, problem.param, problem.code) == (400, name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize("kind", [ChatBody, CompletionBody])
+def test_best_of_is_no_more_than_n(kind: type[Common]) -> None:
+    """OpenAI's best_of generates more choices than it returns."""
+    for n, asked in ((1, {}), (1, {"n": 1}), (3, {"n": "3"})):
+        assert read(kind, **asked, best_of=n).choices_each == n  # type: ignore[attr-defined]
+        problem = refused(kind, **asked, best_of=n + 1)
+        assert (problem.status, problem.param, problem.code) == (400, "best_of", "unsupported_parameter")
+        assert problem.message == "best_of: must equal n: there's no choosing among more"
+    assert refused(kind, n=2, best_of=1).param == "best_of"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tokenrelay.shared.options import MODELS_OWN, filled
 from tokenrelay.shared.request_fields import MinP, RepetitionPenalty, Temperature, TopK, TopP  # noqa: TC001  pydantic reads them
 
 if TYPE_CHECKING:
-    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.options import StoredRequest, Submission
 
 
 class Grammar(TypedDict):
@@ -67,7 +67,7 @@ def parse(raw: str | bytes) -> Effective:
         raise RequestError(f"{where}: {first['msg']}", field="effective", code="unreadable_request") from None
 
 
-def obeying(request: Submission, effective: Effective) -> Submission:
+def obeying(request: Submission, effective: Effective) -> StoredRequest:
     """The request with every option filled in, as `effective` decided those that it left open."""
     decided = {name: value for name, value in effective.items() if name in MODELS_OWN}
-    return cast("Submission", {**filled(request), **decided, "max_new_tokens": effective["budget"]})
+    return cast("StoredRequest", {**filled(request), **decided, "max_new_tokens": effective["budget"]})

@@ -157,6 +157,8 @@ class _Glance(TypedDict, total=False):
     top_logprobs: int
     response_format: Annotated[ResponseFormat | None, WrapValidator(_if_known)]
     metadata: dict[str, JsonValue]
+    choices: int
+    choice: int
 
 
 VERSION_1: Final[Submission] = {
@@ -314,9 +316,9 @@ def wire_of(request: Submission) -> int:
     return 1 if request.keys() | set(_NOT_IN_BODY) == VERSION_1.keys() else 2
 
 
-def filled(request: Submission) -> Submission:
+def filled(request: StoredRequest | Submission) -> StoredRequest:
     """The request with the defaults of the fields that it lacks."""
-    return cast("Submission", {**DEFAULTS, **request})
+    return cast("StoredRequest", {**DEFAULTS, **request})
 
 
 def _check_size(field: str, chars: int, limit: int) -> None:
@@ -361,16 +363,13 @@ def load(raw: str | bytes, wire: int = 1) -> StoredRequest:
     return request
 
 
-def glance(raw: str | bytes) -> Submission:
-    """The request of a later wire version, for those who only show it. Raises RequestError.
-
-    Its new fields are left out, and absent ones have their defaults.
-    """
+def glance(raw: str | bytes) -> StoredRequest:
+    """What is shown of a request of any wire version, absent fields with their defaults. Raises RequestError."""
     try:
         seen = _GLANCE.validate_json(raw, context=STORED)
     except ValidationError as error:
         raise request_error(error, DEFAULTS) from None
-    return cast("Submission", {**DEFAULTS, **seen})
+    return cast("StoredRequest", {**DEFAULTS, **seen})
 
 
 def budget(request: Submission, limits: Limits) -> int:

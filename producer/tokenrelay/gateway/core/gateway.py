@@ -22,7 +22,7 @@ from tokenrelay.shared.errors import RedisUnusable, RequestError, StreamExpired
 from tokenrelay.shared.redis.servers import aclose, connect_async
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from tokenrelay.gateway.core.tenants import Tenant
     from tokenrelay.gateway.streams.feed import Feed
@@ -46,6 +46,16 @@ class TimeoutDriver(AsyncDriver):
                 return await super().run(steps)
         except TimeoutError:
             raise RedisUnusable(f"Redis at {self.servers.address} didn't reply within {_REDIS_TIMEOUT_S:g} s") from None
+
+
+def _annotated(submission: Mapping[str, Any], annotation: Annotation | None) -> Mapping[str, Any]:
+    """The submission with the annotation in its metadata. Raises RequestError."""
+    metadata = submission.get("metadata", {})
+    if not isinstance(metadata, dict):
+        return submission
+    if ANNOTATION in metadata:
+        raise RequestError(f"metadata.{ANNOTATION}: is reserved for the gateway; use another name", field="metadata")
+    return {**submission, "metadata": with_annotation(metadata, annotation or Annotation())}
 
 
 class Gateway:
@@ -77,21 +87,20 @@ class Gateway:
             await aclose(self.driver.servers)
 
     async def submit(
-        self, submission: Mapping[str, Any], tenant: Tenant, annotation: Annotation | None = None
-    ) -> Record:
-        """Queue a request for the tenant. Raises RequestError, QueueFull, Problem 429."""
-        metadata = submission.get("metadata", {})
-        if isinstance(metadata, dict):
-            if ANNOTATION in metadata:
-                raise RequestError(
-                    f"metadata.{ANNOTATION}: is reserved for the gateway; use another name", field="metadata"
-                )
-            submission = {**submission, "metadata": with_annotation(metadata, annotation or Annotation())}
-        await self._check_workers(submission)
-        submitted = await self.driver.run(submit_as(tenant, submission, self._submitter))
-        record = await self._record_of(submitted, tenant, annotation)
-        self.counters.count_submitted(record)
-        return record
+        self,
+        submissions: Sequence[Mapping[str, Any]],
+        tenant: Tenant,
+        annotation: Annotation | None = None,
+        n: int = 1,
+    ) -> list[Record]:
+        """Queue `n` requests for each of a call's submissions, or none. Raises RequestError, QueueFull, Problem 429."""
+        annotated = [_annotated(each, annotation) for each in submissions]
+        await self._check_workers(annotated[0])
+        submitted = await self.driver.run(submit_as(tenant, annotated, n, self._submitter))
+        records = [await self._record_of(each, tenant, annotation) for each in submitted]
+        for record in records:
+            self.counters.count_submitted(record)
+        return records
 
     async def _record_of(self, submitted: Submitted, tenant: Tenant, annotation: Annotation | None) -> Record:
         """The submitted request's record, read from Redis only if the request already existed."""
@@ -123,6 +132,22 @@ class Gateway:
     async def record(self, request_id: str, tenant: Tenant) -> Record:
         """Read one of the tenant's requests. Raises RequestNotFound."""
         return await self.driver.run(read_record(request_id, tenant.owner))
+
+    async def attach_all(self, records: Sequence[Record], after: EntryId = START) -> list[Attachment]:
+        """`attach` the client that the requests were submitted for to each of them. Raises as `attach`."""
+        attachments: list[Attachment] = []
+        failed = False
+        try:
+            for record in records:
+                attachments.append(await self.attach(record, after, fresh=True))
+        except Exception:
+            failed = True
+            raise
+        finally:
+            if len(attachments) < len(records):
+                for attachment in attachments:
+                    attachment.leave(disconnected=failed)
+        return attachments
 
     async def attach(self, record: Record, after: EntryId = START, *, fresh: bool = False) -> Attachment:
         """Attach a reader to the request's feed, loaded up to now. The caller must call `leave` on it.

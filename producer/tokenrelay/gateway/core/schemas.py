@@ -23,11 +23,12 @@ class ErrorBody(BaseModel):
 
 
 class Accepted(BaseModel):
-    """An accepted request."""
+    """An accepted request. `choices`: the IDs of all requests where several were asked for; the first is its own."""
 
     request_id: str
     model: str
     events: str
+    choices: list[str] | None = None
 
 
 class Status(BaseModel):

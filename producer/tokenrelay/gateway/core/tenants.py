@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tokenrelay.gateway.http.problems import Problem, too_many_requests, unauthorized
 from tokenrelay.gateway.records.record import mark_unlimited
-from tokenrelay.producer._core.planning import plan_request
+from tokenrelay.producer._core.planning import plan_choices
 from tokenrelay.producer._core.submission import OwnerLimitReached
-from tokenrelay.shared.errors import SettingsError
+from tokenrelay.shared.errors import RequestError, SettingsError
 from tokenrelay.shared.store.admissions import OwnerLimits, TooManyOpen, TooManyQueued
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.steps import Steps
@@ -86,21 +86,33 @@ class Tenants:
         return found
 
 
-def submit_as(tenant: Tenant, submission: Mapping[str, Any], submitter: Submitter) -> Steps[Submitted]:
-    """Submit the request, or attach to the existing one with its idempotency key.
+def submit_as(
+    tenant: Tenant, submissions: Sequence[Mapping[str, Any]], n: int, submitter: Submitter
+) -> Steps[list[Submitted]]:
+    """Submit `n` requests for each of the submissions, or attach to the existing ones with their idempotency key.
 
     Raises RequestError, IdempotencyConflict, QueueFull, and Problem 429 if the tenant has reached a limit.
     """
-    plan = plan_request(submission, submitter.settings)
-    if submission.get("max_new_tokens") is None:
-        plan = mark_unlimited(plan)
+    plans = plan_choices(submissions, n, submitter.settings)
+    if submissions[0].get("max_new_tokens") is None:
+        plans = [mark_unlimited(plan) for plan in plans]
     if tenant.owner is None:
-        return (yield from submitter.submit(plan))
+        return (yield from submitter.submit_choices(plans))
+    _check_count(len(plans), n, tenant)
     limits = OwnerLimits(tenant.owner, tenant.max_concurrent, tenant.max_queued)
     try:
-        return (yield from submitter.submit(_owned(plan, tenant.owner), limits))
+        return (yield from submitter.submit_choices([_owned(plan, tenant.owner) for plan in plans], limits))
     except OwnerLimitReached as refused:
         raise _problem(refused.reply, tenant) from None
+
+
+def _check_count(requests: int, n: int, tenant: Tenant) -> None:
+    """Raises RequestError for a call that no retry would let in."""
+    most = min(tenant.max_concurrent, tenant.max_queued)
+    if requests > most:
+        field = "n" if n > 1 else "prompt"
+        message = f"{field}: asks for {requests} answers at once; this API key may have {most}"
+        raise RequestError(message, field=field, limit=most)
 
 
 def _owned(plan: Plan, owner: str) -> Plan:

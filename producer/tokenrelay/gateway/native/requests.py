@@ -16,12 +16,15 @@ from tokenrelay.producer._core.endings import cancel
 from tokenrelay.producer.trace import as_json, traced
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import json_schema
+from tokenrelay.shared.request_fields import MAX_N
 
 router: Final = APIRouter(prefix="/requests", tags=["requests"])
+_SCHEMA: Final = inlined(json_schema())
+_N: Final = {"type": "integer", "minimum": 1, "maximum": MAX_N, "description": "Number of choices, each a request."}
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": inlined(json_schema())}},
+        "content": {"application/json": {"schema": {**_SCHEMA, "properties": {**_SCHEMA["properties"], "n": _N}}}},
     }
 }
 
@@ -35,13 +38,15 @@ async def submit(
         message = "idempotency_key: differs from the header Idempotency-Key; give one of them"
         raise Problem(400, message, "invalid_request", "idempotency_key")
     given, ignored_paths = read_submission(body)
+    n = given.pop("n", 1)
     try:
-        record = await gateway.submit({**given, **({"idempotency_key": key} if key else {})}, tenant)
+        record, *others = await gateway.submit([{**given, **({"idempotency_key": key} if key else {})}], tenant, n=n)
     except RequestError as error:
         raise with_callers_field(error, body) from None
     ignored.report(record.request_id, ignored_paths)
     path = f"/requests/{record.request_id}"
-    accepted = {"request_id": record.request_id, "model": record.model, "events": f"{path}/events"}
+    choices = {"choices": [each.request_id for each in (record, *others)]} if others else {}
+    accepted = {"request_id": record.request_id, "model": record.model, "events": f"{path}/events", **choices}
     return json_response(accepted, 202, {"Location": path, **ignored.header(ignored_paths)})
 
 

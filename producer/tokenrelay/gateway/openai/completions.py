@@ -8,11 +8,11 @@ from starlette.responses import Response
 from tokenrelay.gateway.core.dependencies import ResumePosition
 from tokenrelay.gateway.core.schemas import ERRORS, EVENTS
 from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody, Streamed
+from tokenrelay.gateway.openai.choices import Completion, check_position
 from tokenrelay.gateway.openai.submission import Caller, CallerDep, answer_headers
 from tokenrelay.gateway.records.record import Annotation
-from tokenrelay.gateway.streams.event_stream import Delivery, stream_view
-from tokenrelay.gateway.views.chat import Api, ChatEncoder, whole_completion
-from tokenrelay.shared.wire.answer import assemble
+from tokenrelay.gateway.streams.event_stream import Delivery
+from tokenrelay.gateway.views.chat import Api
 from tokenrelay.shared.wire.entries import EntryId
 
 router: Final = APIRouter(prefix="/v1", tags=["openai"])
@@ -35,13 +35,12 @@ async def completions(caller: CallerDep, after: ResumePosition, body: Completion
 
 
 async def _answer(caller: Caller, body: Streamed, api: Api, after: EntryId) -> Response:
-    record = await caller.submit(body, Annotation(api=api, fleeting=caller.fleeting, store=bool(body.store)))
-    attachment = await caller.gateway.attach(record, after, fresh=True)
-    headers, settings = answer_headers(record, body), caller.gateway.settings
+    check_position(after, len(body.submissions()) * body.choices_each)
+    annotation = Annotation(api=api, fleeting=caller.fleeting, store=bool(body.store))
+    records = await caller.submit(body, annotation, body.choices_each)
+    headers, settings = answer_headers(records[0], body), caller.gateway.settings
+    attachments = await caller.gateway.attach_all(records, after)
+    completion = Completion(records[0], api, body.choices_each, attachments)
     if body.stream:
-        delivery = Delivery(headers, settings.comment_s, settings.first_word_s)
-        name, chunks = f"{api} {body.usage_chunks}", body.usage_chunks
-        return stream_view(attachment, name, lambda: ChatEncoder(record, api, chunks), after, delivery)
-    return await caller.wait(
-        attachment, lambda feed: whole_completion(record, api, assemble(record.request_id, feed.entries)), headers
-    )
+        return completion.stream(body.usage_chunks, after, Delivery(headers, settings.comment_s, settings.first_word_s))
+    return await caller.wait(attachments, completion.whole, headers)

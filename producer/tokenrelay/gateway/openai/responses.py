@@ -16,7 +16,7 @@ from tokenrelay.gateway.openai.stored_items import with_stored
 from tokenrelay.gateway.openai.submission import CallerDep, answer_headers
 from tokenrelay.gateway.records.record import Annotation, Record
 from tokenrelay.gateway.streams.attachments import Attachment
-from tokenrelay.gateway.streams.event_stream import Delivery, EventStream
+from tokenrelay.gateway.streams.event_stream import Delivery, EventStream, Source
 from tokenrelay.gateway.streams.feed import Feed
 from tokenrelay.gateway.streams.positions import START, entry_after, sequence_after
 from tokenrelay.gateway.views.logprobs import text_logprobs
@@ -43,7 +43,7 @@ async def create(caller: CallerDep, body: ResponseBody) -> Response:
         format_name=body.text.name if body.text else "",
     )
     body = await with_stored(gateway, caller.tenant, body)
-    record = await caller.submit(body, annotation)
+    (record,) = await caller.submit(body, annotation)
     headers = answer_headers(record, body)
     if background and not body.stream:
         return json_response(snapshot(record, record.state), headers=headers)
@@ -52,7 +52,7 @@ async def create(caller: CallerDep, body: ResponseBody) -> Response:
         settings = gateway.settings
         delivery = Delivery(headers, settings.comment_s, 0.0 if background else settings.first_word_s)
         return await _streamed(gateway, attachment, -1, START, delivery)
-    return await caller.wait(attachment, lambda feed: _current(record, feed), headers)
+    return await caller.wait([attachment], lambda: _current(record, attachment.feed), headers)
 
 
 @router.get("/{response_id}", responses={**_ANSWERS, 204: EVENTS[204]})
@@ -111,7 +111,7 @@ async def _streamed(
         if feed.over and position >= len(view.events):
             attachment.leave()
             return Response(status_code=204)
-        return EventStream(attachment, view, position, delivery)
+        return EventStream([Source(attachment, view, position)], delivery)
     except BaseException:
         attachment.leave()
         raise

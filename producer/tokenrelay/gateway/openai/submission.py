@@ -1,6 +1,6 @@
 """Submits an OpenAI body and waits for its answer; reports errors and ignored fields by the caller's field names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,8 +14,7 @@ from tokenrelay.gateway.openai.bodies.request_bodies import Common
 from tokenrelay.gateway.records.record import Annotation, Record
 from tokenrelay.gateway.streams.attachments import Attachment
 from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT, raise_if_failed, wait_or_disconnect
-from tokenrelay.gateway.streams.feed import Feed
-from tokenrelay.shared.errors import RequestError
+from tokenrelay.shared.errors import RequestError, TokenRelayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,33 +32,41 @@ class Caller:
         """Whether what they submit is cancelled when all readers disconnect."""
         return not (self.key or self.durable)
 
-    async def submit(self, body: Common, annotation: Annotation) -> Record:
-        """Queue the body's request. Raises as Gateway.submit; Problem 400, and 404 for a model that isn't served."""
+    async def submit(self, body: Common, annotation: Annotation, n: int = 1) -> list[Record]:
+        """Queue the body's requests, `n` for each prompt. Raises as Gateway.submit; Problem 400 for an unknown field,
+        404 for a model that isn't served."""
         if body.unknown and self.gateway.settings.unknown_fields == "refuse":
             name = ignored.listed(body.unknown[:1])
             raise Problem(400, f"{name}: unknown field", "unknown_parameter", name)
         await self.gateway.check_model(body.model)
-        options = {**body.options(), **({"idempotency_key": self.key} if self.key else {})}
+        key = {"idempotency_key": self.key} if self.key else {}
         try:
-            record = await self.gateway.submit(options, self.tenant, annotation)
+            submissions = [{**options, **key} for options in body.submissions()]
+            records = await self.gateway.submit(submissions, self.tenant, annotation, n)
         except RequestError as error:
             raise body.with_callers_field(error) from None
-        ignored.report(record.request_id, body.ignored)
-        return record
+        ignored.report(records[0].request_id, body.ignored)
+        return records
 
     async def wait(
-        self, attachment: Attachment, whole: Callable[[Feed], dict[str, Any]], headers: dict[str, str]
+        self, attachments: Sequence[Attachment], whole: Callable[[], dict[str, Any]], headers: dict[str, str]
     ) -> Response:
-        """The whole answer, once the request has ended. Raises Problem if it has none, and StreamError."""
-        disconnected = False
+        """The whole answer, once the requests have ended. Raises Problem if one of them has none, and StreamError: what
+        still runs of the others has no reader then."""
+        unread = False
         try:
-            disconnected = not await wait_or_disconnect(attachment.feed.finished, self.request.receive)
-            if disconnected:
-                return Response(status_code=CLIENT_LEFT)
-            raise_if_failed(attachment.feed)
-            return json_response(whole(attachment.feed), headers=headers)
+            for attachment in attachments:
+                if not await wait_or_disconnect(attachment.feed.finished, self.request.receive):
+                    unread = True
+                    return Response(status_code=CLIENT_LEFT)
+                raise_if_failed(attachment.feed)
+            return json_response(whole(), headers=headers)
+        except (Problem, TokenRelayError):
+            unread = True
+            raise
         finally:
-            attachment.leave(disconnected=disconnected)
+            for attachment in attachments:
+                attachment.leave(disconnected=unread)
 
 
 CallerDep = Annotated[Caller, Depends()]

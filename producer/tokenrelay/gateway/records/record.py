@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.producer._core.planning import Plan
     from tokenrelay.producer._core.steps import Steps
-    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.options import StoredRequest
 
 ANNOTATION: Final = "tokenrelay.gateway"
 """The metadata field reserved for the gateway."""
@@ -103,7 +103,7 @@ class Record:
     """None if the stream's first entry is gone."""
     ended: Ended | None
     cancelled_by: str | None
-    options: Submission = field(repr=False)
+    options: StoredRequest = field(repr=False)
     annotation: Annotation
     metadata: Mapping[str, Any]
     """The caller's, without our mark."""
@@ -113,6 +113,11 @@ class Record:
     @property
     def model(self) -> str:
         return self.options["model"]
+
+    @property
+    def choice(self) -> int | None:
+        """Which of its call's requests it is, from 0; None for the only one."""
+        return self.options.get("choice", 0) if self.options.get("choices", 1) > 1 else None
 
     def status(self) -> dict[str, Any]:
         """The JSON of GET /requests/{id}."""
@@ -188,7 +193,7 @@ def _entry(raw: list[Any]) -> AnyEntry | None:
     return parse_entry(*raw[0]) if raw else None
 
 
-def _options(found: RequestRecord) -> Submission:
+def _options(found: RequestRecord) -> StoredRequest:
     """What was asked, as far as it's shown. Raises RequestError.
 
     Of a request that asks for more than version 1 could, with what its first claim decided, where that can be read.

@@ -1,4 +1,4 @@
-"""A followed request as a stream of server-sent events; waiting for its outcome while the client is connected."""
+"""Followed requests as one stream of server-sent events; waiting for their outcome while the client is connected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenrelay.gateway.views.sse import COMMENT, encode
 from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from starlette.types import Receive, Scope, Send
 
@@ -43,31 +43,56 @@ class Delivery:
     first_word_s: float = 0.0
 
 
+@dataclass(slots=True, eq=False)
+class Source:
+    """What a stream sends of one request: the view's events from `position` on."""
+
+    attachment: Attachment
+    view: View
+    position: int = 0
+
+    @property
+    def feed(self) -> Feed:
+        return self.attachment.feed
+
+
 def stream_view(
     attachment: Attachment, name: str, encoder: Callable[[], Encoder], after: EntryId, delivery: Delivery
 ) -> EventStream:
     """The events of the feed's view of that name after `after`. On an error, releases the attachment."""
     try:
         view = attachment.feed.view(name, encoder)
-        return EventStream(attachment, view, view.position_after(after), delivery)
+        return EventStream([Source(attachment, view, view.position_after(after))], delivery)
     except BaseException:
         attachment.leave()
         raise
 
 
-class EventStream(Response):
-    """Sends a view's events from `position` on, and releases the attachment when the response ends.
+def closing_error(sources: Sequence[Source]) -> bytes:
+    """An event for what kept the first request that can't be read further from being read; empty where all were."""
+    error = next((source.feed.error for source in sources if source.feed.error is not None), None)
+    return b"" if error is None else encode(problem_of(error).body(), event="error")
 
-    The status waits up to `first_word_s` for the first token, so that a request that fails before it gets an HTTP error
-    status.
+
+class EventStream(Response):
+    """Sends the events of its sources as they come, `closing` once all have ended, and releases the attachments when
+    the response ends.
+
+    The status waits up to `first_word_s` for the first source's first token, so that a request that fails before it
+    gets an HTTP error status.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, attachment: Attachment, view: View, position: int, delivery: Delivery) -> None:
-        self._attachment = attachment
-        self._view = view
-        self._position = position
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        delivery: Delivery,
+        closing: Callable[[Sequence[Source]], bytes] = closing_error,
+    ) -> None:
+        self._sources = sources
+        self._closing = closing
+        self._attachments = sources[0].attachment.attachments
         self._comment_s = delivery.comment_s
         self._first_word_s = delivery.first_word_s
         self._disconnected = self._begun = False
@@ -82,23 +107,24 @@ class EventStream(Response):
             if response is None:
                 await self._stream(receive, send)
             else:
+                self._disconnected = True  # what else its call generates has no reader
                 await response(scope, receive, send)
         finally:
-            self._attachment.leave(disconnected=self._disconnected)
+            for source in self._sources:
+                source.attachment.leave(disconnected=self._disconnected)
 
     async def _early_response(self, receive: Receive) -> Response | None:
-        """The response instead of the stream, if the request fails before its first token."""
-        feed = self._attachment.feed
-        if not self._first_word_s or self._position >= len(self._view.events) > 0:
+        """The response instead of the stream, if the first request fails before its first token."""
+        first = self._sources[0]
+        if not self._first_word_s or first.position >= len(first.view.events) > 0:
             return None
         task = asyncio.current_task()
         assert task is not None
-        with self._attachment.attachments.cancelled_at_shutdown(task):
-            connected = await wait_or_disconnect(feed.has_output, receive, self._first_word_s)
+        with self._attachments.cancelled_at_shutdown(task):
+            connected = await wait_or_disconnect(first.feed.has_output, receive, self._first_word_s)
         if not connected:
-            self._disconnected = True
             return Response(status_code=CLIENT_LEFT)
-        problem = early_failure(feed)
+        problem = early_failure(first.feed)
         return problem_response(problem) if problem else None
 
     async def _stream(self, receive: Receive, send: Send) -> None:
@@ -109,7 +135,7 @@ class EventStream(Response):
         """
         sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(wait_for_disconnect(receive))
         try:
-            with self._attachment.attachments.cancelled_at_shutdown(sending):
+            with self._attachments.cancelled_at_shutdown(sending):
                 await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 self._disconnected = True
@@ -127,30 +153,47 @@ class EventStream(Response):
         """Send all chunks. Raises TimeoutError if the client doesn't read."""
         self._begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in self._chunks():
-            async with asyncio.timeout(_STUCK_S):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if len(self._sources) == 1:
+            await self._relay(self._sources[0], send)
+        else:
+            await self._relay_all(send)
+        if last := self._closing(self._sources):
+            await _send_chunk(send, last)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
+    async def _relay_all(self, send: Send) -> None:
+        """Relay all sources at once: each chunk has whole events, so theirs interleave."""
+        relays = [asyncio.create_task(self._relay(source, send)) for source in self._sources]
+        try:
+            await asyncio.gather(*relays)
+        finally:
+            await cancel_all(relays)
+
+    async def _relay(self, source: Source, send: Send) -> None:
+        async for chunk in self._chunks(source):
+            await _send_chunk(send, chunk)
+
+    async def _chunks(self, source: Source) -> AsyncIterator[bytes]:
         """Chunks that the feed doesn't write itself: the backlog, events the client was too slow for, and comments that
         keep proxies from closing the connection and detect a dead client."""
-        feed, events = self._attachment.feed, self._view.events
+        feed, view = source.feed, source.view
         while True:
-            if self._position < len(events):
-                chunk = b"".join(events[self._position :])
-                self._position = len(events)
+            if source.position < len(view.events):
+                chunk = b"".join(view.events[source.position :])
+                source.position = len(view.events)
                 yield chunk
-            elif feed.error is not None:
-                yield encode(problem_of(feed.error).body(), event="error")
-                return
             elif feed.over:
                 return
-            elif (behind := await feed.follow(self._view, self._write, self._comment_s)) is None:
-                self._position = len(events)
+            elif (behind := await feed.follow(view, self._write, self._comment_s)) is None:
+                source.position = len(view.events)
                 yield COMMENT
             else:
-                self._position = behind
+                source.position = behind
+
+
+async def _send_chunk(send: Send, chunk: bytes) -> None:
+    async with asyncio.timeout(_STUCK_S):
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
 async def wait_or_disconnect(event: asyncio.Event, receive: Receive, timeout_s: float | None = None) -> bool:

@@ -11,6 +11,8 @@ from tokenrelay.gateway.views.sse import encode
 from tokenrelay.shared.wire.entries import Ended, Started, State, Token, Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenrelay.gateway.records.record import Record
     from tokenrelay.shared.wire.answer import Answer
     from tokenrelay.shared.wire.entries import Entry
@@ -25,9 +27,14 @@ _WHOLES: Final = {"chat": "chat.completion", "completion": "text_completion"}
 
 
 class ChatEncoder:
-    """Encodes entries as chunks; entries without an OpenAI equivalent are skipped. An entry's last event has its ID."""
+    """Encodes entries as chunks; entries without an OpenAI equivalent are skipped. An entry's last event has its ID.
 
-    def __init__(self, record: Record, api: Api, usage_chunks: UsageChunks) -> None:
+    Of several choices the events have no IDs, since a position would need one of each, and their stream's end
+    isn't theirs. `record`: the first choice's.
+    """
+
+    def __init__(self, record: Record, api: Api, usage_chunks: UsageChunks, index: int | None = None) -> None:
+        self._index = index
         self._api = api
         self._told_usage = usage_chunks
         self._so_far = Usage(0, 0)
@@ -39,12 +46,15 @@ class ChatEncoder:
         self._count(entry)
         match entry:
             case Started() if self._api == "chat":
-                return [encode(self._chunk({"role": "assistant", "content": ""}), entry_id=entry.entry_id)]
+                return [self._event(self._chunk({"role": "assistant", "content": ""}), entry)]
             case Token() if entry.text or entry.logprobs:
-                return [encode(self._token(entry), entry_id=entry.entry_id)]
+                return [self._event(self._token(entry), entry)]
             case Ended():
                 return self._end(entry)
         return []
+
+    def _event(self, chunk: dict[str, Any], entry: Entry) -> bytes:
+        return encode(chunk, entry_id=entry.entry_id if self._index is None else None)
 
     def _count(self, entry: Entry) -> None:
         match entry:
@@ -57,10 +67,12 @@ class ChatEncoder:
         events = [encode(self._chunk(self._piece(ended.text)))] if ended.text else []
         if ended.state.is_answer:
             events.append(encode(self._chunk(self._piece(""), finish_reason(ended.finish_reason))))
-            if self._told_usage != "none":
-                events.append(encode({**self._base, "choices": [], "usage": usage(ended.usage)}))
-        else:
+        if self._index is not None:
+            return events
+        if not ended.state.is_answer:
             events.append(encode({"error": failure_error(self._record, ended)}))
+        elif self._told_usage != "none":
+            events.append(encode(usage_chunk(self._record, self._api, ended.usage)))
         return [*events, encode(DONE, entry_id=ended.entry_id)]
 
     def _token(self, token: Token) -> dict[str, Any]:
@@ -79,7 +91,7 @@ class ChatEncoder:
         self, piece: dict[str, str], finished: str | None = None, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         content = {"delta": piece} if self._api == "chat" else piece
-        choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": finished}
+        choice = {"index": self._index or 0, **content, "logprobs": logprobs, "finish_reason": finished}
         chunk = {**self._base, "choices": [choice]}
         if self._told_usage == "none":
             return chunk
@@ -97,20 +109,31 @@ def base(record: Record, api: Api, kind: str) -> dict[str, Any]:
     }
 
 
-def whole_completion(record: Record, api: Api, answer: Answer) -> dict[str, Any]:
-    """The completion object."""
+def usage_chunk(record: Record, api: Api, used: Usage) -> dict[str, Any]:
+    """The chunk that has the usage and no choice."""
+    return {**base(record, api, _CHUNKS[api]), "choices": [], "usage": usage(used)}
+
+
+def whole_completion(record: Record, api: Api, answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:
+    """The completion object of the answers, `n` for each prompt. `record`: the first one's."""
+    choices = [_whole_choice(api, index, answer) for index, answer in enumerate(answers)]
+    used = total_usage([answer.usage for answer in answers], n)
+    return {**base(record, api, _WHOLES[api]), "choices": choices, "usage": usage(used)}
+
+
+def _whole_choice(api: Api, index: int, answer: Answer) -> dict[str, Any]:
     content: dict[str, Any] = {"text": answer.text}
     logprobs = completion_logprobs(answer.tokens, 0)
     if api == "chat":
         logprobs = chat_logprobs(answer.tokens)
         content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-    choice = {
-        "index": 0,
-        **content,
-        "logprobs": logprobs,
-        "finish_reason": "stop" if answer.finish_reason == "stop" else "length",
-    }
-    return {**base(record, api, _WHOLES[api]), "choices": [choice], "usage": usage(answer.usage)}
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason(answer.finish_reason)}
+
+
+def total_usage(each: Sequence[Usage], n: int) -> Usage:
+    """The usage of a call's requests, `n` for each prompt: each prompt's tokens count once."""
+    prompt_tokens = sum(used.prompt_tokens for used in each[::n])
+    return Usage(prompt_tokens, sum(used.completion_tokens for used in each))
 
 
 def finish_reason(ours: str) -> str:
@@ -140,6 +163,8 @@ def failure_error(record: Record, ended: Ended) -> dict[str, Any]:
             raise ValueError(f"a request that is {ended.state} has no error")
         case _:
             assert_never(ended.state)
+    if record.choice is not None:
+        message = f"choice {record.choice}: {message}"
     if not is_callers_fault(ended):
         return {"message": message, "type": "server_error", "param": None, "code": code}
     param = "response_format" if code == "invalid_grammar" else None

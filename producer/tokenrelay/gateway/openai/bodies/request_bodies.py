@@ -277,6 +277,10 @@ class Common(DrawFields, FormatFields, BaseModel):
         options = to_our_range({name: value for name, value in given.items() if value is not None})
         return {**options, "metadata": self.metadata or {}}
 
+    def submissions(self) -> list[dict[str, Any]]:
+        """The request options of each of the call's prompts."""
+        return [self.options()]
+
     def with_callers_field(self, error: RequestError) -> RequestError:
         """The error with the field's name as the caller sent it."""
         ours, _, rest = (error.field or "").partition(".")
@@ -293,6 +297,22 @@ class Common(DrawFields, FormatFields, BaseModel):
 
 class Streamed(Common):
     """Fields that chat completions and completions share."""
+
+    n: Whole | None = None
+    """Number of choices, 1 to 16."""
+    best_of: Whole | None = None
+    """Only as many as n: no choice is generated that isn't returned."""
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> Self:
+        if self.best_of not in (None, self.choices_each):
+            refuse("best_of", "must equal n: there's no choosing among more", "unsupported_parameter")
+        return self
+
+    @property
+    def choices_each(self) -> int:
+        """Number of choices of each prompt."""
+        return 1 if self.n is None else self.n
 
     @property
     def usage_chunks(self) -> UsageChunks:

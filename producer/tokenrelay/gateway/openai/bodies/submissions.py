@@ -21,6 +21,7 @@ def _whole_numbers(value: Any) -> Any:
 
 
 _SCALARS: Final = {
+    "n": whole,
     "max_new_tokens": whole,
     "top_k": whole,
     "seed": whole,
