@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis import Redis
 
@@ -39,6 +40,17 @@ class End:
     text: str = ""
     code: str = ""
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token's text, and the members of its `logprobs`: (token ID, log-probability, bytes)."""
+
+    text: str
+    logprobs: tuple[tuple[int, float, bytes], ...]
+
+    def dump(self) -> str:
+        return json.dumps([[each, logprob, b64encode(raw).decode()] for each, logprob, raw in self.logprobs])
 
 
 class Writer:
@@ -112,14 +124,16 @@ class Writer:
         self._next[request_id] = int(reply[3])
         return int(reply[3])
 
-    def append(self, request_id: str, *texts: str) -> str:
+    def append(self, request_id: str, *texts: str | Scored) -> str:
         """Append tokens. Returns the script's reply word."""
         return reply_word(self._run(self.append_call(request_id, *texts)))
 
-    def append_call(self, request_id: str, *texts: str) -> Call:
+    def append_call(self, request_id: str, *texts: str | Scored) -> Call:
         """To be run once, and before the next one of the same request."""
         index = self._next[request_id]
-        pairs = [item for number, piece in enumerate(texts) for item in (piece, 100 + index + number)]
+        pairs: list[str | int] = []
+        for number, piece in enumerate(texts, 100 + index):
+            pairs += (piece.text, f"{number} {piece.dump()}") if isinstance(piece, Scored) else (piece, number)
         self._next[request_id] += len(texts)
         return _call("append", request_id, self._fences[request_id], index, LEASE_MS, *pairs)
 
@@ -142,7 +156,7 @@ class Writer:
         execution_id = self._fences[request_id].partition(":")[2]
         assert reply_word(self._call("release", request_id, execution_id, 0)) == "OK"
 
-    def answer(self, request_id: str, texts: tuple[str, ...] = WEATHER, end: End | None = None) -> None:
+    def answer(self, request_id: str, texts: Sequence[str | Scored] = WEATHER, end: End | None = None) -> None:
         """Claim, append and finish a taken request."""
         if self.claim(request_id):
             for piece in texts:
@@ -169,7 +183,7 @@ class Writer:
 class AnnouncingWriter(Writer):
     """A writer that publishes each write on the wake channel, as workers do, so that gateways read at once."""
 
-    def append(self, request_id: str, *texts: str) -> str:
+    def append(self, request_id: str, *texts: str | Scored) -> str:
         word = super().append(request_id, *texts)
         self.redis.publish(keys.WAKE, request_id)
         return word

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import signal
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 import pytest
 from typer.testing import CliRunner
 
-from tests.writers import End, Writer, serving
+from tests.writers import WEATHER, End, Scored, Writer, serving
 from tokenrelay.cli.commands import app
 from tokenrelay.producer import Consumer, Producer
 from tokenrelay.shared.options import DEFAULTS, VERSION_2, Options
 from tokenrelay.shared.wire.entries import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from redis import Redis
 
@@ -324,15 +325,60 @@ def test_an_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TOKENRELAY_REDIS_ULR" in done.stderr
 
 
-def test_a_terminal_gets_control_characters_made_visible(redis_server: RedisServer) -> None:
-    texts = ("a\x1b]0;title\x07", "\tb\n", "\x9b31mc")
+def on_a_terminal(redis_server: RedisServer, texts: Sequence[str | Scored], *arguments: str) -> str:
+    """What `ask` writes to a terminal, standard error included, when a worker answers with `texts`."""
     ours, theirs = pty.openpty()
     with serving(redis_server.url, lambda writer, request_id: writer.answer(request_id, texts)):
-        process = subprocess.Popen([*COMMAND, "ask", QUESTION], stdout=theirs, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*COMMAND, "ask", QUESTION, *arguments], stdout=theirs, stderr=theirs)
         os.close(theirs)
         assert process.wait(60) == 0
     shown = os.read(ours, 4096).decode()
     os.close(ours)
+    return shown.replace("\r\n", "\n")
+
+
+def scored(text: str, probability: float) -> Scored:
+    return Scored(text, ((1, math.log(probability), text.encode()),))
+
+
+UNSURE: Final = (
+    scored("sure", 0.9),
+    scored(" likely", 0.5),
+    scored(" hardly", 0.1),
+    scored(" never", 0.01),
+    scored("", 0.02),
+    scored(" held\x1b", 0.95),
+)
+PLAIN: Final = "sure likely hardly never held"
+
+
+def test_a_terminal_shows_a_tokens_probability_by_colour(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece that was held back has the colour of the least probable of its tokens."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = on_a_terminal(redis_server, UNSURE, "--logprobs")
+    pieces = ("32msure", "33m likely", "31m hardly", "4;31m never", "4;31m held␛")
+    answer = "".join(f"\x1b[{piece}\x1b[0m" for piece in pieces) + "\n"
+    assert answer in shown
+    assert shown.partition(answer)[2].startswith("probability of each token: \x1b[32mat least 90%")
+    assert "\x1b" not in on_a_terminal(redis_server, WEATHER)
+    for name, value in (("TERM", "dumb"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+        assert f"{PLAIN}␛\n" in on_a_terminal(redis_server, UNSURE, "--logprobs")
+        monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_a_pipe_gets_text_without_colours(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with serving(redis_server.url, lambda writer, request_id: writer.answer(request_id, UNSURE)):
+        done = tokenrelay("ask", QUESTION, "--logprobs")
+    assert (done.stdout, done.stderr) == (f"{PLAIN}\x1b\n", "")
+
+
+def test_a_terminal_gets_control_characters_made_visible(redis_server: RedisServer) -> None:
+    shown = on_a_terminal(redis_server, ("a\x1b]0;title\x07", "\tb\n", "\x9b31mc"))
     assert "a␛]0;title␇" in shown
     assert "\x1b" not in shown
     assert "\x9b" not in shown

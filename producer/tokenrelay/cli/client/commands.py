@@ -10,6 +10,7 @@ import typer
 
 from tokenrelay.cli.client.options import with_options
 from tokenrelay.cli.client.trace import write_trace
+from tokenrelay.cli.terminal.confidence import Confidence, legend
 from tokenrelay.cli.terminal.output import (
     Json,
     add_command,
@@ -133,11 +134,14 @@ def _raise_if_cut_off(answer: Answer) -> None:
 
 def _write_entries(generation: ReadOnlyGeneration, *, after: int = 0, json: bool) -> None:
     """Write the entries after token `after` as they arrive. Raises GenerationError if the request has no answer."""
+    confidence = Confidence()
     for entry in generation.entries(after):
         if json:
             write_json({"request_id": generation.request_id, **entry_fields(entry)})
         elif isinstance(entry, Token | Ended):
-            write_text(entry.text)
+            write_text(entry.text, confidence.style_of(entry))
     if not json:
         write_text("\n")
+    if confidence.used and sys.stderr.isatty():
+        write_message(legend())
     generation.result()

@@ -1,7 +1,8 @@
 """Output of the commands: model text as is, entries as JSON lines, errors as one line on stderr with an exit code.
 
-Model text is written as bytes, without markup or colour. On a terminal its control characters are replaced by visible
-symbols, so that model output can't move the cursor or set the window's title.
+Model text is written as bytes, without markup, and coloured by its log-probabilities alone (confidence.py). On a
+terminal its control characters are replaced by visible symbols, so that model output can't move the cursor or set the
+window's title.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.color import ColorSystem
 from rich.console import Console
 
 from tokenrelay.shared.errors import (
@@ -34,6 +36,8 @@ from tokenrelay.shared.wire.entries import EntryId, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.style import Style
 
     from tokenrelay.shared.wire.entries import Entry
 
@@ -64,10 +68,12 @@ _VISIBLE: Final = (
 )
 
 
-def write_text(text: str) -> None:
-    """Write model text to stdout and flush."""
+def write_text(text: str, style: Style | None = None) -> None:
+    """Write model text to stdout and flush. A style is for terminals alone."""
     if sys.stdout.isatty():
         text = text.translate(_VISIBLE)
+    if style:
+        text = style.render(text, color_system=ColorSystem.STANDARD)
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stdout.buffer.flush()
 
