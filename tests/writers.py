@@ -44,7 +44,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A token's text, and the members of its `logprobs`: (token ID, log-probability, bytes)."""
+    """A token's text, and the members of its `logprobs`, its own first: (token ID, log-probability, bytes)."""
 
     text: str
     logprobs: tuple[tuple[int, float, bytes], ...]
@@ -133,7 +133,10 @@ class Writer:
         index = self._next[request_id]
         pairs: list[str | int] = []
         for number, piece in enumerate(texts, 100 + index):
-            pairs += (piece.text, f"{number} {piece.dump()}") if isinstance(piece, Scored) else (piece, number)
+            if isinstance(piece, Scored):
+                pairs += (piece.text, f"{piece.logprobs[0][0]} {piece.dump()}")
+            else:
+                pairs += (piece, number)
         self._next[request_id] += len(texts)
         return _call("append", request_id, self._fences[request_id], index, LEASE_MS, *pairs)
 

@@ -111,8 +111,12 @@ def test_ask_takes_what_the_answer_must_match_as_json(redis_server: RedisServer)
     form = {"type": "regex", "value": "a+", "strict": True}
     with serving(redis_server.url, respond):
         done = tokenrelay("ask", QUESTION, "--response-format", json.dumps(form))
+        schema = '\ufeff{"type": "object"}'
+        piped = tokenrelay("ask", QUESTION, "--schema", "-", given=schema)
     assert done.returncode == 0, done.stderr
-    assert [request["response_format"] for request in asked] == [form]
+    assert piped.returncode == 0, piped.stderr
+    wanted = {"type": "json_schema", "value": schema[1:], "strict": True}
+    assert [request["response_format"] for request in asked] == [form, wanted]
 
 
 def test_every_generation_option_is_offered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,7 +13,7 @@ from tokenrelay.shared.errors import RequestError
 
 _PANEL: Final = "Generation options"
 _HELP: Final[dict[str, tuple[Any, str | None, str]]] = {
-    "schema": (Path, "FILE", "The answer is JSON that fits the JSON schema in this file."),
+    "schema": (Path, "FILE", "The answer is JSON that fits the JSON schema in this file; - reads it from standard input."),
     "regex": (str, "PATTERN", "The answer as a whole matches this pattern."),
     "choice": (list[str], "TEXT", "The answer is this text, or one of several given so."),
 }
@@ -38,7 +39,9 @@ def pop_format(arguments: dict[str, Any]) -> dict[str, Any] | None:
         if name != "schema":
             return {"type": name, "value": value}
         try:
-            return {"type": "json_schema", "value": value.read_text("utf-8")}
+            raw = sys.stdin.buffer.read() if str(value) == "-" else value.read_bytes()
+            return {"type": "json_schema", "value": raw.decode("utf-8-sig")}
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"schema: {value} can't be read ({error})", field="response_format") from None
+            message = f"schema: {value} can't be read ({error}); give a file, or - for standard input"
+            raise RequestError(message, field="response_format") from None
     return None

@@ -2,7 +2,7 @@
 
 import { ApiError, apiKey, ask, askJson } from "./api.js";
 import { byId } from "./dom.js";
-import { FieldError, clearFieldErrors, offerModels, readForm, showFieldError, suggestPrompt } from "./form.js";
+import { FieldError, clearFieldErrors, fillInExample, offerModels, readForm, showFieldError, suggestPrompt } from "./form.js";
 import { renderInsight } from "./insight.js";
 import { clearNotice, showProblem, inform } from "./notice.js";
 import { Prediction } from "./prediction.js";
@@ -25,6 +25,8 @@ let config = { demo: false, auth: false };
 /** Models of live workers: name → whether it has a training trace. @type {Map<string, boolean>} */
 let models = new Map();
 let isLost = false;
+/** The last request that the form sent. */
+let submitted = "";
 
 /** @param {Run} run @param {boolean} isReplaying */
 function render(run, isReplaying) {
@@ -40,6 +42,8 @@ function onEvent(run, event) {
   announce(run, event);
   if (event.event === "queued" || event.event === "token") return;
   clearNotice();
+  // Only a worker compiles a schema.
+  if (run.ended?.code === "invalid_grammar" && run.requestId === submitted) showFieldError("response_format", run.ended.message);
   recent.update(run.requestId, run.state);
   showTrainingOf(run.model ?? "");
   // Other requests may have ended meanwhile.
@@ -101,6 +105,7 @@ async function submit(more = {}) {
   try {
     const body = { ...readForm(), ...more };
     const { request_id, model } = await askJson("requests", { method: "POST", body });
+    submitted = request_id;
     recent.add(request_id, String(body.prompt), model);
     show(request_id, { prompt: String(body.prompt), model });
     return request_id;
@@ -186,8 +191,8 @@ byId("prompt").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) 
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("ask").requestSubmit();
 });
 byId("run-and-kill").addEventListener("click", async () => {
-  // A short answer would end before its worker could be killed.
-  byId("ignore_eos").checked = true;
+  // A short answer would end before its worker could be killed; one with a schema ends where it is complete.
+  byId("ignore_eos").checked = byId("schema").value.trim() === "";
   const id = await submit();
   // The gateway receives the token earlier than a busy page.
   if (id) await kill(`?request_id=${id}&after=${KILL_AT_TOKEN}`);
@@ -198,6 +203,7 @@ byId("key-form").addEventListener("submit", (/** @type {Event} */ event) => {
   clearNotice();
   void attempt(start);
 });
+byId("schema-example").addEventListener("click", fillInExample);
 byId("model").addEventListener("change", () => showTrainingOf(byId("model").value));
 byId("kill").addEventListener("click", () => kill());
 byId("cancel").addEventListener("click", () => attempt(() => session.cancel()));

@@ -3,8 +3,20 @@
 import { byId } from "./dom.js";
 import { capitalised } from "./format.js";
 
-const FIELDS = ["prompt", "model", "max_new_tokens", "temperature", "seed"];
-const NUMBERS = ["max_new_tokens", "temperature", "seed"];
+const FIELDS = ["prompt", "model", "max_new_tokens", "temperature", "seed", "top_logprobs", "schema"];
+const NUMBERS = ["max_new_tokens", "temperature", "seed", "top_logprobs"];
+const EXAMPLE_PROMPT = "What is the weather in Oslo? Answer as JSON.";
+const EXAMPLE_SCHEMA = `{
+  "type": "object",
+  "properties": {
+    "place": { "type": "string" },
+    "weather": { "type": "string" },
+    "degrees": { "type": "integer" },
+    "rain": { "type": "boolean" }
+  },
+  "required": ["place", "weather", "degrees", "rain"],
+  "additionalProperties": false
+}`;
 
 /** A field whose value can't be sent. All other validation is the gateway's. */
 export class FieldError extends Error {
@@ -35,7 +47,36 @@ export function readForm() {
     }
     body[name] = value;
   }
+  if ("top_logprobs" in body) body.logprobs = true;
+  const schema = readSchema();
+  if (schema) body.response_format = { type: "json_schema", value: schema };
   return body;
+}
+
+/** The schema, or null for an empty box. @throws {FieldError} */
+function readSchema() {
+  const text = byId("schema").value.trim();
+  if (text === "") return null;
+  /** @type {unknown} */
+  let schema;
+  try {
+    schema = JSON.parse(text);
+  } catch (error) {
+    throw new FieldError("schema", `Not JSON: ${error instanceof Error ? error.message : error}`);
+  }
+  if (typeof schema === "object" && schema !== null && !Array.isArray(schema)) return schema;
+  throw new FieldError("schema", 'A JSON schema is an object, such as {"type": "object"}');
+}
+
+/** Fill in a schema, and a prompt that it suits unless the user has edited the prompt. */
+export function fillInExample() {
+  const box = byId("schema");
+  box.value = EXAMPLE_SCHEMA;
+  suggestPrompt(EXAMPLE_PROMPT);
+  clearFieldErrors();
+  box.focus();
+  box.setSelectionRange(0, 0);
+  box.scrollTop = 0;
 }
 
 export function clearFieldErrors() {
@@ -52,14 +93,15 @@ export function clearFieldErrors() {
  * @param {string} message
  */
 export function showFieldError(field, message) {
-  if (field === null || !FIELDS.includes(field)) return false;
-  const target = byId(`${field}-error`);
+  const name = field?.startsWith("response_format") ? "schema" : field;
+  if (!name || !FIELDS.includes(name)) return false;
+  const target = byId(`${name}-error`);
   // The message starts with the field's name, which the label shows already.
-  const reason = message.startsWith(`${field}: `) ? message.slice(field.length + 2) : message;
+  const reason = message.startsWith(`${field}: `) ? message.slice(`${field}: `.length) : message;
   target.textContent = capitalised(reason);
   target.hidden = false;
-  byId(field).setAttribute("aria-invalid", "true");
-  byId(field).focus();
+  byId(name).setAttribute("aria-invalid", "true");
+  byId(name).focus();
   return true;
 }
 

@@ -17,6 +17,12 @@ export function percent(part) {
   return `${(100 * part).toFixed(part > 0.1 ? 0 : 1)} %`;
 }
 
+/** @param {number} logprob a natural logarithm */
+export function probability(logprob) {
+  const part = Math.exp(logprob);
+  return part < 0.0005 ? "< 0.1 %" : `${(100 * part).toFixed(1)} %`;
+}
+
 /** With a capital first letter. @param {string} text */
 export function capitalised(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);

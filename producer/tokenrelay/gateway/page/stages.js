@@ -5,7 +5,7 @@ import { TokenFlow } from "./tokens.js";
 import { count } from "./format.js";
 
 export class Stages {
-  #flow = new TokenFlow(byId("tokens"), byId("token-detail"));
+  #flow = new TokenFlow(byId("tokens"), byId("token-detail"), byId("alternatives"));
 
   /** @param {import("./run.js").Run} run */
   render(run) {

@@ -1,5 +1,6 @@
 /** Streaming tokens: one chip per token with a bar for its delay, and the details of the selected one. */
 
+import { alternativesList, alternativesText } from "./alternatives.js";
 import { el, visible } from "./dom.js";
 import { median } from "./run.js";
 import { ms } from "./format.js";
@@ -16,12 +17,15 @@ export class TokenFlow {
   /** @type {HTMLElement | null} */
   #shown = null;
 
-  /** @param {HTMLElement} list @param {HTMLElement} detail */
-  constructor(list, detail) {
+  /** @param {HTMLElement} list @param {HTMLElement} detail @param {HTMLElement} alternatives */
+  constructor(list, detail, alternatives) {
     this.list = list;
     this.detail = detail;
+    this.alternatives = alternatives;
     list.addEventListener("pointerover", (event) => this.#show(chipOf(event.target)));
     list.addEventListener("pointerleave", () => this.#show(chipOf(document.activeElement)));
+    // Not every browser focuses a button that is tapped.
+    list.addEventListener("click", (event) => chipOf(event.target)?.focus());
     list.addEventListener("focusin", (event) => this.#focused(chipOf(event.target)));
     list.addEventListener("focusout", () => this.#show(null));
     list.addEventListener("keydown", (event) => this.#move(event));
@@ -34,6 +38,8 @@ export class TokenFlow {
       this.#lines = 0;
       this.#shown = null;
       this.list.replaceChildren();
+      this.alternatives.replaceChildren();
+      this.alternatives.style.removeProperty("min-height");
     }
     for (const line of run.lines.slice(this.#lines)) {
       if (line.token) this.list.append(this.#chip(line));
@@ -45,7 +51,10 @@ export class TokenFlow {
     this.list.style.setProperty("--full", String(full_ms));
     this.list.classList.toggle("dense", run.tokens.length > DENSE);
     this.list.hidden = this.detail.hidden = run.tokens.length === 0 && run.migrations.length === 0;
-    this.legend = `Bars: time since the previous entry, full at ${ms(full_ms)}. Point at a token or use the arrow keys for details.`;
+    const isScored = run.tokens.some((token) => token.logprobs);
+    this.alternatives.hidden = !isScored;
+    this.legend = `Bars: time since the previous entry, full at ${ms(full_ms)}. ${isScored ? "Lines: a token's probability. " : ""}`
+      + `Point at a token or use the arrow keys for details${isScored ? " and alternatives" : ""}.`;
     if (!this.#shown) this.detail.textContent = this.legend;
   }
 
@@ -54,8 +63,13 @@ export class TokenFlow {
     const isFirst = this.list.querySelector("button") === null;
     const described = detailOf(/** @type {any} */ (this.#run), line);
     const button = el("button", { type: "button", class: "chip", tabindex: isFirst ? 0 : -1 }, ...visible(line.token.text));
-    button.setAttribute("aria-label", described);
+    button.setAttribute("aria-label", described + alternativesText(line.token));
     button.dataset.detail = described;
+    button.dataset.index = String(line.token.index);
+    if (line.token.logprobs) {
+      button.classList.add("scored");
+      button.style.setProperty("--part", String(Math.exp(line.token.logprobs[0].logprob)));
+    }
     const bar = el("span", { class: "bar" });
     bar.style.setProperty("--ms", String(line.step_ms));
     const delay = el("span", { class: "delay", "aria-hidden": "true" }, bar, el("span", { class: "ms" }, line.step_ms.toFixed(1)));
@@ -68,6 +82,15 @@ export class TokenFlow {
     chip?.classList.add("shown");
     this.#shown = chip;
     this.detail.textContent = chip?.dataset.detail ?? this.legend ?? "";
+    this.#showAlternatives(this.#run?.tokens[Number(chip?.dataset.index) - 1]);
+  }
+
+  /** What is below doesn't move when the pointer goes from token to token. @param {any} token */
+  #showAlternatives(token) {
+    const box = this.alternatives;
+    if (box.hidden) return;
+    box.style.minHeight = `${box.offsetHeight}px`;
+    box.replaceChildren(...(token?.logprobs ? [alternativesList(token)] : []));
   }
 
   /** One tab stop for all chips: the last focused one. @param {HTMLElement | null} chip */
