@@ -13,7 +13,7 @@ from tokenrelay.shared.errors import RequestError
 
 _PANEL: Final = "Generation options"
 _HELP: Final[dict[str, tuple[Any, str | None, str]]] = {
-    "schema": (Path, "FILE", "The answer is JSON that fits the JSON schema in this file; - reads it from standard input."),
+    "schema": (Path, "FILE", "The answer is JSON that fits the JSON schema in this file; - is standard input."),
     "regex": (str, "PATTERN", "The answer as a whole matches this pattern."),
     "choice": (list[str], "TEXT", "The answer is this text, or one of several given so."),
 }
