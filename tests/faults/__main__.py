@@ -6,6 +6,7 @@ Exit code 1 where a promise was broken, or a row has too few runs or couldn't be
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import secrets
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from tests.faults import kills, queue_faults, redis_faults, sick_faults
 from tests.faults.bench import Bench
-from tests.faults.load import requests, undisturbed
+from tests.faults.load import POOL, requests, undisturbed
 from tests.faults.nursery import ROOT, Nursery
 from tests.faults.site import Plan, Site
 from tests.faults.table import table
@@ -47,7 +48,6 @@ ALONE: Final = frozenset(
     }
 )
 LANES: Final = 2
-POOL: Final = 48
 FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     **kills.FAULTS,
     **redis_faults.FAULTS,
@@ -71,10 +71,10 @@ def main() -> int:
     names = [name for name in FAULTS if not chosen.only or any(part in name for part in chosen.only)]
     console = Console(width=180 if not sys.stdout.isatty() else None)
     console.print(f"seed {seed}, {chosen.runs} runs a fault")
-    control = controlled(console)
     folder = Path(tempfile.mkdtemp(prefix="tokenrelay-faults-"))
     with nullcontext() if chosen.cold else Nursery() as nursery:
         bench = prepared(folder, nursery, chosen.runs, seed)
+        control = controlled(bench.texts, folder, console)
         tallies = run_all(bench, names, console, allow_skips=chosen.allow_skips)
     console.print(table(tallies))
     if any(tally.red for tally in tallies):
@@ -84,11 +84,18 @@ def main() -> int:
     return max(report(tallies, chosen.runs, console), control)
 
 
-def controlled(console: Console) -> int:
-    """Say what the texts are worth; 1 where they prove nothing. In a process of its own, for it imports torch."""
+def controlled(texts: Sequence[Text], folder: Path, console: Console) -> int:
+    """Say what the texts are worth; 1 where they prove nothing, or aren't what the draw gives. In a process of its own,
+    for it imports torch."""
+    file = folder / "tokens.json"
+    file.write_text(json.dumps([[token_id for _, token_id, _ in text.tokens] for text in texts]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "180"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.control"], env=environment, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "tests.faults.control", str(file)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     console.print((done.stdout or done.stderr).strip(), markup=False)
     return done.returncode

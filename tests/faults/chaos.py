@@ -32,7 +32,7 @@ from rich.console import Console
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from tests.faults.load import await_end, entries, requests, undisturbed
+from tests.faults.load import POOL, await_end, entries, requests, undisturbed
 from tests.faults.nursery import Nursery
 from tests.faults.site import Plan, Site
 from tests.faults.verdict import Tally
@@ -338,7 +338,7 @@ def main() -> int:
     console.print(f"chaos for {chosen.seconds:.0f} s, seed {seed}")
     folder = Path(tempfile.mkdtemp(prefix="tokenrelay-chaos-"))
     with Nursery() as nursery, Site(folder / "chaos", nursery, PLAN) as site:
-        texts = undisturbed(site, requests(48, seed=1))
+        texts = undisturbed(site, requests(POOL, seed=1))
         books, done = run(site, texts, chosen.seconds, seed, console.print if chosen.progress else lambda _: None)
         tally = books.tally
         tally.broken += leaked_keys(site.redis)

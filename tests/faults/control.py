@@ -1,116 +1,84 @@
 """Could the texts under test go wrong? Their entropy, and what a resume that forgot its position makes of them.
 
-    python -m tests.faults.control
+    python -m tests.faults.control [FILE]
 
 Entropy: of the distribution that each token of an undisturbed run was drawn from, in bits. Control: each sampled stream
-is resumed at a random token with the draws beginning again at position 1, as a sampler that was seeded anew would.
+is resumed in its middle with the draws beginning again at position 1, as a sampler that was seeded anew would. And are
+they right? A plain forward pass, with the draw made again at each position, has to give each of them; so it verifies
+the streams that a file holds the token IDs of, if one is given: JSON, a list for each request.
 """
 
 from __future__ import annotations
 
-import random
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 from rich.console import Console
 
-from tests.draw_resumes import bits as bits_of
-from tests.faults.load import requests
-from tests.polled_engine import PolledEngine
-from tokenrelay.shared.options import DEFAULTS
-from tokenrelay.worker.engine.contract import EngineRequest
-from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tests.faults.load import POOL, requests
+from tests.resumes.attempts import Worker
+from tests.resumes.controls import forgets_position
+from tests.resumes.measures import measure
+from tests.resumes.requests import Asked
+from tests.resumes.suite import Stream
+from tokenrelay.shared.options import filled
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
-from tokenrelay.worker.sampling.params import SamplingParams
-from tokenrelay.worker.sampling.row import Row
-from tokenrelay.worker.text import bad_word_ids, encode_prompt
+from tokenrelay.worker.text import encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from transformers import PreTrainedTokenizerBase
 
     from tokenrelay.producer import Submission
     from tokenrelay.worker.engine.transformers.models import LoadedModel
 
 LEAST_ENTROPY: Final = 2.0
 LEAST_CHANGED: Final = 0.95
-POOL: Final = 48
+LONG: Final = 16
+"""Tokens; shorter answers, such as a choice, may come out the same by chance."""
 
 
-def engine_request(
-    number: int, submission: Submission, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> EngineRequest:
-    """The request as the worker makes it."""
-    budget = submission["max_new_tokens"]
-    assert budget is not None
-    words = bad_word_ids(tokenizer, submission.get("bad_words", []))
-    sampling = SamplingParams.of({**DEFAULTS, **submission}, words)
-    return EngineRequest(f"{number}", tuple(prompt), (), budget, sampling, ignore_eos=True)
+def load() -> LoadedModel:
+    return load_model(weather_model_path(), device="cpu", dtype="float64")
 
 
-def generate(loaded: LoadedModel, wanted: Sequence[EngineRequest]) -> dict[str, list[int]]:
-    """All tokens, by engine ID."""
-    engine = PolledEngine(loaded, EngineSettings(slots=32, kv_cache_tokens=12800))
-    engine.begin()
-    made: dict[str, list[int]] = {request.engine_id: [] for request in wanted}
-    waiting = set(made)
-    for request in wanted:
-        engine.add(request)
-    while waiting:
-        for output in engine.outputs(1.0):
-            made[output.engine_id] += output.token_ids
-            if output.finish_reason:
-                waiting.discard(output.engine_id)
-    engine.stop()
-    return made
+def undisturbed(submissions: Sequence[Submission]) -> list[Stream]:
+    """The streams, from an engine of their own, and what they are worth."""
+    with Worker(load()) as worker:
+        encoder = worker.reader.encoder
+        asked = [
+            Asked(f"{number}", "load", tuple(encode_prompt(encoder, each["prompt"])), filled(each), filled(each))
+            for number, each in enumerate(submissions)
+        ]
+        answers = worker.generate([worker.claim(each) for each in asked])
+    with Worker(load()) as plain:
+        return [Stream(each, answer, measure(plain, each, answer)) for each, answer in zip(asked, answers, strict=True)]
 
 
-def entropies(loaded: LoadedModel, request: EngineRequest, tokens: Sequence[int]) -> list[float]:
-    """Bits of each token's distribution, as the request's options shape it."""
-    ids = torch.tensor([[*request.prompt_ids, *tokens]])
-    with torch.no_grad():
-        logits = loaded.model(ids).logits[0, len(request.prompt_ids) - 1 : -1].float()
-    return bits_of(logits, Row(request.sampling, request.prompt_ids, ()), tokens)
-
-
-def main() -> int:
-    """1 where the texts are too tame to prove anything."""
+def main(file: str | None = None) -> int:
+    """1 where the texts are too tame to prove anything, or aren't what the draw gives."""
     torch.set_num_threads(1)
-    loaded = load_model(weather_model_path(), device="cpu", dtype="float64")
-    submissions = requests(POOL, seed=1)
-    prompts = [encode_prompt(loaded.tokenizer, submission["prompt"]) for submission in submissions]
-    wanted = [
-        engine_request(n, submission, prompt, loaded.tokenizer)
-        for n, (submission, prompt) in enumerate(zip(submissions, prompts, strict=True))
-    ]
-    texts = generate(loaded, wanted)
-    sampled = [request for request in wanted if request.sampling.temperature]
-    bits = [sum(entropies(loaded, r, texts[r.engine_id])) / len(texts[r.engine_id]) for r in sampled]
-
-    rng = random.Random(1)
-    resumed = []
-    for request in sampled:
-        tokens = texts[request.engine_id]
-        emitted = tokens[: rng.randint(1, len(tokens) - 8)]
-        # The emitted tokens as part of the prompt: the next one is drawn as if it were the first.
-        left = request.max_new_tokens - len(emitted)
-        prompt = (*request.prompt_ids, *emitted)
-        resumed.append(EngineRequest(request.engine_id, prompt, (), left, request.sampling, ignore_eos=True))
-    again = generate(loaded, resumed)
-    changed = sum(
-        texts[request.engine_id][-request.max_new_tokens :] != again[request.engine_id] for request in resumed
+    streams = undisturbed(requests(POOL, seed=1))
+    sampled = [stream for stream in streams if stream.asked.submission["temperature"]]
+    bits = [stream.measured.bits for stream in sampled]
+    long = [stream for stream in sampled if len(stream.answer.tokens) >= LONG]
+    with Worker(load()) as plain:
+        changed = sum(forgets_position(plain, stream, len(stream.answer.tokens) // 2) for stream in long)
+    verified = all(stream.measured.verified for stream in streams)
+    ids = [list(stream.answer.ids) for stream in streams]
+    same = file is None or ids == json.loads(Path(file).read_text())
+    tokens, tame = sum(map(len, ids)), min(bits)
+    Console().print(
+        f"{len(sampled)} sampled and {len(streams) - len(sampled)} greedy requests, {tokens} tokens, "
+        f"{'verified' if verified and same else 'NOT VERIFIED'} by a plain forward pass; "
+        f"entropy a token: {sum(bits) / len(bits):.2f} bits on average, {tame:.2f} in the tamest stream\n"
+        f"control: resumed with the seed reset, {changed} of {len(long)} sampled streams change"
     )
-    console = Console()
-    console.print(
-        f"{len(sampled)} sampled and {len(wanted) - len(sampled)} greedy requests of {len(texts['0'])} tokens; "
-        f"entropy a token: {sum(bits) / len(bits):.2f} bits on average, {min(bits):.2f} in the tamest stream\n"
-        f"control: resumed with the seed reset, {changed} of {len(resumed)} sampled streams change"
-    )
-    return 0 if min(bits) >= LEAST_ENTROPY and changed / len(resumed) > LEAST_CHANGED else 1
+    return 0 if verified and same and tame >= LEAST_ENTROPY and changed / len(long) > LEAST_CHANGED else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

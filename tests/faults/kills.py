@@ -11,7 +11,7 @@ import psutil
 
 from tests.faults.bench import Bench, renew
 from tests.faults.children import MARK
-from tests.faults.load import await_end, entries, requests, submit
+from tests.faults.load import await_end, entries, long_requests, submit
 from tests.faults.rounds import Round
 from tests.faults.site import Plan, Worker
 from tests.faults.verdict import milliseconds
@@ -119,7 +119,7 @@ def zombie_writes(bench: Bench, tally: Tally) -> None:
         (low,) = site.start(kind="marked-low")
         site.start(kind="marked-high")
         for _ in range(tally.needed):
-            made: list[Submission] = [{**each, "model": MODEL} for each in requests(8, rng.randrange(2**32), 250)]
+            made: list[Submission] = [{**each, "model": MODEL} for each in long_requests(8, rng.randrange(2**32), 250)]
             request_ids = submit(site, made)
             wait_until(lambda: all(len(stream) > 2 for stream in entries(site, request_ids)), 30)  # noqa: B023
             frozen = site.worker(_workers(entries(site, request_ids)[0])[0])

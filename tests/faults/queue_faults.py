@@ -16,7 +16,7 @@ from rq.suspension import resume, suspend
 
 from tests.faults.bench import Bench, at_least_ready
 from tests.faults.children import POISON_LENGTH, POISON_WORD
-from tests.faults.load import await_end, entries, requests, submit
+from tests.faults.load import await_end, entries, long_requests, submit
 from tests.faults.rounds import Round
 from tests.faults.site import Plan, Site
 from tests.faults.verdict import milliseconds
@@ -142,7 +142,7 @@ def cancel(bench: Bench, tally: Tally) -> None:
     plan = Plan(workers=1, settings={"SLOTS": str(slots)})
     with bench.site(tally, plan) as site, Producer(site.server.url) as producer:
         for _ in range(tally.needed):
-            made = requests(slots + 1, rng.randrange(2**32), 400)
+            made = long_requests(slots + 1, rng.randrange(2**32), 400)
             running = submit(site, made[:slots])
             wait_until(lambda: all(len(stream) > 3 for stream in entries(site, running)), 30)  # noqa: B023
             (waiting,) = submit(site, made[slots:])
@@ -178,7 +178,7 @@ def crash_loop(bench: Bench, tally: Tally) -> None:
     with bench.site(tally, plan) as site, Producer(site.server.url) as producer:
         for _ in range(tally.needed):
             # One more than two workers hold, so that each has some; they last longer than two rounds of streams.
-            busy = submit(site, requests(slots * (workers - 1) + 1, rng.randrange(2**32), 400))
+            busy = submit(site, long_requests(slots * (workers - 1) + 1, rng.randrange(2**32), 400))
             wait_until(lambda: all(len(stream) > 3 for stream in entries(site, busy)), 60)  # noqa: B023
             text, *others = rng.sample(list(bench.texts), 9)
             suspend(site.redis)

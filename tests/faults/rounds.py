@@ -69,7 +69,7 @@ class Round:
 
         k = 0 is the prefill, the last k the finish.
         """
-        length = len(self.texts[0].tokens)
+        length = len(self.texts[self.request_ids.index(self.victim)].tokens)
         k = self.rng.randint(0, length) if share is None else int(share * length)
         stream = keys.stream(self.victim)
         if k == 0:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from tokenrelay.shared.wire.entries import Entry
 
 TOKENS = 3
-EXPECTED = Text({"prompt": "x", "seed": 1}, tuple((f" t{index}", index + 100) for index in range(1, TOKENS + 1)), "!")
+EXPECTED = Text(
+    {"prompt": "x", "seed": 1}, tuple((f" t{index}", index + 100, ()) for index in range(1, TOKENS + 1)), "!"
+)
 
 
 def undisturbed_stream() -> list[Entry]:

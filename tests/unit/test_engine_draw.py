@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
-from tests.draw_resumes import Suite
 from tests.polled_engine import PolledEngine
 from tests.unit.test_engine_batching import VOCABULARY, loaded, request, run_until_ended
 from tokenrelay.worker.engine.contract import GRAMMAR_DEAD_END, NO_TOKEN_LEFT, EngineRequest, RequestFailure
@@ -144,15 +143,6 @@ def test_each_option_resumes_with_the_same_tokens_in_any_company(engine: PolledE
     for name, cut in cuts:
         tokens, end = whole[name]
         assert answers[f"{name}@{cut}"] == (tokens[cut:], end), (name, cut)
-
-
-def test_streams_of_every_kind_resume_and_are_verified() -> None:
-    """`python -m tests.draw_resumes` runs more of them, and longer ones. Verified: a plain forward pass of the model,
-    with the draw made again at every position, gives the same tokens."""
-    suite = Suite(lambda: load_model(str(weather_model_path()), device="cpu", dtype="float64"), 12, 3.0, seed=4)
-    for kind, outcome in suite.run(2).items():
-        assert outcome.streams == outcome.identical == outcome.verified, kind
-        assert outcome.changed > 0, kind
 
 
 def test_a_soft_reset_keeps_the_history(start_engine: Callable[..., PolledEngine], tiny: PolledEngine) -> None:
