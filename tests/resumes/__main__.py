@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from tests.resumes.suite import Outcome
 
-LEAST_COUNTED: Final = 0.8
+LEAST_COUNTED: Final = 0.6
+"""Of all streams. The kinds' parameters are made for the bundled model: another's may be tame in some of them."""
 _INSIDE: Final = (IN_STRING, IN_CHARACTER, IN_HELD_TEXT)
 
 
@@ -44,7 +45,10 @@ def main() -> int:
         chosen.seed,
     )
     sys.stdout.write(table(outcomes))
-    wrong = [problem for kind, outcome in outcomes.items() for problem in problems(kind, outcome, chosen.dtype)]
+    wrong = [problem for outcome in outcomes.values() for problem in problems(outcome, chosen.dtype)]
+    counted = sum(outcome.counted for outcome in outcomes.values())
+    if counted < LEAST_COUNTED * sum(len(outcome.streams) for outcome in outcomes.values()):
+        wrong.append(f"only {counted} streams could show an error")
     sys.stdout.write("".join(f"{line}\n" for line in [*wrong, summary(outcomes, chosen.dtype)]))
     return 1 if wrong else 0
 
@@ -64,14 +68,12 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def problems(kind: str, outcome: Outcome, dtype: str) -> list[str]:
+def problems(outcome: Outcome, dtype: str) -> list[str]:
     """What the streams of a kind didn't keep."""
     found = [f"{name}: complete, and not in its format" for name in outcome.unfit]
     if dtype == "float64":
         found += [f"{place}: resumed with another answer" for place in outcome.changed]
         found += [f"{each.asked.name}: not verified" for each in outcome.streams if not each.measured.verified]
-    if outcome.counted < LEAST_COUNTED * len(outcome.streams):
-        found.append(f"{kind}: only {outcome.counted} of {len(outcome.streams)} streams could show an error")
     return found
 
 

@@ -17,7 +17,7 @@ from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.engine.transformers.batching import TransformersEngine
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.intake.resuming import resumed
-from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
+from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler, outcome
 from tokenrelay.worker.sampling.grammar.token_bytes import read_vocabulary
 from tokenrelay.worker.serving.prompts import PromptReader
 
@@ -89,7 +89,8 @@ class Worker:
             logprobs=tuple(token[2] for token in emitted if len(token) > 2),
         )
         claimed = Claimed(Execution(fence, "queue"), fence, granted.attempt, retention_s=1)
-        grammar = self.reader.grammar(asked.submission)
+        compilation = self.reader.grammar(asked.submission)
+        grammar = None if compilation is None else outcome(compilation)
         return resumed(claimed, granted, self.reader, asked.submission, grammar)
 
     def generate(self, claims: Sequence[Claimed]) -> list[Answer]:

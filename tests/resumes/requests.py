@@ -168,9 +168,9 @@ class Requests:
 
 KINDS: Final[dict[str, Callable[[Requests], _Parts]]] = {
     "logit_bias": lambda make: ({}, {"logit_bias": {str(each): make.rng.uniform(6, 20) for each in make.ids(1024)}}),
-    "repetition_penalty": lambda make: (make.few(48, 1.3), {"repetition_penalty": 1.06}),
+    "repetition_penalty": lambda make: (make.few(48, 1.5), {"repetition_penalty": 1.07}),
     "frequency_penalty": lambda make: (make.few(32, 1.2), {"frequency_penalty": 2.0}),
-    "presence_penalty": lambda make: (make.few(64, 0.9), {"presence_penalty": 2.0}),
+    "presence_penalty": lambda make: (make.few(96, 0.75), {"presence_penalty": 2.0}),
     "penalties": lambda make: (
         make.few(40, 1.5),
         {"repetition_penalty": 1.05, "frequency_penalty": 1.5, "presence_penalty": 1.0},
