@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 
 from tests.faults.load import POOL, requests
-from tests.resumes.attempts import Worker
 from tests.resumes.controls import forgets_position
 from tests.resumes.measures import measure
 from tests.resumes.requests import Asked
 from tests.resumes.suite import Stream
+from tests.resumes.takeovers import Worker
 from tokenrelay.shared.options import filled
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path

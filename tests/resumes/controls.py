@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from tests.resumes.attempts import Worker
     from tests.resumes.suite import Stream
+    from tests.resumes.takeovers import Worker
     from tokenrelay.worker.engine.contract import EngineRequest
     from tokenrelay.worker.sampling.row import Row
 

@@ -17,8 +17,8 @@ from tokenrelay.worker.sampling.row import Row
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.resumes.attempts import Answer, Worker
     from tests.resumes.requests import Asked
+    from tests.resumes.takeovers import Answer, Worker
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import EngineRequest
     from tokenrelay.worker.engine.transformers.models import LoadedModel

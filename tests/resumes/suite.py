@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.formats import format_of
-from tests.resumes.attempts import Worker
 from tests.resumes.cuts import places
 from tests.resumes.measures import measure, raw_scores
 from tests.resumes.requests import KINDS, Requests
+from tests.resumes.takeovers import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tests.resumes.attempts import Answer
     from tests.resumes.measures import Measured
     from tests.resumes.requests import Asked
+    from tests.resumes.takeovers import Answer
     from tokenrelay.worker.engine.transformers.models import LoadedModel
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.resumes.__main__ import problems
-from tests.resumes.attempts import Worker
 from tests.resumes.controls import forgets, forgets_position
 from tests.resumes.cuts import IN_CHARACTER, IN_HELD_TEXT, IN_STRING
 from tests.resumes.requests import KINDS
 from tests.resumes.suite import run
+from tests.resumes.takeovers import Worker
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.models import weather_model_path
 
