@@ -1,6 +1,6 @@
 /** The four stages with the run's data so far. */
 
-import { byId, el } from "./dom.js";
+import { byId, el, visible } from "./dom.js";
 import { TokenFlow } from "./tokens.js";
 import { count } from "./format.js";
 
@@ -47,7 +47,7 @@ function waiting(run) {
 function promptTokens(run) {
   if (run.promptTokens.length === 0) return null;
   const kind = run.promptHasTexts ? "Tokens of the prompt" : "Token IDs of the prompt, which is too long to show as text";
-  const chips = run.promptTokens.map((text) => el("li", {}, el("span", { class: "chip" }, text)));
+  const chips = run.promptTokens.map((text) => el("li", {}, el("span", { class: "chip" }, ...visible(text))));
   return el("ol", { class: "tokens", "aria-label": kind }, ...chips);
 }
 
