@@ -172,7 +172,7 @@ class CountingEngine:
             return EngineOutput(engine_id, (), "stop")
         if token in request.sampling.stop_token_ids:
             del self._requests[engine_id]
-            return EngineOutput(engine_id, (token,) if request.keep_stop_token else (), "stop")
+            return EngineOutput(engine_id, (token,) if token in request.kept_end_ids else (), "stop")
         counting.next_position += 1
         if position == request.max_new_tokens and self._tokens_left != 0:  # a dying engine ends nothing
             del self._requests[engine_id]

@@ -77,6 +77,9 @@ class TokenPlane:
         bounds = (max_crashes, suspicion_ms)
         return self.call("claim", execution, lease_ms, *model, *bounds, 42, len(prompt), str(list(prompt)))
 
+    def score(self, fence: str, logprobs: str) -> Reply:
+        return self.call("score", fence, logprobs)
+
     def append(self, fence: str, index: int, *tokens: tuple[str, int], lease_ms: int = LONG_MS) -> Reply:
         return self.call("append", fence, index, lease_ms, *(item for token in tokens for item in token))
 

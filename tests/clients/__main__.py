@@ -20,6 +20,7 @@ from tests.clients.catalogue import CLIENTS, Client
 from tests.clients.environments import Environments, Unavailable
 from tests.clients.expected import expected_answers
 from tests.clients.proxies import before
+from tests.clients.references import fault_of_scores
 from tests.clients.report import as_json, table, write_page
 from tests.clients.session import ProcessFailed, Session, told
 from tests.clients.system import System, WorkerKiller, running_system
@@ -102,7 +103,10 @@ def result_of(client: Client, scenario: str, session: Session, system: System, e
             fault = fault_of(client, session.run(scenario), expected)
         return fault or killer.fault
     before = system.states()
-    fault = fault_of(client, session.run(scenario), expected)
+    outcome = session.run(scenario)
+    fault = fault_of(client, outcome, expected)
+    if not fault and scenario.startswith("scores"):
+        fault = fault_of_scores(outcome.answers, system.model)
     if fault or not scenario.startswith("leave"):
         return fault
     end = time.monotonic() + _FREED_S

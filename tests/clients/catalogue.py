@@ -126,6 +126,13 @@ _PYTHON: Final = (
         ("guidellm",),
         errors={"unknown_model": r"404 Not Found", "wrong_key": r"401 Unauthorized"},
     ),
+    Client(
+        "lm-eval",
+        "lm_eval_harness.py",
+        r"^python-requests/",
+        ("lm-eval[api]", "transformers"),
+        errors={"unknown_model": r"404", "wrong_key": r"401"},
+    ),
     Client("nginx", "openai_relayed.py", r"OpenAI/Python", ("openai",), ("nginx",), shares="openai", through="nginx"),
 )
 _OTHERS: Final = (

@@ -98,7 +98,7 @@ def test_the_hashs_fields_are_those_that_the_scripts_write() -> None:
     assert len(written_fields()) > 20
     assert read_fields() <= written_fields()
     added = written_of_version_2() & set(listed(TWO, "New hash fields"))
-    assert added == {"effective"}
+    assert added == {"effective", "prompt_logprobs"}
     assert sorted([*listed(ONE, "Request hash"), *added]) == sorted(written_fields())
 
 

@@ -246,7 +246,7 @@ UNSUPPORTED: Final = [
     ("best_of", 2),
     ("functions", [{"name": "f"}]),
     ("modalities", ["audio"]),
-    ("continue_final_message", True),
+    ("add_generation_prompt", False),
 ]
 
 

@@ -58,7 +58,7 @@ JUNK: Final = st.dictionaries(
 def chat_messages(entries: list[Entry]) -> Iterator[BaseModel]:
     """The answer's message, whole and accumulated from the stream."""
     answer = assemble(RECORD.request_id, entries)
-    yield ChatCompletion.model_validate(whole_completion(RECORD, "chat", [answer])).choices[0].message
+    yield ChatCompletion.model_validate(whole_completion(RECORD, "chat", [answer], [None])).choices[0].message
     state = ChatCompletionStreamState()
     for chunk in sent("chat", entries):
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
@@ -163,12 +163,12 @@ def test_a_responses_own_fields_are_the_next_requests(entries: list[Entry]) -> N
 @given(STREAMS)
 def test_a_completions_text_is_the_next_prompt(entries: list[Entry]) -> None:
     answer = assemble(RECORD.request_id, entries)
-    text = Completion.model_validate(whole_completion(RECORD, "completion", [answer])).choices[0].text
+    text = Completion.model_validate(whole_completion(RECORD, "completion", [answer], [None])).choices[0].text
     chunks = [Completion.construct(**chunk) for chunk in sent("completion", entries)]
     streamed = "".join(choice.text for chunk in chunks for choice in chunk.choices)
     for prompt in (f"x{text}", [f"x{streamed}"]):
         body = CompletionBody.model_validate({"model": "weather", "prompt": prompt})
-        assert body.options()["prompt"] == f"x{answer.text}"
+        assert body.submissions()[0]["prompt"] == f"x{answer.text}"
 
 
 @RELAXED

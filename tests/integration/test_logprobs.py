@@ -91,13 +91,13 @@ def test_they_are_the_forward_passs_also_after_a_takeover(redis_server: RedisSer
 def lose(redis: Redis, request_id: str, left: int) -> None:
     """Play a failover to a replica that has `left` tokens."""
     key, stream = keys.request(request_id), keys.stream(request_id)
-    entries: Any = redis.xrange(stream, "-", f"{left}-0")
+    entries: Any = redis.xrange(stream, "-", f"{left}-0" if left else "0-9")
     with redis.pipeline() as transaction:
         transaction.delete(stream)
         for entry_id, fields in entries:
             transaction.xadd(stream, fields, id=entry_id)
         transaction.expire(stream, 60)
-        transaction.hset(key, mapping={"next": left + 1, "events": 0})
+        transaction.hset(key, mapping={"next": left + 1, "events": 0 if left else len(entries)})
         transaction.execute()
 
 

@@ -265,7 +265,9 @@ def test_a_stop_token_ends_a_request_and_is_emitted_where_it_is_kept(start: Call
     whole = tokens(running.collect(REQUEST), "1:a")
     end = whole.index(whole[5])
     sampling = replace(REQUEST.sampling, stop_token_ids=(whole[5],))
-    stopped = replace(REQUEST, engine_id="stopped", sampling=sampling, keep_stop_token=keep)
+    stopped = replace(
+        REQUEST, engine_id="stopped", sampling=sampling, kept_end_ids=frozenset(sampling.stop_token_ids if keep else ())
+    )
     outputs = running.collect(stopped)
     assert tokens(outputs, "stopped") == whole[: end + keep]
     assert outputs[-1].finish_reason == "stop"

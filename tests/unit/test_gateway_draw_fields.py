@@ -41,8 +41,11 @@ def test_the_draws_options_are_options_of_ours(kind: type[Common], name: str) ->
     assert read_submission({"prompt": "x", name: sent})[0][name] == ours
 
 
+PROMPTS = {"prompt_token_ids", "continue_final_message", "chat_template_kwargs"}
+
+
 def test_every_option_of_the_draw_is_a_field() -> None:
-    elsewhere = {"logprobs", "top_logprobs", "response_format"}
+    elsewhere = {"logprobs", "top_logprobs", "response_format", "echo", "prompt_logprobs", *PROMPTS}
     assert DRAW.keys() == options.VERSION_2.keys() - elsewhere == DrawFields.model_fields.keys()
 
 

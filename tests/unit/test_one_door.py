@@ -134,7 +134,7 @@ def defines(node: ast.stmt) -> bool:
 
 
 UNTYPED = re.compile(r"\b(dict|Mapping|Any)\b")
-AS_STORED = {"metadata", "defaults", "body", "prompt_ids", "prompt_texts", "effective"}
+AS_STORED = {"metadata", "defaults", "body", "prompt_ids", "prompt_texts", "prompt_logprobs", "effective"}
 """JSON whose content isn't the store's: it is given as it stands, or as the object that it is."""
 
 

@@ -10,9 +10,9 @@ from tokenrelay import producer
 SURFACE = """
 Answer AsyncConsumer AsyncGeneration AsyncProducer AsyncReadOnlyGeneration Consumer Ended Entry EntryId Event Generation
 GenerationCancelled GenerationError GenerationExpired GenerationFailed IdempotencyConflict Message Migrated
-NoWorkerWarning Options Producer ProducerSettings ProtocolError QueueFull Queued ReadOnlyGeneration RedisUnusable
-RequestError RequestNotFound SettingsError Started State Status StreamChanged StreamError StreamExpired StreamGap
-StreamTimeout Submission Timings Token TokenRelayError Usage WrongEventLoop
+NoWorkerWarning Options Producer ProducerSettings PromptToken ProtocolError QueueFull Queued ReadOnlyGeneration
+RedisUnusable RequestError RequestNotFound SettingsError Started State Status StreamChanged StreamError StreamExpired
+StreamGap StreamTimeout Submission Timings Token TokenRelayError Usage WrongEventLoop
 """.split()
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.worker.models import weather_model_path
-from tokenrelay.worker.text import encode_prompt
+from tokenrelay.worker.text import Rendering, encode_prompt
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -134,7 +134,7 @@ def test_a_chat_template_that_never_ends_refuses_the_messages(template: str) -> 
     tokenizer.chat_template = template
     threads = threading.active_count()
     with pytest.raises(RequestError, match="longer than 0.2 s") as caught:
-        encode_prompt(tokenizer, messages=[{"role": "user", "content": "hi"}], limit_s=0.2)
+        encode_prompt(tokenizer, messages=[{"role": "user", "content": "hi"}], rendering=Rendering(limit_s=0.2))
     assert (caught.value.field, caught.value.code) == ("messages", "invalid_request")
     assert threading.active_count() == threads
     tokenizer.chat_template = CHATML
@@ -221,3 +221,51 @@ def test_one_of_prompt_and_messages() -> None:
         encode_prompt(bpe())
     with pytest.raises(RequestError):
         encode_prompt(bpe(), "hi", [])
+
+
+def test_the_answer_continues_the_last_message() -> None:
+    messages: list[dict[str, object]] = [
+        {"role": "user", "content": "hi there"},
+        {"role": "assistant", "content": "obey the"},
+    ]
+    rendered = "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\nobey the"
+    found = encode_prompt(bpe(), messages=messages, rendering=Rendering(continues=True))
+    assert found == bpe().encode(rendered, add_special_tokens=False)
+    assert encode_prompt(bpe(), messages=messages) != found
+
+
+FORGED = ATTACK.removesuffix("<tool>")
+
+
+def test_control_tokens_have_no_power_in_a_message_that_is_continued() -> None:
+    messages: list[dict[str, object]] = [{"role": "assistant", "content": FORGED}]
+    found = encode_prompt(bpe(), messages=messages, rendering=Rendering(continues=True))
+    assert control_ids(bpe(), found) == ["<|im_start|>"], "the template's own"
+
+
+WITH_ARGUMENT = "{{ style }}" + CHATML
+
+
+def test_a_template_gets_its_arguments_as_text() -> None:
+    tokenizer = copy.deepcopy(bpe())
+    tokenizer.chat_template = WITH_ARGUMENT
+    messages: list[dict[str, object]] = [{"role": "user", "content": "hi"}]
+
+    def encode(style: object) -> list[int]:
+        return encode_prompt(tokenizer, messages=messages, rendering=Rendering(arguments={"style": style}))
+
+    plain = encode_prompt(bpe(), messages=messages)
+    assert encode("obey") == [*bpe().encode("obey", add_special_tokens=False), *plain]
+    for forged in (FORGED, {"of": [FORGED]}, [{"a": {FORGED: 1}}], "<tool>"):
+        with pytest.raises(RequestError, match="has the control token '<") as caught:
+            encode(forged)
+        assert (caught.value.field, caught.value.code) == ("chat_template_kwargs", "control_token")
+
+
+def test_arguments_may_not_keep_a_template_busy() -> None:
+    tokenizer = copy.deepcopy(bpe())
+    tokenizer.chat_template = "{% for a in range(n) %}{% for b in range(n) %}{% endfor %}{% endfor %}" + CHATML
+    messages: list[dict[str, object]] = [{"role": "user", "content": "hi"}]
+    assert encode_prompt(tokenizer, messages=messages, rendering=Rendering(arguments={"n": 2}))
+    with pytest.raises(RequestError, match="longer than 0.2 s"):
+        encode_prompt(tokenizer, messages=messages, rendering=Rendering(arguments={"n": 99999}, limit_s=0.2))

@@ -85,6 +85,99 @@ def test_bad_input_names_field_and_limit(asked: Mapping[str, Any], field: str, l
     assert len(caught.value.message) < 300
 
 
+USER: Final = {"role": "user", "content": "hi"}
+OPEN: Final = [USER, {"role": "assistant", "content": "It is"}]
+IDS: Final = [1, 2, 3]
+BAD_PROMPTS: Final[list[tuple[dict[str, Any], str, object, str]]] = [
+    ({"prompt_token_ids": []}, "prompt_token_ids", 1, "at least 1 item"),
+    ({"prompt_token_ids": [-1]}, "prompt_token_ids.0", 0, "greater than or equal to 0"),
+    ({"prompt_token_ids": [1, 2**31]}, "prompt_token_ids.1", MAX_TOKEN_ID, "less than or equal to"),
+    ({"prompt_token_ids": [True]}, "prompt_token_ids.0", None, "valid integer"),
+    ({"prompt_token_ids": [0] * 1001}, "prompt_token_ids", 1000, "1001 token IDs, at most 1000 are allowed"),
+    ({"prompt_token_ids": IDS, "prompt": "x"}, "prompt", None, "prompt, prompt_token_ids: both given"),
+    ({"prompt_token_ids": IDS, "messages": [USER], "prompt": "x"}, "prompt", None, "all given"),
+    ({"prompt_token_ids": IDS, "prompt_logprobs": 21}, "prompt_logprobs", 20, "less than or equal to 20"),
+    ({"messages": [USER], "echo": True}, "echo", None, "needs prompt or prompt_token_ids"),
+    ({"messages": [USER], "continue_final_message": True}, "continue_final_message", None, "must be the assistant's"),
+    (
+        {"messages": [USER, {"role": "assistant", "content": " "}], "continue_final_message": True},
+        "continue_final_message",
+        None,
+        "with the text that the answer continues",
+    ),
+    ({"prompt": "x", "continue_final_message": True}, "continue_final_message", None, "needs messages"),
+    ({"prompt": "x", "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", None, "needs messages"),
+    *(
+        (
+            {"messages": [USER], "chat_template_kwargs": {name: 1}},
+            "chat_template_kwargs",
+            None,
+            f"has the name '{name}'",
+        )
+        for name in (
+            "tools",
+            "messages",
+            "add_generation_prompt",
+            "chat_template",
+            "bos_token",
+            "image_tokens",
+            "a b",
+            "",
+        )
+    ),
+    ({"messages": [USER], "chat_template_kwargs": "[1]"}, "chat_template_kwargs", None, "valid dictionary"),
+    ({"messages": [USER], "chat_template_kwargs": "{"}, "chat_template_kwargs", None, "isn't JSON"),
+    ({"messages": [USER], "chat_template_kwargs": {"a": NAN}}, "chat_template_kwargs", None, "isn't valid JSON"),
+    ({"messages": [USER], "chat_template_kwargs": {"a": "\ud800"}}, "chat_template_kwargs", None, "lone surrogates"),
+    (
+        {"messages": [USER], "chat_template_kwargs": {"a": "x" * 16_400}},
+        "chat_template_kwargs",
+        16_384,
+        "bytes as JSON",
+    ),
+    ({"messages": [USER], "chat_template_kwargs": "{" + " " * 16_400}, "chat_template_kwargs", 16_384, "bytes as JSON"),
+]
+"""Prompts, and how they are rendered."""
+
+
+@pytest.mark.parametrize(("asked", "field", "limit", "words"), BAD_PROMPTS, ids=range(len(BAD_PROMPTS)))
+def test_a_bad_prompt_names_field_and_limit(asked: Mapping[str, Any], field: str, limit: object, words: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        validate(asked, options.Limits(max_prompt_chars=1000, max_new_tokens=100))
+    assert (caught.value.field, caught.value.limit) == (field, limit)
+    assert words in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+def test_more_logprobs_of_a_prompt_than_are_stored_are_refused_where_its_tokens_are_known() -> None:
+    limits = options.Limits(max_prompt_chars=10**6, max_new_tokens=100)
+    assert validate({"prompt_token_ids": [5] * 65_536, "prompt_logprobs": 1}, limits)
+    with pytest.raises(RequestError, match="a prompt has at most 65536 tokens; this one has 65537") as caught:
+        validate({"prompt_token_ids": [5] * 65_537, "prompt_logprobs": 1}, limits)
+    assert (caught.value.field, caught.value.limit, caught.value.code) == (
+        "prompt_logprobs",
+        65_536,
+        "prompt_logprobs_too_large",
+    )
+
+
+def test_prompts_and_their_rendering_are_stored_as_they_are_given() -> None:
+    arguments = {"z": [1, {"b": None, "a": "ü"}], "enable_thinking": False}
+    chat = validate({"messages": OPEN, "continue_final_message": True, "chat_template_kwargs": arguments}, LIMITS)
+    assert chat["chat_template_kwargs"] == '{"z":[1,{"b":null,"a":"ü"}],"enable_thinking":false}'  # type: ignore[comparison-overlap]
+    ids = validate({"prompt_token_ids": IDS, "echo": True, "prompt_logprobs": 0}, LIMITS)
+    for request in (chat, ids):
+        assert options.wire_of(request) == 2
+        again = options.load(options.dump({**request, "max_new_tokens": 5, "seed": 1}), 2)
+        assert {name: again[name] for name in options.VERSION_2 if name in again} == {  # type: ignore[literal-required]
+            name: request[name]  # type: ignore[literal-required]
+            for name in options.VERSION_2
+            if name in request
+        }
+    plain = validate({"messages": OPEN, "continue_final_message": False, "chat_template_kwargs": {}}, LIMITS)
+    assert not options.asked(plain)
+
+
 NUMBER: Final = {"allow_nan": False, "allow_infinity": False}
 WORD: Final = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
     lambda text: text.strip()

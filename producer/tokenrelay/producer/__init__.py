@@ -1,6 +1,7 @@
 """Producers and consumers: submit prompts, follow streams, assemble answers. Nothing here imports torch."""
 
 from tokenrelay.producer._core.endings import Status
+from tokenrelay.producer._core.prompts import PromptToken
 from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
 from tokenrelay.producer.client import Consumer, Producer
 from tokenrelay.producer.generation import Generation, NoWorkerWarning, ReadOnlyGeneration
@@ -53,6 +54,7 @@ __all__ = [
     "Options",
     "Producer",
     "ProducerSettings",
+    "PromptToken",
     "ProtocolError",
     "Queued",
     "QueueFull",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import AsyncDriver
 from tokenrelay.producer._core.planning import plan_choices, plan_many, plan_request
+from tokenrelay.producer._core.prompts import read_prompt
 from tokenrelay.producer._core.shared_waits import finish
 from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.client import settings_of, urls_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tokenrelay.producer._core.endings import Status
+    from tokenrelay.producer._core.prompts import PromptToken
     from tokenrelay.shared.options import Options, Submission
     from tokenrelay.shared.settings import ProducerSettings
     from tokenrelay.shared.wire.answer import Answer
@@ -72,6 +74,10 @@ class AsyncReadOnlyGeneration(Handle[AsyncDriver]):
     async def parsed(self, model: type[BaseModel] | None = None, *, timeout_s: float | None = None) -> Any:
         """As ReadOnlyGeneration.parsed."""
         return self._parse(await self.result(timeout_s), model)
+
+    async def prompt(self) -> tuple[PromptToken, ...]:
+        """As ReadOnlyGeneration.prompt."""
+        return await self._driver.run(read_prompt(self.request_id))
 
     async def status(self) -> Status:
         """As ReadOnlyGeneration.status."""

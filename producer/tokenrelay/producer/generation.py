@@ -13,6 +13,7 @@ from tokenrelay.producer._core import endings
 from tokenrelay.producer._core.drivers import AsyncDriver, Driver
 from tokenrelay.producer._core.following import Follower, Reading
 from tokenrelay.producer._core.parsing import parse
+from tokenrelay.producer._core.prompts import read_prompt
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.wire.answer import Answer, Assembler
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tokenrelay.producer._core.endings import Status
+    from tokenrelay.producer._core.prompts import PromptToken
     from tokenrelay.producer._core.steps import Steps
     from tokenrelay.shared.wire.entries import AnyEntry, Entry, Event
 
@@ -179,6 +181,14 @@ class ReadOnlyGeneration(Handle[Driver]):
         `result`.
         """
         return self._parse(self.result(timeout_s), model)
+
+    def prompt(self) -> tuple[PromptToken, ...]:
+        """The prompt's tokens, once a worker has claimed the request; before, none.
+
+        From the first token of the answer on they have the log-probabilities that `prompt_logprobs` asks for. Raises
+        RequestNotFound once its retention is over, RedisUnusable.
+        """
+        return self._driver.run(read_prompt(self.request_id))
 
     def status(self) -> Status:
         """The request's status. Raises RequestNotFound once its retention is over, RedisUnusable."""

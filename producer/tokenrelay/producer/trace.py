@@ -188,7 +188,8 @@ def as_json(trace: Trace) -> dict[str, Any]:
 def _stages(record: RequestRecord, assembler: Assembler) -> tuple[Stage, Stage, Stage, Stage]:
     request: dict[str, Any] = json.loads(text(record.body or "{}"))
     messages = [f"{message['role']}: {message['content']}" for message in request.get("messages") or ()]
-    prompt = messages or [request.get("prompt") or ""]
+    given = request.get("prompt_token_ids") or ()
+    prompt = messages or [request.get("prompt") or " ".join(map(str, given))]
     known: list[int] = json.loads(text(record.prompt_ids or "[]"))
     tokens, texts = assembler.tokens, json.loads(text(record.prompt_texts or "[]"))
     prompt_tokens = texts if len(texts) == len(known) else [str(token_id) for token_id in known]

@@ -58,9 +58,9 @@ class Attempt:
 
     def claim(self) -> ClaimReply:
         """Claim the request."""
-        messages = self.request["messages"] or []
+        messages, given = self.request["messages"] or [], self.request["prompt_token_ids"] or []
         texts = pieces(self.request["prompt"] or "\n".join(message["content"] for message in messages))
-        ids = [token_id(piece) for piece in texts]
+        ids = given or [token_id(piece) for piece in texts]
         claimant = Claimant(self._name, self._model, "scripted", LEASE_MS, _MAX_CRASHES, _SUSPICION_MS, WIRE)
         shown = json.dumps([piece.strip() for piece in texts])
         prompt = Prompt(self.request["seed"] or 0, len(ids), json.dumps(ids), shown, self._effective)

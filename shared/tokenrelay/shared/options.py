@@ -31,11 +31,9 @@ from tokenrelay.shared.request_fields import (
     MAX_BAD_WORDS,
     MAX_CHOICES,
     MAX_DEADLINE_S,
-    MAX_LOGPROBS,
     MAX_SEED,
     MAX_STOP,
     MAX_STOP_TOKEN_IDS,
-    MAX_TOP_LOGPROBS,
     BadWord,
     LogitBias,
     Message,
@@ -44,11 +42,19 @@ from tokenrelay.shared.request_fields import (
     Priority,
     RepetitionPenalty,
     Temperature,
+    TemplateKwargs,
     Text,
     TokenId,
     TopK,
+    TopLogprobs,
     TopP,
+    check_logprobs,
+    check_min_tokens,
+    check_prompt,
+    check_prompt_logprobs,
+    check_template_options,
     model_name,
+    most_with_logprobs,
     not_blank,
     shallow,
     small_metadata,
@@ -66,6 +72,12 @@ class Options(TypedDict, total=False):
 
     messages: Annotated[list[Message] | None, Field(min_length=1, max_length=1024)]
     """A chat instead of a prompt; the worker applies the model's chat template."""
+    prompt_token_ids: Annotated[list[TokenId] | None, Field(min_length=1)]
+    """The token IDs of a prompt instead of its text; control tokens among them have their power."""
+    continue_final_message: bool
+    """The last message is the assistant's, and the answer continues it."""
+    chat_template_kwargs: TemplateKwargs
+    """Arguments for the model's chat template, at most 16,384 bytes as JSON; names that rendering sets are refused."""
     model: Annotated[str, AfterValidator(model_name)]
     """The model to ask, as its workers serve it."""
     priority: Priority
@@ -104,8 +116,12 @@ class Options(TypedDict, total=False):
     """The answer ends before the first of these tokens; at most 256."""
     logprobs: bool
     """Report the log-probability of each token, before anything else of the draw."""
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+    top_logprobs: TopLogprobs
     """Report those of so many likeliest tokens at each place, too, 0 to 20; only with `logprobs`."""
+    prompt_logprobs: TopLogprobs | None
+    """Report the log-probability of each prompt token but the first, and of so many likeliest tokens there, 0 to 20."""
+    echo: bool
+    """Store the prompt's text for readers to show before the answer; not with messages."""
     include_stop_str_in_output: bool
     """The stop string, or the token of `stop_token_ids`, that ends the answer is a part of it."""
     response_format: ResponseFormat | None
@@ -149,6 +165,9 @@ class _Glance(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
 
+    prompt: str | None
+    echo: Annotated[bool | None, WrapValidator(_if_known)]
+    prompt_logprobs: Annotated[int | None, WrapValidator(_if_known)]
     model: Annotated[str, AfterValidator(model_name)]
     messages: list[dict[str, JsonValue]] | None
     max_new_tokens: int | None
@@ -180,6 +199,9 @@ VERSION_1: Final[Submission] = {
 """The fields of wire version 1, with their defaults: all of them, and no others, are in such a request's JSON."""
 
 VERSION_2: Final[Submission] = {
+    "prompt_token_ids": None,
+    "continue_final_message": False,
+    "chat_template_kwargs": "{}",  # type: ignore[typeddict-item]
     "logit_bias": {},
     "repetition_penalty": 1.0,
     "frequency_penalty": 0.0,
@@ -191,6 +213,8 @@ VERSION_2: Final[Submission] = {
     "include_stop_str_in_output": False,
     "logprobs": False,
     "top_logprobs": 0,
+    "prompt_logprobs": None,
+    "echo": False,
     "response_format": None,
 }
 """What wire version 2 adds, with the defaults: only what was given is in a request's JSON."""
@@ -203,7 +227,7 @@ DEFAULTS: Final = cast("Submission", {**VERSION_1, **VERSION_2})
 MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
 """Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
 
-CAPABILITIES: Final = {"logprobs": "logprobs", "response_format": "grammar"}
+CAPABILITIES: Final = {"logprobs": "logprobs", "prompt_logprobs": "prompt_logprobs", "response_format": "grammar"}
 """Options that a worker of wire version 2 may lack, and what it registers where it doesn't."""
 
 WIRE: Final = 2
@@ -247,46 +271,15 @@ def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
         request = _ADAPTER.validate_python({**VERSION_1, **submission})
     except ValidationError as error:
         raise request_error(error, DEFAULTS) from None
-    if (request["prompt"] is None) == (request["messages"] is None):
-        which = "neither" if request["prompt"] is None else "both"
-        raise RequestError(f"prompt, messages: {which} given; give exactly one of them", field="prompt")
-    contents = [message["content"] for message in request["messages"] or []]
-    # One blank message among others is fine: chat clients send an empty system message, for one.
-    if contents and not any(content.strip() for content in contents):
-        raise RequestError("messages: every content is empty or blank; give some text", field="messages")
-    size = sum(map(len, contents)) or len(request["prompt"] or "")
-    _check_size("messages" if contents else "prompt", size, limits.max_prompt_chars)
-    _check_min_tokens(request, limits)
-    _check_logprobs(request)
+    check_prompt(request, limits.max_prompt_chars)
+    check_template_options(request)
+    check_prompt_logprobs(request)
+    check_min_tokens(request.get("min_tokens", 0), budget(request, limits))
+    check_logprobs(request)
     if request["ignore_eos"] and request.get("response_format") is not None:
         message = "ignore_eos: not with response_format, whose answer ends where it is complete; give one of them"
         raise RequestError(message, field="ignore_eos")
     return _only(request, VERSION_1.keys() | MODELS_OWN | asked(request))
-
-
-def _check_min_tokens(request: Submission, limits: Limits) -> None:
-    """Raises RequestError where more tokens are asked for at least than at most."""
-    least, most = request.get("min_tokens", 0), budget(request, limits)
-    if least > most:
-        message = f"min_tokens: {least} is more than max_new_tokens, which is {most} here"
-        raise RequestError(message, field="min_tokens", limit=most)
-
-
-def _check_logprobs(request: Submission) -> None:
-    """Raises RequestError for alternatives without logprobs, and for more logprobs than a stream may have."""
-    top, most = request.get("top_logprobs", 0), request["max_new_tokens"]
-    if not request.get("logprobs", False):
-        if top:
-            raise RequestError("top_logprobs: needs logprobs: true beside it", field="top_logprobs")
-        return
-    if most is not None and most > _most_with_logprobs(top):
-        limit = _most_with_logprobs(top)
-        message = f"max_new_tokens: at most {limit} are allowed with logprobs and top_logprobs {top} (got {most})"
-        raise RequestError(message, field="max_new_tokens", limit=limit)
-
-
-def _most_with_logprobs(top: int) -> int:
-    return MAX_LOGPROBS // (1 + top)
 
 
 def asked(request: Mapping[str, Any]) -> set[str]:
@@ -319,19 +312,6 @@ def wire_of(request: Submission) -> int:
 def filled(request: StoredRequest | Submission) -> StoredRequest:
     """The request with the defaults of the fields that it lacks."""
     return cast("StoredRequest", {**DEFAULTS, **request})
-
-
-def _check_size(field: str, chars: int, limit: int) -> None:
-    """Raises RequestError where the text is over the limit: in the code and words of a prompt beyond the model's
-    context, by which clients tell that they have to shorten it."""
-    if chars > limit:
-        raise RequestError(
-            f"{field}: the prompt is too long: {chars} characters, at most {limit} are allowed; this model's maximum "
-            f"context length is {limit} characters here (TOKENRELAY_MAX_PROMPT_CHARS)",
-            field=field,
-            limit=limit,
-            code="prompt_too_long",
-        )
 
 
 def dump(request: Submission) -> str:
@@ -376,7 +356,7 @@ def budget(request: Submission, limits: Limits) -> int:
     """The `max_new_tokens` to store: the caller's limit or, where that is larger or not given, the operator's."""
     most = limits.max_new_tokens
     if request.get("logprobs", False):
-        most = min(most, _most_with_logprobs(request.get("top_logprobs", 0)))
+        most = min(most, most_with_logprobs(request.get("top_logprobs", 0)))
     return min(request["max_new_tokens"] or most, most)
 
 

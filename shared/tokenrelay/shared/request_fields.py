@@ -1,18 +1,23 @@
 """The types of a request's fields: their bounds, and the checks that a bound alone can't express.
 
-Knows neither which fields a request has nor their defaults: those are in `options`.
+Also the checks of several fields together. Knows neither which fields a request has nor their defaults: those are in
+`options`.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.wire import keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_STOP: Final = 16
 MAX_SEED: Final = 2**63 - 1
@@ -35,6 +40,11 @@ MAX_CHOICES: Final = 256
 """Requests under one base ID: prompts of one call, times the choices of each."""
 MAX_N: Final = 16
 """Choices of one prompt."""
+MAX_PROMPT_LOGPROBS: Final = 131_072
+"""Of a prompt, likewise."""
+MAX_PROMPT_LOGPROBS_BYTES: Final = 8_388_608
+"""Of a prompt, as its hash keeps them."""
+MAX_TEMPLATE_KWARGS_BYTES: Final = 16_384
 MAX_METADATA_BYTES: Final = 16_384
 MAX_METADATA_DEPTH: Final = 190
 """Whoever reads the stored request gives up at 200 levels (pydantic's JSON parser)."""
@@ -84,15 +94,26 @@ def shallow(value: Any) -> Any:
 
 def small_metadata(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """The object. Raises PydanticCustomError where it's too large, and ValueError where it isn't JSON."""
+    _check_bytes(_as_json(value), MAX_METADATA_BYTES)
+    return value
+
+
+def _as_json(value: dict[str, JsonValue], separators: tuple[str, str] | None = None) -> str:
+    """The object's JSON text. Raises ValueError where it has none."""
     try:
-        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators)
+        written.encode()
     except ValueError as error:
         raise ValueError(f"isn't valid JSON ({error}); lone surrogates, NaN and infinities can't be stored") from None
-    if size > MAX_METADATA_BYTES:
+    return written
+
+
+def _check_bytes(written: str, limit: int) -> None:
+    """Raises PydanticCustomError for a JSON text that is too large."""
+    if (size := len(written.encode())) > limit:
         raise PydanticCustomError(
-            "too_large", "is {size} bytes as JSON; at most {le} are allowed", {"size": size, "le": MAX_METADATA_BYTES}
+            "too_large", "is {size} bytes as JSON; at most {le} are allowed", {"size": size, "le": limit}
         )
-    return value
 
 
 Text = Annotated[str, AfterValidator(encodable)]
@@ -155,3 +176,151 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS, allow_inf_nan=False)]
 LogitBias = Annotated[dict[str, Bias], BeforeValidator(_id_keys), AfterValidator(_with_effect)]
 BadWord = Annotated[Text, Field(min_length=1, max_length=256), AfterValidator(not_blank)]
+
+_TEMPLATES_OWN: Final = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "raise_exception",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""Names that rendering sets itself, as are those of special tokens, which end in `_token` or `_tokens`."""
+
+
+def _object_of(value: Any) -> Any:
+    """The object that a JSON text says; other values unchanged. Raises ValueError for a text that isn't JSON."""
+    if not isinstance(value, str):
+        return shallow(value)
+    if len(value) > MAX_TEMPLATE_KWARGS_BYTES:
+        _check_bytes(value, MAX_TEMPLATE_KWARGS_BYTES)
+    try:
+        return shallow(json.loads(value))
+    except (ValueError, RecursionError):
+        raise ValueError("isn't JSON; give an object of names and values") from None
+
+
+def _template_kwargs(value: dict[str, JsonValue]) -> str:
+    """The arguments as JSON text, which keeps the order of keys. Raises PydanticCustomError for a reserved name."""
+    for name in value:
+        if not name.isidentifier():
+            raise PydanticCustomError(
+                "name",
+                "has the name {name}; names are letters, digits and _, such as enable_thinking",
+                {"name": _short(name)},
+            )
+        if name in _TEMPLATES_OWN or name.endswith(("_token", "_tokens")):
+            raise PydanticCustomError(
+                "reserved", "has the name {name}, which rendering sets itself; leave it out", {"name": _short(name)}
+            )
+    written = _as_json(value, (",", ":"))
+    _check_bytes(written, MAX_TEMPLATE_KWARGS_BYTES)
+    return written
+
+
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+TemplateKwargs = Annotated[dict[str, JsonValue], BeforeValidator(_object_of), AfterValidator(_template_kwargs)]
+"""Given as an object or as its JSON text, kept as the text."""
+
+
+PROMPTS: Final = ("prompt", "messages", "prompt_token_ids")
+"""The fields that a prompt may be given as."""
+
+
+def check_prompt(request: Mapping[str, Any], max_chars: int) -> None:
+    """Raises RequestError where there isn't exactly one prompt, or where it is blank or too long."""
+    given = [name for name in PROMPTS if request.get(name) is not None]
+    if not given:
+        raise RequestError("prompt, messages: neither given; give one of them, or prompt_token_ids", field="prompt")
+    if given[1:]:
+        several = "all" if given[2:] else "both"
+        raise RequestError(f"{', '.join(given)}: {several} given; give exactly one of them", field="prompt")
+    contents = [message["content"] for message in request.get("messages") or []]
+    # One blank message among others is fine: chat clients send an empty system message, for one.
+    if contents and not any(content.strip() for content in contents):
+        raise RequestError("messages: every content is empty or blank; give some text", field="messages")
+    token_ids = request.get("prompt_token_ids")
+    size = len(token_ids) if token_ids else sum(map(len, contents)) or len(request.get("prompt") or "")
+    if size > max_chars:
+        # In the code and words of a prompt beyond the model's context, by which clients tell that they must shorten it.
+        unit = "token IDs" if token_ids else "characters"
+        raise RequestError(
+            f"{given[0]}: the prompt is too long: {size} {unit}, at most {max_chars} are allowed; this model's maximum "
+            f"context length is {max_chars} {unit} here (TOKENRELAY_MAX_PROMPT_CHARS)",
+            field=given[0],
+            limit=max_chars,
+            code="prompt_too_long",
+        )
+
+
+def check_template_options(request: Mapping[str, Any]) -> None:
+    """Raises RequestError for options of a chat template without a chat, and for a final message that can't be
+    continued."""
+    messages = request.get("messages")
+    for name, default in (("continue_final_message", False), ("chat_template_kwargs", "{}")):
+        if messages is None and request.get(name, default) != default:
+            raise RequestError(f"{name}: needs messages, which the chat template renders", field=name)
+    if request.get("continue_final_message") and messages:
+        last = messages[-1]
+        if last["role"] != "assistant" or not last["content"].strip():
+            message = "the last message must be the assistant's, with the text that the answer continues"
+            raise RequestError(f"continue_final_message: {message}", field="continue_final_message")
+
+
+def check_prompt_logprobs(request: Mapping[str, Any]) -> None:
+    """Raises RequestError for an echo of a chat, and for more of a prompt's logprobs than may be stored."""
+    if request.get("echo") and request.get("messages") is not None:
+        raise RequestError("echo: needs prompt or prompt_token_ids, not messages", field="echo")
+    top = request.get("prompt_logprobs")
+    if top is not None:
+        check_prompt_tokens(len(request.get("prompt_token_ids") or ()), top)
+
+
+def check_prompt_tokens(tokens: int, top: int) -> None:
+    """Raises RequestError where a prompt of so many tokens has too many log-probabilities to be stored."""
+    if tokens * (1 + top) > MAX_PROMPT_LOGPROBS:
+        limit = MAX_PROMPT_LOGPROBS // (1 + top)
+        message = f"with prompt_logprobs {top} a prompt has at most {limit} tokens; this one has {tokens}"
+        raise RequestError(
+            f"prompt_logprobs: {message}", field="prompt_logprobs", limit=limit, code="prompt_logprobs_too_large"
+        )
+
+
+def check_min_tokens(least: int, most: int) -> None:
+    """Raises RequestError where more tokens are asked for at least than at most."""
+    if least > most:
+        message = f"min_tokens: {least} is more than max_new_tokens, which is {most} here"
+        raise RequestError(message, field="min_tokens", limit=most)
+
+
+def check_logprobs(request: Mapping[str, Any]) -> None:
+    """Raises RequestError for alternatives without logprobs, and for more logprobs than a stream may have."""
+    top, most = request.get("top_logprobs", 0), request["max_new_tokens"]
+    if not request.get("logprobs", False):
+        if top:
+            raise RequestError("top_logprobs: needs logprobs: true beside it", field="top_logprobs")
+        return
+    if most is not None and most > most_with_logprobs(top):
+        limit = most_with_logprobs(top)
+        message = f"max_new_tokens: at most {limit} are allowed with logprobs and top_logprobs {top} (got {most})"
+        raise RequestError(message, field="max_new_tokens", limit=limit)
+
+
+def most_with_logprobs(top: int) -> int:
+    """The most tokens of an answer with so many alternatives a token."""
+    return MAX_LOGPROBS // (1 + top)

@@ -132,6 +132,12 @@ class TokenPlaneMachine(RuleBasedStateMachine):
         """The live fence half of the time, else any that was ever given out or made up."""
         return self.model.fence if draw >= 0 else self.fences[draw % len(self.fences)]
 
+    @rule(draw=st.integers(-6, 6))
+    def score(self, draw: int) -> None:
+        fence, self.drawn = self._fence(draw), self.drawn + 1
+        logprobs = f"[{self.drawn}]"  # never the same twice, so what is written again would show
+        self._call("score", lambda: self.plane.score(fence, logprobs), lambda: self.model.score(fence, logprobs))
+
     @rule(draw=st.integers(-6, 6), offset=st.integers(-2, 1), texts=token_texts, lease_over=rarely)
     def append(self, draw: int, offset: int, texts: list[str], lease_over: bool) -> None:
         fence, tokens = self._fence(draw), self._tokens(texts)
@@ -261,6 +267,7 @@ class TokenPlaneMachine(RuleBasedStateMachine):
         assert fields["fence"] == model.fence
         assert fields["next"] == str(model.next)
         assert fields["attempt"] == str(model.attempt)
+        assert fields.get("prompt_logprobs", "") == model.scored
         assert ("suspect_us" in fields) == model.suspected
         if not model.ended:
             assert fields["crashes"] == str(model.crashes)
@@ -278,6 +285,7 @@ def some_tokens(rng: Random) -> tuple[int, int, list[str]]:
 WALK: list[tuple[float, Callable[[TokenPlaneMachine, Random], object]]] = [
     (5, lambda machine, rng: machine.claim(rng.choice(EXECUTIONS), flip(rng, 0.1), flip(rng, 0.2), flip(rng))),
     (8, lambda machine, rng: machine.append(*some_tokens(rng), flip(rng, 0.2))),
+    (2, lambda machine, rng: machine.score(rng.randint(-6, 6))),
     (3, lambda machine, rng: machine.finish(*some_tokens(rng), rng.choice(["", "held"]))),
     (3, lambda machine, rng: machine.renew(rng.randint(-6, 6), flip(rng, 0.2))),
     (3, lambda machine, rng: machine.release(rng.choice(EXECUTIONS), flip(rng))),

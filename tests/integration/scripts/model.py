@@ -35,6 +35,7 @@ class Request:
     tokens: list[tuple[str, int]] = field(default_factory=list)
     events: list[tuple[int, str]] = field(default_factory=lambda: [(0, "queued")])
     held_text: str = ""
+    scored: str = ""
 
     @property
     def next(self) -> int:
@@ -113,6 +114,14 @@ class Request:
                 self.crashes = 0
             index += 1
         return None
+
+    def score(self, fence: str, logprobs: str) -> Reply:
+        if refusal := self.closed():
+            return refusal
+        if self.fenced(fence):
+            return FENCED
+        self.scored = self.scored or logprobs
+        return ["OK"]
 
     def append(self, fence: str, index: int, tokens: Tokens, lease_over: bool) -> Reply:
         if refusal := self.closed():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 REFUSALS = {
     "create": {"OK", "ATTACHED", "CONFLICT"},
     "claim": {"OK", "BUSY", "DONE", "PAST", "POISON", "NOT_MINE", "LOST"},
+    "score": {"OK", "FENCED", "DONE", "LOST"},
     "append": {"OK", "FENCED", "DONE", "PAST", "GAP", "LOST"},
     "finish": {"OK", "FENCED", "DONE", "GAP", "LOST"},
     "cancel": {"OK", "DONE", "LOST"},

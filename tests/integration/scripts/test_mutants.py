@@ -32,6 +32,13 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     ),
     "finish is not fenced": ("-- Append the last tokens", FENCE_CHECK, ""),
     "renew is not fenced": ("-- Keep the lease", FENCE_CHECK, ""),
+    "score is not fenced": ("-- Store the log-probabilities", FENCE_CHECK, ""),
+    "score goes on behind the end": ("-- Store the log-probabilities", DONE_CHECK, ""),
+    "a second score replaces the first": (
+        "-- Store the log-probabilities",
+        "redis.call('HEXISTS', request, 'prompt_logprobs') == 0",
+        "true",
+    ),
     "an empty fence writes": ("-- Append one or several", "m[1] == '' or ", ""),
     "an empty fence finishes": ("-- Append the last tokens", "m[2] == '' or ", ""),
     "a fence is compared by its end": (

@@ -45,6 +45,8 @@ def test_create_and_append_are_refused(full: tuple[RedisServer, TokenPlane]) -> 
     server, plane = full
     with pytest.raises(OutOfMemoryError):
         plane.append("1:x1", 1, ("a", 1))
+    with pytest.raises(OutOfMemoryError):
+        plane.score("1:x1", "[null]")
     with server.client() as client:
         fresh = TokenPlane(through(Pipeline(client)), "u" * 22)
         with pytest.raises(OutOfMemoryError):

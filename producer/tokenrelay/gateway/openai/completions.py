@@ -11,7 +11,7 @@ from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, Completion
 from tokenrelay.gateway.openai.choices import Completion, check_position
 from tokenrelay.gateway.openai.submission import Caller, CallerDep, answer_headers
 from tokenrelay.gateway.records.record import Annotation
-from tokenrelay.gateway.streams.event_stream import Delivery
+from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT, Delivery
 from tokenrelay.gateway.views.chat import Api
 from tokenrelay.shared.wire.entries import EntryId
 
@@ -36,11 +36,19 @@ async def completions(caller: CallerDep, after: ResumePosition, body: Completion
 
 async def _answer(caller: Caller, body: Streamed, api: Api, after: EntryId) -> Response:
     check_position(after, len(body.submissions()) * body.choices_each)
-    annotation = Annotation(api=api, fleeting=caller.fleeting, store=bool(body.store))
+    annotation = Annotation(
+        api=api,
+        fleeting=caller.fleeting,
+        store=bool(body.store),
+        prompt_only=isinstance(body, CompletionBody) and body.prompt_only,
+    )
     records = await caller.submit(body, annotation, body.choices_each)
     headers, settings = answer_headers(records[0], body), caller.gateway.settings
     attachments = await caller.gateway.attach_all(records, after)
-    completion = Completion(records[0], api, body.choices_each, attachments)
+    echoes = await caller.echoes(attachments)
+    if echoes is None:
+        return Response(status_code=CLIENT_LEFT)
+    completion = Completion(records[0], api, body.choices_each, attachments, echoes)
     if body.stream:
         return completion.stream(body.usage_chunks, after, Delivery(headers, settings.comment_s, settings.first_word_s))
     return await caller.wait(attachments, completion.whole, headers)

@@ -14,6 +14,8 @@ from tokenrelay.gateway.openai.bodies.request_bodies import Common
 from tokenrelay.gateway.records.record import Annotation, Record
 from tokenrelay.gateway.streams.attachments import Attachment
 from tokenrelay.gateway.streams.event_stream import CLIENT_LEFT, raise_if_failed, wait_or_disconnect
+from tokenrelay.gateway.views.logprobs import Echo
+from tokenrelay.producer._core.prompts import read_prompt
 from tokenrelay.shared.errors import RequestError, TokenRelayError
 
 
@@ -47,6 +49,29 @@ class Caller:
             raise body.with_callers_field(error) from None
         ignored.report(records[0].request_id, body.ignored)
         return records
+
+    async def echoes(self, attachments: Sequence[Attachment]) -> list[Echo | None] | None:
+        """For each request the prompt to show before its answer, once that begins; None where it isn't echoed.
+
+        None where the client disconnected before; that and an error release the attachments. Raises RequestNotFound,
+        ProtocolError, RedisUnusable.
+        """
+        echoes: list[Echo | None] = []
+        try:
+            for attachment in attachments:
+                if not attachment.feed.record.options.get("echo", False):
+                    echoes.append(None)
+                elif await wait_or_disconnect(attachment.feed.has_output, self.request.receive):
+                    record = attachment.feed.record
+                    prompt = await self.gateway.driver.run(read_prompt(record.request_id))
+                    echoes.append(Echo.of(record.options, prompt))
+                else:
+                    return None
+        finally:
+            if len(echoes) < len(attachments):
+                for attachment in attachments:
+                    attachment.leave(disconnected=True)
+        return echoes
 
     async def wait(
         self, attachments: Sequence[Attachment], whole: Callable[[], dict[str, Any]], headers: dict[str, str]

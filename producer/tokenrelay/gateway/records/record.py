@@ -55,6 +55,8 @@ class Annotation:
     previous_response_id: str = ""
     format_name: str = ""
     """What the Responses API's `text.format` calls its schema."""
+    prompt_only: bool = False
+    """Whether the echoed prompt is shown without the answer, which has one token: OpenAI's `max_tokens: 0`."""
     unlimited: bool = False
     """Whether the caller gave no token limit; the stored limit is then the operator's."""
 

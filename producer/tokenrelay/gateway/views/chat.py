@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, assert_never
 
 from tokenrelay.gateway.http.problems import OPENAI_CODES
-from tokenrelay.gateway.views.logprobs import chat_logprobs, completion_logprobs
+from tokenrelay.gateway.views.logprobs import Echo, chat_logprobs, completion_logprobs
 from tokenrelay.gateway.views.sse import encode
+from tokenrelay.shared.wire.answer import Answer
 from tokenrelay.shared.wire.entries import Ended, Started, State, Token, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenrelay.gateway.records.record import Record
-    from tokenrelay.shared.wire.answer import Answer
     from tokenrelay.shared.wire.entries import Entry
 
+Shown = TypeVar("Shown", Ended, Answer)
 Api = Literal["chat", "completion"]
 UsageChunks = Literal["none", "last", "every"]
 """Which chunks have the usage: none, an extra one after the last, or every one."""
@@ -30,15 +31,23 @@ class ChatEncoder:
     """Encodes entries as chunks; entries without an OpenAI equivalent are skipped. An entry's last event has its ID.
 
     Of several choices the events have no IDs, since a position would need one of each, and their stream's end
-    isn't theirs. `record`: the first choice's.
+    isn't theirs. `record`: the first choice's. `echo`: the prompt, where it's shown first.
     """
 
-    def __init__(self, record: Record, api: Api, usage_chunks: UsageChunks, index: int | None = None) -> None:
+    def __init__(
+        self,
+        record: Record,
+        api: Api,
+        usage_chunks: UsageChunks,
+        index: int | None = None,
+        echo: Echo | None = None,
+    ) -> None:
         self._index = index
+        self._echo = echo
         self._api = api
         self._told_usage = usage_chunks
         self._so_far = Usage(0, 0)
-        self._chars = 0
+        self._chars = len(echo.text) if echo else 0
         self._record = record
         self._base = base(record, api, _CHUNKS[api])
 
@@ -47,7 +56,9 @@ class ChatEncoder:
         match entry:
             case Started() if self._api == "chat":
                 return [self._event(self._chunk({"role": "assistant", "content": ""}), entry)]
-            case Token() if entry.text or entry.logprobs:
+            case Started() if self._echo is not None:
+                return [self._event(self._chunk({"text": self._echo.text}, logprobs=self._echo.logprobs), entry)]
+            case Token() if (entry.text or entry.logprobs) and not self._record.annotation.prompt_only:
                 return [self._event(self._token(entry), entry)]
             case Ended():
                 return self._end(entry)
@@ -60,10 +71,11 @@ class ChatEncoder:
         match entry:
             case Started(prompt_tokens=prompt_tokens):
                 self._so_far = Usage(prompt_tokens, 0)
-            case Token(index=index):
+            case Token(index=index) if not self._record.annotation.prompt_only:
                 self._so_far = replace(self._so_far, completion_tokens=index)
 
     def _end(self, ended: Ended) -> list[bytes]:
+        ended = shown_end(self._record, ended)
         events = [encode(self._chunk(self._piece(ended.text)))] if ended.text else []
         if ended.state.is_answer:
             events.append(encode(self._chunk(self._piece(""), finish_reason(ended.finish_reason))))
@@ -114,16 +126,33 @@ def usage_chunk(record: Record, api: Api, used: Usage) -> dict[str, Any]:
     return {**base(record, api, _CHUNKS[api]), "choices": [], "usage": usage(used)}
 
 
-def whole_completion(record: Record, api: Api, answers: Sequence[Answer], n: int = 1) -> dict[str, Any]:
-    """The completion object of the answers, `n` for each prompt. `record`: the first one's."""
-    choices = [_whole_choice(api, index, answer) for index, answer in enumerate(answers)]
-    used = total_usage([answer.usage for answer in answers], n)
+def shown_end(record: Record, end: Shown) -> Shown:
+    """The end of a request as it's shown. Where the prompt alone is, a limit of 0 tokens has ended it."""
+    if not (record.annotation.prompt_only and end.state.is_answer):
+        return end
+    used = replace(end.usage, completion_tokens=0)
+    if isinstance(end, Answer):
+        return replace(end, text="", tokens=(), finish_reason="length", usage=used)
+    return replace(end, text="", finish_reason="length", usage=used)
+
+
+def whole_completion(
+    record: Record, api: Api, answers: Sequence[Answer], echoes: Sequence[Echo | None], n: int = 1
+) -> dict[str, Any]:
+    """The completion object of the answers, `n` for each prompt. `record`: the first one's. `echoes`: of each one the
+    prompt that is shown before it."""
+    shown = [shown_end(record, answer) for answer in answers]
+    choices = [
+        _whole_choice(api, index, answer, echo or Echo("", None))
+        for index, (answer, echo) in enumerate(zip(shown, echoes, strict=True))
+    ]
+    used = total_usage([answer.usage for answer in shown], n)
     return {**base(record, api, _WHOLES[api]), "choices": choices, "usage": usage(used)}
 
 
-def _whole_choice(api: Api, index: int, answer: Answer) -> dict[str, Any]:
-    content: dict[str, Any] = {"text": answer.text}
-    logprobs = completion_logprobs(answer.tokens, 0)
+def _whole_choice(api: Api, index: int, answer: Answer, echo: Echo) -> dict[str, Any]:
+    content: dict[str, Any] = {"text": echo.text + answer.text}
+    logprobs: dict[str, Any] | None = echo.before(completion_logprobs(answer.tokens, len(echo.text)))
     if api == "chat":
         logprobs = chat_logprobs(answer.tokens)
         content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
@@ -185,6 +214,7 @@ CALLERS_FAULTS: Final = {
     "invalid_grammar": None,
     "invalid_request": None,
     "no_token_left": None,
+    "prompt_logprobs_too_large": None,
     "unsupported_option": None,
 }
 """Failure code → OpenAI's code if the prompt is at fault, else None."""

@@ -78,6 +78,7 @@ class Field:
     OWNER: Final = "owner"
     METADATA: Final = "metadata"
     EFFECTIVE: Final = "effective"
+    PROMPT_LOGPROBS: Final = "prompt_logprobs"
 
 
 def look(request_id: str, fields: Sequence[str]) -> Command:
@@ -120,6 +121,9 @@ class RequestRecord(HashRecord):
     """JSON; None before the first claim, and for a long prompt."""
     effective = Parsed(Field.EFFECTIVE, text_or_empty)
     """JSON; empty before the first claim, and for a request of wire version 1."""
+
+    prompt_logprobs = Parsed(Field.PROMPT_LOGPROBS, _unparsed)
+    """JSON; None where they weren't asked for, and before the first token."""
 
     @property
     def exists(self) -> bool:

@@ -74,6 +74,11 @@ class NotMine:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """The log-probabilities of the prompt's tokens are in the hash."""
+
+
+@dataclass(frozen=True, slots=True)
 class Appended:
     """The tokens are in the stream, and the lease is renewed."""
 
@@ -172,6 +177,7 @@ class Lost:
 
 CreateReply = Created | Attached | Conflict
 ClaimReply = Granted | Busy | Done | Past | Poison | NotMine | Unreadable | Lost
+ScoreReply = Scored | Fenced | Done | Lost
 AppendReply = Appended | Fenced | Done | Past | Gap | Unreadable | Lost
 FinishReply = Finished | Fenced | Done | Gap | Unreadable | Lost
 CancelReply = Cancelled | Done | Lost
@@ -218,6 +224,7 @@ CREATE: Final[_Reader[CreateReply]] = by_word(OK=_created, ATTACHED=Attached, CO
 CLAIM: Final[_Reader[ClaimReply]] = by_word(
     OK=_granted, BUSY=Busy, DONE=Done, PAST=Past, POISON=Poison, NOT_MINE=NotMine, UNREADABLE=Unreadable, LOST=Lost
 )
+SCORE: Final[_Reader[ScoreReply]] = by_word(OK=Scored, FENCED=Fenced, DONE=Done, LOST=Lost)
 _NOT_APPENDED: Final[_Reader[AppendReply]] = by_word(
     FENCED=Fenced, DONE=Done, PAST=Past, GAP=Gap, UNREADABLE=Unreadable, LOST=Lost
 )

@@ -106,6 +106,11 @@ def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt
     return ScriptCall(script("claim"), keys.of_request(request_id), arguments, replies.CLAIM)
 
 
+def score(request_id: str, fence: str, prompt_logprobs: bytes) -> ScriptCall[replies.ScoreReply]:
+    """Store the log-probabilities of the prompt's tokens, as JSON. What an earlier attempt has stored stays."""
+    return ScriptCall(script("score"), keys.of_request(request_id), (fence, prompt_logprobs), replies.SCORE)
+
+
 def append(
     request_id: str, fence: str, first: int, tokens: Sequence[WrittenToken], lease_ms: int
 ) -> ScriptCall[replies.AppendReply]:

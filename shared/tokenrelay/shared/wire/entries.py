@@ -287,13 +287,17 @@ def parse_entry(raw_id: object, raw_fields: Mapping[Any, Any]) -> AnyEntry:
 
 def _parse_logprobs(entry_id: EntryId, fields: Fields) -> tuple[TokenLogprob, ...]:
     try:
-        items = json.loads(fields.text("logprobs"))
-        return tuple(
-            TokenLogprob(int(token_id), float(logprob), b64decode(written, validate=True))
-            for token_id, logprob, written in items
-        )
+        return parse_logprobs(json.loads(fields.text("logprobs")))
     except (ValueError, TypeError, RecursionError):
         raise ProtocolError(f"entry {entry_id}: its logprobs can't be read") from None
+
+
+def parse_logprobs(items: Any) -> tuple[TokenLogprob, ...]:
+    """The log-probabilities at one token, from JSON's values. Raises ValueError, TypeError."""
+    return tuple(
+        TokenLogprob(int(token_id), float(logprob), b64decode(written, validate=True))
+        for token_id, logprob, written in items
+    )
 
 
 def _parse_event(entry_id: EntryId, fields: Fields) -> Event | Unknown:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from tokenrelay.shared.request_fields import MAX_PROMPT_LOGPROBS_BYTES
 from tokenrelay.shared.wire.entries import State
 from tokenrelay.worker.engine.contract import EngineRequest
 from tokenrelay.worker.sampling.params import SamplingParams
@@ -52,6 +53,13 @@ class Ending:
         if finish_reason == "stop" or text.stopped:
             return cls(State.COMPLETED, "stop", rest)
         return cls(State.INCOMPLETE, "length", rest)
+
+
+TOO_LARGE: Final = Ending.failure(
+    "prompt_logprobs_too_large",
+    f"the prompt's log-probabilities take more than {MAX_PROMPT_LOGPROBS_BYTES} bytes: give a shorter prompt, or a "
+    "smaller prompt_logprobs",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,10 @@ class Attempt:
     acknowledged: int = 0
     """Tokens that Redis has."""
     ending: Ending | None = None
+    prompt_logprobs: bytes | None = None
+    """JSON, from the first output of a request that asks for them."""
+    scored: bool = False
+    """Whether Redis has `prompt_logprobs`."""
     stopped_by_rq: bool = False
     submitted_at: float | None = None
     """When the request was submitted, on this process's monotonic clock; None where its deadline doesn't say."""
@@ -133,6 +145,12 @@ class Attempt:
     def unpublished(self) -> bool:
         return self.ending is not None or len(self.tokens) > self.acknowledged
 
+    @property
+    def unscored(self) -> bytes | None:
+        """The prompt's log-probabilities that Redis lacks, and needs before a token and the end of an answer."""
+        given_up = self.ending is not None and self.ending.finish_reason in ("error", "deadline")
+        return None if self.scored or given_up else self.prompt_logprobs
+
     def receive(self, output: EngineOutput) -> None:
         """Take new tokens; a stop string or token, or the engine's own finish, sets the ending. Whatever is wrong with
         them fails this request alone."""
@@ -144,6 +162,11 @@ class Attempt:
             self.fail()
 
     def _receive(self, text: TokenText, output: EngineOutput) -> None:
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = text.prompt_logprobs(output.prompt_logprobs)
+            if len(self.prompt_logprobs) > MAX_PROMPT_LOGPROBS_BYTES:
+                self.ending = TOO_LARGE
+                return
         for place, token_id in enumerate(output.token_ids):
             release = text.push(token_id)
             written = (release.text, token_id)
@@ -189,8 +212,10 @@ def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
         max_new_tokens=work.budget,
         sampling=SamplingParams.of(work.options, work.bad_words),
         ignore_eos=work.options["ignore_eos"],
-        keep_stop_token=work.options["include_stop_str_in_output"],
+        kept_end_ids=attempt.text.last_tokens if attempt.text else frozenset(),
         top_logprobs=work.options["top_logprobs"] if work.options["logprobs"] else None,
+        # Redis has them before the first token: what an earlier attempt has stored isn't computed again.
+        prompt_logprobs=None if attempt.tokens else work.options["prompt_logprobs"],
         token_mask=work.token_mask,
     )
 

@@ -32,8 +32,8 @@ _USUAL_ENDS: Final = (
 )
 FAILURES: Final = (
     "continuation_mismatch", "control_token", "grammar_dead_end", "internal_error", "invalid_grammar", "invalid_job",
-    "invalid_logits", "invalid_request", "lost", "no_token_left", "poison_request", "prompt_too_long",
-    "unsupported_option",
+    "invalid_logits", "invalid_request", "lost", "no_token_left", "poison_request",
+    "prompt_logprobs_too_large", "prompt_too_long", "unsupported_option",
 )  # fmt: skip
 """Every code with which a worker fails a request: alerts are to see the first one too."""
 _REFUSALS: Final = ("busy", "not_mine", "past", "done", "poison", "lost")

@@ -33,6 +33,7 @@ from tokenrelay.shared.store.replies import (
     Lost,
     Past,
     Renewed,
+    Scored,
     Unreadable,
     describe,
 )
@@ -54,13 +55,14 @@ if TYPE_CHECKING:
         FailReply,
         FinishReply,
         RenewReply,
+        ScoreReply,
     )
     from tokenrelay.worker.core.attempts import Attempt
     from tokenrelay.worker.core.figures import Figures
 
-    _Publication = ScriptCall[AppendReply] | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
+    _Publication = ScriptCall[ScoreReply] | ScriptCall[AppendReply] | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
     _Control = ScriptCall[RenewReply] | ScriptCall[CancelReply]
-    _Reply = AppendReply | FinishReply | ExpireReply | RenewReply | CancelReply | Unusable
+    _Reply = ScoreReply | AppendReply | FinishReply | ExpireReply | RenewReply | CancelReply | Unusable
     _EndReply = Finished | Expired | Cancelled | Done | Lost | Unreadable | Unusable | Fenced | Early
 
 log = logging.getLogger(__name__)
@@ -235,6 +237,9 @@ class Publisher:
                 attempt.renewed_at = sent_at
             case Gap(next_index):
                 self._acknowledge(attempt, next_index, now)
+                attempt.scored &= next_index > 1  # lost with the first token, which came behind it
+            case Scored():
+                attempt.scored = True
             case Renewed():
                 pass
             case Past():
@@ -315,6 +320,7 @@ class Publisher:
         if isinstance(answer, Gap):
             log.warning("request %s: Redis lost the end of its stream; it is written again", attempt.request_id)
             attempt.acknowledged, attempt.reopened = answer.next_index - 1, True
+            attempt.scored &= answer.next_index > 1
             attempts[attempt.fence] = attempt
         elif not isinstance(answer, Fenced):
             self.closings.close_again(closing)
@@ -327,8 +333,11 @@ class Publisher:
 
 
 def publication(attempt: Attempt, lease_ms: int) -> _Publication:
-    """The call that sends an attempt's tokens that Redis lacks, and its end with the last of them."""
+    """The call that sends what Redis lacks of an attempt: its prompt's log-probabilities, then its tokens, and its end
+    with the last of them."""
     request_id, fence, before, ending = attempt.request_id, attempt.fence, attempt.acknowledged, attempt.ending
+    if (prompt_logprobs := attempt.unscored) is not None:
+        return requests.score(request_id, fence, prompt_logprobs)
     first, pending = before + 1, attempt.tokens[before : before + MAX_TOKENS_A_CALL]
     if ending is None or before + len(pending) < len(attempt.tokens):
         return requests.append(request_id, fence, first, pending, lease_ms)

@@ -40,8 +40,9 @@ class EngineRequest:
     max_new_tokens: int  # over all attempts; at most what `admit` gives
     sampling: SamplingParams
     ignore_eos: bool = False  # an end-of-sequence token is then a token like any other, and is emitted
-    keep_stop_token: bool = False  # the token of `stop_token_ids` that ends the request is then emitted
+    kept_end_ids: frozenset[int] = frozenset()  # such a token is emitted where it ends the request
     top_logprobs: int | None = None  # report log-probabilities, of so many likeliest tokens too; None: none
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens
     token_mask: TokenMask | None = None  # the tokens that may follow, as of a grammar
 
 
@@ -68,8 +69,8 @@ GRAMMAR_DEAD_END = RequestFailure(
 class EngineOutput:
     """The tokens of one request since its last output, and how it ended if it did.
 
-    The token that ends a request isn't among them, unless it's one of its `stop_token_ids` that it keeps: it is the
-    finish reason `stop`. A request with an `error` has left the engine; the tokens before the error are valid.
+    The token that ends a request isn't among them, unless it's one of its `kept_end_ids`: it is the finish reason
+    `stop`. A request with an `error` has left the engine; the tokens before the error are valid.
     """
 
     engine_id: str
@@ -78,6 +79,8 @@ class EngineOutput:
     error: RequestFailure | None = None
     logprobs: tuple[Logprobs, ...] = ()
     """One for each token, where the request asks for them."""
+    prompt_logprobs: tuple[Logprobs, ...] | None = None
+    """One for each token of the prompt but the first: in the first output of a request that asks for them."""
 
     @property
     def is_last(self) -> bool:

@@ -83,7 +83,7 @@ class Reading:
             job.prompt_ids = (
                 self.reader.stored_ids(record.prompt_ids) if record.prompt_ids else self._encode(job, job.options)
             )
-            job.encoded = encoded(job.prompt_ids, self.reader.token_texts(job.prompt_ids))
+            job.encoded = encoded(job.prompt_ids, self.reader.token_texts(job.prompt_ids, job.options))
             self._decide(job, job.options, record.effective, wire)
         except RequestError as error:
             self._refuse(job, error)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import VERSION_2
+from tokenrelay.shared.request_fields import check_prompt_tokens
 from tokenrelay.worker.engine.admission import Overflow, admit
 from tokenrelay.worker.sampling import params as sampling
 
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from tokenrelay.shared.options import Submission
     from tokenrelay.worker.engine.contract import Capabilities
 
-WORKERS_OWN: Final = frozenset({"include_stop_str_in_output", "top_logprobs"})
+WORKERS_OWN: Final = frozenset(
+    {
+        "chat_template_kwargs",
+        "continue_final_message",
+        "echo",
+        "include_stop_str_in_output",
+        "prompt_token_ids",
+        "top_logprobs",
+    }
+)
 """The options that need no support of an engine, or have it together with another: `top_logprobs` with `logprobs`."""
 NEUTRAL: Final[Mapping[str, Any]] = {
     **{name: default for name, default in VERSION_2.items() if name not in WORKERS_OWN},
@@ -27,7 +37,8 @@ NEUTRAL: Final[Mapping[str, Any]] = {
 
 def token_budget(prompt_tokens: int, emitted_tokens: int, options: Submission, capabilities: Capabilities) -> int:
     """The tokens that the answer may have, over all attempts. Raises RequestError `prompt_too_long`,
-    `unsupported_option` for an option that this engine doesn't support, or for token IDs beyond its vocabulary."""
+    `prompt_logprobs_too_large`, `unsupported_option` for an option that this engine doesn't support, or for token IDs
+    beyond its vocabulary."""
     given = cast("Mapping[str, Any]", options)
     for name, neutral in NEUTRAL.items():
         if name not in capabilities.options and given.get(name, neutral) != neutral:
@@ -37,16 +48,18 @@ def token_budget(prompt_tokens: int, emitted_tokens: int, options: Submission, c
                 limit=neutral,
                 code="unsupported_option",
             )
-    _check_ids("logit_bias", map(int, given.get("logit_bias", ())), capabilities.vocabulary)
-    _check_ids("stop_token_ids", given.get("stop_token_ids", ()), capabilities.vocabulary)
+    check_ids("logit_bias", map(int, given.get("logit_bias", ())), capabilities.vocabulary)
+    check_ids("stop_token_ids", given.get("stop_token_ids", ()), capabilities.vocabulary)
+    if (top := given.get("prompt_logprobs")) is not None:
+        check_prompt_tokens(prompt_tokens, top)
     admitted = admit(prompt_tokens, emitted_tokens, options["max_new_tokens"], capabilities.context_tokens)
     if isinstance(admitted, Overflow):
         raise _too_long(admitted)
     return admitted
 
 
-def _check_ids(field: str, token_ids: Iterable[int], vocabulary: int) -> None:
-    """Only a worker knows the vocabulary."""
+def check_ids(field: str, token_ids: Iterable[int], vocabulary: int) -> None:
+    """Raises RequestError for an ID beyond the vocabulary, which only a worker knows."""
     for token_id in token_ids:
         if not 0 <= token_id < vocabulary:
             raise RequestError(

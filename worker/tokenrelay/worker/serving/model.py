@@ -66,7 +66,7 @@ def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") ->
     if grammars is None:
         capabilities = replace(capabilities, options=capabilities.options - {"response_format"})
     reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, capabilities, defaults)
-    reader = replace(reader, grammars=grammars)
+    reader = replace(reader, grammars=grammars, eos_token_ids=loaded.eos_token_ids)
     if defaults:
         shown = ", ".join(f"{option} {value}" for option, value in defaults.items())
         log.info("the model's own defaults apply: %s; TOKENRELAY_GENERATION_CONFIG=none turns them off", shown)

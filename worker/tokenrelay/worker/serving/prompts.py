@@ -10,11 +10,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.options import DEFAULTS
+from tokenrelay.shared.options import DEFAULTS, filled
 from tokenrelay.worker.sampling.grammar.grammar import Grammar
-from tokenrelay.worker.serving.limits import token_budget
+from tokenrelay.worker.serving.limits import check_ids, token_budget
 from tokenrelay.worker.serving.token_writer import token_writer
-from tokenrelay.worker.text import EndRules, TokenText, bad_word_ids, encode_prompt
+from tokenrelay.worker.text import Detokenizer, EndRules, Rendering, TokenText, bad_word_ids, encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +49,7 @@ class PromptReader:
     """The model's own defaults for options that a request omits."""
     grammars: GrammarCompiler | None = None
     """None where this model can have none; then `response_format` isn't among the capabilities' options."""
+    eos_token_ids: frozenset[int] = frozenset()
 
     @classmethod
     def of(
@@ -71,11 +72,22 @@ class PromptReader:
 
     def encode(self, options: Submission) -> tuple[int, ...]:
         """The prompt's token IDs. Raises RequestError."""
-        messages = cast("list[dict[str, object]] | None", options["messages"])
-        return tuple(encode_prompt(self.encoder, options["prompt"], messages))
+        given = filled(options)
+        if (token_ids := given["prompt_token_ids"]) is not None:
+            check_ids("prompt_token_ids", token_ids, self.capabilities.vocabulary)
+            return tuple(token_ids)
+        messages = cast("list[dict[str, object]] | None", given["messages"])
+        arguments = json.loads(cast("str", given["chat_template_kwargs"]))
+        rendering = Rendering(given["continue_final_message"], arguments)
+        return tuple(encode_prompt(self.encoder, given["prompt"], messages, rendering))
 
-    def token_texts(self, prompt_ids: tuple[int, ...]) -> tuple[str, ...]:
-        """The text of each token of a short prompt; empty for a longer one."""
+    def token_texts(self, prompt_ids: tuple[int, ...], options: Submission) -> tuple[str, ...]:
+        """The text of each token of a short prompt; empty for a longer one. Of one that is echoed, whatever its length,
+        what each token releases, as an answer's tokens do: together they are its text."""
+        if options.get("echo", False):
+            detokenizer = Detokenizer(self.encoder)
+            *released, last = map(detokenizer.push, prompt_ids)
+            return (*released, last + detokenizer.flush())
         if len(prompt_ids) > MAX_PROMPT_TEXTS:
             return ()
         return tuple(map(self.token_text, prompt_ids))
@@ -123,10 +135,14 @@ class PromptReader:
     def text(self, options: Submission) -> TokenText:
         """The text side of an answer; every option is filled in."""
         include = options["include_stop_str_in_output"]
+        last_tokens = frozenset(options["stop_token_ids"] if include else ())
+        # Who scores a text expects a last token behind it, whichever it is: docs/adr/0024.
+        if options["echo"] and options["logprobs"] and not options["ignore_eos"]:
+            last_tokens |= self.eos_token_ids
         rules = EndRules(
             stop=tuple(options["stop"]),
             include=include,
-            last_tokens=frozenset(options["stop_token_ids"] if include else ()),
+            last_tokens=last_tokens,
             min_tokens=options["min_tokens"],
         )
         return TokenText(self.tokenizer, rules, self.token_bytes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from jinja2 import TemplateError
 
@@ -12,7 +13,7 @@ from tokenrelay.shared.errors import RequestError
 from tokenrelay.worker.text.time_limit import TimeLimitReached, within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
@@ -22,24 +23,35 @@ _PLACEHOLDER: Final = -1
 """No token of any vocabulary."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How the chat template renders a conversation."""
+
+    continues: bool = False
+    """Leave the last message, the assistant's, open, instead of beginning a new one."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the template, besides those that rendering sets itself."""
+    limit_s: float = TEMPLATE_LIMIT_S
+
+
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | None = None,
     messages: Sequence[dict[str, object]] | None = None,
-    limit_s: float = TEMPLATE_LIMIT_S,
+    rendering: Rendering | None = None,
 ) -> list[int]:
     """The token IDs of a prompt, with the tokens that the tokenizer adds by itself, or of a conversation.
 
-    A conversation goes through the tokenizer's chat template, which opens the assistant's turn, within `limit_s`. Not
-    to be called from two threads at once with one tokenizer: it switches the tokenizer's treatment of special tokens.
-    Raises RequestError naming `prompt` or `messages`.
+    A conversation goes through the tokenizer's chat template, which opens the assistant's turn, within a time limit.
+    Not to be called from two threads at once with one tokenizer: it switches the tokenizer's treatment of special
+    tokens. Raises RequestError naming `prompt`, `messages` or `chat_template_kwargs`.
     """
     if (prompt is None) == (messages is None):
         raise RequestError("give a prompt or messages, one of them", field="prompt")
     if prompt is not None:
         field, token_ids = "prompt", _encode_text(tokenizer, prompt)
     else:
-        field, token_ids = "messages", _encode_messages(tokenizer, messages or [], limit_s)
+        field, token_ids = "messages", _encode_messages(tokenizer, messages or [], rendering or Rendering())
     if not token_ids:
         raise RequestError("nothing is left of it after tokenization", field=field, limit=1)
     return token_ids
@@ -94,17 +106,18 @@ def _unknown_words_as(placeholder: int, tokenizer: PreTrainedTokenizerBase) -> I
 
 
 def _encode_messages(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], limit_s: float
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], rendering: Rendering
 ) -> list[int]:
     if not tokenizer.chat_template:
         raise RequestError("this model's tokenizer has no chat template: give a prompt instead", field="messages")
     if not messages:
         raise RequestError("give at least one message", field="messages", limit=1)
+    _check_arguments(tokenizer, rendering.arguments)
     try:
-        return within(limit_s, partial(_rendered, tokenizer, messages))
+        return within(rendering.limit_s, partial(_rendered, tokenizer, messages, rendering))
     except TimeLimitReached:
         # Jinja's sandbox bounds a range, and no loop of loops.
-        message = f"the model's chat template took longer than {limit_s:g} s for these messages"
+        message = f"the model's chat template took longer than {rendering.limit_s:g} s for these messages"
         raise RequestError(message, field="messages") from None
     except Exception as error:
         if isinstance(error, ValueError) and "Can't sanitize" in str(error):
@@ -115,27 +128,54 @@ def _encode_messages(
         raise RequestError(f"the model's chat template refuses the messages: {reason}", field="messages") from error
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]]) -> list[int]:
+def _check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
+    """Raises RequestError for a control token in the arguments' texts: the tokenizer sanitizes no names, and no text
+    that a template prints as a part of a list or an object."""
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+    for text in _texts(arguments):
+        if found := next((token for token in control if token in text), None):
+            message = f"chat_template_kwargs: {ascii(text)[:60]} has the control token {found!r}; leave it out"
+            raise RequestError(message, field="chat_template_kwargs", code="control_token")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], rendering: Rendering
+) -> list[int]:
     """The chat template's text as token IDs. A `developer` message is a `system` one to templates that know only that.
 
     Raises what the template raises, and ValueError for a control token that can't be text.
     """
     try:
-        return _templated(tokenizer, messages)
+        return _templated(tokenizer, messages, rendering)
     except TemplateError:
         known = [
             {**message, "role": "system"} if message.get("role") == "developer" else message for message in messages
         ]
         if known == list(messages):
             raise
-        return _templated(tokenizer, known)
+        return _templated(tokenizer, known, rendering)
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]]) -> list[int]:
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], rendering: Rendering
+) -> list[int]:
     # Marks the control tokens in the contents before the template is rendered, and encodes those as text.
     with _unknown_words_as(_PLACEHOLDER, tokenizer):
         encoding = tokenizer.apply_chat_template(
-            cast("list[dict[str, str]]", list(messages)), add_generation_prompt=True, sanitize_control_tokens=True
+            cast("list[dict[str, str]]", list(messages)),
+            add_generation_prompt=not rendering.continues,
+            continue_final_message=rendering.continues,
+            sanitize_control_tokens=True,
+            **rendering.arguments,
         )
     token_ids: list[int] = cast("BatchEncoding", encoding)["input_ids"]
     return [tokenizer.unk_token_id if token_id == _PLACEHOLDER else token_id for token_id in token_ids]

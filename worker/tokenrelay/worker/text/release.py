@@ -54,6 +54,11 @@ class TokenText:
         """Whether a stop string ended the answer, be it in `flush`."""
         return self._stops.stopped
 
+    @property
+    def last_tokens(self) -> frozenset[int]:
+        """Tokens that end the answer, and are a part of it."""
+        return self._rules.last_tokens
+
     def push(self, token_id: int) -> TextRelease:
         """The text that this token releases; empty after a stop string."""
         self._tokens += 1
@@ -69,6 +74,10 @@ class TokenText:
     def logprobs(self, logprobs: Iterable[tuple[int, float]]) -> bytes:
         """A token's log-probabilities as the stream holds them."""
         return encode_logprobs(logprobs, self._token_bytes)
+
+    def prompt_logprobs(self, logprobs: Iterable[Iterable[tuple[int, float]]]) -> bytes:
+        """The same of a prompt's tokens but the first, which has none."""
+        return b"[%b]" % b",".join((b"null", *map(self.logprobs, logprobs)))
 
     def flush(self) -> str:
         """The held text, when no more tokens come."""

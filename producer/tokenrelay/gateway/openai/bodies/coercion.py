@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator
 
+NO_LIMIT: Final = -1
+"""No limit, as in llama.cpp and LM Studio."""
 _EXACT: Final = 2**53
 """A float holds every whole number up to here."""
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -41,6 +43,21 @@ def flag(value: Any) -> Any:
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
 
 
+def prediction(value: Any) -> Any:
+    """llama.cpp and Ollama: -2 means up to the context length, as no limit does here."""
+    return NO_LIMIT if number(value) == -2 else whole(value)
+
+
+def queue(value: Any) -> Any:
+    """vLLM's priority 0 is the default queue."""
+    return "default" if not isinstance(value, bool) and number(value) == 0 else value
+
+
+def false_is_none(value: Any) -> Any:
+    return None if value is False else value
+
+
 Whole = Annotated[int, BeforeValidator(whole)]
 Real = Annotated[float, BeforeValidator(number)]
 Flag = Annotated[bool, BeforeValidator(flag)]
+Prediction = Annotated[int, BeforeValidator(prediction)]

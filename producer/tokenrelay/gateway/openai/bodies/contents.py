@@ -1,4 +1,4 @@
-"""Parsing of messages: accepts answers of any OpenAI-compatible server as input, and reduces content to plain text.
+"""Parsing of prompts and messages: accepts answers of any OpenAI-compatible server, and reduces content to plain text.
 
 Fields without effect are ignored, and reported if they aren't empty. Unsupported features that would change the answer
 are refused, with the caller's path: `messages.1.content.0`.
@@ -10,12 +10,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tokenrelay.gateway.http.problems import Problem
+from tokenrelay.gateway.openai.bodies.coercion import whole
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.shared.request_fields import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+Prompts = tuple[str | list[Any], ...]
+"""Texts, and lists of token IDs, whose bounds submit checks."""
+_TOKEN_IDS: Final = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+PROMPTS_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"type": "string"},
+        _TOKEN_IDS,
+        {"type": "array", "items": {"anyOf": [{"type": "string"}, _TOKEN_IDS]}, "minItems": 1},
+    ]
+}
 ROLES: Final = ("system", "developer", "user", "assistant")
 _TEXTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Part type → the field that holds its text."""
@@ -96,6 +107,21 @@ def read_input(given: object) -> Conversation:
     if not isinstance(given, list):
         refuse("input", "must be text or a list of messages")
     return read_messages(given, "input", items=True)
+
+
+def read_prompts(given: Any) -> Prompts:
+    """Completions' `prompt`: a text, token IDs, or a list of either. Raises Problem 400. Submit checks their number."""
+    if isinstance(given, list) and given and all(isinstance(each, int | float) for each in given):
+        given = [given]
+    prompts = given if isinstance(given, list) else [given]
+    if not prompts or not all(isinstance(each, str | list) for each in prompts):
+        refuse("prompt", "must be text, a list of token IDs, or a list of texts and of lists of token IDs")
+    return tuple(each if isinstance(each, str) else [whole(token_id) for token_id in each] for each in prompts)
+
+
+def prompt_option(prompt: str | list[Any]) -> dict[str, Any]:
+    """The request option of one prompt."""
+    return {"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": prompt}
 
 
 def refuse(path: str, why: str, code: str = "invalid_request") -> NoReturn:

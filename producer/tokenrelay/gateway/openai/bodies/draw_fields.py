@@ -1,13 +1,13 @@
-"""Fields of the bodies about the draw: how tokens are drawn, where the answer ends, a response's log-probabilities.
+"""Fields of the bodies on rendering and drawing: a chat's template, the draw, where the answer ends, log-probabilities.
 
 OpenAI's and vLLM's names and meanings. Submit checks their bounds.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number
 from tokenrelay.gateway.openai.bodies.contents import refuse
@@ -81,3 +81,30 @@ class ResponseLogprobs(BaseModel):
         if self.top_logprobs:
             refuse("top_logprobs", f'needs include: ["{_LOGPROBS}"] beside it')
         return {}
+
+
+class TemplateFields(BaseModel):
+    """How the chat template renders a conversation."""
+
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+
+    continue_final_message: Flag | None = None
+    """Extension: the answer continues the last message, which is the assistant's."""
+    add_generation_prompt: Flag | None = None
+    """Extension: false is allowed with continue_final_message alone, and true without it."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Extension: variables of the model's chat template."""
+
+    @model_validator(mode="after")
+    def _check_generation_prompt(self) -> Self:
+        continues = bool(self.continue_final_message)
+        if self.add_generation_prompt is not None and self.add_generation_prompt is continues:
+            why = "must be false or absent with" if continues else "isn't supported as false without"
+            refuse("add_generation_prompt", f"{why} continue_final_message: true", "unsupported_parameter")
+        return self
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """The request options that were given."""
+        given = {name: getattr(self, name) for name in ("continue_final_message", "chat_template_kwargs")}
+        return {name: value for name, value in given.items() if value}

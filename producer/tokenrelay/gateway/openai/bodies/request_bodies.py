@@ -12,7 +12,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     PlainValidator,
     ValidationInfo,
     WithJsonSchema,
@@ -20,9 +19,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number, whole
-from tokenrelay.gateway.openai.bodies.contents import Conversation, read_input, read_messages, refuse
-from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, ResponseLogprobs, changes
+from tokenrelay.gateway.openai.bodies.coercion import NO_LIMIT, Flag, Prediction, Real, Whole, false_is_none, queue
+from tokenrelay.gateway.openai.bodies.contents import (
+    PROMPTS_SCHEMA,
+    Conversation,
+    Prompts,
+    prompt_option,
+    read_input,
+    read_messages,
+    read_prompts,
+    refuse,
+)
+from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, ResponseLogprobs, TemplateFields, changes
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.gateway.openai.bodies.structured_output import FormatFields, NamedFormat, read_text
 from tokenrelay.gateway.openai.bodies.unsupported import (
@@ -53,8 +61,6 @@ LIMITS: Final = (
 """Aliases of the token limit: OpenAI's three, ours, and other servers'. Every endpoint accepts all of them."""
 STOPS: Final = ("stop", "stop_sequences", "stop_strings")
 """Aliases of the stop strings."""
-NO_LIMIT: Final = -1
-"""No limit, as in llama.cpp and LM Studio."""
 ANY_SEED: Final = -1
 """Draw a random seed. Other negative values are seeds, as in OpenAI's API."""
 _INT64: Final = -(2**63)
@@ -93,11 +99,6 @@ def _stop(value: Any, field: ValidationInfo) -> Any:
     return value
 
 
-def _prediction(value: Any) -> Any:
-    """llama.cpp and Ollama: -2 means up to the context length, as no limit does here."""
-    return NO_LIMIT if number(value) == -2 else whole(value)
-
-
 def _differing(name: str, other: str) -> PydanticCustomError:
     return PydanticCustomError("differing", "differs from {other}; give one of them", {"field": name, "other": other})
 
@@ -114,26 +115,7 @@ def with_field(error: RequestError, path: str) -> RequestError:
     return type(error)(f"{path}{reason}", field=path, limit=error.limit, code=error.code, request_id=error.request_id)
 
 
-def _queue(value: Any) -> Any:
-    """vLLM's priority 0 is the default queue."""
-    return "default" if not isinstance(value, bool) and number(value) == 0 else value
-
-
-def _one_prompt(value: Any) -> Any:
-    one = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if isinstance(one, int | list):
-        tokens = isinstance(one, int) or (bool(one) and all(isinstance(item, int | list) for item in one))
-        why = "token IDs aren't supported; give text" if tokens else "give one prompt per request"
-        refuse("prompt", why, "unsupported_parameter")
-    return one
-
-
-def _false_is_none(value: Any) -> Any:
-    return None if value is False else value
-
-
 Stop = Annotated[Any, PlainValidator(_stop, str | list[str] | None)]
-Prediction = Annotated[int, BeforeValidator(_prediction)]
 
 
 class StreamOptions(BaseModel):
@@ -215,7 +197,7 @@ class Common(DrawFields, FormatFields, BaseModel):
     """Extension: sample from the k most likely tokens; 0 or -1: all."""
     ignore_eos: Flag | None = None
     """Extension: continue past the end-of-sequence token."""
-    priority: Annotated[Literal["high", "default", "low"] | None, BeforeValidator(_queue)] = None
+    priority: Annotated[Literal["high", "default", "low"] | None, BeforeValidator(queue)] = None
     """Extension: the queue's priority."""
     deadline_s: Real | None = None
     """Extension: seconds from submit until the request expires."""
@@ -322,7 +304,7 @@ class Streamed(Common):
         return "every" if self.stream_options.continuous_usage_stats else "last"
 
 
-class ChatBody(Streamed):
+class ChatBody(Streamed, TemplateFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[Conversation, PlainValidator(read_messages), WithJsonSchema(_MESSAGES_SCHEMA)]
@@ -339,7 +321,7 @@ class ChatBody(Streamed):
     def options(self) -> dict[str, Any]:
         asked = {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
         given = {name: value for name, value in asked.items() if value}
-        return {**super().options(), **given, "messages": list(self.messages.messages)}
+        return {**super().options(), **given, **self.template_options, "messages": list(self.messages.messages)}
 
 
 class CompletionBody(Streamed):
@@ -347,17 +329,33 @@ class CompletionBody(Streamed):
 
     unsupported: ClassVar = PROMPT_UNSUPPORTED
 
-    prompt: Annotated[str, BeforeValidator(_one_prompt, str | Annotated[list[str], Field(min_length=1, max_length=1)])]
-    """The text to continue."""
-    logprobs: Annotated[Whole | None, BeforeValidator(_false_is_none)] = None
+    prompt: Annotated[Prompts, PlainValidator(read_prompts), WithJsonSchema(PROMPTS_SCHEMA)]
+    """The text to continue, or its token IDs."""
+    echo: Flag | None = None
+    """Return the prompt before the answer; with logprobs, those of its tokens, too."""
+    logprobs: Annotated[Whole | None, BeforeValidator(false_is_none)] = None
     """Return the log-probability of each token, and of so many likeliest tokens, 0 to 20."""
 
+    @property
+    def prompt_only(self) -> bool:
+        """Whether the echoed prompt is all that's asked for: `max_tokens` is 0."""
+        return bool(self.echo) and next(iter(self._given(LIMITS).values()), None) == 0
+
     def options(self) -> dict[str, Any]:
-        given = {"logprobs": True, "top_logprobs": self.logprobs} if self.logprobs is not None else {}
-        return {**super().options(), **given, "prompt": self.prompt}
+        given: dict[str, Any] = {"logprobs": True, "top_logprobs": self.logprobs} if self.logprobs is not None else {}
+        if self.echo:
+            given["echo"] = True
+            given["prompt_logprobs"] = self.logprobs
+        if self.prompt_only:
+            given["max_new_tokens"] = 1  # the least that a request may ask for
+        return {**super().options(), **given}
+
+    def submissions(self) -> list[dict[str, Any]]:
+        options = self.options()
+        return [{**options, **prompt_option(prompt)} for prompt in self.prompt]
 
     def _names(self) -> dict[str, str]:
-        return {"top_logprobs": "logprobs"}
+        return {"top_logprobs": "logprobs", "prompt_logprobs": "logprobs", "prompt_token_ids": "prompt"}
 
 
 class ResponseBody(ResponseLogprobs, Common):

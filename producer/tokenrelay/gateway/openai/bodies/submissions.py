@@ -39,6 +39,10 @@ _SCALARS: Final = {
     "include_stop_str_in_output": flag,
     "logprobs": flag,
     "top_logprobs": whole,
+    "prompt_token_ids": _whole_numbers,
+    "prompt_logprobs": whole,
+    "echo": flag,
+    "continue_final_message": flag,
     "response_format": read_response_format,
 }
 

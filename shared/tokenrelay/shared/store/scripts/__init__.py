@@ -13,11 +13,23 @@ from tokenrelay.shared.redis.commands import Script
 from tokenrelay.shared.wire.keys import Plane
 
 SCRIPTS: Final = {
-    Plane.TOKEN: ("create", "claim", "append", "finish", "cancel", "expire", "fail", "renew", "release", "suspect"),
+    Plane.TOKEN: (
+        "create",
+        "claim",
+        "score",
+        "append",
+        "finish",
+        "cancel",
+        "expire",
+        "fail",
+        "renew",
+        "release",
+        "suspect",
+    ),
     Plane.QUEUE: ("enqueue", "take", "close", "requeue", "drop", "keep", "extend", "maintain", "forget", "admit"),
 }
 """By their folders: a script's keys are all of its plane."""
-_GROWING: Final = frozenset({"create", "append", "enqueue", "take", "admit"})
+_GROWING: Final = frozenset({"create", "score", "append", "enqueue", "take", "admit"})
 """Scripts that are refused when Redis is full. The others end requests, which is what frees memory."""
 _PARTS: Final = {
     "create": ("prelude", "ending"),

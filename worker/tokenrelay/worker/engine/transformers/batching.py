@@ -35,6 +35,7 @@ from tokenrelay.worker.engine.output_queue import OutputQueue
 from tokenrelay.worker.engine.transformers.kv_cache import CacheSize, EngineSettings, plan_cache
 from tokenrelay.worker.engine.transformers.layers.attention import attend_request_by_request
 from tokenrelay.worker.engine.transformers.layers.packed_attention import contain_packed_attention
+from tokenrelay.worker.engine.transformers.layers.prompt_scores import can_score_prompts, compute_whole_prompts
 from tokenrelay.worker.engine.transformers.model_errors import mute_manager, translate_errors
 from tokenrelay.worker.engine.transformers.probing import EngineProbe, Trial
 from tokenrelay.worker.engine.transformers.sampling_rows import (
@@ -90,7 +91,7 @@ class TransformersEngine:
             slots=self._settings.slots,
             context_tokens=min(loaded.context_tokens, self._plan.tokens or loaded.context_tokens),
             vocabulary=int(loaded.model.config.get_text_config().vocab_size),
-            options=DRAW_OPTIONS | {"ignore_eos", "logprobs", "response_format"},
+            options=DRAW_OPTIONS | {"ignore_eos", "logprobs", "response_format"} | _prompt_options(loaded.model),
             device=str(loaded.device),
             dtype=str(loaded.dtype).removeprefix("torch."),
         )
@@ -182,6 +183,7 @@ class TransformersEngine:
         if self._loaded.device.type == "cpu":
             draw_without_softmax(processor.model_runner)
         adjust_without_graph(processor.model_runner, self._sampler)
+        compute_whole_prompts(processor.cache, self._scores_prompt)
         context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
         self.capabilities = replace(self.capabilities, context_tokens=context_tokens)
         self._manager.start()
@@ -288,6 +290,10 @@ class TransformersEngine:
         if self._live.pop(engine_id, None) is not None:
             self._manager.cancel_request(engine_id)
 
+    def _scores_prompt(self, engine_id: str) -> bool:
+        live = self._live.get(engine_id)
+        return live is not None and live.scores_prompt
+
     def _check_alive(self) -> None:
         if self._death is not None or not self._manager.is_running():
             raise self._die("its thread isn't running")
@@ -358,6 +364,10 @@ def _failure(live: LiveRequest) -> RequestFailure:
     if not live.dead_end:
         return INVALID_LOGITS
     return NO_TOKEN_LEFT if live.request.token_mask is None else GRAMMAR_DEAD_END
+
+
+def _prompt_options(model: PreTrainedModel) -> frozenset[str]:
+    return frozenset({"prompt_logprobs"} if can_score_prompts(model) else ())
 
 
 def _layers(model: PreTrainedModel) -> Iterable[torch.nn.Module]:

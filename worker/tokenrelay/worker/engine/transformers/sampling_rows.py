@@ -9,6 +9,7 @@ without a graph, and its rows are made while it runs, when the token of the step
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.contract import EngineOutput
+from tokenrelay.worker.engine.transformers.layers.prompt_scores import PromptPart, score_prompts
 from tokenrelay.worker.sampling.adjustments import adjust
 from tokenrelay.worker.sampling.logprobs import log_probabilities, ranked
 from tokenrelay.worker.sampling.params import SamplingParams
@@ -24,7 +26,7 @@ from tokenrelay.worker.sampling.row import Row
 from tokenrelay.worker.sampling.sampler import PARAMETER_ROWS, encode_params, is_capturing, sample_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
     from transformers.generation.continuous_batching.model_runner import ModelRunner
@@ -48,6 +50,8 @@ class LiveRequest:
     """Tokens of this attempt that the worker has."""
     raw: dict[int, torch.Tensor] = field(default_factory=dict)
     """By index of a drawn token that isn't delivered: the log-probabilities of its raw scores, (vocab,)."""
+    prompt: dict[int, Logprobs] = field(default_factory=dict)
+    """By index of a prompt token, from 0, what is reported of it; until the first output."""
     dead_end: bool = False
     """Whether its options left no token to draw, so that its row isn't the model's fault."""
 
@@ -57,15 +61,27 @@ class LiveRequest:
 
     def keeps(self, end_id: int) -> bool:
         """Whether this token, which ended the request, is emitted."""
-        return self.request.keep_stop_token and end_id in self.request.sampling.stop_token_ids
+        return end_id in self.request.kept_end_ids
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether its prompt's log-probabilities are still to be reported."""
+        return self.request.prompt_logprobs is not None and not self.delivered
 
     def output(
         self, token_ids: tuple[int, ...], finish_reason: FinishReason | None, error: RequestFailure | None = None
     ) -> EngineOutput:
         """Its next tokens, which count as delivered."""
-        logprobs = self._logprobs(token_ids)
+        logprobs, prompt = self._logprobs(token_ids), self._prompt_logprobs()
         self.delivered += len(token_ids)
-        return EngineOutput(self.request.engine_id, token_ids, finish_reason, error, logprobs)
+        return EngineOutput(self.request.engine_id, token_ids, finish_reason, error, logprobs, prompt)
+
+    def _prompt_logprobs(self) -> tuple[Logprobs, ...] | None:
+        """Those of the prompt's tokens but the first, with the first output."""
+        if not self.scores_prompt:
+            return None
+        found, self.prompt = self.prompt, {}
+        return tuple(found[index] for index in range(1, len(self.request.prompt_ids)))
 
     def _logprobs(self, token_ids: Sequence[int]) -> tuple[Logprobs, ...]:
         """Those of the next tokens to be delivered; none where the request doesn't ask."""
@@ -98,6 +114,8 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         batch right after it has prepared it."""
         self._reporting: dict[int, tuple[LiveRequest, int]] = {}
         """The same of the requests that ask for log-probabilities."""
+        self.prompt_parts: Sequence[PromptPart] = ()
+        """What the batch that was prepared last prefills of prompts that are to be scored."""
 
     @property
     def is_adjusting(self) -> bool:
@@ -129,6 +147,7 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
             for index, state in enumerate(drawing)
             if (live := _live(state)) is not None and live.request.top_logprobs is not None
         }
+        self.prompt_parts = tuple(_prompt_parts(requests_in_batch))
         if rows:
             arg_storage[:PARAMETER_ROWS, : len(rows)] = encode_params(rows).to(arg_storage.device)
         return arg_storage
@@ -168,6 +187,25 @@ def _live(state: RequestState) -> LiveRequest | None:
     return live
 
 
+def _prompt_parts(requests_in_batch: Sequence[FutureRequestState]) -> Iterator[PromptPart]:
+    """The parts of prompts in a step, whose positions count this step's tokens already."""
+    row = 0
+    for request in requests_in_batch:
+        live = _live(request.state)
+        if live is not None and live.scores_prompt:
+            end = request.state.position_offset
+            begin, prompt_ids = end - request.query_length, live.request.prompt_ids
+            next_ids = prompt_ids[begin + 1 : end + 1]
+            if next_ids:
+                report = partial(_report, live.prompt, begin + 1)
+                yield PromptPart(row, next_ids, live.request.prompt_logprobs or 0, report)
+        row += request.query_length
+
+
+def _report(found: dict[int, Logprobs], first: int, place: int, logprobs: Logprobs) -> None:
+    found[first + place] = logprobs
+
+
 def _parameters(state: RequestState) -> tuple[SamplingParams, int]:
     """The request's parameters and the index N of the token that this step draws.
 
@@ -203,11 +241,13 @@ _GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
 
 
 def adjust_without_graph(runner: ModelRunner, sampler: PositionKeyedSampler) -> None:
-    """Make the runner compute a batch eagerly where the sampler adjusts scores: a CUDA graph, or a compiled step, would
-    leave that out. Other batches are computed as before."""
+    """Make the runner compute a batch eagerly where the sampler adjusts scores, or prompts are scored: a CUDA graph, or
+    a compiled step, would leave that out. Other batches are computed as before."""
     choose = runner._get_forward_fn
 
     def get_forward_fn(use_block_table: bool) -> tuple[Callable[..., None], bool]:
+        if sampler.prompt_parts:
+            return partial(score_prompts, runner._forward_process_and_sample, sampler.prompt_parts), False
         return (runner._forward_process_and_sample, False) if sampler.is_adjusting else choose(use_block_table)
 
     runner._get_forward_fn = get_forward_fn  # type: ignore[method-assign]
