@@ -55,7 +55,7 @@ def measure(worker: Worker, asked: Asked, answer: Answer) -> Measured:
     start, plain = (start_of(each, worker.loaded.eos_token_ids) for each in (request, bare))
     ids = answer.ids
     scores = forward(worker.loaded, request.prompt_ids, ids)
-    ended_by_draw = answer.drew_end and not (ids and request.keep_stop_token and ids[-1] in start.params.stop_token_ids)
+    ended_by_draw = answer.drew_end and not (ids and ids[-1] in request.kept_end_ids)
     until = len(ids) + ended_by_draw
     entropies = bits(scores, start, ids, request.token_mask)
     without = redraw(scores[: len(ids)], plain, ids)

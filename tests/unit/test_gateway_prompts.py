@@ -28,7 +28,7 @@ def test_a_prompt_is_text_or_token_ids(given: Any, option: dict[str, Any]) -> No
 def test_each_prompt_of_a_list_is_a_request_of_its_own() -> None:
     body = read(CompletionBody, prompt=["a", [1, 2], "b"], temperature=0)
     plain = body.options()
-    prompts = [{"prompt": "a"}, {"prompt_token_ids": [1, 2]}, {"prompt": "b"}]
+    prompts: list[dict[str, Any]] = [{"prompt": "a"}, {"prompt_token_ids": [1, 2]}, {"prompt": "b"}]
     assert body.submissions() == [{**plain, **prompt} for prompt in prompts]
 
 
