@@ -1,4 +1,4 @@
-"""The page at `/` with its static files and configuration; the health check; demo mode's kill button."""
+"""The page at `/` with its static files and configuration; `/docs`; the health check; demo mode's kill button."""
 
 import os
 import signal
@@ -41,6 +41,13 @@ _TYPES: Final = {
 async def index() -> Response:
     """The page."""
     return _file("index.html")
+
+
+@router.head("/docs", include_in_schema=False)
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The reference of the HTTP API, which its script makes from /openapi.json."""
+    return _file("docs.html")
 
 
 @router.get("/static/{name}", include_in_schema=False)
