@@ -20,7 +20,7 @@ from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.engine.contract import EngineOutput
 from tokenrelay.worker.engine.transformers.layers.prompt_scores import PromptPart, score_prompts
 from tokenrelay.worker.sampling.adjustments import adjust
-from tokenrelay.worker.sampling.logprobs import log_probabilities, ranked
+from tokenrelay.worker.sampling.logprobs import raw_logprobs
 from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.sampling.row import Row
 from tokenrelay.worker.sampling.sampler import PARAMETER_ROWS, encode_params, is_capturing, sample_scores
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
     from tokenrelay.worker.engine.contract import EngineRequest, FinishReason, RequestFailure
-    from tokenrelay.worker.sampling.logprobs import Logprobs
+    from tokenrelay.worker.sampling.logprobs import Logprobs, RawLogprobs
 
     Observer = Callable[[str, int, torch.Tensor], None]
     """Called with the request's ID, the index of its token, from 1, and the scores, (vocab,)."""
@@ -48,8 +48,8 @@ class LiveRequest:
     """Tokens that end it."""
     delivered: int = 0
     """Tokens of this attempt that the worker has."""
-    raw: dict[int, torch.Tensor] = field(default_factory=dict)
-    """By index of a drawn token that isn't delivered: the log-probabilities of its raw scores, (vocab,)."""
+    raw: dict[int, RawLogprobs] = field(default_factory=dict)
+    """By index of a drawn token that isn't delivered."""
     prompt: dict[int, Logprobs] = field(default_factory=dict)
     """By index of a prompt token, from 0, what is reported of it; until the first output."""
     dead_end: bool = False
@@ -88,7 +88,7 @@ class LiveRequest:
         top, first = self.request.top_logprobs, len(self.request.emitted_ids) + self.delivered + 1
         if top is None:
             return ()
-        return tuple(ranked(self.raw.pop(first + place), token_id, top) for place, token_id in enumerate(token_ids))
+        return tuple(self.raw.pop(first + place).ranked(token_id, top) for place, token_id in enumerate(token_ids))
 
     @property
     def adjusts(self) -> bool:
@@ -163,7 +163,8 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
             for (request_id, position), row in zip(self._observed, scores, strict=False):
                 self.observer(request_id, position, row)
         if self._reporting and not is_capturing(scores):
-            raw = log_probabilities(scores, list(self._reporting))
+            top = max(live.request.top_logprobs or 0 for live, _ in self._reporting.values())
+            raw = raw_logprobs(scores, list(self._reporting), top)
             for (live, position), row in zip(self._reporting.values(), raw, strict=True):
                 live.raw[position] = row
         if self._adjusting and not is_capturing(scores):

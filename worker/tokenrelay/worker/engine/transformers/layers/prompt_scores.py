@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from tokenrelay.worker.sampling.logprobs import log_probabilities, ranked
+from tokenrelay.worker.sampling.logprobs import raw_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,8 +61,8 @@ def score_prompts(
             next_ids = part.next_ids[begin : begin + rows]
             first = part.first_row + begin
             scores = _scores(model, seen[0], hidden[:, first : first + len(next_ids)])
-            for place, row in enumerate(log_probabilities(scores, range(len(next_ids)))):
-                part.report(begin + place, ranked(row, next_ids[place], part.top))
+            for place, raw in enumerate(raw_logprobs(scores, range(len(next_ids)), part.top)):
+                part.report(begin + place, raw.ranked(next_ids[place], part.top))
 
 
 def _scores(model: PreTrainedModel, output: BaseModelOutput, hidden: torch.Tensor) -> torch.Tensor:
