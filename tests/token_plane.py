@@ -9,6 +9,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from tests.streams import REQUEST_ID, parsed
 from tokenrelay.shared.redis.commands import Argument, Call
+from tokenrelay.shared.store import requests
 from tokenrelay.shared.store.scripts import script
 from tokenrelay.shared.wire import keys
 
@@ -115,6 +116,24 @@ class TokenPlane:
 def through(pipeline: Pipeline) -> Callable[[Call], Any]:
     """Calls as the product makes them."""
     return lambda call: pipeline.run([call])[0]
+
+
+def beside_others(send: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """As `send`, but every append goes out joined between two of a request that isn't there."""
+
+    def send_joined(call: Call) -> Any:
+        if call.script.name != "append":
+            return send(call)
+        append = requests.Append(call.script, call.keys, call.args)
+        absent = requests.append("absent", "1:x1", 1, [("a", 1)], LONG_MS)
+        reply = send(requests.joined([absent, append, absent]))
+        if isinstance(reply, Exception):
+            return reply
+        before, own, behind = reply
+        assert before == behind == [b"LOST"]
+        return own
+
+    return send_joined
 
 
 class AlteredScripts:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.leaks import leaked_keys
 from tests.redis_servers import RedisServer, binaries
-from tests.token_plane import TokenPlane, through
+from tests.token_plane import TokenPlane, beside_others, through
 from tokenrelay.shared.redis.batches import Pipeline
 
 if TYPE_CHECKING:
@@ -44,3 +44,10 @@ def pipeline(redis: Redis) -> Pipeline:
 @pytest.fixture
 def plane(pipeline: Pipeline) -> TokenPlane:
     return TokenPlane(through(pipeline))
+
+
+@pytest.fixture(params=["alone", "joined"])
+def appending(request: pytest.FixtureRequest, pipeline: Pipeline) -> TokenPlane:
+    """Its appends go out alone, or joined with others."""
+    send = through(pipeline)
+    return TokenPlane(send if request.param == "alone" else beside_others(send))

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.integration.scripts.model import MAX_CRASHES, Request
 from tests.streams import parsed
-from tests.token_plane import LONG_MS, AlteredScripts, TokenPlane, Tokens
+from tests.token_plane import LONG_MS, AlteredScripts, TokenPlane, Tokens, beside_others
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.answer import Assembler
 from tokenrelay.shared.wire.entries import Entry, Token
@@ -140,12 +140,13 @@ class TokenPlaneMachine(RuleBasedStateMachine):
 
     @rule(draw=st.integers(-6, 6), offset=st.integers(-2, 1), texts=token_texts, lease_over=rarely)
     def append(self, draw: int, offset: int, texts: list[str], lease_over: bool) -> None:
+        plane = self.plane if self.drawn % 2 else TokenPlane(beside_others(self.send), self.plane.request_id)
         fence, tokens = self._fence(draw), self._tokens(texts)
         index = max(self.model.next + (offset if draw % 2 else 0), 1)
         lease_ms = -1 if lease_over else LONG_MS
         self._call(
             "append",
-            lambda: self.plane.append(fence, index, *tokens, lease_ms=lease_ms),
+            lambda: plane.append(fence, index, *tokens, lease_ms=lease_ms),
             lambda: self.model.append(fence, index, tokens, lease_over),
         )
 

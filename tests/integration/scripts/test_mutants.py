@@ -27,7 +27,7 @@ end"""
 MUTANTS: dict[str, tuple[str, str, str]] = {
     "append is not fenced": (
         "-- Append one or several",
-        "if m[1] == '' or m[1] ~= ARGV[1] then",
+        "if m[1] == '' or m[1] ~= ARGV[first] then",
         "local state = redis.call('HGET', request, 'state') if not state or terminal(state) then",
     ),
     "finish is not fenced": ("-- Append the last tokens", FENCE_CHECK, ""),

@@ -10,6 +10,9 @@ import pytest
 
 from tests.streams import REQUEST_ID
 from tests.token_plane import TokenPlane, hashed, read_stream, rows
+from tokenrelay.shared.redis.calls import Unusable
+from tokenrelay.shared.store import requests
+from tokenrelay.shared.store.replies import Appended
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.answer import assemble
 from tokenrelay.shared.wire.entries import Ended, Migrated, Queued, Started, State, Token, Usage
@@ -17,22 +20,24 @@ from tokenrelay.shared.wire.entries import Ended, Migrated, Queued, Started, Sta
 if TYPE_CHECKING:
     from redis import Redis
 
+    from tokenrelay.shared.redis.batches import Pipeline
+
 
 def past(redis: Redis, name: str) -> None:
     """The time that a field of the hash names is over."""
     redis.hset(keys.request(REQUEST_ID), name, 1)
 
 
-def test_a_whole_life(plane: TokenPlane, redis: Redis) -> None:
+def test_a_whole_life(appending: TokenPlane, redis: Redis) -> None:
     before = time.time()
-    assert plane.create(metadata='{"a": 1}')[0] == "OK"
-    word, fence, attempt, index, crashes, deadline_us, prompt_ids, emitted, effective, logprobs = plane.claim("x1")
+    assert appending.create(metadata='{"a": 1}')[0] == "OK"
+    word, fence, attempt, index, crashes, deadline_us, prompt_ids, emitted, effective, logprobs = appending.claim("x1")
     assert (word, fence, attempt, index, crashes) == ("OK", "1:x1", 1, 1, 0)
     assert (prompt_ids, emitted, effective, logprobs) == ("[5, 6, 7]", [], "", [])
     assert abs(int(deadline_us) / 1e6 - before - 600) < 5
-    assert plane.append(fence, 1, ("It", 11)) == ["OK", 2]
-    assert plane.append(fence, 2, (" is", 12), (" sun", 13)) == ["OK", 4]
-    assert plane.finish(fence, 4, ("", 14), text="ny.") == ["OK"]
+    assert appending.append(fence, 1, ("It", 11)) == ["OK", 2]
+    assert appending.append(fence, 2, (" is", 12), (" sun", 13)) == ["OK", 4]
+    assert appending.finish(fence, 4, ("", 14), text="ny.") == ["OK"]
 
     entries = read_stream(redis)
     assert [str(entry.entry_id) for entry in entries] == ["0-1", "0-2", "1-0", "2-0", "3-0", "4-0", "4-1"]
@@ -186,43 +191,59 @@ def test_what_is_no_crash_in_a_row(plane: TokenPlane, between: str) -> None:
         plane.release(f"x{attempt}", crashed=between == "token")
 
 
-def test_append_repeated_gapped_and_overlapping(plane: TokenPlane, redis: Redis) -> None:
-    plane.create()
-    plane.claim("x1")
-    assert plane.append("1:x1", 2, ("b", 2)) == ["GAP", 1]
-    assert plane.append("1:x1", 1, ("a", 1), ("b", 2)) == ["OK", 3]
-    assert plane.append("1:x1", 1, ("a", 1), ("b", 2)) == ["OK", 3], "the reply was lost"
-    assert plane.append("1:x1", 2, ("b", 2), ("c", 3)) == ["OK", 4], "half of it is new"
-    assert plane.append("1:x1", 5, ("e", 5)) == ["GAP", 4]
-    assert plane.finish("1:x1", 6, ("f", 6)) == ["GAP", 4]
+def test_append_repeated_gapped_and_overlapping(appending: TokenPlane, redis: Redis) -> None:
+    appending.create()
+    appending.claim("x1")
+    assert appending.append("1:x1", 2, ("b", 2)) == ["GAP", 1]
+    assert appending.append("1:x1", 1, ("a", 1), ("b", 2)) == ["OK", 3]
+    assert appending.append("1:x1", 1, ("a", 1), ("b", 2)) == ["OK", 3], "the reply was lost"
+    assert appending.append("1:x1", 2, ("b", 2), ("c", 3)) == ["OK", 4], "half of it is new"
+    assert appending.append("1:x1", 5, ("e", 5)) == ["GAP", 4]
+    assert appending.finish("1:x1", 6, ("f", 6)) == ["GAP", 4]
     assert [entry.text for entry in read_stream(redis) if isinstance(entry, Token)] == ["a", "b", "c"]
 
 
-def test_the_refusals_of_append(plane: TokenPlane, redis: Redis) -> None:
-    assert plane.append("1:x1", 1, ("a", 1)) == ["LOST"]
-    plane.create()
-    assert plane.append("", 1, ("a", 1)) == ["FENCED"], "no fence is nobody's"
-    plane.claim("x1")
+def test_the_refusals_of_append(appending: TokenPlane, redis: Redis) -> None:
+    assert appending.append("1:x1", 1, ("a", 1)) == ["LOST"]
+    appending.create()
+    assert appending.append("", 1, ("a", 1)) == ["FENCED"], "no fence is nobody's"
+    appending.claim("x1")
     for fence in ("", "x1", "2:x1", "1:x2", "1:x1 "):
-        assert plane.append(fence, 1, ("a", 1)) == ["FENCED"]
+        assert appending.append(fence, 1, ("a", 1)) == ["FENCED"]
     past(redis, "deadline_us")
-    assert plane.append("1:x1", 1, ("a", 1)) == ["PAST"]
-    plane.cancel()
-    assert plane.append("1:x1", 1, ("a", 1)) == ["DONE", "cancelled"]
+    assert appending.append("1:x1", 1, ("a", 1)) == ["PAST"]
+    appending.cancel()
+    assert appending.append("1:x1", 1, ("a", 1)) == ["DONE", "cancelled"]
     assert len(read_stream(redis)) == 3
 
 
-@pytest.mark.parametrize("gone", [keys.stream(REQUEST_ID), keys.request(REQUEST_ID)])
-def test_a_lost_key_is_never_made_again(plane: TokenPlane, redis: Redis, gone: str) -> None:
+def test_an_append_with_foreign_keys_hurts_none_that_it_is_joined_with(
+    plane: TokenPlane, pipeline: Pipeline, redis: Redis
+) -> None:
     plane.create()
     plane.claim("x1")
-    plane.append("1:x1", 1, ("a", 1))
+    foreign = "f" * 22
+    redis.set(keys.request(foreign), "a string", ex=60)
+    sick = requests.append(foreign, "1:x1", 1, [("a", 1)], 1000)
+    appends = [sick, requests.append(REQUEST_ID, "1:x1", 1, [("a", 1), ("b", 2)], 1000), sick]
+    (reply,) = pipeline.run([requests.joined(appends)])
+    answers = [append.parse(part) for append, part in zip(appends, requests.parted(reply, 3), strict=True)]
+    assert answers[1] == Appended(3)
+    assert [type(answer) for answer in answers] == [Unusable, Appended, Unusable]
+    assert [entry.text for entry in read_stream(redis) if isinstance(entry, Token)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("gone", [keys.stream(REQUEST_ID), keys.request(REQUEST_ID)])
+def test_a_lost_key_is_never_made_again(appending: TokenPlane, redis: Redis, gone: str) -> None:
+    appending.create()
+    appending.claim("x1")
+    appending.append("1:x1", 1, ("a", 1))
     redis.delete(gone)
-    assert plane.append("1:x1", 2, ("b", 2)) == ["LOST"]
-    assert plane.finish("1:x1", 2, ("b", 2)) == ["LOST"]
-    assert plane.finish("1:x1", 2) == ["LOST"]
-    assert plane.claim("x2") == ["LOST"]
-    assert plane.cancel() == ["LOST"]
+    assert appending.append("1:x1", 2, ("b", 2)) == ["LOST"]
+    assert appending.finish("1:x1", 2, ("b", 2)) == ["LOST"]
+    assert appending.finish("1:x1", 2) == ["LOST"]
+    assert appending.claim("x2") == ["LOST"]
+    assert appending.cancel() == ["LOST"]
     assert redis.exists(gone) == 0
 
 

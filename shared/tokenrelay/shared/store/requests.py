@@ -17,7 +17,7 @@ from tokenrelay.shared.wire.entries import text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tokenrelay.shared.redis.commands import Argument, Command
+    from tokenrelay.shared.redis.commands import Argument, Command, Reply
 
     WrittenToken = tuple[str, int] | tuple[str, int, bytes]
     """A token's text and ID, and its log-probabilities as JSON where the request asks for them."""
@@ -111,15 +111,37 @@ def score(request_id: str, fence: str, prompt_logprobs: bytes) -> ScriptCall[rep
     return ScriptCall(script("score"), keys.of_request(request_id), (fence, prompt_logprobs), replies.SCORE)
 
 
-def append(
-    request_id: str, fence: str, first: int, tokens: Sequence[WrittenToken], lease_ms: int
-) -> ScriptCall[replies.AppendReply]:
+class Append(ScriptCall["replies.AppendReply"]):
+    """An append, which may be `joined` with others."""
+
+    __slots__ = ()
+
+
+def append(request_id: str, fence: str, first: int, tokens: Sequence[WrittenToken], lease_ms: int) -> Append:
     """Write tokens, the first of them at index `first`, and renew the lease. A repeat writes none twice.
 
     Raises UnicodeEncodeError for a text that isn't Unicode.
     """
     arguments: tuple[Argument, ...] = (fence, first, lease_ms, *_flat(tokens))
-    return ScriptCall(script("append"), keys.of_request(request_id), arguments, replies.APPEND)
+    return Append(script("append"), keys.of_request(request_id), arguments, replies.APPEND)
+
+
+def joined(appends: Sequence[Append]) -> Append:
+    """One call for several appends, which Redis takes half the time for. `parted` gives what each is to parse."""
+    if len(appends) == 1:
+        return appends[0]
+    pairs: list[str] = []
+    arguments: list[Argument] = []
+    for append in appends:
+        pairs += append.keys
+        arguments.append(len(append.args))
+        arguments += append.args
+    return Append(script("append"), tuple(pairs), tuple(arguments), replies.APPEND)
+
+
+def parted(reply: Reply, count: int) -> Sequence[Reply]:
+    """The replies to as many appends as were joined. An error of the whole call is that of each."""
+    return reply if count > 1 and isinstance(reply, list) and len(reply) == count else [reply] * count
 
 
 def finish(

@@ -37,7 +37,7 @@ from tokenrelay.shared.store.replies import (
     Unreadable,
     describe,
 )
-from tokenrelay.shared.store.requests import TerminalEvent
+from tokenrelay.shared.store.requests import Append, TerminalEvent
 from tokenrelay.shared.wire.entries import State
 from tokenrelay.worker.core.attempts import Ending
 from tokenrelay.worker.core.closings import Closing, Closings
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from tokenrelay.worker.core.attempts import Attempt
     from tokenrelay.worker.core.figures import Figures
 
-    _Publication = ScriptCall[ScoreReply] | ScriptCall[AppendReply] | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
+    _Publication = ScriptCall[ScoreReply] | Append | ScriptCall[FinishReply] | ScriptCall[ExpireReply]
     _Control = ScriptCall[RenewReply] | ScriptCall[CancelReply]
     _Reply = ScoreReply | AppendReply | FinishReply | ExpireReply | RenewReply | CancelReply | Unusable
     _EndReply = Finished | Expired | Cancelled | Done | Lost | Unreadable | Unusable | Fenced | Early
@@ -74,22 +74,29 @@ MOST_CONTROLS: Final = 32
 """Renewals and cancellations in one pipeline: a step's tokens don't wait for hundreds of them."""
 MAX_TOKENS_A_CALL: Final = 1000
 """A script's arguments go through Lua's stack, which holds 8,000 values."""
+MAX_JOINED_ARGUMENTS: Final = 256
+"""Appends of about fifty requests go out as one call, if they have a token each: Redis does nothing else meanwhile."""
 
 
 @dataclass(slots=True)
 class _Batch:
     """The calls of one pipeline, in their order."""
 
-    publications: list[tuple[Attempt, _Publication]]
+    appends: list[list[tuple[Attempt, Append]]]
+    """By the calls that they're joined to."""
+    others: list[tuple[Attempt, _Publication]]
     controls: list[tuple[Attempt, _Control]]
     failures: list[tuple[Closing, ScriptCall[FailReply]]]
     confirmations: list[tuple[Closing, _Publication]]
 
     def commands(self) -> Batch:
-        calls = (self.publications, self.controls, self.failures, self.confirmations)
-        batch: Batch = [call for part in calls for _, call in part]
-        if self.publications:
-            batch.append(requests.wake(attempt.request_id for attempt, _ in self.publications))
+        batch: Batch = [requests.joined([append for _, append in part]) for part in self.appends]
+        parts = (self.others, self.controls, self.failures, self.confirmations)
+        batch += [call for part in parts for _, call in part]
+        written = [attempt.request_id for part in self.appends for attempt, _ in part]
+        written += [attempt.request_id for attempt, _ in self.others]
+        if written:
+            batch.append(requests.wake(written))
         return batch
 
 
@@ -155,7 +162,7 @@ class Publisher:
             self.unsent = False
             return []
         sent_at = time.monotonic()
-        if batch.publications:
+        if batch.appends or batch.others:
             self._unsent_since = self._unsent_since or sent_at
         try:
             replies = self.pipeline.run(commands)
@@ -174,8 +181,18 @@ class Publisher:
         """Everything that is due. A control call stays until it is answered."""
         self._controls = {fence: call for fence, call in self._controls.items() if fence in attempts}
         failures, self._failures = self._failures, []
+        appends: list[tuple[Attempt, Append]] = []
+        others: list[tuple[Attempt, _Publication]] = []
+        for attempt in attempts.values():
+            if attempt.unpublished:
+                call = self._publication(attempt)
+                if isinstance(call, Append):
+                    appends.append((attempt, call))
+                else:
+                    others.append((attempt, call))
         return _Batch(
-            [(attempt, self._publication(attempt)) for attempt in attempts.values() if attempt.unpublished],
+            list(_parts(appends)),
+            others,
             [(attempts[fence], call) for fence, call in islice(self._controls.items(), MOST_CONTROLS)],
             failures,
             [(closing, self._publication(closing.attempt)) for closing in self.closings.due()],
@@ -183,7 +200,7 @@ class Publisher:
 
     def _put_back(self, batch: _Batch) -> None:
         """Redis is unavailable: all of it is sent again."""
-        self.unsent = bool(batch.publications or batch.confirmations)
+        self.unsent = bool(batch.appends or batch.others or batch.confirmations)
         self._failures = batch.failures
         self.closings.put_back([closing for closing, _ in batch.confirmations])
 
@@ -199,9 +216,12 @@ class Publisher:
 
     def _receive(self, batch: _Batch, replies: Iterator[Reply], attempts: dict[str, Attempt], sent_at: float) -> None:
         now = time.monotonic()
-        for attempt, call in batch.publications:
+        for part in batch.appends:
+            for (attempt, append), reply in zip(part, requests.parted(next(replies), len(part)), strict=True):
+                self._answer(attempt, append, reply, sent_at, now)
+        for attempt, call in batch.others:
             self._answer(attempt, call, next(replies), sent_at, now)
-        if batch.publications and not self.backing_off:
+        if (batch.appends or batch.others) and not self.backing_off:
             self.figures.publish_lag_s.observe(now - (self._unsent_since or now))
             self._unsent_since = None
         for attempt, control in batch.controls:
@@ -330,6 +350,20 @@ class Publisher:
         self.figures.redis_errors.add("publish")
         log.warning("Redis didn't accept %s: %s; nothing is lost, it is sent again", what, error)
         self._retry_at = time.monotonic() + RETRY_S
+
+
+def _parts(appends: Iterable[tuple[Attempt, Append]]) -> Iterator[list[tuple[Attempt, Append]]]:
+    """Those that go out as one call."""
+    part: list[tuple[Attempt, Append]] = []
+    size = 0
+    for attempt, append in appends:
+        size += len(append.args)
+        if part and size > MAX_JOINED_ARGUMENTS:
+            yield part
+            part, size = [], len(append.args)
+        part.append((attempt, append))
+    if part:
+        yield part
 
 
 def publication(attempt: Attempt, lease_ms: int) -> _Publication:

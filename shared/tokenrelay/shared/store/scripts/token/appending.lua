@@ -3,21 +3,21 @@
 -- No token ID has as many characters: where the argument is longer, a blank and `logprobs` (JSON) follow the ID.
 local MAX_ID_CHARS = 10
 
--- Tokens in ARGV from `first_argument` on, as text, token, text, token, …; the first has index `index`.
+-- Tokens in ARGV from `first` to `last`, as text, token, text, token, …; the first has index `index`.
 -- What is already written is skipped, so a retry after a lost reply is harmless. Each token renews the lease.
 -- Returns nil and the next index, or the refusal.
-local function append_tokens(index, first_argument, next_index, now, lease_us)
+local function append_tokens(index, first, last, next_index, at_us, lease_us)
   if index > next_index then return { 'GAP', next_index } end
-  for argument = first_argument, #ARGV, 2 do
+  for argument = first, last, 2 do
     if index == next_index then
       local token, id = ARGV[argument + 1], nil
       if #token <= MAX_ID_CHARS then
         id = redis.call('XADD', stream, 'NOMKSTREAM', index .. '-0',
-          'text', ARGV[argument], 'token', token, 'at_us', now)
+          'text', ARGV[argument], 'token', token, 'at_us', at_us)
       else
         local token_id, logprobs = string.match(token, '^(%d+) (.*)$')
         id = redis.call('XADD', stream, 'NOMKSTREAM', index .. '-0',
-          'text', ARGV[argument], 'token', token_id, 'at_us', now, 'logprobs', logprobs)
+          'text', ARGV[argument], 'token', token_id, 'at_us', at_us, 'logprobs', logprobs)
       end
       if not id then return { 'LOST' } end
       next_index = next_index + 1

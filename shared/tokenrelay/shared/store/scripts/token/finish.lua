@@ -11,7 +11,7 @@ if m[2] == '' or m[2] ~= ARGV[1] then return { 'FENCED' } end
 local next_index = whole(m[3])
 if not next_index then return { 'UNREADABLE', 'next' } end
 local now = now_us()
-local refusal = append_tokens(tonumber(ARGV[2]), 8, next_index, now, now)
+local refusal = append_tokens(tonumber(ARGV[2]), 8, #ARGV, next_index, now, now)
 if refusal then return refusal end
 if not terminate(ARGV[3], ARGV[4], now,
   { text = ARGV[5], code = ARGV[6], message = ARGV[7], finished_by = ARGV[1] }) then
