@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import calls, footprint, growth, growth_memory, growth_model, http, pacing, plane, throughput
+from benchmarks import asked, calls, footprint, growth, growth_memory, growth_model, http, pacing, plane, throughput
 from benchmarks.options import BenchOptions
 from benchmarks.report import print_tables, refresh_page, write_growth_png, write_json, write_png
 from tokenrelay.worker.models import weather_model_path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Measurement]]]] = {
     "throughput": throughput.measure,
+    "asked": asked.measure,
     "plane": plane.measure,
     "pacing": pacing.measure,
     "calls": calls.measure,
@@ -37,7 +38,7 @@ SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Measurement]]]] = {
 }
 
 
-WITH_MODEL: Final = ("throughput", "http", "growth-model")
+WITH_MODEL: Final = ("throughput", "asked", "http", "growth-model")
 """Suites that use `--model`; the others use the bundled model, or none."""
 
 

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 GROUP: Final = "what a caller waits for"
 _WARM_UPS: Final = 3
 _BATCH: Final = 1000
+_ONE_BY_ONE: Final = 200
 
 
 def measure(options: BenchOptions) -> Iterator[Measurement]:
     yield from _first_and_every_token(options)
-    yield _submit_many(options)
+    yield from _submits(options)
 
 
 def _first_and_every_token(options: BenchOptions) -> Iterator[Measurement]:
@@ -54,11 +55,11 @@ def _first_and_every_token(options: BenchOptions) -> Iterator[Measurement]:
     yield Measurement(GROUP, "appended to seen by a blocked reader", "ms", tuple(seen_ms), "≤", 2.0)
 
 
-def _submit_many(options: BenchOptions) -> Measurement:
+def _submits(options: BenchOptions) -> Iterator[Measurement]:
     folder = options.folder / "submit"
     folder.mkdir()
     server = RedisServer(folder)
-    rates = []
+    rates, spent_us = [], []
     try:
         with server.client() as client, Producer(server.url) as producer:
             for _ in range(options.rounds + 1):
@@ -67,9 +68,14 @@ def _submit_many(options: BenchOptions) -> Measurement:
                 began = time.perf_counter()
                 producer.submit_many(prompts, max_new_tokens=64)
                 rates.append(_BATCH / (time.perf_counter() - began))
+                began = time.thread_time()
+                for prompt in prompts[:_ONE_BY_ONE]:
+                    producer.submit(prompt, max_new_tokens=64)
+                spent_us.append((time.thread_time() - began) / _ONE_BY_ONE * 1e6)
     finally:
         server.stop()
-    return Measurement(GROUP, "submit_many", "requests/s", tuple(rates[1:]), "≥", 5000.0, f"{_BATCH} a batch")
+    yield Measurement(GROUP, "submit_many", "requests/s", tuple(rates[1:]), "≥", 5000.0, f"{_BATCH} a batch")
+    yield Measurement(GROUP, "submit of one request", "µs of CPU time", tuple(spent_us[1:]), note="the producer's")
 
 
 class Caller:

@@ -42,14 +42,9 @@ async def over_tokenrelay(url: str, model: str, wave: Wave) -> Outcome:
 
         async def call(numbered: Call, first: Callable[[], None]) -> int:
             index, prompt = numbered
-            generation = await producer.submit(
-                prompt,
-                model=model,
-                max_new_tokens=wave.new_tokens,
-                temperature=wave.temperature,
-                seed=wave.seed + index,
-                ignore_eos=True,
-            )
+            chosen = {"max_new_tokens": wave.new_tokens, "temperature": wave.temperature, "seed": wave.seed + index}
+            asked = wave.asked[index] if wave.asked else {}
+            generation = await producer.submit(prompt, model=model, **{**chosen, "ignore_eos": True, **asked})
             count = 0
             async for _ in generation:
                 count += 1

@@ -89,7 +89,7 @@ class Arena:
     def pids(self) -> tuple[int, ...]:
         """Process IDs of the pipeline: workers and Redis."""
         processes = psutil.Process().children(recursive=True)
-        workers = [process.pid for process in processes if "tokenrelay.worker" in process.cmdline()]
+        workers = [process.pid for process in processes if "tokenrelay.worker" in " ".join(process.cmdline())]
         return (*workers, self.redis().pid)
 
     def engine_alone(self, model: str | None = None, dtype: str | None = None) -> Alone:

@@ -57,29 +57,30 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Medians over the rounds."""
-
     name: str
     cpu_us: float
-    ratio: float
-    """To the bare draw, in the same round."""
+    """The rounds' median."""
+    ratios: tuple[float, ...]
+    """To the bare draw, in each round."""
 
 
-def measure(shape: Shape, rounds: int, temperature: float) -> list[Figure]:
+def measure(shape: Shape, rounds: int, temperature: float, only: str = "") -> list[Figure]:
+    """The bare draw's figure, then that of every case, or of the one named."""
+    torch.set_num_threads(1)
     scores = torch.randn(shape.rows, shape.vocabulary, generator=torch.Generator().manual_seed(0)) * 3
     plain = replace(_PLAIN, temperature=temperature)
     steps = {"bare": _bare(shape, plain)}
-    steps |= {name: _step(shape, replace(plain, **options)) for name, options in OPTIONS.items()}
+    steps |= {name: _step(shape, replace(plain, **options)) for name, options in OPTIONS.items() if only in ("", name)}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(rounds + 1):
-        for name, step in steps.items():
+        for name, step in steps.items() if index % 2 else reversed(steps.items()):
             own = scores.clone()  # a step's scores are its own: the draw changes them
             began = time.thread_time_ns()
             step(own)
             if index:  # the first round warms up
                 times[name].append((time.thread_time_ns() - began) / 1000)
     return [
-        Figure(name, median(each), median(taken / bare for taken, bare in zip(each, times["bare"], strict=True)))
+        Figure(name, median(each), tuple(taken / bare for taken, bare in zip(each, times["bare"], strict=True)))
         for name, each in times.items()
     ]
 
@@ -127,13 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="CPU time of the draw of one step")
     parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
     shape = Shape()
     table = Table("options", "sampled, ms", "÷ bare", "greedy, ms", "− bare, ms", title=str(shape))
     sampled, greedy = measure(shape, rounds, 1.0), measure(shape, rounds, 0.0)
     for drawn, taken in zip(sampled, greedy, strict=True):
         more = (taken.cpu_us - greedy[0].cpu_us) / 1000
-        columns = (drawn.cpu_us / 1000, drawn.ratio, taken.cpu_us / 1000, more)
+        columns = (drawn.cpu_us / 1000, median(drawn.ratios), taken.cpu_us / 1000, more)
         table.add_row(drawn.name, *(f"{value:.3f}" for value in columns))
     Console().print(table)
 

@@ -24,6 +24,8 @@ class Wave:
     new_tokens: int
     temperature: float
     seed: int
+    asked: tuple[dict[str, Any], ...] = ()
+    """Further options of each request; empty: none of any."""
 
     def message(self) -> dict[str, Any]:
         return {
@@ -31,11 +33,18 @@ class Wave:
             "new_tokens": self.new_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
+            "asked": self.asked,
         }
 
     @classmethod
     def of(cls, message: dict[str, Any]) -> Wave:
-        return cls(tuple(message["prompts"]), message["new_tokens"], message["temperature"], message["seed"])
+        return cls(
+            tuple(message["prompts"]),
+            message["new_tokens"],
+            message["temperature"],
+            message["seed"],
+            tuple(message["asked"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
