@@ -121,7 +121,7 @@ def test_the_entries_are_those_that_follow_each_other() -> None:
 
 def test_each_entrys_fields_are_those_that_the_scripts_write_in_their_order() -> None:
     told = {cells[0].strip("`"): names(cells[2]) for cells in rows(section(ONE, "Entries"))}
-    token = re.findall(r"'text', ARGV.*?'at_us', now\)", TOKEN_PLANE)[0]
+    token = re.findall(r"'text', ARGV.*?'at_us', at_us\)", TOKEN_PLANE)[0]
     assert told["token"] == re.findall(r"'(\w+)'", token)
     queued = re.search(r"'0-1', (.*?'metadata'), ARGV", TOKEN_PLANE)
     assert queued
