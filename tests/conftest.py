@@ -14,11 +14,13 @@ from tests.redis_servers import RedisServer
 from tests.two_planes import STREAMS_URL, TWO_PLANES, SplitServer, pipeline_on
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from redis import Redis
 
+    from tests.polled_engine import PolledEngine
     from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.engine.transformers.models import LoadedModel
 
 # A shell starts background jobs with SIGINT ignored, which child processes that tests interrupt would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -147,3 +149,33 @@ def make_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make
         for server in servers:
             server.kill()
     assert not leaks, "the test left keys in Redis for ever:\n" + "\n".join(leaks)
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """On a shared machine, waking a second thread for each of a small model's tensors costs a scheduler tick."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def start_engine(one_torch_thread: None) -> Iterator[Callable[..., PolledEngine]]:
+    """Starts default engines of a model, with settings, and stops them."""
+    from tests.polled_engine import PolledEngine
+    from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+
+    started: list[PolledEngine] = []
+
+    def start(model: LoadedModel, **settings: int) -> PolledEngine:
+        engine = PolledEngine(model, EngineSettings(**settings))
+        engine.begin()
+        started.append(engine)
+        return engine
+
+    yield start
+    for engine in started:
+        engine.stop()

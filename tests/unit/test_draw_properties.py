@@ -15,19 +15,12 @@ from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.sampling.row import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 VOCAB = 41
 END = frozenset({0})
 TOKEN_IDS = st.integers(0, VOCAB - 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @st.composite

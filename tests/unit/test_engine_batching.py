@@ -20,10 +20,11 @@ from tokenrelay.worker.engine.transformers.models import LoadedModel
 from tokenrelay.worker.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 VOCABULARY = 61
 CONTEXT = 128
 SHAPE: dict[str, Any] = {
@@ -40,15 +41,6 @@ SHAPE: dict[str, Any] = {
     "initializer_range": 0.4,
 }
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, seed=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    # Steps of this model are a few microseconds; waking a second thread for them costs a scheduler tick.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
@@ -81,23 +73,8 @@ def loaded(eos: frozenset[int] = frozenset(), model: PreTrainedModel | None = No
 
 
 @pytest.fixture(scope="module")
-def start_engine() -> Iterator[Callable[..., PolledEngine]]:
-    started: list[PolledEngine] = []
-
-    def start(eos: frozenset[int] = frozenset(), **settings: int) -> PolledEngine:
-        engine = PolledEngine(loaded(eos), EngineSettings(**settings))
-        engine.begin()
-        started.append(engine)
-        return engine
-
-    yield start
-    for engine in started:
-        engine.stop()
-
-
-@pytest.fixture(scope="module")
 def engine(start_engine: Callable[..., PolledEngine]) -> PolledEngine:
-    return start_engine(slots=8, max_batch_tokens=32)
+    return start_engine(loaded(), slots=8, max_batch_tokens=32)
 
 
 def run_until_ended(engine: PolledEngine, *requests: EngineRequest) -> dict[str, tuple[list[int], str]]:
@@ -159,7 +136,7 @@ def test_engine_resumes_with_the_same_tokens_at_every_cut(engine: PolledEngine) 
 
 def test_engine_soft_reset_keeps_the_tokens(start_engine: Callable[..., PolledEngine]) -> None:
     # Two requests of 100 tokens in a cache of 128: the scheduler throws one out and prefills it again later.
-    engine = start_engine(slots=2, kv_cache_tokens=128)
+    engine = start_engine(loaded(), slots=2, kv_cache_tokens=128)
     requests = [request(f"crowded{seed}", SamplingParams(1.0, 0, 1.0, seed), n=97) for seed in (1, 2)]
     crowded = run_until_ended(engine, *requests)
     for seed in (1, 2):
@@ -176,8 +153,8 @@ def test_engine_without_limits_on_a_small_cache_keeps_every_token(
         for seed in range(32)
     ]
     eos = frozenset({5, 17})
-    roomy = run_until_ended(start_engine(eos, slots=32), *requests)
-    crowded = run_until_ended(start_engine(eos, slots=32, kv_cache_tokens=2 * CONTEXT), *requests)
+    roomy = run_until_ended(start_engine(loaded(eos), slots=32), *requests)
+    crowded = run_until_ended(start_engine(loaded(eos), slots=32, kv_cache_tokens=2 * CONTEXT), *requests)
     assert crowded == roomy
     assert {end for _, end in roomy.values()} == {"stop", "length"}
 
@@ -239,7 +216,7 @@ def test_engine_eos_stops_and_is_not_emitted(engine: PolledEngine, start_engine:
     plain, _ = run_until_ended(engine, request("plain"))["plain"]
     end = plain[5]
     until_end = plain[: plain.index(end)]
-    engine = start_engine(frozenset({end}), slots=2)
+    engine = start_engine(loaded(frozenset({end})), slots=2)
     assert run_until_ended(engine, request("ends"))["ends"] == (until_end, "stop")
     ignoring = replace(request("goes-on"), ignore_eos=True)
     assert run_until_ended(engine, ignoring)["goes-on"] == (plain, "length")
@@ -297,7 +274,7 @@ def test_engine_cancel_while_it_is_added_leaves_nothing_running(
     start_engine: Callable[..., PolledEngine], lost: str
 ) -> None:
     """The manager is told again; it would run the request to its budget, unseen, and the slot's next one would wait."""
-    engine = start_engine(slots=1)
+    engine = start_engine(loaded(), slots=1)
     manager = engine._manager
     add_request, cancel_request, cancelled = manager.add_request, manager.cancel_request, list[str]()
 
@@ -329,7 +306,7 @@ def test_engine_refuses_an_id_twice_and_what_was_not_admitted(engine: PolledEngi
 
 
 def test_engine_context_is_what_an_empty_cache_holds(start_engine: Callable[..., PolledEngine]) -> None:
-    engine = start_engine(slots=4, kv_cache_tokens=64)
+    engine = start_engine(loaded(), slots=4, kv_cache_tokens=64)
     assert engine.capabilities.context_tokens == 64
     budget = admit(10, 0, 1000, engine.capabilities.context_tokens)
     assert isinstance(budget, int)

@@ -11,10 +11,8 @@ import pytest
 import torch
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
-from tests.polled_engine import PolledEngine
 from tests.unit.test_engine_batching import VOCABULARY, loaded, request, run_until_ended
 from tokenrelay.worker.engine.contract import GRAMMAR_DEAD_END, NO_TOKEN_LEFT, EngineRequest, RequestFailure
-from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
 from tokenrelay.worker.engine.transformers.models import load_model
 from tokenrelay.worker.engine.transformers.sampling_rows import LiveRequest, PositionKeyedSampler
 from tokenrelay.worker.models import weather_model_path
@@ -23,34 +21,13 @@ from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.sampling.row import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
+    from tests.polled_engine import PolledEngine
     from tokenrelay.worker.engine.transformers.models import LoadedModel
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TOKENS = 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def start_engine() -> Iterator[Callable[..., PolledEngine]]:
-    started: list[PolledEngine] = []
-
-    def start(model: LoadedModel, **settings: int) -> PolledEngine:
-        engine = PolledEngine(model, EngineSettings(**settings))
-        engine.begin()
-        started.append(engine)
-        return engine
-
-    yield start
-    for engine in started:
-        engine.stop()
 
 
 @pytest.fixture(scope="module")

@@ -33,16 +33,9 @@ if TYPE_CHECKING:
 
     from transformers.generation.continuous_batching.model_runner import ModelRunner
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SICK = VOCABULARY - 1
 """A word that no healthy request reads or draws."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

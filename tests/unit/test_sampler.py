@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,19 +14,7 @@ from tokenrelay.worker.sampling import sampler
 from tokenrelay.worker.sampling.params import SamplingParams
 from tokenrelay.worker.sampling.sampler import _filter, encode_params, gumbel_noise, noise_key, sample_scores
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    # On a shared machine, waking a second thread for each of these small tensors costs a scheduler tick.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 PLAIN = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, seed=0)
 KINDS = [
     SamplingParams(0.0, 0, 1.0, seed=1),

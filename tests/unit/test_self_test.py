@@ -20,17 +20,9 @@ from tokenrelay.worker.engine.transformers.layers.attention import attend_reques
 from tokenrelay.worker.engine.transformers.self_test import draw_error, ordinary_ids, score_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedModel
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def start(model: PreTrainedModel, dtype: torch.dtype = torch.float32, **settings: int) -> TransformersEngine:
