@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.families.folders import CONTEXT, tiny_config, write_folder
 from tokenrelay.worker.engine.contract import ModelError
+from tokenrelay.worker.engine.host_memory import free_host_bytes
 from tokenrelay.worker.engine.model_files.fingerprint import fingerprint_folder
-from tokenrelay.worker.engine.transformers.host_memory import free_host_bytes
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings, bytes_per_token, plan_cache
 from tokenrelay.worker.engine.transformers.layers.linear import PackedLinear
 from tokenrelay.worker.engine.transformers.models import load_model

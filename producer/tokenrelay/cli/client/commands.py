@@ -27,13 +27,14 @@ from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire.entries import Ended, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tokenrelay.producer import Generation, ReadOnlyGeneration
     from tokenrelay.shared.wire.answer import Answer
 
 Prompt = Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.", metavar="PROMPT")]
 RequestId = Annotated[str, typer.Argument(help="A request ID, as printed by submit.", metavar="ID")]
+Choices = Annotated[int, typer.Option("--n", help="Number of choices, 1 to 16.", show_default=False, metavar="N")]
 Local = Annotated[bool, typer.Option("--local", help="Start a temporary Redis and worker for this call.")]
 
 
@@ -44,16 +45,28 @@ def register(app: typer.Typer) -> None:
 
 
 @with_options
-def ask(prompt: Prompt = None, *, local: Local = False, json: Json = False, **options: Any) -> None:
-    """Submit a prompt and print the answer as it's generated. Ctrl-C cancels the request."""
+def ask(prompt: Prompt = None, *, n: Choices = 1, local: Local = False, json: Json = False, **options: Any) -> None:
+    """Submit a prompt and print the answer as it's generated. Ctrl-C cancels the request.
+
+    Several choices are generated at once and printed one behind the other.
+    """
     with _producer(local) as producer:
-        generation = producer.submit(_prompt(prompt), **options)
-        with _cancel_on_interrupt(generation):
-            if sys.stderr.isatty():
-                write_message(f"request {generation.request_id}")
-            _write_entries(generation, json=json)
-            if options.get("response_format"):
-                _raise_if_cut_off(generation.result())
+        generations = producer.submit_choices(_prompt(prompt), n=n, **options)
+        with _cancel_on_interrupt(generations):
+            failures: list[GenerationError] = []
+            for number, generation in enumerate(generations):
+                if sys.stderr.isatty():
+                    write_message(f"request {generation.request_id}")
+                if n > 1 and not json:
+                    write_text(f"--- choice {number} ---\n")
+                try:
+                    _write_entries(generation, json=json)
+                    if options.get("response_format"):
+                        _raise_if_cut_off(generation.result())
+                except GenerationError as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
 
 
 @with_options
@@ -116,11 +129,12 @@ def _producer(local: bool) -> Iterator[Producer]:
 
 
 @contextmanager
-def _cancel_on_interrupt(generation: Generation) -> Iterator[None]:
+def _cancel_on_interrupt(generations: Sequence[Generation]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, BrokenPipeError):
-        generation.cancel()
+        for generation in generations:
+            generation.cancel()
         raise
 
 

@@ -18,7 +18,7 @@ from tokenrelay.worker.sampling.params import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tokenrelay.shared.options import Submission
+    from tokenrelay.shared.options import StoredRequest
     from tokenrelay.shared.store.jobs import Execution
     from tokenrelay.shared.store.requests import WrittenToken
     from tokenrelay.worker.engine.contract import EngineOutput, FinishReason
@@ -67,7 +67,7 @@ class Work:
     """What the engine is to do for a claimed request. `budget`: tokens, over all attempts; `bad_words` as tokens;
     `token_mask`: of its grammar."""
 
-    options: Submission
+    options: StoredRequest
     prompt_ids: tuple[int, ...]
     budget: int
     bad_words: tuple[tuple[int, ...], ...] = ()
@@ -217,6 +217,7 @@ def engine_request(attempt: Attempt, work: Work) -> EngineRequest:
         # Redis has them before the first token: what an earlier attempt has stored isn't computed again.
         prompt_logprobs=None if attempt.tokens else work.options["prompt_logprobs"],
         token_mask=work.token_mask,
+        shares_prompt=work.options.get("choices", 1) > 1,
     )
 
 

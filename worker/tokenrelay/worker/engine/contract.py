@@ -44,6 +44,7 @@ class EngineRequest:
     top_logprobs: int | None = None  # report log-probabilities, of so many likeliest tokens too; None: none
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
     token_mask: TokenMask | None = None  # the tokens that may follow, as of a grammar
+    shares_prompt: bool = False  # other requests have the same prompt: prefill it once for all, if you can
 
 
 @dataclass(frozen=True, slots=True)

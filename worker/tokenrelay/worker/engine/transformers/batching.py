@@ -38,6 +38,7 @@ from tokenrelay.worker.engine.transformers.layers.packed_attention import contai
 from tokenrelay.worker.engine.transformers.layers.prompt_scores import can_score_prompts, compute_whole_prompts
 from tokenrelay.worker.engine.transformers.model_errors import mute_manager, translate_errors
 from tokenrelay.worker.engine.transformers.probing import EngineProbe, Trial
+from tokenrelay.worker.engine.transformers.prompt_sharing import SCHEDULER, PromptSharingScheduler
 from tokenrelay.worker.engine.transformers.sampling_rows import (
     LiveRequest,
     PositionKeyedSampler,
@@ -138,6 +139,7 @@ class TransformersEngine:
                 # Resolved before our sampler is installed: the manager's own choice would leave it no memory.
                 max_memory_percent=0.8 if self._loaded.device.type == "cuda" else None,
                 safety_margin=0.0 if roomy else None,
+                scheduler_type=SCHEDULER,
                 auto_switch_to_flash=self._loaded.device.type == "cuda",
                 # Not for their values: they show which rows had no valid score (see `_valid`).
                 return_logprobs=True,
@@ -184,6 +186,8 @@ class TransformersEngine:
             draw_without_softmax(processor.model_runner)
         adjust_without_graph(processor.model_runner, self._sampler)
         compute_whole_prompts(processor.cache, self._scores_prompt)
+        if isinstance(processor.scheduler, PromptSharingScheduler):
+            processor.scheduler.compute_stream = processor.inputs_and_outputs.compute_stream
         context_tokens = _largest_request(processor.cache, self._loaded.context_tokens)
         self.capabilities = replace(self.capabilities, context_tokens=context_tokens)
         self._manager.start()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenrelay.worker.engine.contract import ModelError
-from tokenrelay.worker.engine.transformers.host_memory import free_host_bytes
+from tokenrelay.worker.engine.host_memory import free_host_bytes
 
 if TYPE_CHECKING:
     from tokenrelay.worker.engine.transformers.models import LoadedModel

@@ -140,12 +140,12 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         self._adjusting = {
             index: (state, rows[index][1])
             for index, state in enumerate(drawing)
-            if (live := _live(state)) is not None and live.adjusts
+            if (live := live_request(state)) is not None and live.adjusts
         }
         self._reporting = {
             index: (live, rows[index][1])
             for index, state in enumerate(drawing)
-            if (live := _live(state)) is not None and live.request.top_logprobs is not None
+            if (live := live_request(state)) is not None and live.request.top_logprobs is not None
         }
         self.prompt_parts = tuple(_prompt_parts(requests_in_batch))
         if rows:
@@ -177,12 +177,12 @@ class PositionKeyedSampler(ContinuousBatchingLogitsProcessorList):
         adjust(scores, rows)
         for index, row in rows.items():
             if row.masks and float(scores[index].max()) == -torch.inf:
-                live = _live(self._adjusting[index][0])
+                live = live_request(self._adjusting[index][0])
                 assert live is not None
                 live.dead_end = True
 
 
-def _live(state: RequestState) -> LiveRequest | None:
+def live_request(state: RequestState) -> LiveRequest | None:
     """None for the manager's own warm-up requests, whose draws are discarded."""
     live: LiveRequest | None = state.logit_processor_kwargs.get("live")
     return live
@@ -213,7 +213,7 @@ def _parameters(state: RequestState) -> tuple[SamplingParams, int]:
     From the position, which already counts this step's tokens: `generated_tokens` starts again when the scheduler soft
     resets a request, and lags a step behind under asynchronous batching.
     """
-    live = _live(state)
+    live = live_request(state)
     if live is None:
         return _GREEDY, state.position_offset + 1
     return live.request.sampling, state.position_offset - len(live.request.prompt_ids) + 1
@@ -226,7 +226,7 @@ def _row(state: RequestState, position: int, last_id: torch.Tensor) -> Row:
     start. Under asynchronous batching the state lacks the token of the step before; only the device has it, as this
     step's input, and reading it waits for that step.
     """
-    live = _live(state)
+    live = live_request(state)
     assert live is not None
     prompt_ids = live.request.prompt_ids
     emitted_ids = [*state.initial_tokens[len(prompt_ids) :], *state.generated_tokens]
