@@ -72,6 +72,29 @@ def test_a_stream_goes_on_when_its_gateway_is_killed(
     assert "".join(event.json.get("text", "") for event in seen) == "It is sunny and warm."
 
 
+def test_a_keyed_repeat_finds_the_choices_of_a_gateway_that_was_killed(
+    serve: Callable[[], tuple[subprocess.Popen[str], str]], writer: WakingWriter
+) -> None:
+    (doomed, first), (_, second) = serve(), serve()
+    body = {"model": "weather", "prompt": "x", "n": 3, "stream": True}
+    headers = {"Idempotency-Key": "k"}
+    with httpx.Client(timeout=60) as client:
+        with client.stream("POST", f"{first}/v1/completions", json=body, headers=headers) as response:
+            ids = [wait_until(writer.take) for _ in range(3)]
+            for each in ids:
+                writer.claim(each)
+            writer.append(ids[0], "It")
+            assert next(dispatch(split_lines(response.iter_text()))).json["choices"][0]["text"] == "It"
+            doomed.kill()
+        for index, each in enumerate(ids):
+            writer.append(each, f" {index}")
+            writer.finish(each)
+        answer = client.post(f"{second}/v1/completions", json={**body, "stream": False}, headers=headers).json()
+    assert answer["id"] == f"cmpl-{ids[0]}"
+    assert [choice["text"] for choice in answer["choices"]] == ["It 0", " 1", " 2"]
+    assert writer.take() is None
+
+
 def test_sigterm_lets_readers_go_at_once_and_cancels_nothing(
     serve: Callable[[], tuple[subprocess.Popen[str], str]], writer: WakingWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
