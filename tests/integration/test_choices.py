@@ -185,14 +185,20 @@ def test_a_keyed_retry_attaches_to_all(producer: Producer, redis: Redis, writer:
     assert requests_there(redis) == {keys.request(each) for each in ids}
 
 
-@pytest.mark.parametrize("created", [0, 1, 2, 3])
-def test_a_keyed_retry_heals_a_producer_that_died_midway(producer: Producer, redis: Redis, created: int) -> None:
+@pytest.mark.parametrize(
+    ("created", "a_moment_ago"), [(0, True), (1, True), (2, True), (3, True), (1, False), (2, False)]
+)
+def test_a_keyed_retry_heals_a_producer_that_died_midway(
+    producer: Producer, redis: Redis, created: int, a_moment_ago: bool
+) -> None:
     """It had bound the key and created some of three; none was enqueued. The seeds are the ones that it had drawn."""
     first = producer.submit_choices("x", n=3, idempotency_key="k")
     ids, drawn = [each.request_id for each in first], [stored(redis, each.request_id)["seed"] for each in first]
     redis.delete(QUEUE, *(keys.rq_job(each) for each in ids))
     for each in ids[created:]:
         redis.delete(*keys.of_request(each))
+    if not a_moment_ago:
+        redis.delete(keys.idempotency_mark("k"))
     again = producer.submit_choices("x", n=3, idempotency_key="k")
     assert [each.request_id for each in again] == ids == queued(redis)
     assert [stored(redis, each)["seed"] for each in ids] == drawn
