@@ -70,6 +70,9 @@ def prompt_of(length: int, start: int = 1) -> tuple[int, ...]:
     return tuple((start + 7 * step) % VOCABULARY for step in range(length))
 
 
+PROMPT: Final = prompt_of(50, 5)
+
+
 def choices(name: str, prompt: Sequence[int], tokens: int, n: int = N) -> list[EngineRequest]:
     return [
         EngineRequest(f"{name}{k}", tuple(prompt), (), tokens, SamplingParams(1.0, 0, 1.0, seed=k), shares_prompt=True)
@@ -181,6 +184,26 @@ def test_a_small_cache_keeps_every_token_and_every_page() -> None:
         cache.pool.try_to_free_sectors()
         assert cache.pool.num_free_sectors == cache.num_sectors
         assert not any(allocator.ledger.shared_ref_counts for allocator in cache.cache_allocators.values())
+
+
+def test_choices_whose_prompts_are_scored_report_each_of_them(engine: Counted) -> None:
+    """No hidden states are computed for what is copied: those that ask prefill by themselves."""
+    asked = [
+        replace(each, prompt_logprobs=2) if k in (3, 4) else each for k, each in enumerate(choices("s", PROMPT, 3))
+    ]
+    for each in asked:
+        engine.add(each)
+    reported, ended = dict[str, int](), set[str]()
+
+    def read() -> bool:
+        for output in engine.outputs(1.0):
+            if output.prompt_logprobs is not None:
+                reported[output.engine_id] = len(output.prompt_logprobs)
+            ended.update([output.engine_id] if output.finish_reason else [])
+        return len(ended) == N
+
+    wait_until(read)
+    assert reported == {each.engine_id: len(PROMPT) - 1 for each in asked[3:5]}
 
 
 def test_a_sliding_window_shares_nothing_and_is_right() -> None:

@@ -117,9 +117,12 @@ def _share_pages(allocator: CacheAllocator, source_id: str, request_id: str, len
 
 
 def _shared_prompt(state: RequestState) -> tuple[int, ...]:
-    """The prompt that the request shares with others; empty where it shares none."""
+    """The prompt that the request shares with others; empty where it shares none, or computes all of it itself for the
+    prompt's log-probabilities."""
     live = live_request(state)
-    return live.request.prompt_ids if live is not None and live.request.shares_prompt else ()
+    if live is None or not live.request.shares_prompt or live.scores_prompt:
+        return ()
+    return live.request.prompt_ids
 
 
 def _tokens_to_share(state: RequestState) -> int:

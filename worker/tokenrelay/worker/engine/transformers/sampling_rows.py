@@ -192,7 +192,7 @@ def _prompt_parts(requests_in_batch: Sequence[FutureRequestState]) -> Iterator[P
     """The parts of prompts in a step, whose positions count this step's tokens already."""
     row = 0
     for request in requests_in_batch:
-        live = _live(request.state)
+        live = live_request(request.state)
         if live is not None and live.scores_prompt:
             end = request.state.position_offset
             begin, prompt_ids = end - request.query_length, live.request.prompt_ids
