@@ -105,6 +105,10 @@ HOSTILE: Final[dict[str, Callable[[], Case]]] = {
         "json_schema",
         json.dumps({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(8_000)}}),
     ),
+    "1,000 optional properties": lambda: (
+        "json_schema",
+        json.dumps({"properties": {f"p{n}": {"type": "string"} for n in range(1_000)}, "additionalProperties": False}),
+    ),
     "$ref to itself": lambda: ("json_schema", '{"$ref":"#"}'),
     "$ref loop of three": lambda: (
         "json_schema",
@@ -114,6 +118,7 @@ HOSTILE: Final[dict[str, Callable[[], Case]]] = {
     "2^30 paths of allOf": lambda: ("json_schema", _doubling(30)),
     "2^24 combinations of anyOf": lambda: ("json_schema", _choices_of_each(24)),
     "100,000 items": lambda: ("json_schema", '{"type":"array","items":{"type":"string"},"minItems":100000}'),
+    "10^6 properties": lambda: ("json_schema", '{"type":"object","minProperties":1000000}'),
     "10^9 characters": lambda: ("json_schema", '{"type":"string","minLength":10,"maxLength":1000000000}'),
     "multipleOf of 7 primes": lambda: (
         "json_schema",
@@ -122,6 +127,11 @@ HOSTILE: Final[dict[str, Callable[[], Case]]] = {
     "(a|b)*a(a|b){30}": lambda: ("regex", "(a|b)*a(a|b){30}"),
     "(.{0,1000}){1000}": lambda: ("regex", "(.{0,1000}){1000}"),
     "((a{1,100}){1,100}){1,100}": lambda: ("regex", "((a{1,100}){1,100}){1,100}"),
+    "1,000 patterns at once": lambda: (
+        "json_schema",
+        json.dumps({"type": "string", "allOf": [{"pattern": f"a.{{{n}}}b"} for n in range(1_000)]}),
+    ),
+    "letters of all scripts, 1,000 times": lambda: ("regex", r"\p{L}{1000}"),
     "(x+x+)+y": lambda: ("regex", "(x+x+)+y"),
     "20 times .*": lambda: ("regex", ".*x" * 20),
     "parentheses 50,000 deep": lambda: ("regex", "(" * 50_000 + "a" + ")" * 50_000),

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any, Final
+
+import jsonschema_rs
+
+from tests.grammars import vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from random import Random
 
 Schema = dict[str, Any]
 
@@ -199,6 +205,9 @@ def _plain(rng: Random) -> Schema:
     )
 
 
+CLOSING = {at: 12.0 for at, written in enumerate(vocabulary().tokens) if not set(written) - set(b'"}],')}
+"""Biases that bring answers to their ends: of tokens that close something, or separate what is complete."""
+
 LITERALS = ("a", "bc", "Grü", "界", "🌍", r"\.", '"', r"\{", r"\}", r"\\", "sunny", " ", "/", r"\t", "-", "0x")
 CLASSES = (
     "[a-z]",
@@ -244,6 +253,40 @@ def random_pattern(rng: Random, depth: int = 4) -> str:
     return f"({parts[0]}){rng.choice(REPEATS)}"
 
 
-def described(schema: Schema) -> str:
-    """For the message of a test that fails."""
-    return json.dumps(schema, ensure_ascii=False)
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An option `response_format`, and whether a complete answer matches it."""
+
+    option: dict[str, Any]
+    is_valid: Callable[[str], bool]
+
+
+def random_format(seed: int) -> Format:
+    """A schema for two of three seeds, a pattern for one."""
+    rng = Random(seed)
+    if seed % 3:
+        schema = random_schema(rng)
+        return Format({"type": "json_schema", "value": json.dumps(schema, ensure_ascii=False)}, _fits(schema))
+    pattern = random_pattern(rng)
+    return Format({"type": "regex", "value": pattern}, _matches(pattern))
+
+
+def _fits(schema: Schema) -> Callable[[str], bool]:
+    validator = jsonschema_rs.validator_for(schema, validate_formats=True)
+
+    def is_valid(text: str) -> bool:
+        # RFC 3339's grammar, which is compiled, has a leap second in every minute and a leap day in every year.
+        text = re.sub(r"(\d\d:\d\d):60", r"\1:59", text).replace("-02-29", "-02-28")
+        return validator.is_valid(json.loads(text, parse_float=_finite))
+
+    return is_valid
+
+
+def _finite(text: str) -> float:
+    """A number without bounds may have an exponent that no float has."""
+    return max(-sys.float_info.max, min(float(text), sys.float_info.max))
+
+
+def _matches(pattern: str) -> Callable[[str], bool]:
+    match = re.compile(in_python(pattern)).fullmatch
+    return lambda text: match(text) is not None

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,9 @@ from tests.grammars import allowed, vocabulary
 from tokenrelay.shared.errors import EngineError
 from tokenrelay.worker.sampling.grammar.compiler import MOST_WAITING, GrammarCompiler, outcome
 from tokenrelay.worker.sampling.grammar.grammar import Grammar, GrammarError
+from tokenrelay.worker.sampling.grammar.library import bind, compile_grammar, free, to_source
 from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
-from tokenrelay.worker.sampling.grammar.trial import Trial
+from tokenrelay.worker.sampling.grammar.trial import COMMAND, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -199,16 +201,37 @@ def test_grammars_that_wait_are_limited(held: tuple[GrammarCompiler, Callable[[]
     compiler.compile(EASY)
 
 
-def test_no_process_is_no_refusal() -> None:
+@pytest.mark.parametrize("command", [("false",), ("/none",)])
+def test_no_process_is_no_refusal(command: tuple[str, ...]) -> None:
     """Of a host without memory, say: what failed is tried again when it is asked for the next time."""
-    commands = iter((("false",), ("/none",)))
-    compiler = GrammarCompiler(vocabulary(), trial=lambda: Trial(next(commands)))
+    commands = [COMMAND, command]
+
+    class Failing(Trial):
+        def compile(self, grammar: Grammar) -> str:
+            self.command = commands.pop() if commands else COMMAND
+            return super().compile(grammar)
+
+    compiler = GrammarCompiler(vocabulary(), trial=Failing)
     try:
-        for _ in range(2):
-            with pytest.raises(EngineError, match="doesn't start"):
-                compiler.compile(EASY)
+        with pytest.raises(EngineError, match="doesn't start"):
+            compiler.compile(EASY)
+        compiler.compile(EASY)
     finally:
         compiler.close()
+
+
+def test_grammars_are_freed_by_several_threads() -> None:
+    """As by those that compile; what one of them raised would fail the request that it compiled for."""
+    tokens = bind(vocabulary())
+    parts = [[compile_grammar(tokens, to_source(EASY), "regex") for _ in range(200)] for _ in range(4)]
+
+    def free_all(part: list[Any]) -> None:
+        for each in part:
+            free(each)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(free_all, parts))
+    assert all(each.is_error() for part in parts for each in part)
 
 
 def test_a_grammar_is_freed_once_it_is_neither_kept_nor_used() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, assert_never
@@ -71,6 +72,10 @@ def compile_grammar(tokens: LLTokenizer, source: str, kind: Kind) -> Matcher:
     return matcher
 
 
+_FREEING: Final = threading.Lock()
+"""The other matcher is one call's at a time."""
+
+
 @cache
 def _executor() -> tuple[LLExecutor, Matcher]:
     """A thread of the library's own. It works without the interpreter only where it is given two matchers."""
@@ -85,7 +90,8 @@ def free(matcher: Matcher) -> None:
     a grammar of 262,144 bytes in up to 40 ms, in which no other thread runs.
     """
     executor, other = _executor()
-    executor.consume_token_par([(matcher, _NO_TOKEN), (other, _NO_TOKEN)])
+    with _FREEING:
+        executor.consume_token_par([(matcher, _NO_TOKEN), (other, _NO_TOKEN)])
 
 
 def is_full(matcher: Matcher) -> bool:

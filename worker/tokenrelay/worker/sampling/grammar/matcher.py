@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from tokenrelay.worker.sampling.grammar.library import free, is_full
+from tokenrelay.worker.sampling.grammar.library import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,8 +37,7 @@ class CompiledGrammar:
 
     def renew(self) -> None:
         """Begin with no lexer states again."""
-        before, self.root = self.root, self.compile()
-        free(before)
+        self.root = self.compile()
 
 
 @dataclass(slots=True)

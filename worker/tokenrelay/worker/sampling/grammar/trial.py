@@ -28,7 +28,7 @@ class Trial:
     """Compiles grammars one after another in a process, which is started with the first and after each one's death."""
 
     def __init__(self, command: tuple[str, ...] = COMMAND) -> None:
-        self._command = command
+        self.command = command
         self._process: subprocess.Popen[bytes] | None = None
 
     def compile(self, grammar: Grammar) -> str:
@@ -66,7 +66,7 @@ class Trial:
         self.close()
         try:
             self._process = process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
             _answer(process)
         except (OSError, EOFError, TimeoutError) as error:
