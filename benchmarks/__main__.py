@@ -13,7 +13,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import asked, calls, footprint, growth, growth_memory, growth_model, http, pacing, plane, throughput
+from benchmarks import (
+    asked,
+    calls,
+    footprint,
+    grammar_steps,
+    growth,
+    growth_memory,
+    growth_model,
+    http,
+    pacing,
+    plane,
+    throughput,
+)
 from benchmarks.options import BenchOptions
 from benchmarks.report import print_tables, refresh_page, write_growth_png, write_json, write_png
 from tokenrelay.worker.models import weather_model_path
@@ -30,6 +42,7 @@ SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Measurement]]]] = {
     "plane": plane.measure,
     "pacing": pacing.measure,
     "calls": calls.measure,
+    "grammars": grammar_steps.measure,
     "http": http.measure,
     "footprint": footprint.measure,
     "growth": growth.measure,
@@ -38,7 +51,7 @@ SUITES: Final[dict[str, Callable[[BenchOptions], Iterator[Measurement]]]] = {
 }
 
 
-WITH_MODEL: Final = ("throughput", "asked", "http", "growth-model")
+WITH_MODEL: Final = ("throughput", "asked", "grammars", "http", "growth-model")
 """Suites that use `--model`; the others use the bundled model, or none."""
 
 
