@@ -22,13 +22,14 @@ PYTEST_ARGS ?=
 SECONDS ?= 120
 RUNS ?= 20
 FAULTS_ARGS ?=
+RESUMES_ARGS ?=
 BENCH_ARGS ?=
 STEPS ?=
 CLIENTS ?=
 CLIENTS_ARGS ?=
 export PYTHON TORCH_INDEX_URL VENV
 
-.PHONY: help demo serve test slow compose faults chaos clients families lowest newest loaded nightly bench check train format clean
+.PHONY: help demo serve test slow compose faults chaos resumes clients families lowest newest loaded nightly bench check train format clean
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +55,10 @@ faults: $(INSTALLED)  ## inject faults into real workers and Redis servers, RUNS
 
 chaos: $(INSTALLED)  ## inject all faults at once for SECONDS=120
 	@$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) $(FAULTS_ARGS)
+
+resumes: $(INSTALLED)  ## resume streams of every option at random tokens, in float64 and float32; RESUMES_ARGS="--model FOLDER"
+	@$(BIN)/python -m tests.resumes $(RESUMES_ARGS)
+	@$(BIN)/python -m tests.resumes --dtype float32 $(RESUMES_ARGS)
 
 clients: $(INSTALLED)  ## test a gateway with unmodified client packages; CLIENTS="openai curl" selects some (docs/clients.md)
 	@$(BIN)/python -m tests.clients $(CLIENTS_ARGS) $(CLIENTS)

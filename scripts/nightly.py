@@ -55,6 +55,7 @@ STEPS: Final = (
     Step("loaded", (*MAKE, "loaded")),
     Step("clients", (*MAKE, "clients", "CLIENTS_ARGS=--page docs/clients.md")),
     Step("families", (*MAKE, "families")),
+    Step("resumes", (*MAKE, "resumes")),
     Step("faults", (*MAKE, "faults", "RUNS=20")),
     Step("chaos", (*MAKE, "chaos", "SECONDS=1200")),
 )

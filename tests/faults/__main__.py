@@ -147,7 +147,9 @@ def report(tallies: Sequence[Tally], runs: int, console: Console) -> int:
     console.print(
         f"{sum(t.tokens for t in tallies):,} tokens in {sum(t.streams for t in tallies):,} streams, "
         f"{sum(t.takeovers for t in tallies):,} takeovers; float64: {identical:,} of {streams:,} streams identical; "
-        f"{sum(t.consumers for t in tallies):,} consumers' copies compared; {sum(t.wall_s for t in tallies):.0f} s"
+        f"{sum(t.consumers for t in tallies):,} consumers' copies compared; "
+        f"{sum(t.complete for t in tallies):,} structured answers complete, and in format; "
+        f"{sum(t.wall_s for t in tallies):.0f} s"
     )
     red = [tally.fault for tally in tallies if tally.red]
     if runs < LEAST_RUNS:

@@ -349,6 +349,7 @@ def main() -> int:
         f"identical {tally.identical:,} of {tally.streams:,}, the beginning of theirs in {tally.cut:,} that were ended "
         f"early: {len(books.cancelled)} cancelled, {len(books.poisoned)} failed as poison after three deaths in a row; "
         f"{tally.consumers:,} consumers' copies compared; "
+        f"{tally.complete:,} structured answers complete, and in format; "
         f"{number_of_keys:,} keys, each with a TTL or an owner\nfaults: {faults}"
     )
     for line in tally.broken[:20]:

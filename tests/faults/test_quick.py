@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults import kills, redis_faults, sick_faults
+from tests.faults import control, kills, redis_faults, sick_faults
 from tests.faults.bench import Bench
 from tests.faults.chaos import Books
 from tests.faults.load import Text, requests, undisturbed
 from tests.faults.nursery import Nursery
 from tests.faults.site import Plan, Site
 from tests.faults.verdict import Tally
+from tests.formats import FORMATS
 from tests.integration.test_supervisor import child_of, ready, supervised
 from tests.streams import ended, migrated, queued, started, token
 from tests.waiting import wait_until
 from tests.workers import running_worker
 from tokenrelay.shared.wire import keys
-from tokenrelay.shared.wire.entries import EntryId, State, Usage
+from tokenrelay.shared.wire.entries import EntryId, State, Token, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import MakeRedisServer
     from tests.redis_servers import RedisServer
+    from tokenrelay.producer import Submission
     from tokenrelay.shared.wire.entries import Entry
 
 TOKENS = 3
@@ -142,6 +144,31 @@ def test_nothing_is_lost_repeated_or_changed(bench: Bench, fault: Callable[[Benc
     tally.broken = [told for told in tally.broken if not told.startswith("re-claim ")]
     assert not tally.red, tally
     assert tally.identical == tally.streams > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_load_could_go_wrong_and_is_what_the_draw_gives() -> None:
+    assert control.main() == 0
+
+
+def test_a_complete_answer_that_is_not_in_its_format_is_red() -> None:
+    submission: Submission = {"prompt": "x", "response_format": FORMATS["json_object"].option}
+    expected = replace(EXPECTED, submission=submission, state=State.COMPLETED, finish_reason="stop")
+    tally = Tally("a fault", 1, runs=1)
+    tally.receive("r" * 22, [*undisturbed_stream()[:-1], ended(EntryId(TOKENS, 1), State.COMPLETED, "!")], expected)
+    assert (tally.changed, tally.complete, len(tally.broken)) == (0, 1, 1), tally
+
+
+def test_log_probabilities_are_compared_where_results_are_exact() -> None:
+    first, second, *rest = undisturbed_stream()[2:]
+    assert isinstance(second, Token)
+    reported = replace(second, logprobs=(TokenLogprob(102, -1.0, b" t2"),))
+    stream = [queued(), started(), first, reported, *rest]
+    assert verdict(stream).changed == 1
+    tally = Tally("float32", 1, runs=1, exact=False)
+    tally.receive("r" * 22, stream, EXPECTED)
+    assert tally.changed == 0
 
 
 @pytest.mark.slow
