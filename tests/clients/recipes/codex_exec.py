@@ -21,6 +21,8 @@ CONFIGURATION = f"""
 model_provider = "tokenrelay"
 model_instructions_file = "{HOME}/instructions.md"
 web_search = "disabled"
+include_permissions_instructions = false
+include_environment_context = false
 
 [model_providers.tokenrelay]
 {PROVIDER}

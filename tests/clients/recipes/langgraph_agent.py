@@ -1,5 +1,6 @@
 """LangGraph: a graph of one node that calls the model, its history kept by a checkpointer."""
 
+from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -7,9 +8,17 @@ from scenarios import API_KEY, BASE_URL, ENDLESS, LONG_QUESTION, MODEL, QUESTION
 
 
 def agent(model=MODEL, api_key=API_KEY):
-    chat = ChatOpenAI(model=model, base_url=BASE_URL, api_key=api_key, temperature=0)
+    # Its time limit on chunks waits by asyncio.wait_for, which in Python 3.11 loses a cancellation if a chunk comes.
+    chat = ChatOpenAI(model=model, base_url=BASE_URL, api_key=api_key, temperature=0, stream_chunk_timeout=None)
+
+    def answer(state):
+        return {"messages": [chat.invoke(state["messages"])]}
+
+    async def answer_async(state):
+        return {"messages": [await chat.ainvoke(state["messages"])]}
+
     graph = StateGraph(MessagesState)
-    graph.add_node("answer", lambda state: {"messages": [chat.invoke(state["messages"])]})
+    graph.add_node("answer", RunnableLambda(answer, answer_async))
     graph.add_edge(START, "answer")
     return graph.compile(checkpointer=InMemorySaver())
 
@@ -34,10 +43,11 @@ def streamed():
     return answers
 
 
-def leave():
-    stream = agent(model=ENDLESS).stream(asked("Tell me more."), CHAT, stream_mode="messages")
-    read = [next(stream)[0].id for _ in range(3)]
-    stream.close()
+async def leave():
+    """By asyncio: what closes a synchronous stream waits until the graph's node has read its answer to the end."""
+    stream = agent(model=ENDLESS).astream(asked("Tell me more."), CHAT, stream_mode="messages")
+    read = [(await anext(stream))[0].id for _ in range(3)]
+    await stream.aclose()
     return read
 
 
