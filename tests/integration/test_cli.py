@@ -377,6 +377,8 @@ def test_a_terminal_shows_a_tokens_probability_by_colour(
 
 def test_a_pipe_gets_text_without_colours(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     with serving(redis_server.url, lambda writer, request_id: writer.answer(request_id, UNSURE)):
         done = tokenrelay("ask", QUESTION, "--logprobs")
     assert (done.stdout, done.stderr) == (f"{PLAIN}\x1b\n", "")
