@@ -287,6 +287,8 @@ def test_no_worker_is_warned_of_in_one_line() -> None:
         (["submit", "x", "--seed", "many"], 2, "--seed"),
         (["ask", "x", "--priority", "urgent"], 2, "--priority"),
         (["ask", "x", "--nonsense"], 2, "--nonsense"),
+        (["ask", "-", "--schema", "-"], 2, "schema: the prompt is read from standard input; give a file"),
+        (["ask", "x", "--schema", "{}"], 2, "give a file, or - for standard input"),
         (["follow", "short"], 2, "request_id: "),
         (["follow", "nosuchrequest0123456789"], 4, "no request nosuchrequest0123456789"),
         (["cancel", "nosuchrequest0123456789"], 4, "no request"),

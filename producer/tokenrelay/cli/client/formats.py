@@ -38,6 +38,8 @@ def pop_format(arguments: dict[str, Any]) -> dict[str, Any] | None:
     for name, value in given.items():
         if name != "schema":
             return {"type": name, "value": value}
+        if str(value) == arguments.get("prompt") == "-":
+            raise RequestError("schema: the prompt is read from standard input; give a file", field="response_format")
         try:
             raw = sys.stdin.buffer.read() if str(value) == "-" else value.read_bytes()
             return {"type": "json_schema", "value": raw.decode("utf-8-sig")}
