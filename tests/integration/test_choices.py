@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from tests.engines import CountingEngine
+from tests.workers import MODEL, VOCABULARY, running_worker
 from tokenrelay.producer import (
     AsyncProducer,
     GenerationCancelled,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tests.writers import Writer
     from tokenrelay.producer._core.planning import Plan
     from tokenrelay.shared.redis.batches import Pipeline
+    from tokenrelay.worker.engine.contract import EngineRequest
 
 OWNER: Final = "alice"
 NAME: Final = keys.queue("weather", "default")
@@ -228,3 +231,29 @@ def test_a_choice_whose_retention_is_over_is_never_made_again(producer: Producer
     assert [each.request_id for each in producer.submit_choices("x", n=3, idempotency_key="k")] == ids
     assert not redis.exists(keys.request(ids[1]))
     assert not queued(redis)
+
+
+class Recording(CountingEngine):
+    """Keeps what it's asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(vocabulary=VOCABULARY)
+        self.added: list[EngineRequest] = []
+
+    def add(self, request: EngineRequest) -> None:
+        self.added.append(request)
+        super().add(request)
+
+
+def test_the_engine_knows_which_requests_share_their_prompt(redis_server: RedisServer) -> None:
+    """And draws each with the seed that was derived for it."""
+    engine = Recording()
+    with running_worker(redis_server.url, engine), Producer(redis_server.url) as producer:
+        producer.submit("w1 w2 w3", model=MODEL, max_new_tokens=3, seed=7).result(60)
+        for each in producer.submit_choices("w1 w2 w3", n=3, model=MODEL, max_new_tokens=3, seed=7):
+            each.result(60)
+    alone, *several = engine.added
+    assert not alone.shares_prompt
+    assert all(each.shares_prompt and each.prompt_ids == alone.prompt_ids for each in several)
+    expected = [plan.request["seed"] for plan in plan_choices([{"prompt": "x", "seed": 7}], 3, ProducerSettings())]
+    assert sorted(each.sampling.seed for each in several) == sorted(filter(None, expected))
