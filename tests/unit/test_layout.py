@@ -37,6 +37,7 @@ FLOORS = {
         "views",
         "streams",
         "core",
+        "openai/tools",
         "openai/bodies",
         "openai",
         "native",

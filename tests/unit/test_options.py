@@ -55,7 +55,7 @@ BAD: list[tuple[dict[str, Any], str, object, str]] = [
     ({"prompt": None, "messages": user(" ")}, "messages", None, "empty or blank"),
     ({"prompt": None, "messages": []}, "messages", 1, "at least 1"),
     ({"prompt": None, "messages": "hello"}, "messages", None, "valid list"),
-    ({"prompt": None, "messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", None, "'user'"),
+    ({"prompt": None, "messages": [{"role": "narrator", "content": "x"}]}, "messages.0.role", None, "'user'"),
     ({"prompt": None, "messages": [{"role": "user"}]}, "messages.0.content", None, "required"),
     ({"prompt": None}, "prompt", None, "neither given"),
     ({"messages": user("x")}, "prompt", None, "both given"),
@@ -100,7 +100,7 @@ BAD: list[tuple[dict[str, Any], str, object, str]] = [
         {"prompt": None, "messages": [{"role": "user", "content": "x", "contents": "y"}]},
         "messages.0.contents",
         None,
-        "unknown field; did you mean content? known ones are content, role",
+        "unknown field; did you mean content? known ones are content, name,",
     ),
 ]
 

@@ -5,6 +5,7 @@ from tokenrelay.producer._core.prompts import PromptToken
 from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
 from tokenrelay.producer.client import Consumer, Producer
 from tokenrelay.producer.generation import Generation, NoWorkerWarning, ReadOnlyGeneration
+from tokenrelay.shared.chat import Message
 from tokenrelay.shared.errors import (
     GenerationCancelled,
     GenerationError,
@@ -26,7 +27,6 @@ from tokenrelay.shared.errors import (
     WrongEventLoop,
 )
 from tokenrelay.shared.options import Options, Submission
-from tokenrelay.shared.request_fields import Message
 from tokenrelay.shared.settings import ProducerSettings
 from tokenrelay.shared.wire.answer import Answer, Timings
 from tokenrelay.shared.wire.entries import Ended, Entry, EntryId, Event, Migrated, Queued, Started, State, Token, Usage

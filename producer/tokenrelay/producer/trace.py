@@ -36,7 +36,7 @@ from tokenrelay.shared.wire.entries import (
 from tokenrelay.shared.wire.keys import Plane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tokenrelay.producer._core.steps import Steps
 
@@ -187,7 +187,7 @@ def as_json(trace: Trace) -> dict[str, Any]:
 
 def _stages(record: RequestRecord, assembler: Assembler) -> tuple[Stage, Stage, Stage, Stage]:
     request: dict[str, Any] = json.loads(text(record.body or "{}"))
-    messages = [f"{message['role']}: {message['content']}" for message in request.get("messages") or ()]
+    messages = [f"{message['role']}: {_said(message)}" for message in request.get("messages") or ()]
     given = request.get("prompt_token_ids") or ()
     prompt = messages or [request.get("prompt") or " ".join(map(str, given))]
     known: list[int] = json.loads(text(record.prompt_ids or "[]"))
@@ -201,6 +201,12 @@ def _stages(record: RequestRecord, assembler: Assembler) -> tuple[Stage, Stage, 
         Stage("Model generation", f"{_count(len(tokens), 'token')} streamed", tuple(token.text for token in tokens)),
         Stage("Output assembly", assembled, (assembler.text,) if assembler.ended else ()),
     )
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """A message's content, and the calls beside it."""
+    calls = [f"{call['name']}({call['arguments']})" for call in message.get("tool_calls", ())]
+    return " ".join([*([message["content"]] if message["content"] else []), *calls])
 
 
 def _lines(entries: Sequence[Entry], assembler: Assembler) -> Iterator[Line]:

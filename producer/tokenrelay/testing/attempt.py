@@ -59,7 +59,7 @@ class Attempt:
     def claim(self) -> ClaimReply:
         """Claim the request."""
         messages, given = self.request["messages"] or [], self.request["prompt_token_ids"] or []
-        texts = pieces(self.request["prompt"] or "\n".join(message["content"] for message in messages))
+        texts = pieces(self.request["prompt"] or "\n".join(message["content"] or "" for message in messages))
         ids = given or [token_id(piece) for piece in texts]
         claimant = Claimant(self._name, self._model, "scripted", LEASE_MS, _MAX_CRASHES, _SUSPICION_MS, WIRE)
         shown = json.dumps([piece.strip() for piece in texts])

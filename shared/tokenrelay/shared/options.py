@@ -25,6 +25,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from tokenrelay.shared.chat import Message, check_prompt, check_template_options, of_version_1
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.request_errors import request_error
 from tokenrelay.shared.request_fields import (
@@ -36,7 +37,6 @@ from tokenrelay.shared.request_fields import (
     MAX_STOP_TOKEN_IDS,
     BadWord,
     LogitBias,
-    Message,
     MinP,
     Penalty,
     Priority,
@@ -50,9 +50,7 @@ from tokenrelay.shared.request_fields import (
     TopP,
     check_logprobs,
     check_min_tokens,
-    check_prompt,
     check_prompt_logprobs,
-    check_template_options,
     model_name,
     most_with_logprobs,
     not_blank,
@@ -288,6 +286,11 @@ def asked(request: Mapping[str, Any]) -> set[str]:
     return {name for name, default in defaults.items() if name in request and request[name] != default}
 
 
+def _of_version_1(request: Mapping[str, Any]) -> bool:
+    """Whether it has version 1's fields alone; options of the model's own may be left out."""
+    return not asked(request) and of_version_1(request["messages"])
+
+
 def _only(request: AnyRequest, names: Collection[str]) -> AnyRequest:
     return cast("AnyRequest", {name: value for name, value in request.items() if name in names})
 
@@ -299,14 +302,15 @@ def resolve(request: AnyRequest, not_given: Collection[str], models_own: Mapping
     what wasn't given is left out, for the first claim to decide. `not_given`: those of MODELS_OWN.
     """
     own = {name: value for name, value in models_own.items() if name in not_given and value != DEFAULTS[name]}  # type: ignore[literal-required]
-    if asked(request) or own.keys() & VERSION_2.keys():
+    if not _of_version_1(request) or own.keys() & VERSION_2.keys():
         return _only(request, request.keys() - set(not_given))
     return cast("AnyRequest", {**_only(request, VERSION_1), **own})
 
 
 def wire_of(request: Submission) -> int:
     """The lowest wire version that a worker must know to serve the request, as it's stored."""
-    return 1 if request.keys() | set(_NOT_IN_BODY) == VERSION_1.keys() else 2
+    has_its_fields = request.keys() | set(_NOT_IN_BODY) == VERSION_1.keys()
+    return 1 if has_its_fields and of_version_1(request["messages"]) else 2
 
 
 def filled(request: StoredRequest | Submission) -> StoredRequest:
@@ -340,6 +344,8 @@ def load(raw: str | bytes, wire: int = 1) -> StoredRequest:
     added = sorted(request.keys() - VERSION_1.keys())
     if wire == 1 and added:
         raise RequestError(f"{added[0]}: unknown field in a request of wire version 1", field=added[0])
+    if wire == 1 and not of_version_1(request["messages"]):
+        raise RequestError("messages: a field that wire version 1 doesn't have", field="messages")
     return request
 
 

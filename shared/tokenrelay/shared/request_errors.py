@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from tokenrelay.shared.chat import Message
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.request_fields import (
     MAX_BIAS,
@@ -12,7 +13,6 @@ from tokenrelay.shared.request_fields import (
     MAX_PENALTY,
     MAX_REPETITION_PENALTY,
     MAX_TEMPERATURE,
-    Message,
 )
 from tokenrelay.shared.response_format import Format
 

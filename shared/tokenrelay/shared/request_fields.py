@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
-from typing_extensions import TypedDict
 
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.wire import keys
@@ -118,15 +117,6 @@ def _check_bytes(written: str, limit: int) -> None:
 
 Text = Annotated[str, AfterValidator(encodable)]
 Priority = Literal["high", "default", "low"]
-
-
-class Message(TypedDict):
-    """One message of a chat."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
 
 
 def _id_keys(value: Any) -> Any:
@@ -236,50 +226,6 @@ def _template_kwargs(value: dict[str, JsonValue]) -> str:
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 TemplateKwargs = Annotated[dict[str, JsonValue], BeforeValidator(_object_of), AfterValidator(_template_kwargs)]
 """Given as an object or as its JSON text, kept as the text."""
-
-
-PROMPTS: Final = ("prompt", "messages", "prompt_token_ids")
-"""The fields that a prompt may be given as."""
-
-
-def check_prompt(request: Mapping[str, Any], max_chars: int) -> None:
-    """Raises RequestError where there isn't exactly one prompt, or where it is blank or too long."""
-    given = [name for name in PROMPTS if request.get(name) is not None]
-    if not given:
-        raise RequestError("prompt, messages: neither given; give one of them, or prompt_token_ids", field="prompt")
-    if given[1:]:
-        several = "all" if given[2:] else "both"
-        raise RequestError(f"{', '.join(given)}: {several} given; give exactly one of them", field="prompt")
-    contents = [message["content"] for message in request.get("messages") or []]
-    # One blank message among others is fine: chat clients send an empty system message, for one.
-    if contents and not any(content.strip() for content in contents):
-        raise RequestError("messages: every content is empty or blank; give some text", field="messages")
-    token_ids = request.get("prompt_token_ids")
-    size = len(token_ids) if token_ids else sum(map(len, contents)) or len(request.get("prompt") or "")
-    if size > max_chars:
-        # In the code and words of a prompt beyond the model's context, by which clients tell that they must shorten it.
-        unit = "token IDs" if token_ids else "characters"
-        raise RequestError(
-            f"{given[0]}: the prompt is too long: {size} {unit}, at most {max_chars} are allowed; this model's maximum "
-            f"context length is {max_chars} {unit} here (TOKENRELAY_MAX_PROMPT_CHARS)",
-            field=given[0],
-            limit=max_chars,
-            code="prompt_too_long",
-        )
-
-
-def check_template_options(request: Mapping[str, Any]) -> None:
-    """Raises RequestError for options of a chat template without a chat, and for a final message that can't be
-    continued."""
-    messages = request.get("messages")
-    for name, default in (("continue_final_message", False), ("chat_template_kwargs", "{}")):
-        if messages is None and request.get(name, default) != default:
-            raise RequestError(f"{name}: needs messages, which the chat template renders", field=name)
-    if request.get("continue_final_message") and messages:
-        last = messages[-1]
-        if last["role"] != "assistant" or not last["content"].strip():
-            message = "the last message must be the assistant's, with the text that the answer continues"
-            raise RequestError(f"continue_final_message: {message}", field="continue_final_message")
 
 
 def check_prompt_logprobs(request: Mapping[str, Any]) -> None:

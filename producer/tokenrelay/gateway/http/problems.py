@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from starlette.responses import Response
 
@@ -176,3 +176,8 @@ def _item(value: object, part: str | int) -> object:
     if isinstance(value, dict):
         return value.get(part)
     return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
+
+
+def refuse(path: str, why: str, code: str = "invalid_request") -> NoReturn:
+    """Refuse a body, naming the place that is at fault."""
+    raise Problem(400, f"{path}: {why}", code, path)

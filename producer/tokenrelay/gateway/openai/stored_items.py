@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from tokenrelay.gateway.http.problems import Problem
-from tokenrelay.gateway.openai.bodies.contents import refuse
+from tokenrelay.gateway.http.problems import Problem, refuse
 from tokenrelay.gateway.views.response import ITEM_PREFIX, PREFIX
 from tokenrelay.shared.errors import RequestNotFound, StreamError
 from tokenrelay.shared.wire.answer import Assembler
@@ -35,13 +34,13 @@ async def with_stored(gateway: Gateway, tenant: Tenant, body: ResponseBody) -> R
         refuse("input", f"has {len(references)} item references; the limit is {MAX_REFERENCES}")
     messages = list(body.input.messages)
     for reference in references:
-        messages[reference.number] = _assistant_message(await _item(gateway, tenant, reference))
+        messages[reference.number] = {**messages[reference.number], "content": await _item(gateway, tenant, reference)}
     if body.previous_response_id:
         messages = [*await _conversation(gateway, tenant, body.previous_response_id), *messages]
     return body.model_copy(update={"input": replace(body.input, messages=tuple(messages), references=())})
 
 
-async def _conversation(gateway: Gateway, tenant: Tenant, response_id: str) -> list[dict[str, str]]:
+async def _conversation(gateway: Gateway, tenant: Tenant, response_id: str) -> list[dict[str, Any]]:
     """The response's messages and answer, without its `instructions`, which apply to that response only."""
     try:
         record = await _record(gateway, tenant, response_id, PREFIX)
@@ -59,9 +58,7 @@ async def _conversation(gateway: Gateway, tenant: Tenant, response_id: str) -> l
     except (RequestNotFound, StreamError):
         message = f"{_PREVIOUS}: no response {ascii(response_id)[:80]}: unknown ID, or past its retention"
         raise Problem(400, message, "previous_response_not_found", _PREVIOUS) from None
-    messages = [
-        {"role": str(each["role"]), "content": each["content"]} for each in asked[record.annotation.instructions :]
-    ]
+    messages = [dict(each) for each in asked[record.annotation.instructions :]]
     return [*messages, _assistant_message(answer)] if answer else messages
 
 
@@ -94,5 +91,5 @@ async def _answer(gateway: Gateway, record: Record, path: str) -> str:
         attachment.leave()
 
 
-def _assistant_message(text: str) -> dict[str, str]:
+def _assistant_message(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from jinja2 import TemplateError
 
 from tokenrelay.shared.errors import RequestError
+from tokenrelay.worker.text.template import as_template_reads, traits
 from tokenrelay.worker.text.time_limit import TimeLimitReached, within
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def _encode_messages(
         # Jinja's sandbox bounds a range, and no loop of loops.
         message = f"the model's chat template took longer than {rendering.limit_s:g} s for these messages"
         raise RequestError(message, field="messages") from None
+    except RequestError:
+        raise
     except Exception as error:
         if isinstance(error, ValueError) and "Can't sanitize" in str(error):
             raise RequestError(str(error), field="messages", code="control_token") from error
@@ -131,7 +134,7 @@ def _encode_messages(
 def _check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
     """Raises RequestError for a control token in the arguments' texts: the tokenizer sanitizes no names, and no text
     that a template prints as a part of a list or an object."""
-    control = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+    control = _control(tokenizer)
     for text in _texts(arguments):
         if found := next((token for token in control if token in text), None):
             message = f"chat_template_kwargs: {ascii(text)[:60]} has the control token {found!r}; leave it out"
@@ -147,22 +150,23 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
+def _control(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that the tokenizer makes tokens of their own."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+
+
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], rendering: Rendering
 ) -> list[int]:
-    """The chat template's text as token IDs. A `developer` message is a `system` one to templates that know only that.
+    """The chat template's text as token IDs.
 
-    Raises what the template raises, and ValueError for a control token that can't be text.
+    Raises what the template raises, RequestError for calls that it doesn't show, and ValueError for a control token
+    that can't be text.
     """
-    try:
-        return _templated(tokenizer, messages, rendering)
-    except TemplateError:
-        known = [
-            {**message, "role": "system"} if message.get("role") == "developer" else message for message in messages
-        ]
-        if known == list(messages):
-            raise
-        return _templated(tokenizer, known, rendering)
+    known = traits(tokenizer)
+    if not known.calls and any("tool_calls" in message for message in messages):
+        raise RequestError("messages: this model's chat template doesn't show tool calls", field="messages")
+    return _templated(tokenizer, as_template_reads(messages, known, _control(tokenizer)), rendering)
 
 
 def _templated(

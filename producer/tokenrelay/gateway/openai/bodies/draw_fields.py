@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from tokenrelay.gateway.http.problems import refuse
 from tokenrelay.gateway.openai.bodies.coercion import Flag, Real, Whole, number
-from tokenrelay.gateway.openai.bodies.contents import refuse
 from tokenrelay.gateway.openai.bodies.no_op_values import equal, is_empty
 from tokenrelay.shared.options import MODELS_OWN, VERSION_2
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tokenrelay.gateway.http.problems import refuse
 from tokenrelay.gateway.openai.bodies.coercion import NO_LIMIT, Flag, Prediction, Real, Whole, false_is_none, queue
 from tokenrelay.gateway.openai.bodies.contents import (
     PROMPTS_SCHEMA,
@@ -28,7 +29,6 @@ from tokenrelay.gateway.openai.bodies.contents import (
     read_input,
     read_messages,
     read_prompts,
-    refuse,
 )
 from tokenrelay.gateway.openai.bodies.draw_fields import DrawFields, ResponseLogprobs, TemplateFields, changes
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
@@ -269,6 +269,8 @@ class Common(DrawFields, FormatFields, BaseModel):
         limit, stop = next(iter(self._given(LIMITS)), "max_new_tokens"), next(iter(self._given(STOPS)), "stop")
         names = {"max_new_tokens": limit, "stop": stop, "response_format": self.answer_format[0], **self._names()}
         path = names.get(ours, ours)
+        if path == "messages" and rest:  # the body's own, one for one
+            path = f"{path}.{rest}"
         if ours == "stop" and rest and isinstance(texts := getattr(self, stop), list):
             path = f"{path}.{callers_index(texts, int(rest))}"
         return with_field(error, path)

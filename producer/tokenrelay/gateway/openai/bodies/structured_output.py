@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
+from tokenrelay.gateway.http.problems import refuse
 from tokenrelay.gateway.openai.bodies.coercion import flag
-from tokenrelay.gateway.openai.bodies.contents import refuse
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.shared.response_format import schema_format
 
