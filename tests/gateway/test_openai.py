@@ -241,7 +241,6 @@ def test_models_are_those_of_live_workers(client: openai.OpenAI, writer: WakingW
 
 
 UNSUPPORTED: Final = [
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
     ("tool_choice", "required"),
     ("best_of", 2),
     ("functions", [{"name": "f"}]),

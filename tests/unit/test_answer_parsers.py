@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from tests.answers.outputs import OUTPUTS
 from tokenrelay.shared.answers.deltas import (
+    AssistantMessage,
     CallArguments,
     CallBegin,
     CallEnd,
     Content,
     Delta,
-    Message,
     Reasoning,
     call_id,
     message_of,
@@ -46,11 +46,11 @@ def deltas_of(formats: Formats, tokens: Pieces) -> list[list[Delta]]:
     return [*found, parser.finish()]
 
 
-def message(formats: Formats, tokens: Pieces) -> Message:
+def message(formats: Formats, tokens: Pieces) -> AssistantMessage:
     return message_of(delta for deltas in deltas_of(formats, tokens) for delta in deltas)
 
 
-def without_ids(found: Message) -> tuple[str, str, list[tuple[str, str]]]:
+def without_ids(found: AssistantMessage) -> tuple[str, str, list[tuple[str, str]]]:
     """The IDs depend on where the tokens end."""
     return found.content, found.reasoning, [(call.name, call.arguments) for call in found.tool_calls]
 
@@ -127,7 +127,7 @@ def test_vllms_parsers_find_the_same(case: dict[str, Any]) -> None:
     assert content.strip() == plain.strip()
 
 
-def parsed(tool_parser: str | None, text: str, reasoning_parser: str | None = None) -> Message:
+def parsed(tool_parser: str | None, text: str, reasoning_parser: str | None = None) -> AssistantMessage:
     return message(Formats(tool_parser, reasoning_parser), [(text, None)])
 
 

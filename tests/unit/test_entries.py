@@ -91,7 +91,7 @@ def test_an_event_of_a_later_version_is_none_that_ends_the_request(kind: str) ->
 )
 def test_a_later_versions_fields_change_nothing(entry_id: str, fields: dict[str, Any]) -> None:
     known = parse_entry(entry_id, raw(fields))
-    assert parse_entry(entry_id, raw({**fields, "later": "[[1,-0.5]]", "reasoning_parser": "think"})) == known
+    assert parse_entry(entry_id, raw({**fields, "later": "[[1,-0.5]]", "later_parser": "think"})) == known
 
 
 def test_a_tokens_logprobs_are_read() -> None:
@@ -142,3 +142,12 @@ def test_which_states_are_the_end() -> None:
 def test_kinds_are_what_the_protocol_table_names() -> None:
     assert Token(1, "", 1, 1).kind == "token"
     assert Ended(EntryId(1, 1), 1, State.EXPIRED, "deadline", "", Usage(1, 1)).kind == "expired"
+
+
+def test_the_formats_of_an_answer_are_read() -> None:
+    started = {**STARTED, "tool_parser": "mistral", "reasoning_parser": "think", "marks": '{"5": "[TOOL_CALLS]"}'}
+    entry = parse_entry("0-2", raw(started))
+    assert isinstance(entry, Started)
+    assert (entry.tool_parser, entry.reasoning_parser, entry.marks) == ("mistral", "think", {"5": "[TOOL_CALLS]"})
+    with pytest.raises(ProtocolError, match="marks"):
+        parse_entry("0-2", raw({**started, "marks": "[5]"}))

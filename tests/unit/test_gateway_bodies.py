@@ -152,9 +152,6 @@ def test_what_changes_nothing_at_one_endpoint(kind: type[Common], name: str, val
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "ash", "format": "wav"}),

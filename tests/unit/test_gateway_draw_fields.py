@@ -42,10 +42,11 @@ def test_the_draws_options_are_options_of_ours(kind: type[Common], name: str) ->
 
 
 PROMPTS = {"prompt_token_ids", "continue_final_message", "chat_template_kwargs"}
+TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
 
 
 def test_every_option_of_the_draw_is_a_field() -> None:
-    elsewhere = {"logprobs", "top_logprobs", "response_format", "echo", "prompt_logprobs", *PROMPTS}
+    elsewhere = {"logprobs", "top_logprobs", "response_format", "echo", "prompt_logprobs", *PROMPTS, *TOOLS}
     assert DRAW.keys() == options.VERSION_2.keys() - elsewhere == DrawFields.model_fields.keys()
 
 

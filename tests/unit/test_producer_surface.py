@@ -13,6 +13,7 @@ GenerationCancelled GenerationError GenerationExpired GenerationFailed Idempoten
 NoWorkerWarning Options Producer ProducerSettings PromptToken ProtocolError QueueFull Queued ReadOnlyGeneration
 RedisUnusable RequestError RequestNotFound SettingsError Started State Status StreamChanged StreamError StreamExpired
 StreamGap StreamTimeout Submission Timings Token TokenRelayError Usage WrongEventLoop
+AssistantMessage CallArguments CallBegin CallEnd Content Delta Reasoning ToolCall
 """.split()
 
 

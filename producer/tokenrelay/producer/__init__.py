@@ -5,6 +5,16 @@ from tokenrelay.producer._core.prompts import PromptToken
 from tokenrelay.producer.aio import AsyncConsumer, AsyncGeneration, AsyncProducer, AsyncReadOnlyGeneration
 from tokenrelay.producer.client import Consumer, Producer
 from tokenrelay.producer.generation import Generation, NoWorkerWarning, ReadOnlyGeneration
+from tokenrelay.shared.answers.deltas import (
+    AssistantMessage,
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Content,
+    Delta,
+    Reasoning,
+    ToolCall,
+)
 from tokenrelay.shared.chat import Message
 from tokenrelay.shared.errors import (
     GenerationCancelled,
@@ -33,11 +43,17 @@ from tokenrelay.shared.wire.entries import Ended, Entry, EntryId, Event, Migrate
 
 __all__ = [
     "Answer",
+    "AssistantMessage",
     "AsyncConsumer",
     "AsyncGeneration",
     "AsyncProducer",
     "AsyncReadOnlyGeneration",
+    "CallArguments",
+    "CallBegin",
+    "CallEnd",
     "Consumer",
+    "Content",
+    "Delta",
     "Ended",
     "Entry",
     "EntryId",
@@ -58,6 +74,7 @@ __all__ = [
     "ProtocolError",
     "Queued",
     "QueueFull",
+    "Reasoning",
     "ReadOnlyGeneration",
     "RedisUnusable",
     "RequestError",
@@ -75,6 +92,7 @@ __all__ = [
     "Timings",
     "Token",
     "TokenRelayError",
+    "ToolCall",
     "Usage",
     "WrongEventLoop",
 ]

@@ -16,6 +16,7 @@ from tokenrelay.producer._core.submission import Submitter
 from tokenrelay.producer.client import settings_of, urls_of
 from tokenrelay.producer.generation import AnyModel, Handle
 from tokenrelay.shared.redis.servers import aclose, connect_async, servers_of
+from tokenrelay.shared.wire.answer import DeltaReader
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from tokenrelay.producer._core.endings import Status
     from tokenrelay.producer._core.prompts import PromptToken
+    from tokenrelay.shared.answers.deltas import AssistantMessage, Delta
     from tokenrelay.shared.options import Options, Submission
     from tokenrelay.shared.settings import ProducerSettings
     from tokenrelay.shared.wire.answer import Answer
@@ -78,6 +80,21 @@ class AsyncReadOnlyGeneration(Handle[AsyncDriver]):
     async def prompt(self) -> tuple[PromptToken, ...]:
         """As ReadOnlyGeneration.prompt."""
         return await self._driver.run(read_prompt(self.request_id))
+
+    async def message(self, timeout_s: float | None = None) -> AssistantMessage:
+        """As ReadOnlyGeneration.message."""
+        return (await self.result(timeout_s)).said
+
+    async def deltas(self, after: int = 0) -> AsyncIterator[Delta]:
+        """As ReadOnlyGeneration.deltas."""
+        reader = DeltaReader(self.request_id)
+        async for entry in self.entries():
+            deltas = reader.receive(entry)
+            if entry.entry_id.token > after or isinstance(entry, Ended):
+                for delta in deltas:
+                    yield delta
+            if isinstance(entry, Ended):
+                await self._driver.run(endings.raise_unless_answered(self.request_id, entry))
 
     async def status(self) -> Status:
         """As ReadOnlyGeneration.status."""

@@ -15,7 +15,7 @@ from tokenrelay.producer._core.following import Follower, Reading
 from tokenrelay.producer._core.parsing import parse
 from tokenrelay.producer._core.prompts import read_prompt
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.shared.wire.answer import Answer, Assembler
+from tokenrelay.shared.wire.answer import Answer, Assembler, DeltaReader
 from tokenrelay.shared.wire.entries import Ended, Token, Unknown
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenrelay.producer._core.endings import Status
     from tokenrelay.producer._core.prompts import PromptToken
     from tokenrelay.producer._core.steps import Steps
+    from tokenrelay.shared.answers.deltas import AssistantMessage, Delta
     from tokenrelay.shared.wire.entries import AnyEntry, Entry, Event
 
 AnyModel = TypeVar("AnyModel", bound="BaseModel")
@@ -189,6 +190,21 @@ class ReadOnlyGeneration(Handle[Driver]):
         RequestNotFound once its retention is over, RedisUnusable.
         """
         return self._driver.run(read_prompt(self.request_id))
+
+    def message(self, timeout_s: float | None = None) -> AssistantMessage:
+        """Wait for the answer as a message: content, reasoning and tool calls. Raises as `result`."""
+        return self.result(timeout_s).said
+
+    def deltas(self, after: int = 0) -> Iterator[Delta]:
+        """Iterate over what the tokens from index `after` + 1 add to the message: content, reasoning, tool calls with
+        their arguments in parts. The same at every reader. Raises as `tokens`."""
+        reader = DeltaReader(self.request_id)
+        for entry in self.entries():
+            deltas = reader.receive(entry)
+            if entry.entry_id.token > after or isinstance(entry, Ended):
+                yield from deltas
+            if isinstance(entry, Ended):
+                self._driver.run(endings.raise_unless_answered(self.request_id, entry))
 
     def status(self) -> Status:
         """The request's status. Raises RequestNotFound once its retention is over, RedisUnusable."""

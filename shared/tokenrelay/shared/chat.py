@@ -1,20 +1,26 @@
-"""The messages of a chat: their types, and the rules that bind several of them."""
+"""The messages of a chat and the tools that it offers: their types, and the rules that bind several of them."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NotRequired, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.request_fields import Text
+from tokenrelay.shared.response_format import STORED, check_schema, schema_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 MAX_TOOLS: Final = 128
 """Of a request, and of the calls of one message."""
+MAX_TOOLS_BYTES: Final = 262_144
+WORDS: Final = ("auto", "none", "required")
+"""Choices of tools that name none."""
 PROMPTS: Final = ("prompt", "messages", "prompt_token_ids")
 """The fields that a prompt may be given as."""
 _VERSION_1: Final = {"role", "content"}
@@ -45,6 +51,85 @@ class Message(TypedDict):
     tool_call_id: NotRequired[ShortText]
     refusal: NotRequired[Text]
     reasoning: NotRequired[Text]
+
+
+def _flat(value: Any) -> Any:
+    """A tool in any of OpenAI's shapes as ours: `{"type": "function", "function": {…}}`, or the same without the inner
+    object. Raises PydanticCustomError."""
+    if not isinstance(value, dict):
+        return value
+    kind, function = value.get("type", "function"), value.get("function")
+    if kind != "function":
+        raise PydanticCustomError("kind", "is of type {kind}; only functions are supported", {"kind": ascii(kind)[:60]})
+    flat = dict(function) if isinstance(function, dict) else {key: each for key, each in value.items() if key != "type"}
+    if isinstance(flat.get("parameters"), dict):
+        flat["parameters"] = schema_text(flat["parameters"])
+    return {key: each for key, each in flat.items() if each is not None}
+
+
+def _parameters(value: str, info: ValidationInfo) -> str:
+    if info.context is not STORED:
+        check_schema(value)
+        schema = json.loads(value)
+        if isinstance(schema, dict) and schema.get("type", "object") != "object":
+            raise PydanticCustomError("object", "must be the schema of an object: a call's arguments are one")
+    return value
+
+
+def _distinct(value: list[Any]) -> list[Any]:
+    """Raises PydanticCustomError for a name that two tools have, and for too much text."""
+    names = [tool["name"] for tool in value]
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise PydanticCustomError("twice", "has the name {name} twice", {"name": twice})
+    size = sum(len(text.encode()) for tool in value for text in tool.values() if isinstance(text, str))
+    if size > MAX_TOOLS_BYTES:
+        raise PydanticCustomError(
+            "too_large", "has {size} bytes; at most {le} are allowed", {"size": size, "le": MAX_TOOLS_BYTES}
+        )
+    return value
+
+
+def _named(value: Any) -> Any:
+    """OpenAI's `{"type": "function", "function": {"name"}}` as our `{"name"}`. Raises PydanticCustomError."""
+    if isinstance(value, dict):
+        function = value.get("function")
+        value = dict(function) if isinstance(function, dict) else {"name": value.get("name")}
+    if value in WORDS or (isinstance(value, dict) and isinstance(value.get("name"), str)):
+        return value
+    raise PydanticCustomError(
+        "choice", "must be {words}, or an object with the name of a tool", {"words": ", ".join(WORDS)}
+    )
+
+
+class Tool(TypedDict):
+    """A function that the model may call."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    description: NotRequired[Text]
+    parameters: NotRequired[Annotated[Text, AfterValidator(_parameters)]]
+    """The JSON schema of its arguments, as JSON text; it may be given as an object."""
+    strict: NotRequired[bool]
+    """Whether its arguments always fit the schema."""
+
+
+class Choice(TypedDict):
+    """The one function that the answer calls."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    name: Text
+
+
+if TYPE_CHECKING:
+    Tools = Sequence[Tool | dict[str, Any]]
+    ToolChoice = Literal["auto", "none", "required"] | Choice | dict[str, Any]
+else:
+    Tools = Annotated[
+        list[Annotated[Tool, BeforeValidator(_flat)]], Field(max_length=MAX_TOOLS), AfterValidator(_distinct)
+    ]
+    ToolChoice = Annotated[Literal["auto", "none", "required"] | Choice, BeforeValidator(_named)]
 
 
 def of_version_1(messages: Iterable[Mapping[str, Any]] | None) -> bool:
@@ -90,6 +175,25 @@ def check_template_options(request: Mapping[str, Any]) -> None:
         if last["role"] != "assistant" or not (last["content"] or "").strip():
             message = "the last message must be the assistant's, with the text that the answer continues"
             raise RequestError(f"continue_final_message: {message}", field="continue_final_message")
+
+
+def check_tools(request: Mapping[str, Any]) -> None:
+    """Raises RequestError for tools that can't be offered here, and for a choice of none of them."""
+    tools, choice = request.get("tools") or [], request.get("tool_choice", "auto")
+    if tools and request.get("messages") is None:
+        raise RequestError("tools: needs messages, which the chat template renders", field="tools")
+    if not tools and choice not in ("auto", "none"):
+        raise RequestError("tool_choice: needs tools to choose from", field="tool_choice")
+    if isinstance(choice, dict) and choice["name"] not in [tool["name"] for tool in tools]:
+        raise RequestError(f"tool_choice: no tool has the name {choice['name']!a:.80}", field="tool_choice")
+    if not tools or choice == "none":
+        return
+    for name in ("response_format", "continue_final_message"):
+        if request.get(name):
+            message = f"{name}: not beside tools that the answer may call; give tool_choice none, or leave one out"
+            raise RequestError(message, field=name)
+    if request.get("ignore_eos"):
+        raise RequestError("ignore_eos: not beside tools, whose calls end the answer", field="ignore_eos")
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

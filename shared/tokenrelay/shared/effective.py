@@ -45,10 +45,12 @@ class Effective(TypedDict):
 _ADAPTER: Final = TypeAdapter(Effective)
 
 
-def decide(chosen: Submission, budget: int, draw: int, grammar: Grammar | None = None) -> Effective:
+def decide(
+    chosen: Submission, budget: int, draw: int, grammar: Grammar | None = None, tool_parser: str | None = None
+) -> Effective:
     """What a claim would store of a request whose every option is filled in."""
     sampling = {name: value for name, value in chosen.items() if name in MODELS_OWN}
-    rest = {"draw": draw, "tool_parser": None, "reasoning_parser": None, "grammar": grammar}
+    rest = {"draw": draw, "tool_parser": tool_parser, "reasoning_parser": None, "grammar": grammar}
     return cast("Effective", {"budget": budget, **sampling, **rest})
 
 

@@ -21,11 +21,18 @@ from pydantic import (
     JsonValue,
     TypeAdapter,
     ValidationError,
-    WrapValidator,
 )
 from typing_extensions import TypedDict
 
-from tokenrelay.shared.chat import Message, check_prompt, check_template_options, of_version_1
+from tokenrelay.shared.chat import (
+    Message,
+    ToolChoice,
+    Tools,
+    check_prompt,
+    check_template_options,
+    check_tools,
+    of_version_1,
+)
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.request_errors import request_error
 from tokenrelay.shared.request_fields import (
@@ -60,7 +67,7 @@ from tokenrelay.shared.request_fields import (
 from tokenrelay.shared.response_format import STORED, ResponseFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
 
 class Options(TypedDict, total=False):
@@ -125,6 +132,12 @@ class Options(TypedDict, total=False):
     response_format: ResponseFormat | None
     """What the answer must match: type json_object, or json_schema, regex, choice or lark with a value. In Python also
     a pydantic model."""
+    tools: Tools
+    """Functions that the answer may call, at most 128: name, description, parameters (a JSON schema), strict."""
+    tool_choice: ToolChoice
+    """Whether it calls any: auto, none, required, or `{"name": …}` for one of them."""
+    parallel_tool_calls: bool
+    """Whether it may call several at once."""
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
     """Seconds from submit after which the request ends, finished or not."""
     metadata: Annotated[dict[str, JsonValue], BeforeValidator(shallow), AfterValidator(small_metadata)]
@@ -148,34 +161,6 @@ class StoredRequest(Submission, total=False):
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Submission)
-
-
-def _if_known(value: Any, validated: Callable[[Any], Any]) -> Any:
-    """The validated value; None for what only a later release knows."""
-    try:
-        return validated(value)
-    except ValidationError:
-        return None
-
-
-class _Glance(TypedDict, total=False):
-    """What of a request is shown whatever its version."""
-
-    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
-
-    prompt: str | None
-    echo: Annotated[bool | None, WrapValidator(_if_known)]
-    prompt_logprobs: Annotated[int | None, WrapValidator(_if_known)]
-    model: Annotated[str, AfterValidator(model_name)]
-    messages: list[dict[str, JsonValue]] | None
-    max_new_tokens: int | None
-    temperature: float
-    top_p: float
-    top_logprobs: int
-    response_format: Annotated[ResponseFormat | None, WrapValidator(_if_known)]
-    metadata: dict[str, JsonValue]
-    choices: int
-    choice: int
 
 
 VERSION_1: Final[Submission] = {
@@ -214,6 +199,9 @@ VERSION_2: Final[Submission] = {
     "prompt_logprobs": None,
     "echo": False,
     "response_format": None,
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
 }
 """What wire version 2 adds, with the defaults: only what was given is in a request's JSON."""
 
@@ -225,7 +213,12 @@ DEFAULTS: Final = cast("Submission", {**VERSION_1, **VERSION_2})
 MODELS_OWN: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
 """Options for which a model may have defaults of its own (its generation_config.json), as vLLM takes them."""
 
-CAPABILITIES: Final = {"logprobs": "logprobs", "prompt_logprobs": "prompt_logprobs", "response_format": "grammar"}
+CAPABILITIES: Final = {
+    "logprobs": "logprobs",
+    "prompt_logprobs": "prompt_logprobs",
+    "response_format": "grammar",
+    "tools": "tools",
+}
 """Options that a worker of wire version 2 may lack, and what it registers where it doesn't."""
 
 WIRE: Final = 2
@@ -233,7 +226,6 @@ WIRE: Final = 2
 
 _ADAPTER: Final = TypeAdapter(Submission)
 _STORED: Final = TypeAdapter(StoredRequest)
-_GLANCE: Final = TypeAdapter(_Glance)
 _NOT_IN_BODY: Final = ("idempotency_key",)
 _HASHED_BUDGET: Final = 256
 """Stands in the body hash of a request without a limit: its default when idempotency keys began to be stored."""
@@ -271,6 +263,7 @@ def validate(submission: Mapping[str, Any], limits: Limits) -> Submission:
         raise request_error(error, DEFAULTS) from None
     check_prompt(request, limits.max_prompt_chars)
     check_template_options(request)
+    check_tools(request)
     check_prompt_logprobs(request)
     check_min_tokens(request.get("min_tokens", 0), budget(request, limits))
     check_logprobs(request)
@@ -347,15 +340,6 @@ def load(raw: str | bytes, wire: int = 1) -> StoredRequest:
     if wire == 1 and not of_version_1(request["messages"]):
         raise RequestError("messages: a field that wire version 1 doesn't have", field="messages")
     return request
-
-
-def glance(raw: str | bytes) -> StoredRequest:
-    """What is shown of a request of any wire version, absent fields with their defaults. Raises RequestError."""
-    try:
-        seen = _GLANCE.validate_json(raw, context=STORED)
-    except ValidationError as error:
-        raise request_error(error, DEFAULTS) from None
-    return cast("StoredRequest", {**DEFAULTS, **seen})
 
 
 def budget(request: Submission, limits: Limits) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from tokenrelay.shared.chat import Message
+from tokenrelay.shared.chat import Message, Tool
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.request_fields import (
     MAX_BIAS,
@@ -39,7 +39,11 @@ def request_error(error: ValidationError, fields: Collection[str]) -> RequestErr
     return RequestError(f"{field}: {reason}{shown}", field=field, limit=cast("object", limit))
 
 
-_INNER: Final = {"messages": tuple(Message.__annotations__), "response_format": tuple(Format.__annotations__)}
+_INNER: Final = {
+    "messages": tuple(Message.__annotations__),
+    "response_format": tuple(Format.__annotations__),
+    "tools": tuple(Tool.__annotations__),
+}
 """The fields of the options that are objects."""
 
 

@@ -66,11 +66,11 @@ def _as_format(value: Any) -> Any:
     if not isinstance(value, dict):
         raise _refusal("must be an object with type and value or, in Python, a pydantic model's class")
     if value.get("type") == "json_schema" and isinstance(value.get("value"), dict | bool):
-        return {**value, "value": _schema_text(value["value"])}
+        return {**value, "value": schema_text(value["value"])}
     return value
 
 
-def _schema_text(schema: dict[Any, Any] | bool) -> str:
+def schema_text(schema: dict[Any, Any] | bool) -> str:
     """The schema as JSON, its keys in their order."""
     try:
         return json.dumps(schema, ensure_ascii=False)
@@ -116,7 +116,7 @@ def _checked(value: Format, info: ValidationInfo) -> Format:
         raise _refusal(f"has no text as its value; type {kind} takes {what}")
     _check_size(given)
     if kind == "json_schema" and info.context is not STORED:
-        _check_schema(cast("str", given))
+        check_schema(cast("str", given))
     return cast("Format", {"type": kind, "value": given, "strict": value.get("strict", True)})
 
 
@@ -144,7 +144,8 @@ def _check_size(given: object) -> None:
         )
 
 
-def _check_schema(text: str) -> None:
+def check_schema(text: str) -> None:
+    """Raises PydanticCustomError for what can't be a JSON schema, and for one that is too deep or refers elsewhere."""
     try:
         schema = json.loads(text)
     except ValueError as error:

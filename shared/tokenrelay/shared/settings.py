@@ -243,6 +243,11 @@ class WorkerSettings(MeasuredSettings):
         description="auto: the sampling options of the model's generation_config.json are the defaults of "
         "requests; none: ignore that file.",
     )
+    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "harmony", "json"] = Field(
+        default="auto",
+        description="Format in which the model writes calls of tools; auto: the one that its chat template shows; "
+        "none: requests with tools are refused.",
+    )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with a model.")
     lease_ms: int = Field(
         default=6000,

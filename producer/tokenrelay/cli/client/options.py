@@ -55,7 +55,8 @@ def _kinds() -> dict[str, Any]:
 
 def _plain(hint: Any) -> Any:
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        return kinds[0] if len(kinds) == 1 else Union[tuple(kinds)]  # noqa: UP007 - made of a list
     return hint
 
 
@@ -91,4 +92,6 @@ def _value(name: str, kind: Any, given: Any) -> Any:
     try:
         return json.loads(given)
     except ValueError as error:
+        if get_origin(kind) in (Union, UnionType):  # a word, or an object
+            return given
         raise RequestError(f"{name}: isn't JSON ({error})", field=name) from None

@@ -12,6 +12,7 @@ from tokenrelay.producer._core.planning import dump_metadata
 from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared import effective, options
 from tokenrelay.shared.errors import ProtocolError, RequestError, RequestNotFound, unreadable
+from tokenrelay.shared.glance import glance
 from tokenrelay.shared.redis.commands import server_time, server_time_us
 from tokenrelay.shared.request_fields import MAX_METADATA_BYTES
 from tokenrelay.shared.store import request_view
@@ -203,7 +204,7 @@ def _options(found: RequestRecord) -> StoredRequest:
     body = text(found.body or "")
     if found.wire == "1":
         return options.load(body)
-    shown = options.glance(body)
+    shown = glance(body)
     with suppress(RequestError):
         return effective.obeying(shown, effective.parse(found.effective))
     return shown

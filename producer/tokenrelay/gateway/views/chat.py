@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, assert_never
 
 from tokenrelay.gateway.http.problems import OPENAI_CODES
 from tokenrelay.gateway.views.logprobs import Echo, chat_logprobs, completion_logprobs
+from tokenrelay.gateway.views.messages import chunk_delta, whole_message
 from tokenrelay.gateway.views.sse import encode
-from tokenrelay.shared.wire.answer import Answer
+from tokenrelay.shared.wire import keys
+from tokenrelay.shared.wire.answer import Answer, DeltaReader
 from tokenrelay.shared.wire.entries import Ended, Started, State, Token, Usage
 
 if TYPE_CHECKING:
@@ -49,15 +51,22 @@ class ChatEncoder:
         self._so_far = Usage(0, 0)
         self._chars = len(echo.text) if echo else 0
         self._record = record
+        self._reader: DeltaReader | None = None  # where the answer may have tool calls or reasoning
+        self._calls = False
         self._base = base(record, api, _CHUNKS[api])
 
     def encode(self, entry: Entry) -> list[bytes]:
         self._count(entry)
         match entry:
             case Started() if self._api == "chat":
+                if entry.tool_parser or entry.reasoning_parser:
+                    self._reader = DeltaReader(keys.choice_id(self._record.request_id, self._index or 0))
+                    self._reader.receive(entry)
                 return [self._event(self._chunk({"role": "assistant", "content": ""}), entry)]
             case Started() if self._echo is not None:
                 return [self._event(self._chunk({"text": self._echo.text}, logprobs=self._echo.logprobs), entry)]
+            case Token() if self._reader is not None:
+                return self._parsed(self._reader, entry)
             case Token() if (entry.text or entry.logprobs) and not self._record.annotation.prompt_only:
                 return [self._event(self._token(entry), entry)]
             case Ended():
@@ -76,9 +85,10 @@ class ChatEncoder:
 
     def _end(self, ended: Ended) -> list[bytes]:
         ended = shown_end(self._record, ended)
-        events = [encode(self._chunk(self._piece(ended.text)))] if ended.text else []
+        last = self._last_piece(ended)
+        events = [encode(self._chunk(last))] if last else []
         if ended.state.is_answer:
-            events.append(encode(self._chunk(self._piece(""), finish_reason(ended.finish_reason))))
+            events.append(encode(self._chunk(self._piece(""), finish_reason(ended.finish_reason, calls=self._calls))))
         if self._index is not None:
             return events
         if not ended.state.is_answer:
@@ -94,13 +104,26 @@ class ChatEncoder:
             return self._chunk({"content": token.text}, logprobs=chat_logprobs([token]))
         return self._chunk({"text": token.text}, logprobs=completion_logprobs([token], begin))
 
+    def _parsed(self, reader: DeltaReader, token: Token) -> list[bytes]:
+        """A token's chunk, where it adds something or has logprobs."""
+        piece, logprobs = chunk_delta(reader.receive(token)), chat_logprobs([token])
+        self._calls |= "tool_calls" in piece
+        return [self._event(self._chunk(piece, logprobs=logprobs), token)] if piece or logprobs else []
+
+    def _last_piece(self, ended: Ended) -> dict[str, Any]:
+        if self._reader is None:
+            return self._piece(ended.text) if ended.text else {}
+        piece = chunk_delta(self._reader.receive(ended))
+        self._calls |= "tool_calls" in piece
+        return piece
+
     def _piece(self, text: str) -> dict[str, str]:
         if self._api == "completion":
             return {"text": text}
         return {"content": text} if text else {}
 
     def _chunk(
-        self, piece: dict[str, str], finished: str | None = None, logprobs: dict[str, Any] | None = None
+        self, piece: dict[str, Any], finished: str | None = None, logprobs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         content = {"delta": piece} if self._api == "chat" else piece
         choice = {"index": self._index or 0, **content, "logprobs": logprobs, "finish_reason": finished}
@@ -153,10 +176,16 @@ def whole_completion(
 def _whole_choice(api: Api, index: int, answer: Answer, echo: Echo) -> dict[str, Any]:
     content: dict[str, Any] = {"text": echo.text + answer.text}
     logprobs: dict[str, Any] | None = echo.before(completion_logprobs(answer.tokens, len(echo.text)))
+    calls = api == "chat" and bool(answer.said.tool_calls)
     if api == "chat":
         logprobs = chat_logprobs(answer.tokens)
-        content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason(answer.finish_reason)}
+        content = {"message": whole_message(answer.said)}
+    return {
+        "index": index,
+        **content,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(answer.finish_reason, calls=calls),
+    }
 
 
 def total_usage(each: Sequence[Usage], n: int) -> Usage:
@@ -165,9 +194,9 @@ def total_usage(each: Sequence[Usage], n: int) -> Usage:
     return Usage(prompt_tokens, sum(used.completion_tokens for used in each))
 
 
-def finish_reason(ours: str) -> str:
+def finish_reason(ours: str, *, calls: bool = False) -> str:
     """OpenAI's finish reason; a deadline maps to `length`, as a budget does."""
-    return "stop" if ours == "stop" else "length"
+    return ("tool_calls" if calls else "stop") if ours == "stop" else "length"
 
 
 def usage(used: Usage) -> dict[str, int]:
@@ -196,7 +225,9 @@ def failure_error(record: Record, ended: Ended) -> dict[str, Any]:
         message = f"choice {record.choice}: {message}"
     if not is_callers_fault(ended):
         return {"message": message, "type": "server_error", "param": None, "code": code}
-    param = "response_format" if code == "invalid_grammar" else None
+    param = None
+    if code == "invalid_grammar":
+        param = "tools" if message.removeprefix(f"choice {record.choice}: ").startswith("tools:") else "response_format"
     if CALLERS_FAULTS[code]:
         param = _PARAMS.get(record.annotation.api, "messages")
     return {"message": message, "type": "invalid_request_error", "param": param, "code": CALLERS_FAULTS[code] or code}

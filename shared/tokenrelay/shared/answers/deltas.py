@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,15 +65,23 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class AssistantMessage:
     """An answer as a message of the assistant's."""
 
     content: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
 
+    def as_message(self) -> dict[str, Any]:
+        """As one of a conversation's messages: tools' results follow it."""
+        calls = [{"id": call.call_id, "name": call.name, "arguments": call.arguments} for call in self.tool_calls]
+        message: dict[str, Any] = {"role": "assistant", "content": self.content or (None if calls else "")}
+        if calls:
+            message["tool_calls"] = calls
+        return {**message, "reasoning": self.reasoning} if self.reasoning else message
 
-def message_of(deltas: Iterable[Delta]) -> Message:
+
+def message_of(deltas: Iterable[Delta]) -> AssistantMessage:
     """The message that these deltas, from the first on, make up."""
     texts: dict[type, list[str]] = {Content: [], Reasoning: []}
     calls: list[ToolCall] = []
@@ -90,7 +98,7 @@ def message_of(deltas: Iterable[Delta]) -> Message:
             case CallEnd():
                 pass
     whole = tuple(replace(call, arguments="".join(parts)) for call, parts in zip(calls, arguments, strict=True))
-    return Message("".join(texts[Content]), "".join(texts[Reasoning]), whole)
+    return AssistantMessage("".join(texts[Content]), "".join(texts[Reasoning]), whole)
 
 
 class Deltas:

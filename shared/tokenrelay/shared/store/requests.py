@@ -66,6 +66,8 @@ class Prompt(NamedTuple):
     texts: bytes | str = b""
     effective: str = ""
     """JSON, for a request of wire version 2."""
+    marks: str = ""
+    """JSON: special tokens that stay in the answer's text, vocabulary ID → text; empty where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def claim(request_id: str, execution_id: str, claimant: Claimant, prompt: Prompt
         prompt.texts,
         claimant.wire,
         prompt.effective,
+        prompt.marks,
     )
     return ScriptCall(script("claim"), keys.of_request(request_id), arguments, replies.CLAIM)
 

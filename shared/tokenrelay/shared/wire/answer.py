@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenrelay.shared.answers.deltas import AssistantMessage, message_of
+from tokenrelay.shared.answers.parser import AnswerParser, Formats
 from tokenrelay.shared.wire.entries import (
     AnyEntry,
     Ended,
@@ -21,6 +23,8 @@ from tokenrelay.shared.wire.transitions import StreamMachine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from tokenrelay.shared.answers.deltas import Delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Answer:
     code: str | None = None
     message: str | None = None
     cancelled_by: str | None = None
+    said: AssistantMessage = field(default=AssistantMessage(), repr=False)
+    """The text by its parts: content, reasoning and tool calls."""
 
 
 class Assembler:
@@ -92,8 +98,24 @@ class Assembler:
 
     @property
     def text(self) -> str:
-        """All `text` fields so far, in order, the terminal event's included."""
-        return "".join(token.text for token in self.tokens) + (self.ended.text if self.ended else "")
+        """All `text` fields so far, in order, the terminal event's included; without marks."""
+        marks = self.formats.marks
+        texts = (token.text.removesuffix(marks.get(token.token_id, "")) for token in self.tokens)
+        return "".join(texts) + (self.ended.text if self.ended else "")
+
+    @property
+    def formats(self) -> Formats:
+        """How the answer writes what isn't content."""
+        return next((formats_of(event) for event in self.events if isinstance(event, Started)), Formats())
+
+    def said(self) -> AssistantMessage:
+        """What the tokens so far say. Held text may be missing in it until the end."""
+        if not self.formats.markers and self.formats.tool_parser is None:
+            return AssistantMessage(self.text)
+        reader = DeltaReader(self.machine.request_id)
+        entries = [*self.events[:-1], *self.tokens, self.events[-1]] if self.ended else [*self.events, *self.tokens]
+        deltas = [reader.receive(entry) for entry in entries]
+        return message_of(delta for each in (*deltas, reader.finish()) for delta in each)
 
     def answer(self, ended: Ended | None = None) -> Answer:
         """The answer; `ended` stands in where a reader reports an end that nobody could write (deadline passed)."""
@@ -123,7 +145,43 @@ class Assembler:
             code=end.code,
             message=end.message,
             cancelled_by=end.cancelled_by,
+            said=self.said(),
         )
+
+
+def formats_of(started: Started) -> Formats:
+    """The formats that the event names. Where this version doesn't know one, all text is content."""
+    marks = {int(token_id): str(mark) for token_id, mark in (started.marks or {}).items() if token_id.isdecimal()}
+    try:
+        return Formats(started.tool_parser, started.reasoning_parser, marks)
+    except ValueError:
+        return Formats(marks=marks)
+
+
+class DeltaReader:
+    """Takes a stream's entries from the first on, and gives what each adds to the answer: content, reasoning, calls."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._parser = AnswerParser(request_id, Formats())
+        self._finished = False
+
+    def receive(self, entry: AnyEntry) -> list[Delta]:
+        match entry:
+            case Started():
+                self._parser = AnswerParser(self._request_id, formats_of(entry))
+            case Token(index=index, text=text, token_id=token_id):
+                return self._parser.push(index, text, token_id)
+            case Ended(text=text):
+                return self.finish(text)
+        return []
+
+    def finish(self, text: str = "") -> list[Delta]:
+        """What the end adds, once; `text` is what the tokens held back."""
+        if self._finished:
+            return []
+        self._finished = True
+        return self._parser.finish(text)
 
 
 def assemble(request_id: str, entries: Iterable[AnyEntry]) -> Answer:

@@ -121,6 +121,11 @@ class Started:
     model: str
     prompt_tokens: int
     seed: int
+    tool_parser: str | None = None
+    """The format of calls in the answer's text; None where it has none. Likewise:"""
+    reasoning_parser: str | None = None
+    marks: Mapping[str, str] | None = None
+    """Special tokens that are the end of their tokens' text, for the parsers: vocabulary ID in decimal → text."""
     kind: str = "started"
 
 
@@ -308,7 +313,10 @@ def _parse_event(entry_id: EntryId, fields: Fields) -> Event | Unknown:
         case "started":
             seed, prompt_tokens = fields.number("seed"), fields.number("prompt_tokens")
             worker, model = fields.text("worker"), fields.text("model")
-            return Started(entry_id, at_us, worker, fields.number("attempt"), model, prompt_tokens, seed)
+            parsers = (fields.optional("tool_parser"), fields.optional("reasoning_parser"))
+            marks = fields.mapping("marks") if "marks" in fields else None
+            attempt = fields.number("attempt")
+            return Started(entry_id, at_us, worker, attempt, model, prompt_tokens, seed, *parsers, marks)
         case "migrated":
             attempt, resumed_at = fields.number("attempt"), fields.number("resumed_at")
             return Migrated(entry_id, at_us, fields.text("worker"), attempt, resumed_at)

@@ -5,6 +5,7 @@ A job that can't be worked on is ended or given back here, alone: it doesn't aff
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -132,7 +133,8 @@ class Claiming:
         )
         ids, texts = job.encoded
         decided = effective.dump(job.effective) if job.effective else ""
-        prompt = Prompt((job.options["seed"] if job.options else 0) or 0, len(job.prompt_ids), ids, texts, decided)
+        seed, marks = (job.options["seed"] if job.options else 0) or 0, json.dumps(job.marks) if job.marks else ""
+        prompt = Prompt(seed, len(job.prompt_ids), ids, texts, decided, marks)
         return requests.claim(job.execution.job_id, job.execution.execution_id, claimant, prompt)
 
     def _grant(self, job: Job, granted: Granted, time_now: Reply) -> Claimed:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenrelay.shared.redis.commands import server_time_us
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenrelay.shared.effective import Effective
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.redis.commands import Reply
@@ -37,6 +39,8 @@ class Job:
     refusal: Ending | None = None
     effective: Effective | None = None
     """What a first claim would store; None for a request of wire version 1."""
+    marks: Mapping[int, str] = field(default_factory=dict)
+    """Special tokens that stay in its answer's text: vocabulary ID → text."""
     wire: int = 1
     decided: bool = False
     """Whether an earlier claim has stored what it decided."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tokenrelay.shared import effective
 from tokenrelay.shared.effective import obeying
@@ -27,7 +27,7 @@ from tokenrelay.worker.sampling.grammar.compiler import outcome
 from tokenrelay.worker.sampling.grammar.library import library
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenrelay.shared.options import Submission
     from tokenrelay.shared.redis.batches import Pipeline
@@ -120,7 +120,10 @@ class Reading:
         chosen = obeying(options, decided) if decided else self.reader.chosen(options)
         budget = self.reader.budget(length, 0, chosen)
         job.compiling = self.reader.grammar(chosen)
-        job.effective = effective.decide(chosen, budget, DRAW_VERSION, library() if job.compiling else None)
+        given = cast("Mapping[str, Any]", chosen)
+        used = library() if job.compiling else None
+        job.effective = effective.decide(chosen, budget, DRAW_VERSION, used, self.reader.tool_parser_of(given))
+        job.marks = self.reader.marks(given)
 
     def _refuse(self, job: Job, error: RequestError) -> None:
         """What only this worker can't do of a wire version 2 request, another one may."""

@@ -22,7 +22,9 @@ WORKERS_OWN: Final = frozenset(
         "continue_final_message",
         "echo",
         "include_stop_str_in_output",
+        "parallel_tool_calls",
         "prompt_token_ids",
+        "tool_choice",
         "top_logprobs",
     }
 )

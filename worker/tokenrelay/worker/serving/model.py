@@ -17,6 +17,7 @@ from tokenrelay.worker.sampling.grammar.compiler import GrammarCompiler
 from tokenrelay.worker.sampling.grammar.token_bytes import UnknownBytes, read_vocabulary
 from tokenrelay.worker.serving.prompts import PromptReader
 from tokenrelay.worker.serving.served_name import served_name
+from tokenrelay.worker.text.template import tool_parser_of
 from tokenrelay.worker.training.report.trace import TRACE_FILE
 
 if TYPE_CHECKING:
@@ -67,10 +68,21 @@ def serve(settings: WorkerSettings, engine_name: EngineName = "transformers") ->
         capabilities = replace(capabilities, options=capabilities.options - {"response_format"})
     reader = PromptReader.of(loaded.tokenizer, name, loaded.fingerprint, capabilities, defaults)
     reader = replace(reader, grammars=grammars, eos_token_ids=loaded.eos_token_ids)
+    reader = _with_tools(reader, settings.tool_parser)
     if defaults:
         shown = ", ".join(f"{option} {value}" for option, value in defaults.items())
         log.info("the model's own defaults apply: %s; TOKENRELAY_GENERATION_CONFIG=none turns them off", shown)
     return Served(loaded.engine, reader, training_trace(settings.model_path))
+
+
+def _with_tools(reader: PromptReader, given: str) -> PromptReader:
+    """The reader for requests with tools, where the model's format of calls is known."""
+    tool_parser = tool_parser_of(reader.encoder) if given == "auto" else None if given == "none" else given
+    log.info("calls of tools are read by the parser %s", tool_parser or "none: requests with tools are refused")
+    if tool_parser is None:
+        return reader
+    capabilities = replace(reader.capabilities, options=reader.capabilities.options | {"tools"})
+    return replace(reader, tool_parser=tool_parser, capabilities=capabilities)
 
 
 def _grammars(loaded: LoadedEngine) -> GrammarCompiler | None:

@@ -9,8 +9,10 @@ from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from tokenrelay.shared.answers.parser import Formats
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import DEFAULTS, filled
+from tokenrelay.worker.sampling.grammar.calls import FORMATS, calls_grammar
 from tokenrelay.worker.sampling.grammar.grammar import Grammar
 from tokenrelay.worker.serving.limits import check_ids, token_budget
 from tokenrelay.worker.serving.token_writer import token_writer
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_TEXTS: Final = 64
 """Of longer prompts only the token IDs are stored: the texts of their tokens are for people to read."""
+_NO_GRAMMAR: Final = (
+    "needs a grammar, which there is none of for this model's format of calls: give auto, with parallel_tool_calls and "
+    "without strict tools"
+)
 _TEXTS_KEPT: Final = 32_768
 """Some 200 bytes each."""
 
@@ -50,6 +56,8 @@ class PromptReader:
     grammars: GrammarCompiler | None = None
     """None where this model can have none; then `response_format` isn't among the capabilities' options."""
     eos_token_ids: frozenset[int] = frozenset()
+    tool_parser: str | None = None
+    """The format in which the model writes calls of tools; None where it has none that is known."""
 
     @classmethod
     def of(
@@ -78,7 +86,8 @@ class PromptReader:
             return tuple(token_ids)
         messages = cast("list[dict[str, object]] | None", given["messages"])
         arguments = json.loads(cast("str", given["chat_template_kwargs"]))
-        rendering = Rendering(given["continue_final_message"], arguments)
+        tools = given["tools"] if self.tool_parser_of(given) else ()
+        rendering = Rendering(given["continue_final_message"], arguments, cast("Sequence[Mapping[str, Any]]", tools))
         return tuple(encode_prompt(self.encoder, given["prompt"], messages, rendering))
 
     def token_texts(self, prompt_ids: tuple[int, ...], options: Submission) -> tuple[str, ...]:
@@ -119,9 +128,34 @@ class PromptReader:
         return bad_word_ids(self.encoder, options["bad_words"])
 
     def grammar(self, options: Submission) -> Compilation | None:
-        """What the answer must match, if anything, while it's compiled or after. Raises EngineError."""
-        asked = cast("Mapping[str, Any]", options).get("response_format")
-        return None if asked is None or self.grammars is None else self.grammars.begin(Grammar.of(asked))
+        """What the answer must match, if anything, while it's compiled or after. Raises EngineError, and RequestError
+        for calls that no grammar can write here."""
+        asked = self._asked_grammar(cast("Mapping[str, Any]", options))
+        return None if asked is None or self.grammars is None else self.grammars.begin(asked)
+
+    def _asked_grammar(self, options: Mapping[str, Any]) -> Grammar | None:
+        if tool_parser := self.tool_parser_of(options):
+            grammar = calls_grammar(options, tool_parser)
+            special = tool_parser == "hermes" and self.marks(options)
+            if grammar and (tool_parser not in FORMATS or special or self.grammars is None):
+                message = (
+                    "needs a grammar, which this model's format of calls doesn't have here: give tool_choice auto,"
+                )
+                message += " parallel_tool_calls true and no strict tool"
+                raise RequestError(f"tool_choice: {message}", field="tool_choice")
+            return grammar
+        asked = options.get("response_format")
+        return None if asked is None else Grammar.of(asked)
+
+    def tool_parser_of(self, options: Mapping[str, Any]) -> str | None:
+        """The format of the calls that the answer may have; None where it has none."""
+        return self.tool_parser if options.get("tools") and options.get("tool_choice") != "none" else None
+
+    def marks(self, options: Mapping[str, Any]) -> dict[int, str]:
+        """The special tokens that stay in the answer's text, for who parses it: vocabulary ID → text."""
+        markers = set(Formats(self.tool_parser_of(options)).markers)
+        added = self.tokenizer.added_tokens_decoder if markers else {}
+        return {token_id: str(token) for token_id, token in added.items() if token.special and str(token) in markers}
 
     def close(self) -> None:
         """End the threads and processes that compile grammars."""
@@ -144,6 +178,7 @@ class PromptReader:
             include=include,
             last_tokens=last_tokens,
             min_tokens=options["min_tokens"],
+            marks=self.marks(options),
         )
         return TokenText(self.tokenizer, rules, self.token_bytes)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from jinja2 import TemplateError
 
 from tokenrelay.shared.errors import RequestError
-from tokenrelay.worker.text.template import as_template_reads, traits
+from tokenrelay.worker.text.template import as_template_reads, as_tools, traits
 from tokenrelay.worker.text.time_limit import TimeLimitReached, within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
@@ -32,6 +32,8 @@ class Rendering:
     """Leave the last message, the assistant's, open, instead of beginning a new one."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the template, besides those that rendering sets itself."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """The tools that the conversation offers."""
     limit_s: float = TEMPLATE_LIMIT_S
 
 
@@ -114,8 +116,9 @@ def _encode_messages(
     if not messages:
         raise RequestError("give at least one message", field="messages", limit=1)
     _check_arguments(tokenizer, rendering.arguments)
+    tools = as_tools(rendering.tools)
     try:
-        return within(rendering.limit_s, partial(_rendered, tokenizer, messages, rendering))
+        return within(rendering.limit_s, partial(_rendered, tokenizer, messages, rendering, tools))
     except TimeLimitReached:
         # Jinja's sandbox bounds a range, and no loop of loops.
         message = f"the model's chat template took longer than {rendering.limit_s:g} s for these messages"
@@ -156,7 +159,10 @@ def _control(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], rendering: Rendering
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, object]],
+    rendering: Rendering,
+    tools: list[dict[str, Any]],
 ) -> list[int]:
     """The chat template's text as token IDs.
 
@@ -166,11 +172,49 @@ def _rendered(
     known = traits(tokenizer)
     if not known.calls and any("tool_calls" in message for message in messages):
         raise RequestError("messages: this model's chat template doesn't show tool calls", field="messages")
-    return _templated(tokenizer, as_template_reads(messages, known, _control(tokenizer)), rendering)
+    if tools and not known.tools:
+        raise RequestError("tools: this model's chat template doesn't show tools", field="tools")
+    shown = as_template_reads(messages, known, _control(tokenizer))
+    token_ids = _templated(tokenizer, shown, rendering, tools)
+    _check_forged(tokenizer, shown, rendering, tools, token_ids)
+    return token_ids
+
+
+def _check_forged(
+    tokenizer: PreTrainedTokenizerBase,
+    shown: list[dict[str, Any]],
+    rendering: Rendering,
+    tools: list[dict[str, Any]],
+    token_ids: list[int],
+) -> None:
+    """Raises RequestError where a text within tools or calls has become a control token: in a name, or in an object
+    that the template prints as Python does."""
+    control = _control(tokenizer)
+    nested = [*tools, *(message["tool_calls"] for message in shown if "tool_calls" in message)]
+    if not any(token in text for text in _texts(nested) for token in control):
+        return
+    ids = _control_ids(tokenizer)
+    harmless = _templated(tokenizer, _without(shown, control), rendering, _without(tools, control))
+    if [each for each in harmless if each in ids] != [each for each in token_ids if each in ids]:
+        message = "a control token within tools or calls can't be text in this model's chat template"
+        raise RequestError(f"messages: {message}", field="messages", code="control_token")
+
+
+def _without(value: Any, texts: Sequence[str]) -> Any:
+    """The JSON value without these texts."""
+    if isinstance(value, str):
+        for text in texts:
+            value = value.replace(text, "")
+    if isinstance(value, dict):
+        return {_without(name, texts): _without(each, texts) for name, each in value.items()}
+    return [_without(each, texts) for each in value] if isinstance(value, list) else value
 
 
 def _templated(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, object]], rendering: Rendering
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, object]],
+    rendering: Rendering,
+    tools: list[dict[str, Any]],
 ) -> list[int]:
     # Marks the control tokens in the contents before the template is rendered, and encodes those as text.
     with _unknown_words_as(_PLACEHOLDER, tokenizer):
@@ -179,6 +223,7 @@ def _templated(
             add_generation_prompt=not rendering.continues,
             continue_final_message=rendering.continues,
             sanitize_control_tokens=True,
+            tools=cast("list[dict[Any, Any] | Callable[..., Any]]", tools) or None,
             **rendering.arguments,
         )
     token_ids: list[int] = cast("BatchEncoding", encoding)["input_ids"]

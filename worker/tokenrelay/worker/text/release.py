@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenrelay.worker.text.detokenizer import Detokenizer
@@ -10,7 +10,7 @@ from tokenrelay.worker.text.logprobs import encode_logprobs
 from tokenrelay.worker.text.stops import StopMatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from transformers import PreTrainedTokenizerBase
 
@@ -34,6 +34,8 @@ class EndRules:
     """Each of these tokens ends the answer, and is a part of it."""
     min_tokens: int = 0
     """No stop string counts in the text of these first tokens; the draw keeps stop tokens from being drawn."""
+    marks: Mapping[int, str] = field(default_factory=dict)
+    """Special tokens that are text here, for those who parse it: vocabulary ID → text."""
 
 
 class TokenText:
@@ -62,6 +64,8 @@ class TokenText:
     def push(self, token_id: int) -> TextRelease:
         """The text that this token releases; empty after a stop string."""
         self._tokens += 1
+        if token_id in self._rules.marks:
+            return self._mark(self._rules.marks[token_id])
         text = self._detokenizer.push(token_id)
         if self._tokens > self._rules.min_tokens:
             text, stopped = self._stops.push(text)
@@ -70,6 +74,11 @@ class TokenText:
         if token_id in self._rules.last_tokens and not stopped:
             return TextRelease(text + self.flush(), stopped=True)
         return TextRelease(text, stopped)
+
+    def _mark(self, mark: str) -> TextRelease:
+        """What is held, and the mark behind it: no character and no stop string goes on through a special token."""
+        text = self.flush()
+        return TextRelease(text if self.stopped else text + mark, self.stopped)
 
     def logprobs(self, logprobs: Iterable[tuple[int, float]]) -> bytes:
         """A token's log-probabilities as the stream holds them."""

@@ -19,6 +19,13 @@ _PROBE: Final = "probe_of_a_template"
 _RESULT: Final = "result_of_a_probe"
 _CALL: Final = {"id": "abcdef123", "type": "function", "function": {"name": _PROBE, "arguments": {}}}
 _TOOL: Final = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": {"type": "object"}}}
+_WRITTEN: Final = {
+    "<|channel|>": "harmony",
+    "[TOOL_CALLS]": "mistral",
+    "<tool_call>": "hermes",
+    "<|python_tag|>": "llama3_json",
+}
+"""Marker in a template → the format of its calls."""
 _REASONING: Final = ("reasoning", "reasoning_content", "thinking")
 """What templates call the reasoning of an earlier answer."""
 
@@ -59,6 +66,27 @@ def _traits(tokenizer: PreTrainedTokenizerBase, _template: str) -> Traits:
         calls=shows([*question, call, result], _PROBE, _RESULT),
         tools=shows(question, _PROBE, tools=[_TOOL]),
     )
+
+
+def tool_parser_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The format in which the chat template writes calls; None where that isn't known, or it shows no tools."""
+    if not tokenizer.chat_template or not traits(tokenizer).tools:
+        return None
+    template = str(tokenizer.get_chat_template(tools=[_TOOL]))
+    if "<function=" in template or "<parameter=" in template:
+        return None  # calls in XML, which no parser here reads
+    written = (name for marker, name in _WRITTEN.items() if marker in template)
+    return next(written, "json")
+
+
+def as_tools(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools as templates expect them."""
+    shown = []
+    for tool in tools:
+        parameters = json.loads(tool.get("parameters", '{"type": "object", "properties": {}}'))
+        function = {"name": tool["name"], "description": tool.get("description", ""), "parameters": parameters}
+        shown.append({"type": "function", "function": function})
+    return shown
 
 
 def _shows(

@@ -41,6 +41,7 @@ from tokenrelay.gateway.openai.bodies.unsupported import (
     UNSUPPORTED,
     is_default,
 )
+from tokenrelay.gateway.openai.tools.offered import ToolFields
 from tokenrelay.shared.request_fields import Text
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ class Common(DrawFields, FormatFields, BaseModel):
         limit, stop = next(iter(self._given(LIMITS)), "max_new_tokens"), next(iter(self._given(STOPS)), "stop")
         names = {"max_new_tokens": limit, "stop": stop, "response_format": self.answer_format[0], **self._names()}
         path = names.get(ours, ours)
-        if path == "messages" and rest:  # the body's own, one for one
+        if path in ("messages", "tools") and rest:  # the body's own, one for one
             path = f"{path}.{rest}"
         if ours == "stop" and rest and isinstance(texts := getattr(self, stop), list):
             path = f"{path}.{callers_index(texts, int(rest))}"
@@ -306,7 +307,7 @@ class Streamed(Common):
         return "every" if self.stream_options.continuous_usage_stats else "last"
 
 
-class ChatBody(Streamed, TemplateFields):
+class ChatBody(Streamed, TemplateFields, ToolFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[Conversation, PlainValidator(read_messages), WithJsonSchema(_MESSAGES_SCHEMA)]
@@ -322,8 +323,8 @@ class ChatBody(Streamed, TemplateFields):
 
     def options(self) -> dict[str, Any]:
         asked = {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
-        given = {name: value for name, value in asked.items() if value}
-        return {**super().options(), **given, **self.template_options, "messages": list(self.messages.messages)}
+        given = {name: value for name, value in asked.items() if value} | self.template_options | self.tool_options
+        return {**super().options(), **given, "messages": list(self.messages.messages)}
 
 
 class CompletionBody(Streamed):

@@ -44,6 +44,7 @@ _SCALARS: Final = {
     "echo": flag,
     "continue_final_message": flag,
     "response_format": read_response_format,
+    "parallel_tool_calls": flag,
 }
 
 

@@ -37,7 +37,7 @@ _KEPT_CHARS: Final = 4 << 20
 _NICENESS: Final = 10
 """The model's steps come first."""
 
-Compilation = Future["CompiledGrammar | str"]
+Compilation = Future["CompiledGrammar | GrammarError"]
 """A grammar that is compiled, or will be; or the reason why it can't be. Its exception: EngineError, where there was no
 process to try it in."""
 
@@ -86,14 +86,14 @@ class GrammarCompiler:
         for each in self._trials:
             each.close()
 
-    def _compile(self, grammar: Grammar) -> CompiledGrammar | str:
+    def _compile(self, grammar: Grammar) -> CompiledGrammar | GrammarError:
         """The reason, where it can't be."""
         trial = self._idle.get()
         try:
             source = trial.compile(grammar)
             compiled = CompiledGrammar(partial(compile_grammar, self._tokens, source, grammar.kind), self._not_first)
         except GrammarError as error:
-            return error.reason
+            return GrammarError(error.reason, grammar.field)
         finally:
             self._idle.put(trial)
         self._free_unused((ref(compiled), compiled.root))
@@ -120,8 +120,8 @@ class GrammarCompiler:
 def outcome(compilation: Compilation) -> CompiledGrammar:
     """What was compiled, once it is. Raises GrammarError, EngineError."""
     found = compilation.result()
-    if isinstance(found, str):
-        raise GrammarError(found)
+    if isinstance(found, GrammarError):
+        raise GrammarError(found.reason, found.field or "")
     return found
 
 

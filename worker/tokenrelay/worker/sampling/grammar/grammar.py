@@ -11,26 +11,32 @@ from tokenrelay.shared.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+Kind = Literal["json_object", "json_schema", "regex", "choice", "lark", "calls"]
 
 
 class GrammarError(RequestError):
     """The grammar can't be used: code `invalid_grammar`, with the compiler's reason."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"response_format: {reason}", field="response_format", code="invalid_grammar")
+    def __init__(self, reason: str, field: str = "response_format") -> None:
+        super().__init__(f"{field}: {reason}", field=field, code="invalid_grammar")
         self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """The option `response_format`: its kind, and the schema, pattern, grammar or choices as text."""
+    """The option `response_format`: its kind, and the schema, pattern, grammar or choices as text. Or the calls of
+    tools that an answer may have: see `calls`."""
 
     kind: Kind
     text: str = ""
     """A choice's is a JSON array of strings; a JSON object has none."""
     strict: bool = True
     """Whether a schema's keywords that the compiler doesn't know make it invalid; otherwise they have no effect."""
+
+    @property
+    def field(self) -> str:
+        """The option that asks for it."""
+        return "tools" if self.kind == "calls" else "response_format"
 
     @classmethod
     def of(cls, response_format: Mapping[str, Any]) -> Grammar:

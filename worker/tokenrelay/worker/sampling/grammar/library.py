@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
+from tokenrelay.worker.sampling.grammar.calls import calls_source
 from tokenrelay.worker.sampling.grammar.grammar import GrammarError
 from tokenrelay.worker.sampling.grammar.vocabulary import Vocabulary
 
@@ -124,6 +125,8 @@ def _source(grammar: Grammar) -> str:
             if re.search(r"^\s*%llguidance", grammar.text, re.MULTILINE):
                 raise GrammarError("%llguidance isn't supported: the options of the grammar's compiler are fixed")
             return f"{_OPTIONS}\n{grammar.text}"
+        case "calls":
+            return f"{_OPTIONS}\n{calls_source(grammar.text, _schema)}"
         case _:
             assert_never(grammar.kind)
     return f"{_OPTIONS}\nstart: {start}"

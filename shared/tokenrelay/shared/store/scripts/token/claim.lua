@@ -1,7 +1,8 @@
 -- Make this execution the request's only writer.
 -- ARGV: execution_id, lease_ms, worker, model, fingerprint, max_crashes, suspicion_ms, seed, prompt_tokens, prompt_ids (JSON),
 --       the texts of a short prompt's tokens (JSON, or empty), the highest wire version that the worker knows (absent: 1),
---       and the `effective` (JSON) that it would write into a request of version 2
+--       the `effective` (JSON) that it would write into a request of version 2, and the special tokens that stay in the
+--       text (JSON, or empty)
 -- Replies: OK fence attempt next crashes deadline_us prompt_ids {token, text, token, text, …} effective {logprobs, …}
 --        | BUSY | DONE state | PAST | POISON | NOT_MINE why | UNREADABLE field | LOST
 local m = redis.call('HMGET', request, 'state', 'fence', 'wire', 'deadline_us', 'fingerprint', 'lease_us',
@@ -79,8 +80,19 @@ if not repeated then
   end
   local written
   if attempt == 1 then
-    written = write_event('started', now, { 'worker', ARGV[3], 'attempt', attempt, 'model', ARGV[4],
-      'prompt_tokens', ARGV[9], 'seed', ARGV[8] })
+    local fields = { 'worker', ARGV[3], 'attempt', attempt, 'model', ARGV[4], 'prompt_tokens', ARGV[9], 'seed', ARGV[8] }
+    local decided = m[12] and decoded(m[12]) or {}
+    for _, member in ipairs({ 'tool_parser', 'reasoning_parser' }) do
+      if type(decided[member]) == 'string' then
+        fields[#fields + 1] = member
+        fields[#fields + 1] = decided[member]
+      end
+    end
+    if ARGV[14] and ARGV[14] ~= '' then
+      fields[#fields + 1] = 'marks'
+      fields[#fields + 1] = ARGV[14]
+    end
+    written = write_event('started', now, fields)
   else
     local counted = redis.call('HMGET', request, 'prompt_tokens', 'recomputed_tokens')
     local recomputed = (whole(counted[2]) or 0) + (whole(counted[1]) or 0) + next_index - 1
