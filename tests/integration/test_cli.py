@@ -96,6 +96,7 @@ def test_ask_reads_standard_input_and_all_options(redis_server: RedisServer) -> 
     assert done.returncode == 0, done.stderr
     expected = {**DEFAULTS, **given, "prompt": "Wie wird's?\n日本 "}
     others = {"response_format", "prompt_token_ids", "continue_final_message", "chat_template_kwargs"}
+    others |= {"tools", "tool_choice", "parallel_tool_calls"}
     assert VERSION_2.keys() - given.keys() == others, "which don't go with ignore_eos, or with a prompt of text"
     for name in ("idempotency_key", *others):  # isn't part of the stored body, weren't given
         del expected[name]
