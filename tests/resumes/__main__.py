@@ -72,7 +72,7 @@ def problems(outcome: Outcome, dtype: str) -> list[str]:
     """What the streams of a kind didn't keep."""
     found = [f"{name}: complete, and not in its format" for name in outcome.unfit]
     if dtype == "float64":
-        found += [f"{place}: resumed with another answer" for place in outcome.changed]
+        found += [f"{place}: resumed with another answer" for place in (*outcome.changed, *outcome.rounded)]
         found += [f"{each.asked.name}: not verified" for each in outcome.streams if not each.measured.verified]
     return found
 
@@ -84,7 +84,8 @@ def summary(outcomes: Mapping[str, Outcome], dtype: str) -> str:
     identical = takeovers - sum(len(each.changed) for each in every)
     return (
         f"{dtype}: {streams} streams, {sum(each.counted for each in every)} of them count; {identical} of {takeovers} "
-        f"takeovers identical; {sum(each.verified for each in every)} of {streams} verified"
+        f"takeovers identical, in {sum(len(each.rounded) for each in every)} but for rounded log-probabilities; "
+        f"{sum(each.verified for each in every)} of {streams} verified"
     )
 
 

@@ -49,6 +49,11 @@ class Answer:
         return tuple(token[1] for token in self.tokens)
 
     @property
+    def pieces(self) -> tuple[tuple[str, int], ...]:
+        """The tokens without their log-probabilities."""
+        return tuple((token[0], token[1]) for token in self.tokens)
+
+    @property
     def text(self) -> str:
         return "".join(token[0] for token in self.tokens) + self.ending.text
 
