@@ -67,6 +67,10 @@ def scores():
     return evaluate()
 
 
+def scores_batched():
+    return evaluate(batch_size=4)
+
+
 def unknown_model():
     return evaluate(model="no-such-model")
 
@@ -79,4 +83,4 @@ def wrong_key():
         os.environ["OPENAI_API_KEY"] = API_KEY
 
 
-run(["lm-eval"], [scores, unknown_model, wrong_key])
+run(["lm-eval"], [scores, scores_batched, unknown_model, wrong_key])
