@@ -249,6 +249,13 @@ UNSUPPORTED: Final = [
 ]
 
 
+def test_more_prompts_than_one_call_may_have_are_refused(client: openai.OpenAI, redis: Redis) -> None:
+    with pytest.raises(openai.BadRequestError, match="257 prompts; at most 256 in all") as refused:
+        client.completions.create(model="weather", prompt=["a"] * 257)
+    assert refused.value.param == "prompt"
+    assert not redis.keys("tokenrelay:{*")
+
+
 @pytest.mark.parametrize(("name", "value"), UNSUPPORTED)
 def test_what_we_do_not_do_is_refused_by_name(client: openai.OpenAI, redis: Redis, name: str, value: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:

@@ -172,6 +172,28 @@ def test_an_echo_in_openais_shape_streamed_and_whole(redis_server: RedisServer) 
     assert json.loads(lines[-1])["usage"]["completion_tokens"] == 0
 
 
+def test_a_chat_continues_its_last_message_and_its_template_gets_arguments(redis_server: RedisServer) -> None:
+    messages = [{"role": "user", "content": "What is the weather?"}, {"role": "assistant", "content": "It is"}]
+    body = {"model": "weather", "messages": messages, "max_tokens": 8, "temperature": 0}
+    continued = {"continue_final_message": True, "add_generation_prompt": False, "chat_template_kwargs": {"style": "x"}}
+    gateway = LiveGateway(redis_server.url)
+    try:
+        with weather_worker(redis_server.url), gateway.client() as http:
+            answer = http.post("/v1/chat/completions", json={**body, **continued}).raise_for_status()
+            raw = {"messages": messages, "max_new_tokens": 3, "prompt_logprobs": 1, "continue_final_message": True}
+            request_id = http.post("/requests", json=raw).raise_for_status().json()["request_id"]
+            http.get(f"/requests/{request_id}/events")
+            prompt = http.get(f"/requests/{request_id}/prompt").raise_for_status().json()["tokens"]
+            chat = http.get(f"/requests/{answer.headers['x-request-id']}/prompt").json()["tokens"]
+    finally:
+        gateway.stop()
+    rendered = TOKENIZER.apply_chat_template(messages, continue_final_message=True, return_dict=False)
+    assert [token["token_id"] for token in prompt] == rendered == [token["token_id"] for token in chat]
+    assert "logprobs" not in prompt[0]
+    assert [len(token["logprobs"]) for token in prompt[1:]] == [2] * (len(prompt) - 1)
+    assert all("logprobs" not in token for token in chat)
+
+
 def test_an_evaluator_gets_a_token_behind_the_text_also_where_it_is_the_end(redis_server: RedisServer) -> None:
     """lm-eval takes the last token's log-probability away, whichever it is; elsewhere the end is no token."""
     body = {"model": "weather", "prompt": "What is the weather today?", "temperature": 0, "max_tokens": 40}

@@ -13,6 +13,7 @@ from tokenrelay.gateway.openai.bodies.submissions import read_submission, with_c
 from tokenrelay.gateway.streams.event_stream import Delivery, stream_view
 from tokenrelay.gateway.views.raw import RawEncoder
 from tokenrelay.producer._core.endings import cancel
+from tokenrelay.producer._core.prompts import read_prompt
 from tokenrelay.producer.trace import as_json, traced
 from tokenrelay.shared.errors import RequestError
 from tokenrelay.shared.options import json_schema
@@ -84,3 +85,12 @@ async def trace(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Resp
     """The request's trace, layer by layer, as `tokenrelay trace --json` prints it."""
     record = await gateway.record(request_id, tenant)
     return json_response(as_json(await gateway.driver.run(traced(record.request_id))))
+
+
+@router.get("/{request_id}/prompt", responses=ERRORS)
+async def prompt(gateway: GatewayDep, tenant: TenantDep, request_id: str) -> Response:
+    """The prompt's tokens as the worker read them, none before; with their log-probabilities, where the request asks
+    for them, from the answer's first token on."""
+    record = await gateway.record(request_id, tenant)
+    tokens = await gateway.driver.run(read_prompt(record.request_id))
+    return json_response({"tokens": [token.as_json() for token in tokens]})

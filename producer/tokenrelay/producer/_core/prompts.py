@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tokenrelay.producer._core.steps import ask
 from tokenrelay.shared.errors import ProtocolError, RequestNotFound, unreadable
@@ -28,6 +28,11 @@ class PromptToken:
     logprobs: tuple[TokenLogprob, ...] = ()
     """The token's own, then those of the likeliest tokens, falling. Empty for the first token, and where they weren't
     asked for."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields; without log-probabilities, none of them."""
+        logprobs = {"logprobs": [each.as_json() for each in self.logprobs]} if self.logprobs else {}
+        return {"token_id": self.token_id, "text": self.text, **logprobs}
 
 
 def read_prompt(request_id: str) -> Steps[tuple[PromptToken, ...]]:
