@@ -29,7 +29,8 @@ def asked(kind: type[Common], **fields: Any) -> Any:
     """The option that submit gets, validated as there."""
     body = kind.model_validate({"model": "weather", **LEAST[kind], **fields})
     assert body.ignored == []
-    return validate(body.options(), Limits(1000, 1000)).get("response_format")
+    (options,) = body.submissions()
+    return validate(options, Limits(1000, 1000)).get("response_format")
 
 
 @pytest.mark.parametrize("kind", LEAST)
