@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import torch
+from transformers.generation.continuous_batching.requests import RequestState
 
 from tests.polled_engine import PolledEngine
 from tests.unit.test_engine_batching import VOCABULARY, loaded, run_until_ended, tiny_mistral
 from tests.waiting import wait_until
 from tokenrelay.worker.engine.contract import EngineRequest
 from tokenrelay.worker.engine.transformers.kv_cache import EngineSettings
+from tokenrelay.worker.engine.transformers.prompt_sharing import share_pages
 from tokenrelay.worker.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -204,6 +206,27 @@ def test_choices_whose_prompts_are_scored_report_each_of_them(engine: Counted) -
 
     wait_until(read)
     assert reported == {each.engine_id: len(PROMPT) - 1 for each in asked[3:5]}
+
+
+def test_pages_that_the_manager_does_not_know_yet_are_shared_too(engine: Counted) -> None:
+    """Under asynchronous batching a page gets its hash a step after it was filled."""
+    processor = engine._manager.batch_processor
+    assert processor is not None
+    (allocator,) = processor.cache.cache_allocators.values()
+    source = RequestState(request_id="source", initial_tokens=[])
+    assert processor.cache.can_store_request_tokens(source, 2 * PAGE + 6)
+    first, second, third = allocator.block_table["source"]
+    allocator._copy_view[third].fill_(7)
+    processor.cache.pool.allocate_sector(allocator.index)
+    share_pages(allocator, "source", "other", 2 * PAGE + 3)
+    copied = allocator.block_table["other"][2]
+    assert allocator.block_table["other"] == [first, second, copied]
+    assert copied != third
+    assert torch.equal(allocator._copy_view[copied], allocator._copy_view[third])
+    assert allocator.ledger.shared_ref_counts == {first: 2, second: 2}
+    allocator.free_blocks("source")
+    assert allocator.ledger.shared_ref_counts == {}, "the other one still has them, alone"
+    allocator.free_blocks("other")
 
 
 def test_a_sliding_window_shares_nothing_and_is_right() -> None:

@@ -92,7 +92,7 @@ class PromptSharingScheduler(FIFOScheduler):
         length = len(_shared_prompt(state)) - 1
         with stream_context(self.compute_stream):
             for allocator in allocators:
-                _share_pages(allocator, source.request_id, state.request_id, length)
+                share_pages(allocator, source.request_id, state.request_id, length)
         return True
 
     def _has_room(self, allocator: CacheAllocator) -> bool:
@@ -103,7 +103,7 @@ class PromptSharingScheduler(FIFOScheduler):
         return bool(pool.count_free_blocks(allocator.index))
 
 
-def _share_pages(allocator: CacheAllocator, source_id: str, request_id: str, length: int) -> None:
+def share_pages(allocator: CacheAllocator, source_id: str, request_id: str, length: int) -> None:
     """Share the whole pages of the source's first `length` tokens with a request, and copy the last, partial one."""
     pages, rest = divmod(length, allocator.tokens_per_page)
     source, table = allocator.block_table[source_id], allocator.block_table.setdefault(request_id, [])
