@@ -73,6 +73,15 @@ def test_a_schema_may_be_true_or_false() -> None:
         )
 
 
+def test_a_stored_schema_is_left_to_its_compiler() -> None:
+    """Which parses it in a process of its own: in the worker's, all other threads would wait for up to 10 ms."""
+    plain = resolve(validate({"prompt": "hi", "seed": 1, "max_new_tokens": 3, "temperature": 0.0}, LIMITS), (), {})
+    body = dump({**plain, "response_format": {"type": "json_schema", "value": "{", "strict": True}})  # type: ignore[typeddict-item]
+    assert load(body, wire=2).get("response_format") == {"type": "json_schema", "value": "{", "strict": True}
+    with pytest.raises(RequestError, match="isn't JSON"):
+        asked({"type": "json_schema", "value": "{"})
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
