@@ -164,6 +164,13 @@ ALL: Final[dict[str, Any]] = {
 }
 
 
+ELSEWHERE: Final = frozenset({
+    "prompt_token_ids", "continue_final_message", "chat_template_kwargs", "tools", "tool_choice", "parallel_tool_calls",
+    "logprobs", "top_logprobs", "prompt_logprobs", "echo",
+})  # fmt: skip
+"""Options of version 2 that not every endpoint has, or not in the same shape: each has tests of its own."""
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -176,7 +183,7 @@ ALL: Final[dict[str, Any]] = {
 def test_every_endpoint_stores_every_option(
     redis_server: RedisServer, redis: Redis, path: str, body: dict[str, Any]
 ) -> None:
-    assert ALL.keys() == VERSION_2.keys() - {"logprobs", "top_logprobs"}
+    assert ALL.keys() == VERSION_2.keys() - ELSEWHERE
     gateway = LiveGateway(redis_server.url)
     try:
         with gateway.client() as http:

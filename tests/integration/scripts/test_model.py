@@ -26,9 +26,12 @@ REFUSALS = {
 
 
 def test_scripts_do_as_the_model_and_every_reply_is_seen(redis_server: RedisServer) -> None:
+    wanted = {(script, word) for script, words in REFUSALS.items() for word in words}
     with redis_server.client() as client:
         seen = run_model(client)
-    wanted = {(script, word) for script, words in REFUSALS.items() for word in words}
+        for _ in range(4):  # what hypothesis makes up depends on the modules that other tests have imported
+            if not wanted <= set(seen):
+                seen += run_model(client, derandomize=False)
     assert wanted == set(seen), "a reply that no example provoked is a reply that no example checked"
 
 
