@@ -87,8 +87,8 @@ def test_hostile_grammars_cost_no_neighbour_a_token(redis_server: RedisServer, f
     ends = check(redis_server.url, folder, QUICK)
     assert ends["enum of 10 MB"] == ends["schema of 100,000 levels"] == "refused"
     assert ends["multipleOf of 7 primes"] == ends["rules of 256 KB"] == ends["$ref loop of three"] == "invalid_grammar"
-    assert ends["100,000 items"] == ends["10^9 characters"] == "length"
-    assert ends["(a|b)*a(a|b){30}"] in {"length", "stop"}
+    assert ends["100,000 items"] == "length"
+    assert {ends["10^9 characters"], ends["(a|b)*a(a|b){30}"]} <= {"length", "stop"}  # they may end at once, or never
 
 
 @pytest.mark.slow
