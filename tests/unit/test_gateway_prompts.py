@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_gateway_bodies import read
+from tokenrelay.gateway.http.problems import Problem
 from tokenrelay.gateway.openai.bodies.request_bodies import ChatBody, CompletionBody
 
 
@@ -30,6 +31,13 @@ def test_each_prompt_of_a_list_is_a_request_of_its_own() -> None:
     plain = body.options()
     prompts: list[dict[str, Any]] = [{"prompt": "a"}, {"prompt_token_ids": [1, 2]}, {"prompt": "b"}]
     assert body.submissions() == [{**plain, **prompt} for prompt in prompts]
+
+
+def test_more_prompts_than_a_call_may_have_are_refused_before_each_becomes_a_request() -> None:
+    """A body of 2 MB has room for 500,000: planning them held the event loop, and all its streams, for seconds."""
+    read(CompletionBody, prompt=["a"] * 256)
+    with pytest.raises(Problem, match="prompt: 257 prompts; at most 256 in all"):
+        read(CompletionBody, prompt=["a"] * 257)
 
 
 def test_an_echo_asks_for_the_prompts_logprobs_where_it_asks_for_any() -> None:

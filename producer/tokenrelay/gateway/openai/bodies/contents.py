@@ -13,6 +13,7 @@ from tokenrelay.gateway.http.problems import refuse
 from tokenrelay.gateway.openai.bodies.coercion import whole
 from tokenrelay.gateway.openai.bodies.no_op_values import is_empty
 from tokenrelay.gateway.openai.tools.calls import read_call_item, read_text, read_tool_calls
+from tokenrelay.shared.request_fields import MAX_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,12 +110,14 @@ def read_input(given: object) -> Conversation:
 
 
 def read_prompts(given: Any) -> Prompts:
-    """Completions' `prompt`: a text, token IDs, or a list of either. Raises Problem 400. Submit checks their number."""
+    """Completions' `prompt`: a text, token IDs, or a list of either. Raises Problem 400."""
     if isinstance(given, list) and given and all(isinstance(each, int | float) for each in given):
         given = [given]
     prompts = given if isinstance(given, list) else [given]
     if not prompts or not all(isinstance(each, str | list) for each in prompts):
         refuse("prompt", "must be text, a list of token IDs, or a list of texts and of lists of token IDs")
+    if len(prompts) > MAX_CHOICES:  # here, and not at submit: a body has room for half a million
+        refuse("prompt", f"{len(prompts)} prompts; at most {MAX_CHOICES} in all")
     return tuple(each if isinstance(each, str) else [whole(token_id) for token_id in each] for each in prompts)
 
 
