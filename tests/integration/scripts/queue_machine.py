@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -57,6 +58,7 @@ QUEUES = (HIGH, DEFAULT)
 REQUESTS = 4
 GIVEN_OUT = (b"queued", b"failed")
 NEVER_POISON = 1_000_000
+TRIES = 3
 BETWEEN = ("nothing", "requeue", "hand back", "close", "take")
 
 draws = st.integers(0, 11)
@@ -350,20 +352,26 @@ def run_queue_model(
     """Run the machine; the replies that were seen. Raises where a request is lost or left behind."""
     seen: Counter[tuple[str, str]] = Counter()
     machine = type("Machine", (QueuePlaneMachine,), {"client": client, "alter": staticmethod(alter), "seen": seen})
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        database=None,
+        derandomize=derandomize,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
     try:
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=25,
-                deadline=None,
-                database=None,
-                derandomize=derandomize,
-                phases=[Phase.generate],
-                report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        for left in range(TRIES, 0, -1):
+            try:
+                run_state_machine_as_test(machine, settings=chosen)
+            except FlakyStrategyDefinition:
+                # Jobs of one millisecond come in another order when Hypothesis repeats the beginning of an example.
+                if left == 1:
+                    raise
+            else:
+                break
     finally:
         client.flushall()
     return seen
