@@ -158,7 +158,7 @@ def _source(function: object) -> str:
 
 def test_rqs_side_names_each_field_of_ours_that_a_script_writes() -> None:
     told = set(listed(ONE, "RQ's side", column=1))
-    job = {"alone", "alone_for", "alone_until", "crashed", "refused:KIND", "times:refused:KIND", "queue"}
+    job = {"alone", "alone_for", "alone_until", "crashed", "refused:KIND", "times:refused:KIND", "queue", "waits"}
     assert job <= told
     for name in job:
         assert name.partition(":")[0] in QUEUE_PLANE

@@ -58,8 +58,6 @@ RETENTION_S: Final = 600
 PROGRESS_S: Final = 60.0
 LEAST_CLAIMS_OF_POISON: Final = 2
 """Behind the last token: of three deaths in a row the first may be that of the attempt that gave it."""
-UNCLAIMED: Final = "the worker that was to read this request died 3 times in a row"
-"""Deaths before the first claim, which a stream can't show: a grammar may be compiled for a while in between."""
 PLAN: Final = Plan(
     workers=WORKERS,
     redis=("--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"),
@@ -103,10 +101,7 @@ class Books:
             self.tally.receive_cut(request_id, stream, expected, State.FAILED)
             last = max((n for n, entry in enumerate(stream) if isinstance(entry, Token)), default=0)
             claims = sum(isinstance(entry, Started | Migrated) for entry in stream[last:])
-            unclaimed = not last and UNCLAIMED in (end.message or "")
-            self.tally.require(
-                unclaimed or claims >= LEAST_CLAIMS_OF_POISON, f"{request_id}: innocent, and failed as poison"
-            )
+            self.tally.require(claims >= LEAST_CLAIMS_OF_POISON, f"{request_id}: innocent, and failed as poison")
         else:
             self.tally.receive(request_id, stream, expected)
 

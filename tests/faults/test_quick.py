@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults import control, kills, redis_faults, sick_faults
 from tests.faults.bench import Bench
-from tests.faults.chaos import UNCLAIMED, Books
+from tests.faults.chaos import Books
 from tests.faults.load import Text, requests, undisturbed
 from tests.faults.nursery import Nursery
 from tests.faults.site import Plan, Site
@@ -102,15 +102,6 @@ def test_poison_is_believed_only_behind_deaths_without_a_token(deaths: int, red:
     tail: list[Entry] = [migrated(EntryId(2, deaths), deaths + 1), replace(end, entry_id=EntryId(2, deaths + 1))]
     books.receive("r" * 22, [*undisturbed_stream()[:4], *takeovers, *tail], EXPECTED)
     assert books.poisoned == ["r" * 22]
-    assert books.tally.red == red, books.tally.broken
-
-
-@pytest.mark.parametrize(("tokens", "red"), [(0, False), (2, True)])
-def test_deaths_before_a_claim_are_believed_only_without_a_token(tokens: int, red: bool) -> None:
-    end = ended(EntryId(tokens, 3), State.FAILED)
-    end = replace(end, finish_reason="error", code="poison_request", message=UNCLAIMED)
-    books = Books([])
-    books.receive("r" * 22, [*undisturbed_stream()[: 2 + tokens], end], EXPECTED)
     assert books.tally.red == red, books.tally.broken
 
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.grammars import save_tiny_model
 from tests.structured import MODEL, PLAIN, Weather, compiling, tiny_worker, was_refused
 from tests.waiting import wait_until
 from tokenrelay.producer import Producer
+from tokenrelay.shared.redis.batches import Pipeline
+from tokenrelay.shared.settings import WorkerSettings
 from tokenrelay.shared.wire import keys
 from tokenrelay.shared.wire.entries import State
+from tokenrelay.worker.core.figures import Figures
+from tokenrelay.worker.core.messages import Claims, JobsQueued, Leave, Poll, PollDone
+from tokenrelay.worker.intake.intake import Intake
+from tokenrelay.worker.intake.poller import Poller
 from tokenrelay.worker.sampling.grammar.grammar import GrammarError
 from tokenrelay.worker.sampling.grammar.matcher import AnswerMask
 from tokenrelay.worker.sampling.grammar.trial import Trial
+from tokenrelay.worker.serving.model import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from tests.redis_servers import RedisServer
+    from tokenrelay.worker.core.messages import Message
     from tokenrelay.worker.engine.contract import Engine, EngineRequest
     from tokenrelay.worker.sampling.grammar.grammar import Grammar
     from tokenrelay.worker.serving.model import Served
@@ -133,6 +143,52 @@ def test_a_request_whose_grammar_takes_long_goes_back_to_its_queue(
             let_go.set()
         assert isinstance(generation.parsed(), Weather)
         assert generation.result().attempts == 1
+
+
+def test_intake_is_notified_once_it_can_go_on_with_a_grammar(
+    redis_server: RedisServer, redis: Redis, folder: Path
+) -> None:
+    """Nobody polls here by the clock: after the trial, and once it is compiled. Until the first it only waits."""
+    let_go = threading.Event()
+
+    def wait(_: Grammar) -> None:
+        let_go.wait()
+
+    settings = WorkerSettings(
+        redis_url=SecretStr(redis_server.url), device="cpu", model_path=str(folder), served_model=MODEL
+    )
+    served = compiling(trial=lambda: OtherTrial(wait))(serve(settings))
+    posted: SimpleQueue[Message] = SimpleQueue()
+    intake = Intake(Pipeline(redis), served.reader, settings, "w", keys.queues(MODEL), Figures())
+    poller = Poller(intake, posted.put)
+    thread = threading.Thread(target=poller.run)
+    thread.start()
+    try:
+        with Producer(url=redis_server.url) as producer:
+            generation = producer.submit("Hi", response_format=Weather, **PLAIN)
+        messages: list[Message] = []
+        for _ in range(3):
+            poller.inbox.put(Poll(free=8, idle=True))
+            while not isinstance(message := posted.get(timeout=30), PollDone):
+                messages.append(message)
+            if not any(isinstance(message, Claims) for message in messages):
+                waits = redis.hget(execution_key(redis, generation.request_id), "waits")
+                assert waits == (b"0" if let_go.is_set() else b"1")
+                let_go.set()
+                assert isinstance(posted.get(timeout=30), JobsQueued)
+        assert [type(message) for message in messages] == [Claims]
+    finally:
+        let_go.set()
+        intake.leaving.set()
+        poller.inbox.put(Leave())
+        thread.join()
+        served.reader.close()
+        served.engine.stop()
+
+
+def execution_key(redis: Redis, request_id: str) -> str:
+    (key,) = redis.scan_iter(f"{keys.rq_execution(request_id, '')}*")
+    return str(key.decode())
 
 
 class WatchedEngine:

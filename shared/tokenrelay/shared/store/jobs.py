@@ -237,9 +237,11 @@ def keep_call(execution: Execution, lease_s: int) -> ScriptCall[job_replies.Keep
     return _execution_call("keep", job_replies.KEEP, execution, lease_s)
 
 
-def extend_call(execution: Execution, lease_s: int) -> ScriptCall[job_replies.Noted]:
-    """Renew RQ's lease of an execution."""
-    return _execution_call("extend", job_replies.NOTE, execution, lease_s)
+def extend_call(execution: Execution, lease_s: int, *, waits: bool | None = None) -> ScriptCall[job_replies.Noted]:
+    """Renew RQ's lease of an execution. `waits`: whether its worker only keeps the job, for which its death isn't
+    counted then; None leaves that as it was noted."""
+    note = () if waits is None else (int(waits),)
+    return _execution_call("extend", job_replies.NOTE, execution, lease_s, *note)
 
 
 def drop_call(execution: Execution) -> ScriptCall[job_replies.Noted]:

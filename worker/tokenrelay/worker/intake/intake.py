@@ -59,12 +59,13 @@ class Intake:
         return self._taking.taken
 
     def when_compiled(self, notify: Callable[[], object]) -> None:
-        """Call `notify`, from any thread, when a grammar is compiled that a job has begun to wait for since the last
-        call."""
-        for job in self._taking.compiling:
-            if job.compiling is not None and not job.notifies:
-                job.notifies = True
-                job.compiling.add_done_callback(lambda _: notify())
+        """Call `notify`, from any thread, when a part of a compilation ends that a job has begun to wait for since the
+        last call."""
+        for job in self._taking.waiting:
+            stage = job.compiling and job.compiling.stage
+            if stage and job.notifies is not stage:
+                job.notifies = stage
+                stage.add_done_callback(lambda _: notify())
 
     def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
         """Up to `limit` requests that are now this worker's. Raises redis errors; nothing is lost by them.
@@ -83,7 +84,7 @@ class Intake:
         self._claiming.defer(taking.deferred)
         taking.deferred.clear()
         if not taking.ready:
-            self.exhausted = idle and not taking.missing and not taking.compiling
+            self.exhausted = idle and not taking.missing and not taking.waiting
             return []
         self._set_apart(list(taking.ready), idle=idle)
         claimed = self._claiming.claim(list(taking.ready))

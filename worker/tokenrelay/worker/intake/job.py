@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenrelay.shared.redis.commands import server_time_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
 
     from tokenrelay.shared.effective import Effective
     from tokenrelay.shared.options import Submission
@@ -48,8 +49,10 @@ class Job:
     """What its answer must match, while that is compiled."""
     compiling_since: float = 0.0
     """On this process's monotonic clock."""
-    notifies: bool = False
-    """Whether intake is notified when it is compiled."""
+    notifies: Future[Any] | None = None
+    """The part of the compilation whose end intake is notified of."""
+    waits: bool = False
+    """Whether Redis has it noted as one that only waits: its worker's death isn't counted."""
     grammar: CompiledGrammar | None = None
     """What its answer must match."""
     deferred: str = ""

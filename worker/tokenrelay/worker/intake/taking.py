@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from tokenrelay.shared.store.jobs import RQ_LEASE_S, Take, any_queued, take_call
+from tokenrelay.shared.store.jobs import RQ_LEASE_S, Take, any_queued, extend_call, take_call
 from tokenrelay.worker.intake.job import Job
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ class Taking:
     ready: deque[Job] = field(default_factory=deque)
     """Taken and read, not yet claimed: kept over an error, so that a taken job is never forgotten."""
     missing: list[Job] = field(default_factory=list)
-    """Taken, their requests not there yet; or there, and no slot is free. Read again at `_missing_due`."""
+    """Taken, their requests not there yet. Read again at `_missing_due`."""
     lost: list[Job] = field(default_factory=list)
     """Taken, their requests never came: to be closed."""
-    compiling: list[Job] = field(default_factory=list)
-    """Taken and read, their grammars are being compiled. They take up no slots."""
+    waiting: list[Job] = field(default_factory=list)
+    """Taken and read: their grammars are being compiled, or no slot is free. They take up no slots."""
     deferred: list[Job] = field(default_factory=list)
     """Taken and read, to be put back in their queues for a moment."""
     _missing_due: float = 0.0
@@ -64,10 +64,14 @@ class Taking:
     @property
     def taken(self) -> list[Execution]:
         """Of the jobs that aren't claimed."""
-        return [job.execution for job in (*self.ready, *self.missing, *self.lost, *self.compiling, *self.deferred)]
+        return [job.execution for job in (*self.ready, *self.missing, *self.lost, *self.waiting, *self.deferred)]
 
     def fill(self, limit: int, *, idle: bool) -> None:
-        """Have up to `limit` jobs ready. Raises redis errors."""
+        """Have up to `limit` jobs ready, and the grammars of those that wait compiled. Raises redis errors."""
+        self._fill(limit, idle=idle)
+        self._compile()
+
+    def _fill(self, limit: int, *, idle: bool) -> None:
         if self.ready:  # a claim of them failed
             self._sort(list(self.ready), limit)
             return
@@ -75,7 +79,7 @@ class Taking:
             self.ready, self.missing = deque(self.missing), []
             self._missing_due = time.monotonic() + MISSING_EVERY_S
             self._sort(list(self.ready), limit)
-        waiting, self.compiling = self.compiling, []
+        waiting, self.waiting = self.waiting, []
         self._place(waiting, limit)
         while (room := min(limit - len(self.ready), self._room)) > 0:
             kept = len(self.ready)
@@ -111,21 +115,35 @@ class Taking:
                 here.append(job)
         room = limit - len(self.ready)
         self.ready += here[:room]
-        self.missing += here[room:]
+        self.waiting += here[room:]
 
     def _await(self, job: Job, now: float) -> None:
         """Keep the job until its grammar is compiled, but not for long."""
         job.compiling_since = job.compiling_since or now
         if now - job.compiling_since < COMPILING_S:
-            self.compiling.append(job)
+            self.waiting.append(job)
         else:
             job.deferred = f"its grammar isn't compiled after {COMPILING_S:g} s"
             self.deferred.append(job)
 
+    def _compile(self) -> None:
+        """Compile in this process what was tried in another one. It may take this one down, which counts only for the
+        jobs that wait for it: of the others it's noted that they only wait. Raises redis errors."""
+        tried = {job.compiling for job in self.waiting if job.compiling and job.compiling.is_tried}
+        changed = [job for job in self.waiting if job.waits == (job.compiling in tried)]
+        calls = [extend_call(job.execution, RQ_LEASE_S, waits=not job.waits) for job in changed]
+        for job, reply in zip(changed, self.pipeline.run([*calls]) if calls else [], strict=True):
+            if not isinstance(reply, Exception):
+                job.waits = not job.waits
+            elif job.waits:  # refused, as by a Redis without memory: until the note is gone, no death would be counted
+                tried.discard(job.compiling)
+        for compilation in tried:
+            compilation.proceed()
+
     @property
     def _room(self) -> int:
         """How many more jobs may wait."""
-        return MOST_MISSING - len(self.missing) - len(self.compiling) - len(self.deferred)
+        return MOST_MISSING - len(self.missing) - len(self.waiting) - len(self.deferred)
 
     def _take(self, limit: int, *, idle: bool) -> None:
         if self.leaving.is_set():  # what this worker hands back is another's to take

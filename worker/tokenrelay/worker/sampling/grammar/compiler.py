@@ -7,9 +7,10 @@ import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from queue import LifoQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import ref
 
 import torch
@@ -37,9 +38,41 @@ _KEPT_CHARS: Final = 4 << 20
 _NICENESS: Final = 10
 """The model's steps come first."""
 
-Compilation = Future["CompiledGrammar | GrammarError"]
-"""A grammar that is compiled, or will be; or the reason why it can't be. Its exception: EngineError, where there was no
-process to try it in."""
+
+@dataclass(eq=False, slots=True)
+class Compilation:
+    """A grammar that is tried in another process, and then, once `proceed` is called, compiled in this one."""
+
+    trial: Future[str | GrammarError]
+    """Its source, or the reason why it can't be compiled. Its exception: EngineError, where there was no process to try
+    it in."""
+    begin: Callable[[str], Future[CompiledGrammar | GrammarError]]
+    compiled: Future[CompiledGrammar | GrammarError] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def stage(self) -> Future[Any]:
+        """The work that was begun last."""
+        return self.compiled or self.trial
+
+    @property
+    def failed(self) -> bool:
+        """Whether there was no process to try it in."""
+        return self.trial.done() and self.trial.exception() is not None
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether it can be compiled in this process, or is."""
+        return self.trial.done() and not self.failed and isinstance(self.trial.result(), str)
+
+    def done(self) -> bool:
+        return self.stage.done() and (self.compiled is not None or not self.is_tried)
+
+    def proceed(self) -> None:
+        """Compile in this process what was tried, unless that was begun."""
+        with self._lock:
+            if self.is_tried and self.compiled is None:
+                self.compiled = self.begin(cast("str", self.trial.result()))
 
 
 class GrammarCompiler:
@@ -55,17 +88,19 @@ class GrammarCompiler:
         self._idle: LifoQueue[Trial] = LifoQueue()  # a second process is started where one isn't enough
         for each in self._trials:
             self._idle.put(each)
-        self._threads = ThreadPoolExecutor(PARALLEL, "grammar", _yield_to_steps)
+        self._trying = ThreadPoolExecutor(PARALLEL, "grammar trial", _yield_to_steps)
+        self._compiling = ThreadPoolExecutor(PARALLEL, "grammar", _yield_to_steps)
         self._lock = threading.Lock()
 
     def begin(self, grammar: Grammar) -> Compilation:
-        """Compile in another thread what isn't kept. Raises EngineError where too many wait for that."""
+        """Try in another process what isn't kept. Raises EngineError where too many wait for that."""
         with self._lock:
             found = self._kept.pop(grammar, None)
-            if found is None or _has_failed(found):
-                if sum(not each.done() for each in self._kept.values()) >= MOST_WAITING:
+            if found is None or found.failed:
+                if sum(not each.stage.done() for each in self._kept.values()) >= MOST_WAITING:
                     raise EngineError(f"{MOST_WAITING} grammars wait to be compiled")
-                found = self._threads.submit(self._compile, grammar)
+                trial = self._trying.submit(self._try, grammar)
+                found = Compilation(trial, lambda source: self._compiling.submit(self._compile, grammar, source))
             self._kept[grammar] = found
             self._drop_oldest()
         return found
@@ -77,25 +112,33 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """End threads and processes."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._trying, self._compiling):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._close_trials()  # which ends what is being compiled
-        self._threads.shutdown()
+        for threads in (self._trying, self._compiling):
+            threads.shutdown()
         self._close_trials()
 
     def _close_trials(self) -> None:
         for each in self._trials:
             each.close()
 
-    def _compile(self, grammar: Grammar) -> CompiledGrammar | GrammarError:
-        """The reason, where it can't be."""
+    def _try(self, grammar: Grammar) -> str | GrammarError:
+        """The source as the library compiles it; the reason, where it can't be compiled."""
         trial = self._idle.get()
         try:
-            source = trial.compile(grammar)
-            compiled = CompiledGrammar(partial(compile_grammar, self._tokens, source, grammar.kind), self._not_first)
+            return trial.compile(grammar)
         except GrammarError as error:
             return GrammarError(error.reason, grammar.field)
         finally:
             self._idle.put(trial)
+
+    def _compile(self, grammar: Grammar, source: str) -> CompiledGrammar | GrammarError:
+        """The reason, where it can't be."""
+        try:
+            compiled = CompiledGrammar(partial(compile_grammar, self._tokens, source, grammar.kind), self._not_first)
+        except GrammarError as error:
+            return GrammarError(error.reason, grammar.field)
         self._free_unused((ref(compiled), compiled.root))
         return compiled
 
@@ -108,7 +151,7 @@ class GrammarCompiler:
             free(matcher)
 
     def _drop_oldest(self) -> None:
-        done = [(grammar, len(grammar.text)) for grammar, each in self._kept.items() if each.done()]
+        done = [(grammar, len(grammar.text)) for grammar, each in self._kept.items() if each.stage.done()]
         chars = sum(size for _, size in done)
         for grammar, size in done[:-1]:
             if len(self._kept) <= self._most_kept and chars <= _KEPT_CHARS:
@@ -118,15 +161,13 @@ class GrammarCompiler:
 
 
 def outcome(compilation: Compilation) -> CompiledGrammar:
-    """What was compiled, once it is. Raises GrammarError, EngineError."""
-    found = compilation.result()
+    """What was compiled, once it is: waits for it. Raises GrammarError, EngineError."""
+    compilation.trial.result()
+    compilation.proceed()
+    found = compilation.stage.result()
     if isinstance(found, GrammarError):
         raise GrammarError(found.reason, found.field or "")
-    return found
-
-
-def _has_failed(compilation: Compilation) -> bool:
-    return compilation.done() and compilation.exception() is not None
+    return cast("CompiledGrammar", found)
 
 
 def _yield_to_steps() -> None:

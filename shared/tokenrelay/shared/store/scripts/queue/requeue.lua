@@ -2,6 +2,7 @@
 -- ARGV: … [3] front or back, and for take.lua, if anything: [4] a note, `alone` or `refused:KIND`, [5] for how many ms,
 --       [6] for how many at most, where it's twice as long each time; or [4] `crashed`, [5] from how many crashes on it runs alone.
 -- Replies: OK | NOT_STARTED status | LOST
+local waited = redis.pcall('HGET', KEYS[7], 'waits') == '1'
 drop_all_executions()
 if job_is_gone() then return { 'LOST' } end
 local status = redis.call('HGET', job, 'status')
@@ -21,8 +22,9 @@ local ttl = tonumber(redis.call('HGET', job, 'ttl'))
 if ttl then redis.call('EXPIRE', job, ttl) end
 local note, noted_ms = ARGV[4], now * 1000
 if note == 'crashed' then
-  -- Its worker died before it could claim the request, whose hash counts the crashes of those that had.
-  local crashed = (tonumber(redis.call('HGET', job, 'crashed') or 0) or 0) + 1
+  -- Its worker died before it could claim the request, whose hash counts the crashes of those that had. Of a job that
+  -- only waited it was no fault.
+  local crashed = (tonumber(redis.call('HGET', job, 'crashed') or 0) or 0) + (waited and 0 or 1)
   redis.call('HSET', job, 'crashed', crashed)
   note = crashed >= tonumber(ARGV[5]) and 'alone'
 elseif note then
