@@ -52,7 +52,7 @@ class Job:
     notifies: Future[Any] | None = None
     """The part of the compilation whose end intake is notified of."""
     waits: bool = False
-    """Whether Redis has it noted as one that only waits: its worker's death isn't counted."""
+    """Whether it is noted in Redis as one that only waits, or may be: its worker's death isn't counted."""
     grammar: CompiledGrammar | None = None
     """What its answer must match."""
     deferred: str = ""

@@ -131,12 +131,16 @@ class Taking:
         jobs that wait for it: of the others it's noted that they only wait. Raises redis errors."""
         tried = {job.compiling for job in self.waiting if job.compiling and job.compiling.is_tried}
         changed = [job for job in self.waiting if job.waits == (job.compiling in tried)]
-        calls = [extend_call(job.execution, RQ_LEASE_S, waits=not job.waits) for job in changed]
+        calls = [extend_call(job.execution, RQ_LEASE_S, waits=job.compiling not in tried) for job in changed]
+        for job in changed:
+            job.waits = True  # also where the reply is lost
         for job, reply in zip(changed, self.pipeline.run([*calls]) if calls else [], strict=True):
-            if not isinstance(reply, Exception):
-                job.waits = not job.waits
-            elif job.waits:  # refused, as by a Redis without memory: until the note is gone, no death would be counted
+            if job.compiling not in tried:
+                continue
+            if isinstance(reply, Exception):  # as by a Redis without memory: with the note no death would be counted
                 tried.discard(job.compiling)
+            else:
+                job.waits = False
         for compilation in tried:
             compilation.proceed()
 
