@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -270,6 +271,38 @@ def test_anything_is_parsed_the_same_wherever_it_is_cut(
     assert [delta.index for delta in deltas if isinstance(delta, CallEnd)] == begun
     shown = sum(len(delta.text) for delta in deltas if isinstance(delta, Content | Reasoning | CallArguments))
     assert shown <= sum(map(len, pieces)) + 2 * len(begun) + len(pieces)
+
+
+def cpu_s(tool_parser: str, tokens: list[str]) -> float:
+    began = time.process_time()
+    message(Formats(tool_parser), [(text, None) for text in tokens])
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize(
+    ("tool_parser", "begin", "token", "tokens"),
+    [
+        ("hermes", "", "\n" * 64, 5000),
+        ("json", '{"a":', "1" * 64, 1000),
+        ("json", '{"a":"', "a" * 32, 1000),
+        ("hermes", '<tool_call>{"a":"', "<tool_call>", 2000),
+        ("mistral", "[TOOL_CALLS]", "a" * 64, 5000),
+        ("mistral", "[TOOL_CALLS]", " " * 64, 5000),
+        ("mistral", "[TOOL_CALLS]f", " " * 64, 5000),
+    ],
+    ids=["blank", "a number without end", "no call", "markers in a string", "no name", "blank name", "blanks"],
+)
+def test_a_token_costs_the_same_however_long_the_answer_is(
+    tool_parser: str, begin: str, token: str, tokens: int
+) -> None:
+    """Eight times the tokens take eight times the time; what is held and copied anew with each takes 64 times."""
+    short, long = (cpu_s(tool_parser, [begin, *[token] * count]) for count in (tokens, 8 * tokens))
+    assert long < 24 * short
+
+
+def test_what_can_be_no_name_is_content_at_once() -> None:
+    deltas = deltas_of(Formats("mistral"), [("[TOOL_CALLS]", None), (" is", None), (" a marker", None), (".", None)])
+    assert deltas == [[], [], [Content("[TOOL_CALLS] is a marker")], [Content(".")], []]
 
 
 SCALARS: Final = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _ID_DIGITS: Final = 24
 _SHORT_ID_DIGITS: Final = 9
@@ -111,67 +112,69 @@ class Deltas:
     def __init__(self, request_id: str, *, short_ids: bool = False) -> None:
         self._request_id, self._short = request_id, short_ids
         self._deltas: list[Delta] = []
-        self._blank: str | None = ""  # held content; None once visible content has come
+        self._blank: list[str] | None = []  # held content; None once visible content has come
         self._calls = 0
         self._last = (-1, 0)  # the token in which the last call began, and how many began in it
         self._written = False
 
     def content(self, text: str) -> None:
         if self._blank is not None:
-            text = self._blank + text
-            self._blank = None if text.strip() else text
-        if text and self._blank is None:
-            self._add(Content(text))
+            self._blank.append(text)
+            if not text.strip():
+                return
+            text, self._blank = "".join(self._blank), None
+        if text:
+            self._deltas.append(Content(text))
 
     def reasoning(self, text: str) -> None:
         if text:
-            self._add(Reasoning(text))
+            self._deltas.append(Reasoning(text))
 
     def begin(self, name: str, token: int) -> None:
         """Begin the next call; its first character stands in the text of token `token`."""
-        self._blank, self._written = "", False
-        self._add(CallBegin(self._calls, self._call_id(token), name))
+        self._blank, self._written = [], False
+        self._deltas.append(CallBegin(self._calls, self._call_id(token), name))
         self._calls += 1
 
     def arguments(self, text: str) -> None:
         """Add to the last call's arguments."""
         if text:
             self._written = True
-            self._add(CallArguments(self._calls - 1, text))
+            self._deltas.append(CallArguments(self._calls - 1, text))
 
     def end(self) -> None:
         """End the last call. One without arguments has an empty object of them."""
         if not self._written:
             self.arguments("{}")
-        self._add(CallEnd(self._calls - 1))
+        self._deltas.append(CallEnd(self._calls - 1))
 
     def finish(self) -> None:
         """Release held content, where the answer has no calls that it may belong to."""
-        if self._blank and not self._calls:
-            self._add(Content(self._blank))
+        held = "".join(self._blank or ())
+        if held and not self._calls:
+            self._deltas.append(Content(held))
         self._blank = None
 
     def take(self) -> list[Delta]:
         """What came since the last `take`."""
         taken, self._deltas = self._deltas, []
-        return taken
-
-    def _add(self, delta: Delta) -> None:
-        last = self._deltas[-1] if self._deltas else None
-        match last, delta:
-            case Content(before), Content(text):
-                self._deltas[-1] = Content(before + text)
-            case Reasoning(before), Reasoning(text):
-                self._deltas[-1] = Reasoning(before + text)
-            case CallArguments(index, before), CallArguments(_, text):
-                self._deltas[-1] = CallArguments(index, before + text)
-            case _:
-                self._deltas.append(delta)
+        return list(_joined(taken)) if len(taken) > 1 else taken
 
     def _call_id(self, token: int) -> str:
         count = self._last[1] + 1 if self._last[0] == token else 1
         self._last = (token, count)
         return call_id(self._request_id, token, count, short=self._short)
+
+
+def _joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
+    """Those of one kind that follow each other as one: between the arguments of two calls stands the second's begin."""
+    for _, run in groupby(deltas, type):
+        first, *more = run
+        if more and isinstance(first, Content | Reasoning | CallArguments):
+            texts = (each.text for each in more if isinstance(each, Content | Reasoning | CallArguments))
+            yield replace(first, text=first.text + "".join(texts))
+        else:
+            yield from (first, *more)
 
 
 def call_id(request_id: str, token: int, count: int = 1, *, short: bool = False) -> str:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 MAX_PROMPT_TEXTS: Final = 64
 """Of longer prompts only the token IDs are stored: the texts of their tokens are for people to read."""
 _NO_GRAMMAR: Final = (
-    "needs a grammar, which there is none of for this model's format of calls: give auto, with parallel_tool_calls and "
-    "without strict tools"
+    "tool_choice: needs a grammar, which this model's format of calls doesn't have here: give tool_choice auto, "
+    "parallel_tool_calls true and no strict tool"
 )
 _TEXTS_KEPT: Final = 32_768
 """Some 200 bytes each."""
@@ -138,11 +138,7 @@ class PromptReader:
             grammar = calls_grammar(options, tool_parser)
             special = tool_parser == "hermes" and self.marks(options)
             if grammar and (tool_parser not in FORMATS or special or self.grammars is None):
-                message = (
-                    "needs a grammar, which this model's format of calls doesn't have here: give tool_choice auto,"
-                )
-                message += " parallel_tool_calls true and no strict tool"
-                raise RequestError(f"tool_choice: {message}", field="tool_choice")
+                raise RequestError(_NO_GRAMMAR, field="tool_choice")
             return grammar
         asked = options.get("response_format")
         return None if asked is None else Grammar.of(asked)

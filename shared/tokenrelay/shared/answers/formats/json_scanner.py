@@ -41,7 +41,7 @@ class JsonScanner:
         self.complete = False
         self._open: list[str] = []  # brackets
         self._is_key = False
-        self._literal = ""
+        self._literal: list[str] = []
         self._digits = 0
 
     @property
@@ -56,7 +56,7 @@ class JsonScanner:
     def push(self, char: str) -> None:
         if self.at is At.LITERAL and char not in _IN_LITERAL:
             self.at = At.AFTER
-            self.failed = _LITERAL.fullmatch(self._literal) is None
+            self.failed = _LITERAL.fullmatch("".join(self._literal)) is None
         if not self.failed:
             self.failed = not self._accepts(char)
 
@@ -72,7 +72,7 @@ class JsonScanner:
                 self.at = At.STRING if self._digits == 4 else At.HEX
                 return char in _HEX
             case At.LITERAL:
-                self._literal += char
+                self._literal.append(char)
                 return True
         return char in _BLANK or self._structure(char)
 
@@ -91,7 +91,7 @@ class JsonScanner:
             case ((At.VALUE | At.FIRST_VALUE | At.KEY | At.FIRST_KEY), '"') if self._open:
                 self._is_key, self.at = self.at in (At.KEY, At.FIRST_KEY), At.STRING
             case ((At.VALUE | At.FIRST_VALUE), _) if self._open and char in _IN_LITERAL and char != "]":
-                self._literal, self.at = char, At.LITERAL
+                self._literal, self.at = [char], At.LITERAL
             case At.COLON, ":":
                 self.at = At.VALUE
             case At.AFTER, ",":

@@ -54,7 +54,7 @@ class Mistral(Stage):
             return
         before, brace, _ = piece.shown.partition("{")
         if not self._name_ended:
-            self._name = name + before
+            self._name = _begun_name(name + before)
         if not self._name_ended and not name.strip() and piece.shown.lstrip().startswith(("[", "{")):
             self._array = BareJson(self._deltas)
             for each in self._block:
@@ -64,7 +64,7 @@ class Mistral(Stage):
             self._deltas.begin((self._name or "").strip(), self._block[0].token)
             self._name, self._block, self._arguments = None, [], JsonScanner()
             self._again([piece.behind(len(before))])
-        elif brace:
+        elif brace or (self._name and not NAME.fullmatch(self._name.strip())):
             self._leave()
 
     def _read_arguments(self, arguments: JsonScanner, piece: Piece) -> None:
@@ -93,3 +93,9 @@ class Mistral(Stage):
 
     def finish(self) -> None:
         self._leave()
+
+
+def _begun_name(text: str) -> str:
+    """The text without the blanks before it, and with one at most behind it: a model may write any number."""
+    name = text.strip()
+    return f"{name} " if name and text[-1].isspace() else name
