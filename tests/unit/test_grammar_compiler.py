@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -218,6 +219,14 @@ def test_no_process_is_no_refusal(command: tuple[str, ...]) -> None:
         compiler.compile(EASY)
     finally:
         compiler.close()
+
+
+def test_a_process_without_processor_time_is_no_refusal() -> None:
+    """It started, and then the host had no time for it: the grammar may be as good as any."""
+    silent = (sys.executable, "-c", 'import sys; print(\'["", ""]\', flush=True); sys.stdin.read()')
+    trial = Trial(silent, wall_s=3.0)
+    with pytest.raises(EngineError, match="hasn't answered for 3 s"):
+        trial.compile(EASY)
 
 
 def test_grammars_are_freed_by_several_threads() -> None:

@@ -27,26 +27,26 @@ _TOO_LARGE: Final = "the grammar is too complex: compiling it takes too much mem
 class Trial:
     """Compiles grammars one after another in a process, which is started with the first and after each one's death."""
 
-    def __init__(self, command: tuple[str, ...] = COMMAND) -> None:
-        self.command = command
+    def __init__(self, command: tuple[str, ...] = COMMAND, wall_s: float = _WALL_S) -> None:
+        self.command, self.wall_s = command, wall_s
         self._process: subprocess.Popen[bytes] | None = None
 
     def compile(self, grammar: Grammar) -> str:
         """The source of a grammar that can be compiled within the limits: see `library.to_source`. Raises GrammarError;
-        EngineError where there is no process to try it."""
+        EngineError where there is no process to try it, or none that gets processor time."""
         process = self._running()
         pipe = cast("IO[bytes]", process.stdin)
         try:
             pipe.write(json.dumps([grammar.kind, grammar.text, grammar.strict]).encode() + b"\n")
             pipe.flush()
-            reason, source = _answer(process)
+            reason, source = self._answer(process)
         except (BrokenPipeError, EOFError):
-            out_of_time = process.wait(_WALL_S) == -signal.SIGVTALRM
+            out_of_time = process.wait() == -signal.SIGVTALRM
             self.close()
             raise GrammarError(_TOO_LONG if out_of_time else _TOO_LARGE) from None
-        except TimeoutError:
+        except TimeoutError as error:  # of a host that is too busy: nothing is known of the grammar
             self.close()
-            raise GrammarError(_TOO_LONG) from None
+            raise EngineError(f"the process that compiles grammars hasn't answered for {self.wall_s:g} s") from error
         if reason:
             raise GrammarError(reason)
         return source
@@ -68,20 +68,19 @@ class Trial:
             self._process = process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
-            _answer(process)
+            self._answer(process)
         except (OSError, EOFError, TimeoutError) as error:
             self.close()
             raise EngineError("the process that compiles grammars doesn't start") from error
         return process
 
-
-def _answer(process: subprocess.Popen[bytes]) -> list[str]:
-    """The next line: see `trial_process`. Raises EOFError where the process is gone, TimeoutError where none comes."""
-    pipe = cast("IO[bytes]", process.stdout)
-    ready, _, _ = select.select([pipe], [], [], _WALL_S)
-    if not ready:
-        raise TimeoutError
-    line = pipe.readline()
-    if not line:
-        raise EOFError
-    return cast("list[str]", json.loads(line))
+    def _answer(self, process: subprocess.Popen[bytes]) -> list[str]:
+        """The next line: see `trial_process`. Raises EOFError where the process is gone, TimeoutError without one."""
+        pipe = cast("IO[bytes]", process.stdout)
+        ready, _, _ = select.select([pipe], [], [], self.wall_s)
+        if not ready:
+            raise TimeoutError
+        line = pipe.readline()
+        if not line:
+            raise EOFError
+        return cast("list[str]", json.loads(line))
