@@ -47,10 +47,12 @@ class Noting(CountingEngine):
 class OneAtATime(Intake):
     """Every look finds one request, as if they came one by one. `fails` lets one look fail behind the first."""
 
+    asked = False
     fails = False
     found = 0
 
     def claim(self, limit: int, *, idle: bool) -> list[Claimed]:
+        self.asked = True
         if self.fails and self.found == 1:
             self.fails = False
             raise ConnectionError("reset by peer")
@@ -82,11 +84,12 @@ def replaced(worker: Worker, kind: type[Kind]) -> Kind:
 
 
 def arrange(worker: Worker, engine: Noting, *, fails: bool = False) -> None:
-    """Before the worker may take anything."""
+    """Before the worker may take anything; the intake before it may still be at a poll."""
     intake = replaced(worker, OneAtATime)
     intake.fails = fails
     worker.threads.poller.gather_s = 10.0
     engine.in_flight = lambda: len(worker.threads.status.held)
+    wait_until(lambda: intake.asked)
 
 
 def ended(redis: Redis, request_ids: list[str]) -> bool:

@@ -77,9 +77,9 @@ def test_a_request_whose_job_was_deleted_through_rq_is_cancelled(producer: Produ
 
 
 def test_a_submitted_request_is_a_stream_and_an_rq_job_from_the_first_moment(producer: Producer, redis: Redis) -> None:
-    generation = producer.submit("Hi", priority="high", metadata={"user": "é"}, deadline_s=30)
+    generation = producer.submit("Good day", priority="high", metadata={"user": "é"}, deadline_s=30)
     request = redis.hgetall(keys.request(generation.request_id))
-    assert json.loads(request[b"request"])["prompt"] == "Hi"
+    assert json.loads(request[b"request"])["prompt"] == "Good day"
     assert [event.kind for event in itertools.islice(generation.events(), 1)] == ["queued"]
     job = job_of(redis, generation.request_id)
     assert (job.func_name, job.args, job.origin) == (
@@ -88,7 +88,7 @@ def test_a_submitted_request_is_a_stream_and_an_rq_job_from_the_first_moment(pro
         "tokenrelay.weather.high",
     )
     assert (job.get_status(), job.result_ttl, job.failure_ttl) == ("queued", 3600, 3600)
-    assert not any("Hi" in text(value) for value in redis.hvals(keys.rq_job(generation.request_id)))
+    assert not any("Good day" in text(value) for value in redis.hvals(keys.rq_job(generation.request_id)))
     assert 3600 < redis.ttl(keys.rq_job(generation.request_id)) <= 3630
     status = generation.status()
     assert (status.state, status.tokens, status.attempts, status.metadata) == (State.QUEUED, 0, 0, {"user": "é"})
